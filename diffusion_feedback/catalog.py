@@ -1,0 +1,71 @@
+"""Every name that a recipe may use, and where it lives; the only table that knows families, objectives and formats."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import UserError
+
+CATALOG: Mapping[str, Mapping[str, str]] = {
+    "objective": {
+        "dpo": "diffusion_feedback.objectives.pairwise:dpo",
+        "ipo": "diffusion_feedback.objectives.pairwise:ipo",
+        "hinge": "diffusion_feedback.objectives.pairwise:hinge",
+        "robust": "diffusion_feedback.objectives.pairwise:robust",
+        "sft": "diffusion_feedback.objectives.pointwise:sft",
+    },
+    "family": {
+        "sd": "diffusion_feedback.models.sd:load",
+        "sdxl": "diffusion_feedback.models.sdxl:load",
+    },
+    "optimizer": {
+        "adamw": "diffusion_feedback.training.optimizers:adamw",
+        "adamw_8bit": "diffusion_feedback.training.optimizers:adamw_8bit",
+        "adafactor": "diffusion_feedback.training.optimizers:adafactor",
+    },
+    "verifier": {
+        "shapes": "diffusion_feedback.scorers.shapes:score",
+    },
+}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a misspelt ``name``: the closest of ``known``, and the list of all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
+
+
+def names(kind: str) -> list[str]:
+    """The names of one ``kind``, in the catalog's order."""
+    return list(CATALOG[kind])
+
+
+def resolve(kind: str, name: str) -> Callable[..., Any]:
+    """Import what ``name`` stands for. Raises UserError naming the nearest name for an unknown one."""
+    if name not in CATALOG[kind]:
+        raise UserError(f"unknown {kind} {name!r}", nearest(name, names(kind)))
+    module, attribute = CATALOG[kind][name].split(":")
+    found = getattr(importlib.import_module(module), attribute)
+    assert callable(found)
+    return found  # type: ignore[no-any-return]
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of ``function``: its recipe schema."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse ``settings`` that ``name`` does not consume, and missing ones without a default. Raises UserError."""
+    schema = settings_of(resolve(kind, name))
+    for key in settings:
+        if key not in schema:
+            raise UserError(f"{kind} {name!r} does not take {key!r}", nearest(key, list(schema)))
+    for key, parameter in schema.items():
+        if parameter.default is inspect.Parameter.empty and key not in settings:
+            raise UserError(f"{kind} {name!r} needs a value for {key!r}", f"set {kind}.{key} in the recipe")

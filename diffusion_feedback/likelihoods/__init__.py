@@ -1,0 +1,1 @@
+"""log p(sample | prompt) under a network."""

@@ -1,0 +1,87 @@
+"""Denoising error as log-likelihood: logp := -1/2 * mean over C, H, W of the squared error (Eq. 14, arXiv:2311.12908).
+
+With this convention Diffusion-DPO is text DPO: ``beta`` 5000 is the original code's ``beta_dpo`` 5000, a logit slope of
+2500 per unit of mean squared error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..types import Conditioning, Denoiser, ImageEncoder, ImageView, PreferenceBatch, TextEncoder
+from .draws import draw_noise, draw_pair
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingInputs:
+    """Everything the networks see, chosen first: ``noisy`` and ``target`` (2B, C, h, w) float32, ``timesteps`` (2B,)."""
+
+    noisy: Tensor
+    target: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+
+
+def _cat(first: Conditioning, second: Conditioning) -> Conditioning:
+    return {name: torch.cat([first[name], second[name]]) for name in first}
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingLikelihood:
+    """Likelihood of images under a denoiser at one shared timestep and noise per pair.
+
+    ``caption_dropout`` in [0, 1]: how often a pair's caption is replaced by the empty one (both sides alike).
+    ``random_flip``, ``random_crop``: shared by the two images of a pair. ``timestep_range`` within [0, 1]: part of the
+    scheduler's range to draw from.
+    """
+
+    denoiser: Denoiser
+    images: ImageEncoder
+    texts: TextEncoder
+    seed: int
+    caption_dropout: float = 0.0
+    random_flip: bool = False
+    random_crop: bool = False
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    device: torch.device = torch.device("cpu")
+
+    def prepare(self, batch: PreferenceBatch) -> DenoisingInputs:
+        """Encode ``batch`` and make every draw once; policy and reference then see the same inputs."""
+        draws = [draw_pair(self.seed, batch.draw, pair_id) for pair_id in batch.pair_ids]
+        views = [
+            ImageView(
+                crop=(d.crop_x, d.crop_y) if self.random_crop else (0.5, 0.5),
+                flip=self.random_flip and d.flip < 0.5,
+            )
+            for d in draws
+        ]
+        encoded = self.images.encode([*batch.chosen, *batch.rejected], [*views, *views])
+        latents = encoded.latents.float()
+        low, high = self.timestep_range
+        uniform = torch.tensor([low + (high - low) * d.timestep for d in draws], dtype=torch.float64)
+        timesteps = self.denoiser.process.timesteps(uniform).repeat(2)
+        noise = draw_noise(draws, latents.shape[1:]).repeat(2, *([1] * (latents.ndim - 1)))
+        noisy = self.denoiser.process.add_noise(latents, noise, timesteps)
+        target = self.denoiser.process.target(latents, noise, timesteps)
+        prompts = self._with_dropout(batch.prompts, [d.dropout for d in draws])
+        text = self.texts.encode(prompts)
+        conditioning = self.denoiser.conditioning(_cat(text, text), encoded.sizes)
+        return DenoisingInputs(
+            noisy.to(self.device),
+            target.to(self.device),
+            timesteps.to(self.device),
+            {name: value.to(self.device) for name, value in conditioning.items()},
+        )
+
+    def _with_dropout(self, prompts: Sequence[str], uniforms: Sequence[float]) -> list[str]:
+        return ["" if u < self.caption_dropout else prompt for prompt, u in zip(prompts, uniforms, strict=True)]
+
+    def logps(self, network: nn.Module, inputs: DenoisingInputs) -> Tensor:
+        """Log-probabilities (2B,) float32, chosen first. The prediction is cast up before the target is subtracted."""
+        prediction = self.denoiser.predict(network, inputs.noisy, inputs.timesteps, inputs.conditioning)
+        error = prediction.float() - inputs.target.float()
+        return -0.5 * error.square().flatten(1).mean(1)

@@ -1,0 +1,216 @@
+"""Latent diffusion behind one interface; a family adds how it encodes text and how its network is called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..noise import DDPMProcess
+from ..types import Conditioning
+from . import lora
+
+
+@dataclass(frozen=True, slots=True)
+class LatentDiffusion:
+    """Denoiser over a diffusers pipeline; implements ``types.Denoiser``.
+
+    ``encode_text(pipeline, prompts)`` gives the text part of the conditioning, ``join(text, sizes)`` adds the size
+    stories (N, 6) where the family wants them, ``call(network, noisy, timesteps, conditioning)`` runs the network.
+    """
+
+    pipeline: Any
+    process: DDPMProcess
+    encode_text: Callable[[Any, list[str]], Conditioning]
+    join: Callable[[Conditioning, Tensor], Conditioning]
+    call: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+
+    @property
+    def network(self) -> nn.Module:
+        """The trainable network as loaded."""
+        network: nn.Module = self.pipeline.unet
+        return network
+
+    @property
+    def resolution(self) -> int:
+        """The model's own image side, px."""
+        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+
+    def image_encoder_id(self) -> str:
+        """Identity of the VAE and its scaling, for cache keys."""
+        vae = self.pipeline.vae
+        return weights_hash(vae, settings=f"{vae.config.scaling_factor} {vae.config.get('shift_factor')}")
+
+    def text_encoder_id(self) -> str:
+        """Identity of tokenizers and text encoders, for cache keys."""
+        encoders = [part for name, part in modules_of(self.pipeline).items() if name.startswith("text_encoder")]
+        return weights_hash(*encoders, settings=self._tokenizer_settings())
+
+    def model_hash(self) -> str:
+        """Identity of the whole model: all weights (adapters included), tokenizers and scheduler."""
+        scheduler = str(sorted((key, str(value)) for key, value in self.pipeline.scheduler.config.items()))
+        return weights_hash(*modules_of(self.pipeline).values(), settings=scheduler + self._tokenizer_settings())
+
+    def _tokenizers(self) -> list[Any]:
+        return [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")]
+
+    def _tokenizer_settings(self) -> str:
+        return str([(t.model_max_length, sorted(t.get_vocab().items())) for t in self._tokenizers()])
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w) float32 on the CPU: the posterior's mode."""
+        vae = self.pipeline.vae
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        return ((latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor).cpu()
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text conditioning of each prompt, batch first, float32 on the CPU."""
+        with quiet_diffusers():
+            return {name: value.float().cpu() for name, value in self.encode_text(self.pipeline, list(prompts)).items()}
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many ``prompts`` exceed a tokenizer's limit and will be cut."""
+        if not prompts:
+            return 0
+        tokenizer = self._tokenizers()[0]
+        lengths = [len(ids) for ids in tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+        return sum(length > tokenizer.model_max_length for length in lengths)
+
+    def conditioning(self, text: Conditioning, sizes: Tensor) -> Conditioning:
+        """Join text conditioning (N, ...) and size stories (N, 6)."""
+        return self.join(text, sizes)
+
+    def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's prediction at ``timesteps`` (N,), shaped as ``noisy``."""
+        return self.call(network, noisy, timesteps, conditioning)
+
+    @torch.no_grad()
+    def sample(
+        self, network: nn.Module, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> list[Image.Image]:
+        """One image per (prompt, seed) by the pipeline itself, with ``network`` in the place of its own.
+
+        Each image starts from its own CPU generator, so it does not depend on its neighbours in the batch, up to
+        rounding. ``settings`` go to the pipeline's call: num_inference_steps, guidance_scale, height, width, ...
+        """
+        own, training = self.pipeline.unet, network.training
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        try:
+            self.pipeline.unet = network.eval()
+            with quiet_diffusers():
+                images = self.pipeline(prompt=list(prompts), generator=generators, output_type="pil", **settings).images
+        finally:
+            self.pipeline.unet = own
+            network.train(training)
+        return list(images)
+
+    def load_lora(self, path: str) -> None:
+        """Add the LoRA weights at ``path`` to the pipeline. Raises UserError where there are none."""
+        lora.load_into(self.pipeline, path)
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write LoRA weights (``load_lora_weights``) or the whole pipeline (``from_pretrained``) to ``folder``."""
+        if lora.is_adapted(network):
+            lora.save(self.pipeline, network, folder)
+            return
+        own = self.pipeline.unet
+        try:
+            self.pipeline.unet = network
+            self.pipeline.save_pretrained(folder)
+        finally:
+            self.pipeline.unet = own
+
+
+def load_pipeline(
+    pipeline_class: type[Any],
+    path: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    **components: Any,
+) -> Any:
+    """Load a diffusers folder or hub id as ``pipeline_class``, every part in float32, in eval mode and frozen.
+
+    Raises UserError for a path that is neither, another kind of pipeline, missing files, and weights that are not finite.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        remedy = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
+        raise UserError(f"{path}: not a diffusers pipeline, it holds no model_index.json", remedy)
+    if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
+        raise UserError(f"{path}: no such folder", "check model.pretrained_model_name_or_path")
+    try:
+        config = DiffusionPipeline.load_config(path, revision=revision)
+        _check_class(path, config, pipeline_class)
+        with quiet_diffusers():
+            pipeline = pipeline_class.from_pretrained(
+                path, revision=revision, variant=variant, torch_dtype=torch.float32, **components
+            )
+    except OSError as error:
+        raise UserError(f"{path}: could not be loaded: {error}", "check the path, revision, variant and network") from error
+    for name, module in modules_of(pipeline).items():
+        check_finite(module, f"{path}/{name}")
+        module.requires_grad_(False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _check_class(path: str, config: Mapping[str, Any], expected: type[Any]) -> None:
+    found = config.get("_class_name")
+    if found != expected.__name__:
+        remedy = "model.family sd takes StableDiffusionPipeline, sdxl takes StableDiffusionXLPipeline"
+        raise UserError(f"{path}/model_index.json: _class_name is {found!r}, expected {expected.__name__!r}", remedy)
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Silence diffusers' remarks (no safety checker, truncated prompts); what matters is said by us, once."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+
+
+def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+    """The pipeline's networks by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise UserError naming the first weight of ``module`` that holds NaN or infinity."""
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise UserError(f"{name}: weight {key!r} holds {count} values that are not finite", "the weights are damaged")
+
+
+def weights_hash(*modules: nn.Module, settings: str = "") -> str:
+    """SHA-256 over names, types and bytes of all weights, and ``settings``; 16 hexadecimal digits."""
+    digest = hashlib.sha256(settings.encode())
+    for module in modules:
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def ddpm_process(scheduler: Any) -> DDPMProcess:
+    """The forward process that the pipeline's scheduler describes, in float64. Raises UserError for another kind."""
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if abar is None:
+        raise UserError(f"scheduler {type(scheduler).__name__} has no alphas_cumprod", "use a diffusion (DDPM-like) model")
+    return DDPMProcess(abar.double(), scheduler.config.prediction_type)

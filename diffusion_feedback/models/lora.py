@@ -1,0 +1,72 @@
+"""Low-rank adapters through peft: adding, switching off for the reference, saving and loading in diffusers' format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+from ..errors import UserError
+
+ADAPTER = "default"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
+TARGETS = {"attention": ATTENTION, "feed_forward": FEED_FORWARD, "convolutions": CONVOLUTIONS}
+
+
+def add(network: Any, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+    """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
+
+    ``targets`` are keys of ``TARGETS`` or endings of layer names. The second factor starts at zero, so the network's
+    output does not change. Raises UserError for targets that match no layer.
+    """
+    modules = [name for target in targets for name in TARGETS.get(target, (target,))]
+    layers = [name for name, _ in network.named_modules()]
+    for module in modules:
+        if module not in CONVOLUTIONS and not any(name == module or name.endswith("." + module) for name in layers):
+            groups = ", ".join(TARGETS)
+            raise UserError(f"model.lora_targets: no layer of the network ends in {module!r}", f"use {groups}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=modules)
+        network.add_adapter(config, adapter_name=ADAPTER)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def is_adapted(network: Any) -> bool:
+    """Whether ``network`` carries adapters."""
+    return bool(getattr(network, "peft_config", None))
+
+
+def save(pipeline: Any, network: Any, folder: Path) -> None:
+    """Write the adapter so that plain ``load_lora_weights`` reads it, rank and alpha included."""
+    state = {key: value.contiguous() for key, value in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
+    pipeline.save_lora_weights(
+        folder, unet_lora_layers=state, unet_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict()
+    )
+
+
+def load_into(pipeline: Any, path: str) -> None:
+    """Add the LoRA weights in folder, file or hub id ``path`` to ``pipeline``. Raises UserError where there are none."""
+    local = path.startswith((".", os.sep)) or path.count("/") != 1
+    if local and not Path(path).exists():
+        raise UserError(f"{path}: no such LoRA folder or file", "give the folder with pytorch_lora_weights.safetensors")
+    try:
+        pipeline.load_lora_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "give the folder with pytorch_lora_weights.safetensors"
+        raise UserError(f"{path}: LoRA weights could not be loaded: {error}", remedy) from error
+
+
+def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters that training changes."""
+    return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]

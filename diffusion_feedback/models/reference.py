@@ -1,0 +1,42 @@
+"""Ways to have the frozen reference network; each implements ``types.Reference``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import nn
+
+
+class AdaptersOff:
+    """The policy itself with its adapters switched off: no second copy, and bit-identical to the base."""
+
+    def __call__(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Give ``policy`` without its adapters for the length of the ``with`` block."""
+        return _adapters_off(policy)
+
+
+@contextmanager
+def _adapters_off(policy: Any) -> Iterator[nn.Module]:
+    policy.disable_adapters()
+    try:
+        yield policy
+    finally:
+        policy.enable_adapters()
+
+
+class FrozenCopy:
+    """A copy of the network, made once, for full fine-tuning."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+
+    def __call__(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Give the copy, in the same mode (train or eval) as ``policy``, so that both run the same kernels."""
+        return self._give(policy)
+
+    @contextmanager
+    def _give(self, policy: nn.Module) -> Iterator[nn.Module]:
+        yield self.network.train(policy.training)

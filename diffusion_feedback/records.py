@@ -1,0 +1,113 @@
+"""What stands on disk: preference pairs and generated images, their hashes, and writing that is never half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PICKAPIC_COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
+
+
+def content_hash(*parts: bytes | str) -> str:
+    """SHA-256 over the length-prefixed ``parts``, as 32 hexadecimal digits; the key of every cache."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """One preference pair as it stands on disk.
+
+    ``image_0`` and ``image_1`` are the encoded image bytes; ``label_0`` in [0, 1] is the share of votes for image 0
+    (0.5 is a tie); ``weight`` > 0 is the pair's share in the loss; ``source`` says where the pair was read ("file, row 7").
+    """
+
+    prompt: str
+    image_0: bytes
+    image_1: bytes
+    label_0: float
+    weight: float = 1.0
+    source: str = ""
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether neither image is preferred."""
+        return self.label_0 == 0.5
+
+    @property
+    def chosen(self) -> bytes:
+        """The preferred image; image 0 for a tie."""
+        return self.image_0 if self.label_0 >= 0.5 else self.image_1
+
+    @property
+    def rejected(self) -> bytes:
+        """The other image."""
+        return self.image_1 if self.label_0 >= 0.5 else self.image_0
+
+    @property
+    def chosen_probability(self) -> float:
+        """Share of votes for the chosen image, in [0.5, 1]."""
+        return max(self.label_0, 1 - self.label_0)
+
+    @property
+    def pair_id(self) -> str:
+        """Identity of the pair by its content, the same whichever image comes first and wherever the row stands."""
+        images = sorted((content_hash(self.image_0), content_hash(self.image_1)))
+        return content_hash(self.prompt, *images)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """One prompt to generate from, with the columns that came with it (style, category, ...) in ``extra``."""
+
+    prompt: str
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One generated image: a row of an image folder's ``metadata.jsonl``; ``file_name`` is relative to the folder."""
+
+    file_name: str
+    prompt: str
+    seed: int
+    settings: Mapping[str, Any]
+    model_hash: str
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        row = {"file_name": self.file_name, "prompt": self.prompt, "seed": self.seed, "model_hash": self.model_hash}
+        return json.dumps(row | {"settings": dict(self.settings)}, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> ImageRecord:
+        """Read one line of JSON. Raises KeyError or ValueError for a line that is not such a record."""
+        row = json.loads(line)
+        return cls(row["file_name"], row["prompt"], int(row["seed"]), row["settings"], row["model_hash"])
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it into place at the end, remove it on an error.
+
+    A reader therefore sees the whole old file or the whole new one, whenever the writer is killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
