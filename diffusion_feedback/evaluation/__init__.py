@@ -1,0 +1,1 @@
+"""From scores to claims: paired comparisons, win rates and their intervals."""
