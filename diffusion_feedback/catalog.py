@@ -18,6 +18,11 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "robust": "diffusion_feedback.objectives.pairwise:robust",
         "sft": "diffusion_feedback.objectives.pointwise:sft",
     },
+    # The kind of objective, which is the module it stands in, decides the step.
+    "step": {
+        "pairwise": "diffusion_feedback.training.steps:PairwiseStep",
+        "pointwise": "diffusion_feedback.training.steps:PointwiseStep",
+    },
     "family": {
         "sd": "diffusion_feedback.models.sd:load",
         "sdxl": "diffusion_feedback.models.sdxl:load",

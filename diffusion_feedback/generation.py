@@ -80,7 +80,9 @@ def _read_jsonl(path: Path) -> Iterator[PromptRecord]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})", "write one JSON object on each line") from error
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error})", "write one JSON object on each line"
+            ) from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: found {line.strip()[:60]!r}", "write one JSON object on each line")
         yield _prompt_of(row, f"{path}, line {number}")
@@ -92,7 +94,9 @@ def _read_csv(path: Path) -> Iterator[PromptRecord]:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise UserError(f"{where}: not {len(reader.fieldnames or [])} cells", "quote the cells that hold commas")
+                raise UserError(
+                    f"{where}: not {len(reader.fieldnames or [])} cells", "quote the cells that hold commas"
+                )
             yield _prompt_of(row, where)
 
 

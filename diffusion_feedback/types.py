@@ -116,7 +116,9 @@ class Denoiser(Protocol):
         ...
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
-    def sample(self, network: nn.Module, prompts: Sequence[str], seeds: Sequence[int], **settings: Any) -> list[Image.Image]:
+    def sample(
+        self, network: nn.Module, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> list[Image.Image]:
         """One image per (prompt, seed); each image depends on its own prompt and seed alone, up to rounding."""
         ...
 
@@ -144,8 +146,12 @@ class Likelihood(Protocol):
         """Encode ``batch`` and make every random draw, once."""
         ...
 
+    def chosen(self, inputs: Any) -> Any:
+        """The chosen half of ``inputs``."""
+        ...
+
     def logps(self, network: nn.Module, inputs: Any) -> Tensor:
-        """(2B,) float32, chosen first."""
+        """(2B,) float32, chosen first; (B,) for the chosen half."""
         ...
 
 
@@ -156,9 +162,9 @@ class Reference(Protocol):
 
 
 class Objective(Protocol):
-    """PairLogps to per-example losses (B,), never their mean."""
+    """Log-probabilities (PairLogps, or (B,) for a pointwise objective) to per-example losses (B,), never their mean."""
 
-    def __call__(self, logps: PairLogps, **settings: Any) -> Tensor: ...
+    def __call__(self, logps: Any, **settings: Any) -> Tensor: ...
 
 
 class Step(Protocol):

@@ -33,7 +33,11 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, initial_alphabet=alphabet, special_tokens=[START, END], end_of_word_suffix="</w>", show_progress=False
+        vocab_size=1000,
+        initial_alphabet=alphabet,
+        special_tokens=[START, END],
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator([scene.caption for scene in all_scenes()], trainer)
     model = json.loads(tokenizer.to_str())["model"]
@@ -94,7 +98,9 @@ def build_text_encoder(vocab_size: int, end_token: int) -> CLIPTextModel:
 
 def build_scheduler() -> DDPMScheduler:
     """The forward process of the embedded model: 1000 steps, linear betas, noise prediction."""
-    return DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction_type="epsilon", clip_sample=False)
+    return DDPMScheduler(
+        beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction_type="epsilon", clip_sample=False
+    )
 
 
 def render_pool(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
@@ -163,7 +169,9 @@ def fit(
     return average
 
 
-def train_vae(images: np.ndarray, checkpoint: Path, *, steps: int, batch_size: int = 32, seed: int = 0) -> AutoencoderKL:
+def train_vae(
+    images: np.ndarray, checkpoint: Path, *, steps: int, batch_size: int = 32, seed: int = 0
+) -> AutoencoderKL:
     """Fit the VAE: absolute plus squared error with a faint KL term; the latents are then scaled to unit deviation."""
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
@@ -177,7 +185,11 @@ def train_vae(images: np.ndarray, checkpoint: Path, *, steps: int, batch_size: i
             noise = torch.randn(posterior.mean.shape, generator=generator)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         error = decoded.float() - pixels
-        return error.abs().mean() + 2 * error.square().mean() + 2e-5 * posterior.kl().float().mean() / posterior.mean[0].numel()
+        return (
+            error.abs().mean()
+            + 2 * error.square().mean()
+            + 2e-5 * posterior.kl().float().mean() / posterior.mean[0].numel()
+        )
 
     average = fit(vae, loss, steps=steps, peak_rate=2e-3, checkpoint=checkpoint, decay=0.995, name="vae")
     assert isinstance(average, AutoencoderKL)
@@ -219,7 +231,9 @@ def train_unet(
     end = tokenizer.convert_tokens_to_ids(END)
     model = TextAndUNet(build_text_encoder(len(tokenizer), end), build_unet())
     scheduler = build_scheduler()
-    tokens = torch.tensor(tokenizer(["", *captions], padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids)
+    tokens = torch.tensor(
+        tokenizer(["", *captions], padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids
+    )
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(((seed + 1) << 32) + step)

@@ -43,7 +43,20 @@ def _polygon(shape: str, radius: float) -> list[tuple[float, float]]:
         return [(1.15 * radius * math.cos(a), 1.15 * radius * math.sin(a)) for a in angles]
     if shape == "cross":
         a, h = 0.32 * radius, radius
-        return [(-a, -h), (a, -h), (a, -a), (h, -a), (h, a), (a, a), (a, h), (-a, h), (-a, a), (-h, a), (-h, -a), (-a, -a)]
+        return [
+            (-a, -h),
+            (a, -h),
+            (a, -a),
+            (h, -a),
+            (h, a),
+            (a, a),
+            (a, h),
+            (-a, h),
+            (-a, a),
+            (-h, a),
+            (-h, -a),
+            (-a, -a),
+        ]
     tips = [1.12 * radius if i % 2 == 0 else 0.46 * 1.12 * radius for i in range(10)]
     return [(t * math.sin(math.pi * i / 5), -t * math.cos(math.pi * i / 5)) for i, t in enumerate(tips)]
 
@@ -59,7 +72,9 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     if scene.shape in ("circle", "ring"):
         for r, color in ((radius, scene.color), (0.52 * radius, scene.background)):
             if r == radius or scene.shape == "ring":
-                draw.ellipse([(cx - r) * scale, (cy - r) * scale, (cx + r) * scale, (cy + r) * scale], fill=COLORS[color])
+                draw.ellipse(
+                    [(cx - r) * scale, (cy - r) * scale, (cx + r) * scale, (cy + r) * scale], fill=COLORS[color]
+                )
     else:
         corners = [((cx + x) * scale, (cy + y) * scale) for x, y in _polygon(scene.shape, radius)]
         draw.polygon(corners, fill=COLORS[scene.color])

@@ -80,6 +80,12 @@ class DenoisingLikelihood:
     def _with_dropout(self, prompts: Sequence[str], uniforms: Sequence[float]) -> list[str]:
         return ["" if u < self.caption_dropout else prompt for prompt, u in zip(prompts, uniforms, strict=True)]
 
+    def chosen(self, inputs: DenoisingInputs) -> DenoisingInputs:
+        """The chosen half of ``inputs``."""
+        half = len(inputs.timesteps) // 2
+        conditioning = {name: value[:half] for name, value in inputs.conditioning.items()}
+        return DenoisingInputs(inputs.noisy[:half], inputs.target[:half], inputs.timesteps[:half], conditioning)
+
     def logps(self, network: nn.Module, inputs: DenoisingInputs) -> Tensor:
         """Log-probabilities (2B,) float32, chosen first. The prediction is cast up before the target is subtracted."""
         prediction = self.denoiser.predict(network, inputs.noisy, inputs.timesteps, inputs.conditioning)

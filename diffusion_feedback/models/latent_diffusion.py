@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from ..errors import UserError
 from ..noise import DDPMProcess
 from ..types import Conditioning
 from . import lora
+from .quiet import quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class LatentDiffusion:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Text conditioning of each prompt, batch first, float32 on the CPU."""
-        with quiet_diffusers():
+        with quiet():
             return {name: value.float().cpu() for name, value in self.encode_text(self.pipeline, list(prompts)).items()}
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
@@ -109,7 +108,7 @@ class LatentDiffusion:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         try:
             self.pipeline.unet = network.eval()
-            with quiet_diffusers():
+            with quiet():
                 images = self.pipeline(prompt=list(prompts), generator=generators, output_type="pil", **settings).images
         finally:
             self.pipeline.unet = own
@@ -154,16 +153,25 @@ def load_pipeline(
     try:
         config = DiffusionPipeline.load_config(path, revision=revision)
         _check_class(path, config, pipeline_class)
-        with quiet_diffusers():
+        with quiet():
             pipeline = pipeline_class.from_pretrained(
-                path, revision=revision, variant=variant, torch_dtype=torch.float32, **components
+                path, revision=revision, variant=variant, dtype=torch.float32, **components
             )
     except OSError as error:
-        raise UserError(f"{path}: could not be loaded: {error}", "check the path, revision, variant and network") from error
+        raise UserError(
+            f"{path}: could not be loaded: {error}", "check the path, revision, variant and network"
+        ) from error
     for name, module in modules_of(pipeline).items():
         check_finite(module, f"{path}/{name}")
         module.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32."""
+    with quiet():
+        pipeline.to(device).unet.to(dtype)
     return pipeline
 
 
@@ -172,17 +180,6 @@ def _check_class(path: str, config: Mapping[str, Any], expected: type[Any]) -> N
     if found != expected.__name__:
         remedy = "model.family sd takes StableDiffusionPipeline, sdxl takes StableDiffusionXLPipeline"
         raise UserError(f"{path}/model_index.json: _class_name is {found!r}, expected {expected.__name__!r}", remedy)
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Silence diffusers' remarks (no safety checker, truncated prompts); what matters is said by us, once."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
 
 
 def modules_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -195,7 +192,9 @@ def check_finite(module: nn.Module, name: str) -> None:
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
-            raise UserError(f"{name}: weight {key!r} holds {count} values that are not finite", "the weights are damaged")
+            raise UserError(
+                f"{name}: weight {key!r} holds {count} values that are not finite", "the weights are damaged"
+            )
 
 
 def weights_hash(*modules: nn.Module, settings: str = "") -> str:
@@ -212,5 +211,7 @@ def ddpm_process(scheduler: Any) -> DDPMProcess:
     """The forward process that the pipeline's scheduler describes, in float64. Raises UserError for another kind."""
     abar = getattr(scheduler, "alphas_cumprod", None)
     if abar is None:
-        raise UserError(f"scheduler {type(scheduler).__name__} has no alphas_cumprod", "use a diffusion (DDPM-like) model")
+        raise UserError(
+            f"scheduler {type(scheduler).__name__} has no alphas_cumprod", "use a diffusion (DDPM-like) model"
+        )
     return DDPMProcess(abar.double(), scheduler.config.prediction_type)

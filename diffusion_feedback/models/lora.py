@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from ..errors import UserError
+from .quiet import quiet
 
 ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -61,7 +62,8 @@ def load_into(pipeline: Any, path: str) -> None:
     if local and not Path(path).exists():
         raise UserError(f"{path}: no such LoRA folder or file", "give the folder with pytorch_lora_weights.safetensors")
     try:
-        pipeline.load_lora_weights(path)
+        with quiet():
+            pipeline.load_lora_weights(path)
     except (OSError, ValueError, KeyError) as error:
         remedy = "give the folder with pytorch_lora_weights.safetensors"
         raise UserError(f"{path}: LoRA weights could not be loaded: {error}", remedy) from error

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from ..types import Conditioning
-from .latent_diffusion import LatentDiffusion, ddpm_process, load_pipeline
+from .latent_diffusion import LatentDiffusion, ddpm_process, load_pipeline, place
 
 
 def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -49,5 +49,4 @@ def load(
         safety_checker=None,
         requires_safety_checker=False,
     )
-    pipeline.to(device).unet.to(dtype)
-    return LatentDiffusion(pipeline, ddpm_process(pipeline.scheduler), encode_text, join, call)
+    return LatentDiffusion(place(pipeline, device, dtype), ddpm_process(pipeline.scheduler), encode_text, join, call)

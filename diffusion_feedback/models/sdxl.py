@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from ..types import Conditioning
-from .latent_diffusion import LatentDiffusion, ddpm_process, load_pipeline
+from .latent_diffusion import LatentDiffusion, ddpm_process, load_pipeline, place
 
 
 def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -43,8 +43,5 @@ def load(
 
     Raises UserError as ``load_pipeline`` does.
     """
-    pipeline = load_pipeline(
-        StableDiffusionXLPipeline, path, revision=revision, variant=variant, add_watermarker=False
-    )
-    pipeline.to(device).unet.to(dtype)
-    return LatentDiffusion(pipeline, ddpm_process(pipeline.scheduler), encode_text, join, call)
+    pipeline = load_pipeline(StableDiffusionXLPipeline, path, revision=revision, variant=variant, add_watermarker=False)
+    return LatentDiffusion(place(pipeline, device, dtype), ddpm_process(pipeline.scheduler), encode_text, join, call)

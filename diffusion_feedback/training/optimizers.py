@@ -1,0 +1,84 @@
+"""Optimizers by name, their keyword arguments being their recipe schema; and the course of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+Parameters = Iterable[nn.Parameter]
+
+
+def adamw(
+    parameters: Parameters,
+    learning_rate: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.01,
+    epsilon: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), fused: one kernel for all weights."""
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(beta1, beta2), weight_decay=weight_decay, eps=epsilon, fused=True
+    )
+
+
+def adamw_8bit(
+    parameters: Parameters,
+    learning_rate: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.01,
+    epsilon: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW with 8-bit state (arXiv:2110.02861). Raises UserError where bitsandbytes is not installed."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError("optimizer adamw_8bit needs bitsandbytes", "pip install 'diffusion-feedback[8bit]'") from error
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        parameters, lr=learning_rate, betas=(beta1, beta2), weight_decay=weight_decay, eps=epsilon
+    )
+    return optimizer
+
+
+def adafactor(
+    parameters: Parameters,
+    learning_rate: float,
+    *,
+    beta2_decay: float = -0.8,
+    weight_decay: float = 0.0,
+    clip_threshold: float = 1.0,
+) -> torch.optim.Optimizer:
+    """Adafactor (arXiv:1804.04235): second moments by row and column, for SDXL's memory."""
+    return torch.optim.Adafactor(
+        parameters, lr=learning_rate, beta2_decay=beta2_decay, d=clip_threshold, weight_decay=weight_decay
+    )
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _linear(progress: float) -> float:
+    return 1.0 - progress
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+_COURSES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+
+
+def learning_rate_at(step: int, *, peak: float, scheduler: str, warmup_steps: int, max_steps: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, then ``scheduler``; a function, no state."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * _COURSES[scheduler]((step - warmup_steps) / max(1, max_steps - warmup_steps))

@@ -1,0 +1,45 @@
+"""Which pairs make up which optimizer step: a function of (seed, step), the same for any number of processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class PairOrder:
+    """Goes through ``num_pairs`` pairs in a fresh permutation each epoch, ``batch_size`` pairs an optimizer step.
+
+    The last incomplete batch of an epoch is left out, so that every step has the same weight; another permutation
+    brings its pairs the next time. Raises UserError when a batch is larger than the data.
+    """
+
+    num_pairs: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.num_pairs:
+            problem = f"the effective batch of {self.batch_size} pairs is larger than the {self.num_pairs} usable pairs"
+            raise UserError(problem, "lower training.train_batch_size or training.gradient_accumulation_steps")
+
+    def epoch(self, step: int) -> int:
+        """The pass through the data that ``step`` (from 0) belongs to."""
+        return step // (self.num_pairs // self.batch_size)
+
+    def indices(self, step: int) -> list[int]:
+        """The pairs of optimizer step ``step`` (from 0), over all processes and micro-batches."""
+        steps_per_epoch = self.num_pairs // self.batch_size
+        permutation = np.random.default_rng([self.seed, self.epoch(step)]).permutation(self.num_pairs)
+        start = (step % steps_per_epoch) * self.batch_size
+        return [int(index) for index in permutation[start : start + self.batch_size]]
+
+
+def split(indices: list[int], micro_batches: int, processes: int, rank: int) -> list[list[int]]:
+    """The micro-batches of process ``rank`` in one optimizer step; together the processes cover ``indices`` once."""
+    size = len(indices) // (micro_batches * processes)
+    starts = [(micro * processes + rank) * size for micro in range(micro_batches)]
+    return [indices[start : start + size] for start in starts]

@@ -1,0 +1,109 @@
+"""Steps: (network, batch) to StepOutput. The kind of objective decides the step; model and data are handed in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..objectives.metrics import denoising_metrics, pair_metrics
+from ..types import Likelihood, Objective, PairLogps, PreferenceBatch, Reference, StepOutput
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """What every step is made of. ``autocast`` surrounds policy and reference alike, so both run the same kernels."""
+
+    likelihood: Likelihood
+    reference: Reference
+    objective: Objective
+    settings: Mapping[str, Any]
+    soft_labels: bool = False
+    autocast: Autocast = nullcontext
+    unwrap: Callable[[nn.Module], nn.Module] = lambda network: network
+
+
+@dataclass(frozen=True, slots=True)
+class PairwiseStep:
+    """Chosen against rejected, policy against reference: Diffusion-DPO and its relatives."""
+
+    parts: StepParts
+
+    def logps(self, network: nn.Module, batch: PreferenceBatch) -> PairLogps:
+        """Log-probabilities of ``batch`` under policy and reference, on the very same inputs."""
+        parts = self.parts
+        inputs = parts.likelihood.prepare(batch)
+        with torch.no_grad(), parts.autocast(), parts.reference(parts.unwrap(network)) as frozen:
+            reference = parts.likelihood.logps(frozen, inputs)
+        with parts.autocast():
+            policy = parts.likelihood.logps(network, inputs)
+        return PairLogps(*policy.chunk(2), *reference.chunk(2))
+
+    def losses(self, logps: PairLogps, batch: PreferenceBatch) -> Tensor:
+        """Per-pair losses (B,), unweighted."""
+        soft: dict[str, Tensor] = {}
+        if self.parts.soft_labels and "chosen_probability" in inspect.signature(self.parts.objective).parameters:
+            soft["chosen_probability"] = batch.chosen_probability.to(logps.policy_chosen)
+        return self.parts.objective(logps, **soft, **self.parts.settings)
+
+    def __call__(self, network: nn.Module, batch: PreferenceBatch) -> StepOutput:
+        """Sum of weighted losses, and per-pair metrics."""
+        logps = self.logps(network, batch)
+        losses = self.losses(logps, batch)
+        beta = float(self.parts.settings.get("beta", 1.0))
+        metrics = {"loss": losses.detach(), **pair_metrics(logps, beta=beta), **denoising_metrics(logps)}
+        return StepOutput((losses * batch.weight.to(losses)).sum(), metrics)
+
+    def gate(self, network: nn.Module, batch: PreferenceBatch) -> dict[str, float]:
+        """Check that policy and reference agree before the first update. Raises UserError when they do not.
+
+        The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
+        loss is ln 2 and the accuracy one half, up to rounding.
+        """
+        with torch.no_grad():
+            logps = self.logps(network, batch)
+            loss = float(self.losses(logps, batch).mean())
+        pairs = ((logps.policy_chosen, logps.reference_chosen), (logps.policy_rejected, logps.reference_rejected))
+        beta = float(self.parts.settings.get("beta", 1.0))
+        gap = max(float((policy - reference).abs().max()) for policy, reference in pairs if reference is not None)
+        equal = PairLogps(*[torch.zeros_like(logps.policy_chosen) for _ in range(4)])
+        expected = float(self.losses(equal, batch).mean())
+        if not beta * gap < 1e-2:
+            problem = f"step 0: policy and reference differ by {beta * gap:.3g} in logit units; loss {loss:.6f}, expected {expected:.6f}"
+            raise UserError(
+                problem, "the adapters do not start at zero, or the weights are not finite; nothing was trained"
+            )
+        return {"loss": loss, "expected_loss": expected, "max_logit_gap": beta * gap}
+
+
+@dataclass(frozen=True, slots=True)
+class PointwiseStep:
+    """Chosen samples alone, without a reference: supervised fine-tuning."""
+
+    parts: StepParts
+
+    def __call__(self, network: nn.Module, batch: PreferenceBatch) -> StepOutput:
+        """Sum of weighted losses over the chosen samples, and per-example metrics."""
+        parts = self.parts
+        inputs = parts.likelihood.chosen(parts.likelihood.prepare(batch))
+        with parts.autocast():
+            logps = parts.likelihood.logps(network, inputs)
+        losses = parts.objective(logps, **parts.settings)
+        metrics = {"loss": losses.detach(), "logps/chosen": logps.detach(), "error/chosen": -2 * logps.detach()}
+        return StepOutput((losses * batch.weight.to(losses)).sum(), metrics)
+
+    def gate(self, network: nn.Module, batch: PreferenceBatch) -> dict[str, float]:
+        """Check that the first loss is finite. Raises UserError when it is not."""
+        with torch.no_grad():
+            loss = float(self(network, batch).metrics["loss"].mean())
+        if not loss < float("inf"):
+            raise UserError(f"step 0: the loss is {loss}", "the weights or images hold values that are not finite")
+        return {"loss": loss}
