@@ -31,7 +31,9 @@ def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
     return [Image.frombytes("RGB", (8, 8), source.randbytes(192)) for source in sources]
 
 
-def run(folder: Path, prompts: Sequence[str] = PROMPTS, seeds: Sequence[int] = (0, 3), **changes: Any) -> list[ImageRecord]:
+def run(
+    folder: Path, prompts: Sequence[str] = PROMPTS, seeds: Sequence[int] = (0, 3), **changes: Any
+) -> list[ImageRecord]:
     options = {"sampler": sample, "model_hash": "m1", "settings": SETTINGS, "batch_size": 4} | changes
     return generate(prompts, seeds, folder, **options)
 
@@ -201,9 +203,15 @@ def test_damage_is_mended(tmp_path: Path, damage: Callable[[Path], None]) -> Non
     ("changes", "message"),
     [
         ({"model_hash": "m2"}, "images of model 'm1', this run is of 'm2'"),
-        ({"settings": SETTINGS | {"guidance_scale": 5.0}}, "made with guidance_scale = 7.5, this run has guidance_scale = 5.0"),
+        (
+            {"settings": SETTINGS | {"guidance_scale": 5.0}},
+            "made with guidance_scale = 7.5, this run has guidance_scale = 5.0",
+        ),
         ({"settings": SETTINGS | {"eta": 1}}, "made with eta = 'unset', this run has eta = 1"),
-        ({"prompts": ["another", *PROMPTS[1:]]}, "00000-s0.png shows 'a picture of thing 0, “quoted”', this run has 'another'"),
+        (
+            {"prompts": ["another", *PROMPTS[1:]]},
+            "00000-s0.png shows 'a picture of thing 0, “quoted”', this run has 'another'",
+        ),
         ({"prompts": PROMPTS[:5]}, "holds images/00005-s0.png, which this run does not ask for"),
         ({"seeds": [0]}, "holds images/00000-s3.png, which this run does not ask for"),
     ],

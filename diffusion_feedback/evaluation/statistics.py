@@ -58,7 +58,9 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], *, tie_margin
     """
     a, b = _finite(scores_a, "scores_a"), _finite(scores_b, "scores_b")
     if len(a) != len(b):
-        raise UserError(f"{len(a)} scores_a against {len(b)} scores_b", "score the same prompts and seeds on both sides")
+        raise UserError(
+            f"{len(a)} scores_a against {len(b)} scores_b", "score the same prompts and seeds on both sides"
+        )
     if not tie_margin >= 0:
         raise UserError(f"tie_margin is {tie_margin}", "give a margin of 0 or more, in the unit of the scores")
     difference = a - b
@@ -132,7 +134,9 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray[tuple[int], np.dty
         raise UserError(f"{name}: no values", "give at least one")
     bad = np.flatnonzero(~np.isfinite(data))
     if len(bad):
-        raise UserError(f"{name}[{bad[0]}] is {data[bad[0]]} ({len(bad)} of {len(data)} are not finite)", "score it anew")
+        raise UserError(
+            f"{name}[{bad[0]}] is {data[bad[0]]} ({len(bad)} of {len(data)} are not finite)", "score it anew"
+        )
     return data
 
 
