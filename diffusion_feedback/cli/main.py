@@ -1,0 +1,78 @@
+"""``dfb``: dispatches to one module a command, imported only when its command is called.
+
+Exit codes: 0 for done, 2 for a user's mistake (told in one message, without a traceback), 130 for an interruption; any
+other failure is a defect and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from .. import __version__
+from ..catalog import nearest
+from ..errors import UserError
+
+COMMANDS: Mapping[str, str] = {
+    "train": "fine-tune a model on preference pairs, from a recipe",
+    "generate": "prompts and a model to a folder of images",
+    "data": "look at preference pairs, check them, fill the caches",
+    "demo": "the whole story on the embedded model, with a report",
+}
+
+OVERVIEW = """\
+usage: dfb COMMAND [options]
+
+Takes generative models beyond imitation by learning from feedback.
+
+commands:
+{commands}
+
+options:
+  --help       this overview; dfb COMMAND --help shows the options of a command
+  --version    the version
+
+examples:
+  dfb demo
+  dfb train --config configs/RECIPE.yaml
+  dfb train --config configs/RECIPE.yaml --training.learning_rate 1e-5 --output_dir runs/second
+"""
+
+
+def overview() -> str:
+    """What ``dfb --help`` prints."""
+    return OVERVIEW.format(commands="\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview(), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        _run(arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; running the same command again goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone. Nothing more may be written, not even when the streams are flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _run(command: str, argv: Sequence[str]) -> None:
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command!r}", nearest(command, list(COMMANDS)))
+    # Imported here and not above, so that an overview or a misspelt name answers at once.
+    importlib.import_module(f"diffusion_feedback.cli.{command}").run(argv)

@@ -1,0 +1,125 @@
+"""The door: overview, dispatch, and what becomes of a mistake, an interruption and a defect."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+
+from diffusion_feedback import __version__
+from diffusion_feedback.cli.main import COMMANDS, main
+from diffusion_feedback.errors import UserError
+
+HEAVY = ("torch", "diffusers", "transformers", "datasets", "matplotlib", "scipy", "pyarrow", "numpy")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stand-in for every command module; set its ``run``."""
+    module = SimpleNamespace(asked=[])
+    real = importlib.import_module
+
+    def stand_in(name: str, package: str | None = None) -> object:
+        if not name.startswith("diffusion_feedback.cli."):
+            return real(name, package)
+        module.asked.append(name)
+        return module
+
+    monkeypatch.setattr(importlib, "import_module", stand_in)
+    return module
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_overview_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert "examples:" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_arguments_are_those_of_the_process_unless_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dfb", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_get_their_arguments(name: str, command: SimpleNamespace) -> None:
+    seen: list[Sequence[str]] = []
+    command.run = seen.append
+    assert main([name, "--config", "a.yaml", "--help"]) == 0
+    assert (command.asked, seen) == ([f"diffusion_feedback.cli.{name}"], [["--config", "a.yaml", "--help"]])
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: unknown command 'trian'\n  -> did you mean 'train'?")
+
+
+def test_a_mistake_is_one_message_with_its_remedy(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(argv: Sequence[str]) -> None:
+        raise UserError("pairs.parquet, row 7: no image", "drop the row")
+
+    command.run = run
+    assert main(["train"]) == 2
+    assert capsys.readouterr() == ("", "error: pairs.parquet, row 7: no image\n  -> drop the row\n")
+
+
+def test_an_interruption_says_how_to_go_on(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(argv: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    command.run = run
+    assert main(["train"]) == 130
+    assert "running the same command again goes on" in capsys.readouterr().err
+
+
+def test_a_defect_is_not_hidden(command: SimpleNamespace) -> None:
+    def run(argv: Sequence[str]) -> None:
+        raise ValueError("a defect, not a mistake of the user")
+
+    command.run = run
+    with pytest.raises(ValueError, match="a defect"):
+        main(["train"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["nonsense"]])
+def test_overview_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"import sys; from diffusion_feedback.cli.main import main; main({arguments}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(done.stdout.split())
+
+
+def test_the_overview_comes_at_once() -> None:
+    """0.3 s on an idle machine; the best of three, since others may be at work."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "diffusion_feedback", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    code = "import sys; sys.exit(__import__('diffusion_feedback.cli.main').cli.main.main(['--help']))"
+    process = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as stream:
+        assert stream.read() == b""
+    assert process.wait() in (0, 141)

@@ -1,0 +1,38 @@
+"""Shared fixtures: one thread for the same sums everywhere, no network, and tiny pipelines on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any test imports a library that reads them: no test may reach for a hub, or fight others for the cores.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+# A busy machine is no failure of ours.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with a tiny diffusers pipeline for each family of the catalog. Read only."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {"sd": tiny_models.save_sd(folder / "sd"), "sdxl": tiny_models.save_sdxl(folder / "sdxl")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
