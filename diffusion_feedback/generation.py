@@ -77,15 +77,14 @@ def _read_jsonl(path: Path) -> Iterator[PromptRecord]:
     for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error})", "write one JSON object on each line"
-            ) from error
+            raise UserError(f"{where}: not JSON ({error})", "write one JSON object on each line") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: found {line.strip()[:60]!r}", "write one JSON object on each line")
-        yield _prompt_of(row, f"{path}, line {number}")
+            raise UserError(f"{where}: found {line.strip()[:60]!r}", "write one JSON object on each line")
+        yield _prompt_of(row, where)
 
 
 def _read_csv(path: Path) -> Iterator[PromptRecord]:
@@ -161,7 +160,7 @@ def generate(
     batch_size: int,
     overwrite: bool = False,
 ) -> list[ImageRecord]:
-    """Generate one image for each of ``prompts`` under each of ``seeds`` into ``folder``; return their records in order.
+    """Generate one image for each of ``prompts`` under each of ``seeds`` into ``folder``; return the records in order.
 
     The seed goes to ``sampler`` as it stands, so an image depends neither on its batch nor on what was interrupted; the
     same seed gives the same starting noise under every prompt and every model, as a before/after comparison needs.

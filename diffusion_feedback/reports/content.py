@@ -1,0 +1,165 @@
+"""What a report says: frozen parts of plain numbers, words and pictures, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import UserError
+from .figures import Curve
+
+ReportImage = Image.Image | Path | bytes
+"""A picture in memory, in a file, or as the bytes of a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A win rate in [0, 1] with its 95 % interval over ``num`` comparisons; ``tie_share`` in [0, 1].
+
+    ``label`` names the model that wins; ``detail`` is a few words beside it. Raises UserError for numbers that are not
+    finite, outside [0, 1] or in the wrong order.
+    """
+
+    label: str
+    win_rate: float
+    low: float
+    high: float
+    num: int
+    tie_share: float | None = None
+    p_value: float | None = None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"win rate of {self.label!r}"
+        for name in ("win_rate", "low", "high", "tie_share", "p_value"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{where}: {name} is {value}", "give a number from 0 to 1")
+        # A bound may miss the estimate by rounding alone.
+        if not self.low - 1e-9 <= self.win_rate <= self.high + 1e-9:
+            problem = f"{where}: {self.win_rate} lies outside its interval {self.low} to {self.high}"
+            raise UserError(problem, "give low <= win_rate <= high")
+        if self.num < 1:
+            raise UserError(f"{where}: num is {self.num}", "give the number of comparisons, 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure before and after, in one unit; ``is_share`` shows values in [0, 1] as per cent.
+
+    ``change_low`` and ``change_high`` bound the 95 % interval of after - before: only a change whose interval leaves
+    out 0 is coloured. Raises UserError for values that are not finite or half an interval.
+    """
+
+    label: str
+    before: float
+    after: float
+    change_low: float | None = None
+    change_high: float | None = None
+    is_share: bool = False
+    higher_is_better: bool = True
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"metric {self.label!r}"
+        _check_finite(where, before=self.before, after=self.after)
+        if (self.change_low is None) != (self.change_high is None):
+            raise UserError(f"{where}: one bound of the change is missing", "give both bounds or none")
+        if self.change_low is not None and self.change_high is not None and not self.change_low <= self.change_high:
+            problem = f"{where}: the change lies between {self.change_low} and {self.change_high}"
+            raise UserError(problem, "give change_low <= change_high")
+
+    @property
+    def change(self) -> float:
+        """after - before."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` where the interval of the change leaves out 0, else ``same``."""
+        if self.change_low is None or self.change_high is None or self.change_low <= 0 <= self.change_high:
+            return "same"
+        return "better" if (self.change_low > 0) == self.higher_is_better else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One prompt with its image before and after, drawn from the same seed, and the score of each; higher is better.
+
+    Raises UserError for scores that are not finite.
+    """
+
+    prompt: str
+    before_image: ReportImage
+    after_image: ReportImage
+    before_score: float
+    after_score: float
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_finite(f"case {self.prompt!r}", before_score=self.before_score, after_score=self.after_score)
+
+    @property
+    def delta(self) -> float:
+        """after_score - before_score."""
+        return self.after_score - self.before_score
+
+
+@dataclass(frozen=True, slots=True)
+class CaseGroup:
+    """Cases under one heading: best, median, worst."""
+
+    title: str
+    cases: Sequence[Case]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveFigure:
+    """One figure of training curves; ``reference`` is a dashed level, such as ln 2 for the loss."""
+
+    title: str
+    series: Mapping[str, Curve]
+    detail: str = ""
+    x_label: str = "step"
+    y_label: str = ""
+    reference: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that one page says; a part that is left empty leaves no trace on the page.
+
+    ``headline`` is the win rate of ``after_name`` over ``before_name``; ``methods`` are win rates of several models
+    against ``before_name``. ``score_name`` says what the cases were scored by, ``facts`` are a few words at the top,
+    ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this".
+    """
+
+    title: str
+    summary: str = ""
+    before_name: str = "base"
+    after_name: str = "tuned"
+    headline: Rate | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    metrics: Sequence[Metric] = ()
+    methods: Sequence[Rate] = ()
+    score_name: str = "score"
+    cases: Sequence[CaseGroup] = ()
+    curves: Sequence[CurveFigure] = ()
+    recipe: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.title.strip():
+            raise UserError("the report has no title", "give a title of at least one character")
+
+
+def _check_finite(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {name} is {value}", "score it anew, or leave it out of the report")

@@ -1,0 +1,233 @@
+"""Figures that stand in a README or a report: before/after grids as pictures, training curves as SVG."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from ..errors import UserError
+
+Picture = Image.Image | Path
+Resample = Literal["nearest", "lanczos"]
+Curve = Sequence[tuple[float, float]]
+"""(step, value) by rising step; a value that is not finite leaves a gap."""
+
+SERIES_COLORS = ("#2f6bd8", "#c8622d", "#1f8a7d", "#8556b8", "#a88417", "#b8447a")
+"""Lines of a figure in order; told apart by lightness too, so that colour-blind readers follow."""
+
+INK, FAINT, HAIRLINE = "#4a4f57", "#9aa0a8", "#e3e5e8"
+_MAX_RAW_POINTS = 60  # beyond it a line is a cloud, and a running mean is drawn over it
+
+
+# --- grids -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Theme:
+    paper: str
+    ink: str
+    soft: str
+    line: str
+
+
+_LIGHT = _Theme(paper="#ffffff", ink="#1f2328", soft="#656d76", line="#d8dbe0")
+_DARK = _Theme(paper="#0d1117", ink="#e6edf3", soft="#9198a1", line="#3a414a")
+
+
+def image_grid(
+    rows: Sequence[Sequence[Picture]],
+    captions: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
+    *,
+    cell: int = 192,
+    scale: int = 2,
+    resample: Resample = "lanczos",
+    blocks: int = 1,
+    dark: bool = False,
+) -> Image.Image:
+    """Draw ``rows`` of images, each row with its caption below, under ``column_titles``; RGB.
+
+    Images keep their aspect within ``cell`` x ``cell`` px; everything is drawn ``scale`` times as large, so that it is
+    crisp on a dense screen when shown at 1 / ``scale``. ``resample`` "nearest" keeps the pixels of small images sharp.
+    ``blocks`` sets that many rows side by side. Raises UserError for a file that is not an image, ValueError for rows,
+    captions and titles whose numbers do not agree.
+    """
+    _check_grid(rows, captions, column_titles)
+    columns, side, gap, margin, between = len(rows[0]), cell * scale, 8 * scale, 20 * scale, 24 * scale
+    title_height, line_height = 30 * scale if column_titles else 0, 18 * scale
+    theme, font = _DARK if dark else _LIGHT, _font(13 * scale)
+    width = columns * side + (columns - 1) * gap
+    texts = [_wrap(caption, font, width) for caption in captions or [""] * len(rows)]
+    bands = [range(start, min(start + blocks, len(rows))) for start in range(0, len(rows), blocks)]
+    heights = [side + 24 * scale + line_height * max(len(texts[index]) for index in band) for band in bands]
+    lefts = [margin + block * (width + between) for block in range(min(blocks, len(rows)))]
+    size = (lefts[-1] + width + margin, margin + title_height + sum(heights) - 16 * scale + margin)
+    canvas = Image.new("RGB", size, theme.paper)
+    draw = ImageDraw.Draw(canvas)
+    for left in lefts:
+        for column, title in enumerate(column_titles or []):
+            middle = (left + column * (side + gap) + side // 2, margin + 10 * scale)
+            draw.text(middle, title, theme.ink, _font(15 * scale, bold=True), anchor="mm")
+    top = margin + title_height
+    for band, height in zip(bands, heights, strict=True):
+        for left, index in zip(lefts, band, strict=False):
+            for column, picture in enumerate(rows[index]):
+                fitted = _fit(_open(picture), side, resample)
+                x = left + column * (side + gap) + (side - fitted.width) // 2
+                y = top + (side - fitted.height) // 2
+                canvas.paste(fitted, (x, y))
+                # A hairline just outside, so that a white picture does not run into white paper.
+                edge = (x - scale, y - scale, x + fitted.width + scale - 1, y + fitted.height + scale - 1)
+                draw.rectangle(edge, outline=theme.line, width=scale)
+            for number, text in enumerate(texts[index]):
+                place = (left + width // 2, top + side + 7 * scale + number * line_height)
+                draw.text(place, text, theme.soft, font, anchor="ma")
+        top += height
+    return canvas
+
+
+def _check_grid(
+    rows: Sequence[Sequence[Picture]], captions: Sequence[str] | None, column_titles: Sequence[str] | None
+) -> None:
+    lengths = [len(row) for row in rows]
+    if not rows or len(set(lengths)) > 1 or not lengths[0]:
+        raise ValueError(f"rows must be there and of one length, got lengths {lengths}")
+    for name, found, expected in (("captions", captions, len(rows)), ("column_titles", column_titles, lengths[0])):
+        if found is not None and len(found) != expected:
+            raise ValueError(f"{expected} {name} are needed, got {len(found)}")
+
+
+def _open(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    try:
+        with Image.open(picture) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{picture}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
+
+
+def _fit(image: Image.Image, side: int, resample: Resample) -> Image.Image:
+    factor = side / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    filters = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
+    return image.resize(size, filters[resample])
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # matplotlib carries DejaVu, which knows far more letters than the font in Pillow.
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = 3) -> list[str]:
+    """Break ``text`` into lines of at most ``width`` px; what does not fit ``max_lines`` ends in an ellipsis."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]} …"]
+    return [_shorten(line, font, width) for line in lines]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    kept = line.rstrip(" …")
+    while kept and font.getlength(kept + "…") > width:
+        kept = kept[:-1]
+    return kept.rstrip() + "…"
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def curves_svg(
+    series: Mapping[str, Curve],
+    *,
+    x_label: str = "step",
+    y_label: str = "",
+    reference: float | None = None,
+    size: tuple[float, float] = (4.9, 2.7),
+) -> str:
+    """Draw ``series`` over steps as inline SVG (no XML header), equal bytes for equal numbers; ``size`` in inches.
+
+    A line of more than 60 points is drawn faint under its running mean. ``reference`` is a dashed level, such as
+    ln 2 for the loss. Raises UserError for no series, an empty one, or one without a finite value.
+    """
+    if not series:
+        raise UserError("no series to draw", "give at least one line")
+    for name, points in series.items():
+        if not np.isfinite([value for _, value in points]).any():
+            raise UserError(f"series {name!r}: {len(points)} points, none of them finite", "leave the series out")
+    # Identifiers within the SVG are hashed from the salt: several figures of one page must not share them.
+    salt = hashlib.sha256(repr((sorted(series.items()), x_label, y_label, size)).encode()).hexdigest()
+    style = {
+        "svg.hashsalt": salt,
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.size": 9.5,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        if reference is not None:
+            axes.axhline(reference, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        for number, (name, points) in enumerate(series.items()):
+            steps, values = np.array(points, np.float64).T
+            draw = partial(axes.plot, color=SERIES_COLORS[number % len(SERIES_COLORS)], solid_capstyle="round")
+            if len(steps) > _MAX_RAW_POINTS:
+                draw(steps, values, alpha=0.25, linewidth=0.8)
+                values = _running_mean(values, window=max(5, len(values) // 25))
+            draw(steps, values, label=name, linewidth=1.8, marker="o" if len(steps) == 1 else None)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(FAINT)
+        axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK, length=0, pad=5)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(x_label, color=INK)
+        axes.set_ylabel(y_label, color=INK)
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    return _inline(file.getvalue())
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over ``window`` points, fewer at the ends; points that are not finite stay gaps and do not spread."""
+    finite = np.isfinite(values)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(finite, values, 0), kernel, mode="same")
+    count = np.convolve(finite, kernel, mode="same")
+    return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+def _inline(svg: str) -> str:
+    """Strip what an SVG within HTML does not need: XML header, comments, metadata, names of groups, global style."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font-family: [^;]*;", "font-family: sans-serif;", svg)  # in place of thirteen names at every text
+    return re.sub(r"<defs>\s*</defs>\s*", "", svg).strip()

@@ -1,0 +1,136 @@
+"""One self-contained HTML page out of a ``Report``: no script, no request, readable on a phone and in the dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+from ..records import atomic_write
+from .content import CurveFigure, Rate, Report, ReportImage
+from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, curves_svg
+
+_SMALL_SIDE = 160  # px; up to here pixels are shown as pixels, and stored without loss
+_MINUS, _NO_SPLIT = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
+
+
+def write_report(report: Report, path: Path | str, *, max_image_side: int = 768) -> None:
+    """Write ``report`` as one HTML file at ``path``, whole or not at all; equal reports give equal bytes.
+
+    Images are re-encoded as WebP, scaled down to ``max_image_side`` px. Raises UserError for an image that cannot be
+    read or a curve without a finite value.
+    """
+    page = render_report(report, max_image_side=max_image_side)
+    with atomic_write(Path(path)) as temporary:
+        temporary.write_text(page, "utf-8")
+
+
+def render_report(report: Report, *, max_image_side: int = 768) -> str:
+    """The page of ``write_report`` as text."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "p_value": p_value, "count": count}
+    environment.globals |= {
+        "fixed": fixed,
+        "decimals": decimals,
+        "picture": lambda image: _picture(image, max_image_side),
+        "figure": _figure,
+        "verdict": verdict,
+    }
+    folder = files(__package__).joinpath("templates")
+    template = environment.from_string(folder.joinpath("report.html.j2").read_text("utf-8"))
+    style = Markup(folder.joinpath("report.css").read_text("utf-8"))
+    deltas = [case.delta for group in report.cases for case in group.cases]
+    return template.render(report=report, style=style, case_digits=decimals(max(map(abs, deltas), default=0.0)))
+
+
+# --- words and numbers -----------------------------------------------------------------------------------------------
+
+
+def verdict(rate: Rate, before: str, after: str) -> str:
+    """What ``rate`` shows of ``after`` against ``before``, in one sentence that claims no more than its interval."""
+    if rate.low > 0.5:
+        return f"{after[:1].upper()}{after[1:]} is better than {before}: the whole 95 % interval lies above one half."
+    if rate.high < 0.5:
+        return f"{after[:1].upper()}{after[1:]} is worse than {before}: the whole 95 % interval lies below one half."
+    return f"No difference between {after} and {before} is shown: the 95 % interval includes one half."
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """``share`` in [0, 1] as per cent: 0.683 -> "68.3 %"."""
+    return f"{_rounded(100 * share, digits)}{_NO_SPLIT}%".replace("-", _MINUS)
+
+
+def p_value(value: float) -> str:
+    """A probability with its relation: "= 0.034", "< 0.001"."""
+    if value < 0.001:
+        return "< 0.001"
+    return f"= {value:.3f}" if value < 0.0995 else f"= {value:.2f}"
+
+
+def count(value: int) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{value:,}".replace(",", _NO_SPLIT)
+
+
+def decimals(change: float) -> int:
+    """How many decimals show ``change`` with two significant digits, in 0 ... 4; 2 for no change."""
+    return 2 if change == 0 else min(max(1 - math.floor(math.log10(abs(change))), 0), 4)
+
+
+def fixed(value: float, digits: int, *, signed: bool = False) -> str:
+    """``value`` with ``digits`` decimals and a true minus sign; with a plus sign where ``signed``."""
+    if math.isinf(value):
+        return (_MINUS if value < 0 else "+" if signed else "") + "\N{INFINITY}"
+    text = _rounded(value, digits)
+    is_zero = float(text) == 0
+    return ("+" if signed and value > 0 and not is_zero else "") + text.replace("-", _MINUS)
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0.0 turns -0.0 into 0.0
+
+
+# --- pictures and figures --------------------------------------------------------------------------------------------
+
+
+def _picture(image: ReportImage, max_side: int) -> dict[str, object]:
+    """``image`` as a data URI with its size and whether its pixels are to be seen."""
+    opened = _open(image)
+    if max(opened.size) > max_side:
+        opened = ImageOps.contain(opened, (max_side, max_side), Image.Resampling.LANCZOS)
+    is_small = max(opened.size) <= _SMALL_SIDE
+    file = io.BytesIO()
+    opened.save(file, format="WEBP", lossless=is_small, quality=90, method=4)
+    uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"uri": uri, "width": opened.width, "height": opened.height, "is_small": is_small}
+
+
+def _open(image: ReportImage) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    name = f"{image}" if isinstance(image, Path) else f"image of {len(image)} bytes"
+    try:
+        with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{name}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
+
+
+def _figure(curve: CurveFigure) -> Markup:
+    """The curves as inline SVG whose colours follow the page's theme."""
+    svg = curves_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label, reference=curve.reference)
+    themed = {INK: "--soft", FAINT: "--faint", HAIRLINE: "--line"}
+    themed |= {color: f"--series-{number}" for number, color in enumerate(SERIES_COLORS, start=1)}
+    for color, variable in themed.items():
+        svg = svg.replace(color, f"var({variable})")
+    # matplotlib escapes the names of the series, so nothing of the user's comes through as markup.
+    return Markup(svg)
