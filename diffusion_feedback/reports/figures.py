@@ -216,7 +216,7 @@ def curves_svg(
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over ``window`` points, fewer at the ends; points that are not finite stay gaps and do not spread."""
+    """Centred mean over ``window`` points, fewer at the ends; points that are not finite stay gaps, no wider."""
     finite = np.isfinite(values)
     kernel = np.ones(window)
     total = np.convolve(np.where(finite, values, 0), kernel, mode="same")

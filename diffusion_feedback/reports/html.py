@@ -58,10 +58,10 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
 def verdict(rate: Rate, before: str, after: str) -> str:
     """What ``rate`` shows of ``after`` against ``before``, in one sentence that claims no more than its interval."""
     if rate.low > 0.5:
-        return f"{after[:1].upper()}{after[1:]} is better than {before}: the whole 95 % interval lies above one half."
+        return f"{after[:1].upper()}{after[1:]} is better than {before}: the whole 95{_NO_SPLIT}% interval lies above 50{_NO_SPLIT}%."
     if rate.high < 0.5:
-        return f"{after[:1].upper()}{after[1:]} is worse than {before}: the whole 95 % interval lies below one half."
-    return f"No difference between {after} and {before} is shown: the 95 % interval includes one half."
+        return f"{after[:1].upper()}{after[1:]} is worse than {before}: the whole 95{_NO_SPLIT}% interval lies below 50{_NO_SPLIT}%."
+    return f"No difference between {after} and {before} is shown: the 95{_NO_SPLIT}% interval includes 50{_NO_SPLIT}%."
 
 
 def percent(share: float, digits: int = 1) -> str:
