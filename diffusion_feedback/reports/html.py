@@ -57,11 +57,13 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
 
 def verdict(rate: Rate, before: str, after: str) -> str:
     """What ``rate`` shows of ``after`` against ``before``, in one sentence that claims no more than its interval."""
+    name = after[:1].upper() + after[1:]
+    level, even = f"95{_NO_SPLIT}% interval", f"50{_NO_SPLIT}%"
     if rate.low > 0.5:
-        return f"{after[:1].upper()}{after[1:]} is better than {before}: the whole 95{_NO_SPLIT}% interval lies above 50{_NO_SPLIT}%."
+        return f"{name} is better than {before}: the whole {level} lies above {even}."
     if rate.high < 0.5:
-        return f"{after[:1].upper()}{after[1:]} is worse than {before}: the whole 95{_NO_SPLIT}% interval lies below 50{_NO_SPLIT}%."
-    return f"No difference between {after} and {before} is shown: the 95{_NO_SPLIT}% interval includes 50{_NO_SPLIT}%."
+        return f"{name} is worse than {before}: the whole {level} lies below {even}."
+    return f"No difference between {after} and {before} is shown: the {level} includes {even}."
 
 
 def percent(share: float, digits: int = 1) -> str:
