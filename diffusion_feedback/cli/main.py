@@ -50,14 +50,9 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview(), end="")
-        return 0
-    if arguments[0] == "--version":
-        print(__version__)
-        return 0
     try:
-        _run(arguments[0], arguments[1:])
+        _run(arguments)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,14 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; running the same command again goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader, such as `head`, has gone. Nothing more may be written, not even when the streams are flushed.
+        # The reader, such as `head`, has gone. What is still buffered would fail again when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return 0
 
 
-def _run(command: str, argv: Sequence[str]) -> None:
-    if command not in COMMANDS:
+def _run(arguments: Sequence[str]) -> None:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(overview(), end="")
+    elif command == "--version":
+        print(__version__)
+    elif command in COMMANDS:
+        # Imported here and not above, so that the overview and a misspelt name are answered at once.
+        importlib.import_module(f"diffusion_feedback.cli.{command}").run(arguments[1:])
+    else:
         raise UserError(f"unknown command {command!r}", nearest(command, list(COMMANDS)))
-    # Imported here and not above, so that an overview or a misspelt name answers at once.
-    importlib.import_module(f"diffusion_feedback.cli.{command}").run(argv)

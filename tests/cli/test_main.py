@@ -115,11 +115,10 @@ def test_the_overview_comes_at_once() -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    code = "import sys; sys.exit(__import__('diffusion_feedback.cli.main').cli.main.main(['--help']))"
-    process = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    with process.stderr as stream:
-        assert stream.read() == b""
-    assert process.wait() in (0, 141)
+    arguments = [sys.executable, "-m", "diffusion_feedback", "--help"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
