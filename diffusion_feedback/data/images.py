@@ -1,0 +1,127 @@
+"""Encoded image bytes to RGB images, and RGB images to the square pixels that a model is trained on."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+from ..records import content_hash
+from ..types import ImageView
+
+# Pillow knows many more formats, some of which start other programs; preference data has no need of them.
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an image says of itself before its pixels are read: ``size`` is (width, height), px."""
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Image bytes in memory as an ImageHandle; ``source`` says where they were read ("pairs.parquet, row 7")."""
+
+    data: bytes
+    source: str
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of the bytes."""
+        return content_hash(self.data)
+
+    def open(self) -> Image.Image:
+        """Decode to RGB. Raises UserError for bytes that are not an image."""
+        return decode_image(self.data, self.source)
+
+
+def image_header(data: bytes, source: str) -> ImageHeader:
+    """Format, mode and size of the image ``data`` as stored. Raises UserError as decode_image does."""
+    with _opened(data, source) as image:
+        return ImageHeader(image.format or "unknown", image.mode, image.size)
+
+
+def decode_image(data: bytes, source: str) -> Image.Image:
+    """Decode JPEG, PNG or WebP bytes to an upright RGB image.
+
+    The EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits; of an animation
+    the first frame is taken. Raises UserError naming ``source`` for bytes that are empty, cut off, not such an image,
+    or an image beyond Pillow's size limit (before memory is taken for it).
+    """
+    with _opened(data, source) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _opened(data: bytes, source: str) -> Iterator[Image.Image]:
+    if not data:
+        raise UserError(f"{source}: the image is empty (0 bytes)", "replace or remove the image")
+    try:
+        with warnings.catch_warnings():
+            # Notes about odd metadata do not matter here, but an image so large that Pillow warns must not be decoded.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                yield image
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        problem = f"{source}: the image has more than {Image.MAX_IMAGE_PIXELS} pixels"
+        raise UserError(problem, "scale the image down, or remove it") from error
+    except UnidentifiedImageError as error:
+        problem = f"{source}: not a JPEG, PNG or WebP image (begins with {data[:8]!r})"
+        raise UserError(problem, "replace or remove the image, or convert it to PNG") from error
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise almost anything on broken bytes: OSError, SyntaxError, struct.error
+        raise UserError(f"{source}: broken image ({error})", "replace or remove the image") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255; 65535 / 257 is 255 exactly.
+        grey = np.asarray(image).astype(np.float64).clip(0, 65535)
+        return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    # A copy even where the mode is RGB already: the file behind the image is closed when we return.
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, resolution: int, view: ImageView) -> tuple[Tensor, Tensor]:
+    """Scale the shorter side of an RGB ``image`` to ``resolution``, cut a square at ``view.crop``, mirror it if asked.
+
+    Returns pixels (3, R, R) float32 in [-1, 1], and the size story (6,) float32 that SDXL is told: original height and
+    width; top and left of the square in the scaled image (in the mirrored image, if mirrored); R and R.
+    Raises UserError for an image so narrow that scaling it would pass Pillow's size limit.
+    """
+    width, height = image.size
+    scale = resolution / min(width, height)
+    scaled = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
+    if Image.MAX_IMAGE_PIXELS is not None and scaled[0] * scaled[1] > Image.MAX_IMAGE_PIXELS:
+        problem = f"an image of {width} x {height} pixels is too narrow for training at resolution {resolution}"
+        raise UserError(problem, "remove it from the data")
+    if scaled != image.size:
+        image = image.resize(scaled, Image.Resampling.LANCZOS)
+    left = round((scaled[0] - resolution) * view.crop[0])
+    top = round((scaled[1] - resolution) * view.crop[1])
+    array = np.array(image.crop((left, top, left + resolution, top + resolution)))
+    if view.flip:
+        array = array[:, ::-1].copy()
+        left = scaled[0] - resolution - left
+    pixels = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+    sizes = torch.tensor([height, width, top, left, resolution, resolution], dtype=torch.float32)
+    return pixels.contiguous(), sizes

@@ -1,0 +1,89 @@
+"""Writing pairs as parquet with Pick-a-Pic's columns, which the field's training scripts read as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from ..records import PairRecord, atomic_write
+
+SCHEMA = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("label_1", pa.float64()),
+        ("are_different", pa.bool_()),
+        ("has_label", pa.bool_()),
+        ("num_example_per_prompt", pa.int64()),
+    ]
+)
+
+
+def write_pickapic(
+    pairs: Iterable[PairRecord],
+    path: str | Path,
+    extra: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    row_group_size: int = 64,
+) -> int:
+    """Write ``pairs`` to the parquet file ``path`` as they come, whole or not at all; returns their number.
+
+    ``extra`` columns hold one value a pair. The images' bytes are embedded, and the same pairs give the same file.
+    Small row groups, as an image is read back with its whole group. Raises UserError for no pairs or where ``path``
+    cannot be written; ValueError for extra columns of another length or name, or a weight that is not 1 / n.
+    """
+    path = Path(path)
+    columns = {name: pa.array(values) for name, values in (extra or {}).items()}
+    if clash := set(columns) & set(SCHEMA.names):
+        raise ValueError(f"extra columns {sorted(clash)} are Pick-a-Pic's own")
+    schema = pa.schema([*SCHEMA, *(pa.field(name, column.type) for name, column in columns.items())])
+    plain = [name for name in schema.names if name not in ("jpg_0", "jpg_1")]
+    number = 0
+    try:
+        with atomic_write(path) as temporary:
+            # Neither dictionaries nor statistics make sense for image bytes.
+            options = {"compression": "zstd", "use_dictionary": plain, "write_statistics": plain}
+            with pq.ParquetWriter(temporary, schema, **options) as writer:
+                for group in _groups(pairs, row_group_size):
+                    extras = [column[number : number + len(group)] for column in columns.values()]
+                    number += len(group)
+                    if any(len(values) != len(group) for values in extras):
+                        raise ValueError("extra columns are shorter than the pairs")
+                    writer.write_table(pa.Table.from_arrays([*_arrays(group), *extras], schema=schema))
+            if any(len(column) != number for column in columns.values()):
+                raise ValueError(f"extra columns are longer than the {number} pairs")
+            if not number:
+                raise UserError(f"{path}: no pairs to write", "give at least one pair")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
+    return number
+
+
+def _groups(pairs: Iterable[PairRecord], size: int) -> Iterator[list[PairRecord]]:
+    rest = iter(pairs)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _arrays(group: Sequence[PairRecord]) -> list[pa.Array]:
+    """One row group's columns in the order of the schema."""
+    rows = [
+        (p.prompt, p.image_0, p.image_1, p.label_0, 1 - p.label_0, True, True, _num_example_per_prompt(p))
+        for p in group
+    ]
+    return [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
+
+
+def _num_example_per_prompt(pair: PairRecord) -> int:
+    number = max(1, round(1 / pair.weight))
+    if abs(1 / number - pair.weight) > 1e-9:
+        raise ValueError(f"{pair.source}: weight {pair.weight} is not 1 / num_example_per_prompt")
+    return number

@@ -1,0 +1,212 @@
+"""Preference pairs from whatever form they stand in: finds the format by looking, and checks every row."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError
+from ..records import PairRecord
+from .folders import ImageFolderSource, TwinFolderSource, find_metadata, find_twins
+from .rows import BadRow, Location, PairSource, Row, to_record, unlabelled
+from .tables import HubSource, ParquetSource
+
+OnBadRow = Literal["error", "skip"]
+Ties = Literal["drop", "soft", "first"]
+
+FORMATS_HELP = (
+    "give a parquet file, a glob of parquet files, a folder (parquet files, images with metadata.jsonl or metadata.csv,"
+    " or chosen/ and rejected/), or a hub id such as owner/name"
+)
+
+_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(slots=True)
+class ReadCounts:
+    """What one pass met: ``pairs`` were given out; ties count whether kept or not; ``bad`` is by kind of reason."""
+
+    rows: int = 0
+    pairs: int = 0
+    ties: int = 0
+    unlabelled: int = 0
+    not_different: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        named = [
+            (self.ties, "ties"),
+            (self.unlabelled, "unlabelled (has_label false)"),
+            (self.not_different, "not different (are_different false)"),
+            (self.bad.total(), "bad"),
+        ]
+        found = [f"{count} {name}" for count, name in named if count]
+        return f"{self.rows} rows" + (f", of which {', '.join(found)}" if found else "")
+
+
+class PairReader:
+    """The usable pairs of a source, in its order; may be iterated any number of times, never holds them all.
+
+    After (and during) a pass, ``counts`` says what was met and ``skipped`` lists (source, reason) of bad rows left out.
+    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", and at the end where no pair was usable.
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        name: str,
+        *,
+        on_bad_row: OnBadRow = "error",
+        ties: Ties = "drop",
+        decode: bool = True,
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.on_bad_row = on_bad_row
+        self.ties = ties
+        self.decode = decode
+        self.counts = ReadCounts()
+        self.skipped: list[tuple[str, str]] = []
+
+    @property
+    def format(self) -> str:
+        """The format found, in words."""
+        return self.source.format
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows, usable or not; None where that is not known before reading."""
+        return self.source.num_rows
+
+    def __length_hint__(self) -> int:
+        return self.num_rows or 0
+
+    def __iter__(self) -> Iterator[PairRecord]:
+        for record, _ in self.scan():
+            yield record
+        self.require_pairs()
+
+    def scan(self) -> Iterator[tuple[PairRecord, Location | None]]:
+        """One pass over the usable pairs and where their images are found again; no pair at all is no error here."""
+        self.counts, self.skipped = ReadCounts(), []
+        for row in self.source.rows():
+            self.counts.rows += 1
+            record = self._usable(row)
+            if record is not None:
+                self.counts.pairs += 1
+                yield record, row.location
+
+    def require_pairs(self) -> None:
+        """Raise UserError where the last pass found no usable pair, saying why."""
+        if self.counts.pairs:
+            return
+        problem = f"{self.name}: 0 usable pairs ({self.counts})"
+        if self.counts.ties and self.ties == "drop":
+            ties = "all labelled pairs" if not self.counts.bad else f"{self.counts.ties} pairs"
+            raise UserError(
+                f"{problem}: {ties} are ties", "keep ties as soft labels with ties: soft, or label more pairs"
+            )
+        if self.skipped:
+            raise UserError(
+                f"{problem}; the first: {self.skipped[0][1]}", "mend the rows; dfb data check lists them all"
+            )
+        raise UserError(problem, "give data with labelled pairs" if self.counts.rows else "the data holds no rows")
+
+    def _usable(self, row: Row) -> PairRecord | None:
+        match unlabelled(row):
+            case "unlabelled":
+                self.counts.unlabelled += 1
+                return None
+            case "not_different":
+                self.counts.not_different += 1
+                return None
+        try:
+            record = to_record(row, decode=self.decode)
+        except BadRow as error:
+            if self.on_bad_row == "error":
+                raise
+            self.counts.bad[error.kind] += 1
+            self.skipped.append((row.source, error.problem))
+            return None
+        if not record.is_tie:
+            return record
+        self.counts.ties += 1
+        if self.ties == "drop":
+            return None
+        return record if self.ties == "soft" else replace(record, label_0=1.0)
+
+
+def open_pairs(
+    path: str | Path,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    on_bad_row: OnBadRow = "error",
+    ties: Ties = "drop",
+    decode: bool = True,
+) -> PairReader:
+    """Find out what ``path`` is, and open its pairs.
+
+    A parquet file (Pick-a-Pic columns, or prompt, chosen, rejected), a glob or folder of such files, an image folder
+    with metadata.jsonl or metadata.csv, twin folders chosen/ and rejected/ (win/ and lose/, w/ and l/), or a hub id.
+    ``split`` picks files whose names begin with it, a folder of that name, or the hub's split; ``revision`` and
+    ``streaming`` matter for the hub only. ``ties``: drop leaves them out, soft keeps them at 0.5, first takes image 0
+    as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
+    """
+    source = find_source(str(path), split=split, revision=revision, streaming=streaming)
+    return PairReader(source, str(path), on_bad_row=on_bad_row, ties=ties, decode=decode)
+
+
+def find_source(name: str, *, split: str, revision: str | None, streaming: bool) -> PairSource:
+    """The source that ``name`` stands for, by looking at the disk. Raises UserError where it is none."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder_source(path, split)
+    if path.is_file():
+        if path.suffix in (".jsonl", ".csv"):
+            return ImageFolderSource(path)
+        if path.suffix == ".parquet":
+            return ParquetSource([path])
+        raise UserError(f"{path}: not a file of pairs", FORMATS_HELP)
+    if _GLOB.search(name):
+        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if file.endswith(".parquet"))
+        if not files:
+            raise UserError(f"{name}: no parquet file has such a name", FORMATS_HELP)
+        return ParquetSource(files)
+    if _HUB_ID.fullmatch(name) and not name.startswith(".") and path.suffix != ".parquet":
+        return HubSource(name, split, revision, streaming)
+    raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
+
+
+def _folder_source(folder: Path, split: str) -> PairSource:
+    # The split's own folder comes first; "data" is where data sets from the hub keep their parquet files.
+    for place in (folder / split, folder, folder / "data"):
+        if not place.is_dir():
+            continue
+        if (metadata := find_metadata(place)) is not None and find_twins(place) is None:
+            return ImageFolderSource(metadata)
+        if (twins := find_twins(place)) is not None:
+            return TwinFolderSource(*twins)
+        if files := sorted(place.glob("*.parquet")):
+            return ParquetSource(files if place.name == split else _files_of_split(folder, files, split))
+    raise UserError(f"{folder}: no pairs in this folder", FORMATS_HELP)
+
+
+def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files whose names begin with ``split``; where none does, those that no other split claims."""
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        prefix = re.split(r"[-.]", file.name)[0]
+        by_split.setdefault(prefix if prefix in (*_SPLITS, split) else "", []).append(file)
+    chosen = by_split.get(split) or by_split.get("")
+    if chosen is None:
+        raise UserError(f"{folder}: no parquet files of split {split!r}", f"found splits: {', '.join(by_split)}")
+    return chosen

@@ -1,0 +1,171 @@
+"""From a raw row of any format to a preference pair, or the reason why the row is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..catalog import nearest
+from ..errors import UserError
+from ..records import PairRecord
+from .images import decode_image
+
+Location = tuple[int | str, ...]
+"""Where a source finds the two images of a row again; each source has its own form."""
+
+Problem = Literal["caption", "label", "image", "identical", "missing"]
+
+OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")
+SKIP_REMEDY = "mend or remove the row, or leave such rows out with on_bad_row: skip (--on-bad-row skip)"
+
+
+class BadRow(UserError):
+    """A row that is not a usable pair; ``kind`` sorts the reasons, ``problem`` names file, row and column."""
+
+    def __init__(self, kind: Problem, problem: str) -> None:
+        super().__init__(problem, SKIP_REMEDY)
+        self.kind: Problem = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row. ``values`` are by our names for the fields, ``columns`` gives the file's names for them.
+
+    Images are bytes, a ``{"bytes", "path"}`` mapping, or the path of a file, relative to ``folder``; they are read only
+    when needed. ``location`` is None where the images cannot be read again.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+    columns: Mapping[str, str]
+    location: Location | None
+    folder: Path = Path()
+
+    def where(self, field: str) -> str:
+        """File, row and column of ``field``, for messages."""
+        return f"{self.source}, column {self.columns.get(field, field)!r}"
+
+
+class PairSource(Protocol):
+    """One format: gives its rows in order, and the images of a row again."""
+
+    @property
+    def format(self) -> str:
+        """The format in words."""
+        ...
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows, where it is known without reading them."""
+        ...
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, one after the other. Raises UserError for what is wrong with a whole file."""
+        ...
+
+    def images(self, location: Location) -> tuple[bytes, bytes]:
+        """The two images at a row's ``location``. Raises UserError where they are gone."""
+        ...
+
+
+def match_columns(wanted: Mapping[str, Sequence[str]], found: Sequence[str], where: str) -> dict[str, str]:
+    """Our field names to the names among ``found``; ``wanted`` lists the names that each needed field may have.
+
+    Optional fields are added where they are found. Raises UserError naming ``where``, the missing column, and the
+    nearest name that was found.
+    """
+    columns = {name: name for name in OPTIONAL_FIELDS if name in found}
+    for field, names in wanted.items():
+        column = next((name for name in names if name in found), None)
+        if column is None:
+            problem = f"{where}: no column {' or '.join(map(repr, names))}"
+            raise UserError(problem, f"rename or add the column; {nearest(names[0], list(found))}")
+        columns[field] = column
+    return columns
+
+
+def read_image(value: Any, folder: Path, where: str) -> bytes:
+    """The bytes of an image cell; paths are relative to ``folder``. Raises BadRow naming ``where``."""
+    if isinstance(value, Mapping):
+        # datasets' to_parquet can leave the bytes out and keep a path that may not exist elsewhere.
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if value is None or value == "":
+        raise BadRow("image", f"{where}: no image")
+    path = folder / str(value)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise BadRow("image", f"{where}: cannot read {path} ({reason})") from error
+
+
+def unlabelled(row: Row) -> Literal["unlabelled", "not_different"] | None:
+    """Why ``row`` carries no preference by its own account (has_label or are_different is false), or None."""
+    if _is_false(row.values.get("has_label")):
+        return "unlabelled"
+    return "not_different" if _is_false(row.values.get("are_different")) else None
+
+
+def to_record(row: Row, *, decode: bool) -> PairRecord:
+    """Check a labelled ``row`` and make it a pair; ``decode`` also decodes both images. Raises BadRow."""
+    prompt = row.values.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        found = "no caption" if prompt is None else f"found {prompt!r}, not a caption"
+        raise BadRow("caption", f"{row.where('prompt')}: {found if prompt != '' else 'the caption is empty'}")
+    label_0, weight = _label(row), _weight(row)
+    image_0, image_1 = (read_image(row.values.get(f), row.folder, row.where(f)) for f in ("image_0", "image_1"))
+    for field, data in (("image_0", image_0), ("image_1", image_1)):
+        if not data:
+            raise BadRow("image", f"{row.where(field)}: the image is empty (0 bytes)")
+        if decode:
+            _check_image(data, row.where(field))
+    if image_0 == image_1:
+        columns = " and ".join(repr(row.columns.get(field, field)) for field in ("image_0", "image_1"))
+        raise BadRow("identical", f"{row.source}, columns {columns}: both sides are the same image")
+    return PairRecord(prompt, image_0, image_1, label_0, weight, row.source)
+
+
+def _check_image(data: bytes, where: str) -> None:
+    try:
+        decode_image(data, where)
+    except UserError as error:
+        raise BadRow("image", error.problem) from error
+
+
+def _label(row: Row) -> float:
+    label_0 = _number(row, "label_0")
+    if not 0 <= label_0 <= 1:
+        raise BadRow("label", f"{row.where('label_0')}: found {row.values.get('label_0')!r}, not a number from 0 to 1")
+    if "label_1" in row.columns:
+        label_1 = _number(row, "label_1")
+        if not abs(label_0 + label_1 - 1) < 1e-6:
+            found = f"found {label_1!r} beside {row.columns.get('label_0', 'label_0')!r} {label_0!r}"
+            raise BadRow("label", f"{row.where('label_1')}: {found}; the two must add up to 1")
+    return label_0
+
+
+def _weight(row: Row) -> float:
+    if "num_example_per_prompt" not in row.columns:
+        return 1.0
+    number = _number(row, "num_example_per_prompt")
+    if not (number >= 1 and number.is_integer()):
+        found = row.values.get("num_example_per_prompt")
+        raise BadRow("label", f"{row.where('num_example_per_prompt')}: found {found!r}, not a whole number from 1 up")
+    return 1 / number
+
+
+def _number(row: Row, field: str) -> float:
+    """The field as a float; NaN for what is not a number, which then fails the caller's range check."""
+    try:
+        return float(row.values.get(field))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _is_false(value: Any) -> bool:
+    return value is not None and str(value).strip().lower() in ("false", "0")  # CSV cells are strings

@@ -1,0 +1,237 @@
+"""Pairs in tables: parquet files on this machine, and data sets on the hub through ``datasets``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from .rows import Location, Row, match_columns, read_image
+
+PICKAPIC = {
+    "prompt": ("caption", "prompt"),
+    "image_0": ("jpg_0", "image_0"),
+    "image_1": ("jpg_1", "image_1"),
+    "label_0": ("label_0",),
+}
+CHOSEN_REJECTED = {"prompt": ("prompt", "caption"), "image_0": ("chosen",), "image_1": ("rejected",)}
+
+_ROWS_AT_ONCE = 32
+_KEPT_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which column of a table holds what; ``labels`` are values that stand for a missing label column."""
+
+    format: str
+    columns: Mapping[str, str]
+    labels: Mapping[str, float]
+
+    @classmethod
+    def of(cls, schema: pa.Schema, where: str) -> Layout:
+        """Recognise the layout of a table. Raises UserError naming ``where`` for a missing column or a wrong type."""
+        images_0_1 = {*PICKAPIC["image_0"], *PICKAPIC["image_1"]}
+        if {"chosen", "rejected"} & set(schema.names) and not images_0_1 & set(schema.names):
+            columns = match_columns(CHOSEN_REJECTED, schema.names, where)
+            for name in ("label_1", "has_label", "are_different"):  # these speak of label_0, which is not used here
+                columns.pop(name, None)
+            layout = cls("columns prompt, chosen, rejected", columns, {"label_0": 1.0})
+        else:
+            layout = cls("Pick-a-Pic columns", match_columns(PICKAPIC, schema.names, where), {})
+        for name, column in layout.columns.items():
+            _check_type(name, schema.field(column), where)
+        return layout
+
+    def row(self, source: str, cells: Mapping[str, Any], location: Location | None, folder: Path) -> Row:
+        """The cells of one row under our names."""
+        values = {name: cells[column] for name, column in self.columns.items()} | dict(self.labels)
+        return Row(source, values, self.columns, location, folder)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
+    return _is_binary(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+_TYPES: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "prompt": (_is_text, "text"),
+    "image_0": (_is_image, "image bytes (binary, or a struct of bytes and path)"),
+    "image_1": (_is_image, "image bytes (binary, or a struct of bytes and path)"),
+    "label_0": (_is_number, "a number"),
+    "label_1": (_is_number, "a number"),
+    "num_example_per_prompt": (_is_number, "a whole number"),
+    "has_label": (lambda kind: bool(pa.types.is_boolean(kind)), "true or false"),
+    "are_different": (lambda kind: bool(pa.types.is_boolean(kind)), "true or false"),
+}
+
+
+def _check_type(name: str, column: pa.Field, where: str) -> None:
+    fits, wanted = _TYPES[name]
+    if not fits(column.type):
+        problem = f"{where}: column {column.name!r} is of type {column.type}, not {wanted}"
+        raise UserError(problem, f"write the column as {wanted}")
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Pairs in parquet files, read in small batches; a location is (file, row group, row in the group)."""
+
+    files: Sequence[Path]
+    _kept: OrderedDict[tuple[int, int], pa.Table] = field(default_factory=OrderedDict, repr=False)
+
+    @cached_property
+    def _layouts(self) -> list[Layout]:
+        return [Layout.of(self._open(file).schema_arrow, str(file)) for file in self.files]
+
+    @property
+    def format(self) -> str:
+        """The format in words."""
+        number = f", {len(self.files)} files" if len(self.files) > 1 else ""
+        return f"parquet with {self._layouts[0].format}{number}"
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of all files."""
+        return sum(self._open(file).metadata.num_rows for file in self.files)
+
+    def _open(self, file: Path) -> pq.ParquetFile:
+        try:
+            # With a buffer, column chunks are read page by page instead of as a whole.
+            return pq.ParquetFile(file, buffer_size=2**20)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file}: not a parquet file ({error})", "write it anew, or copy it again") from error
+
+    def rows(self) -> Iterator[Row]:
+        """Every row of every file. Raises UserError for a file that cannot be read or lacks a column."""
+        for number, layout in enumerate(self._layouts):
+            with self._open(self.files[number]) as parquet:
+                yield from self._rows_of(number, parquet, layout)
+
+    def _rows_of(self, number: int, parquet: pq.ParquetFile, layout: Layout) -> Iterator[Row]:
+        file, position = self.files[number], 0
+        columns = list(layout.columns.values())
+        for group in range(parquet.num_row_groups):
+            in_group = 0
+            batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+            while (batch := _next_batch(batches, file, group)) is not None:
+                for cells in batch.to_pylist():
+                    yield layout.row(f"{file}, row {position}", cells, (number, group, in_group), file.parent)
+                    position, in_group = position + 1, in_group + 1
+
+    def images(self, location: Location) -> tuple[bytes, bytes]:
+        """The two images at (file, row group, row); recently used row groups are kept in memory."""
+        number, group, row = (int(part) for part in location)
+        file, columns = self.files[number], self._layouts[number].columns
+        table = self._group(number, group)
+        where = f"{file}, row group {group}"
+        first, second = (
+            read_image(table.column(columns[name])[row].as_py(), file.parent, where) for name in ("image_0", "image_1")
+        )
+        return first, second
+
+    def _group(self, number: int, group: int) -> pa.Table:
+        if (number, group) in self._kept:
+            self._kept.move_to_end((number, group))
+            return self._kept[number, group]
+        columns = self._layouts[number].columns
+        with self._open(self.files[number]) as parquet:
+            try:
+                table = parquet.read_row_group(group, [columns["image_0"], columns["image_1"]])
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{self.files[number]}, row group {group}: {error}", "copy the file again") from error
+        self._kept[number, group] = table
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return table
+
+
+def _next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pa.ArrowException, OSError) as error:
+        problem = f"{file}, row group {group}: damaged ({error})"
+        raise UserError(problem, "copy or download the file again") from error
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Pairs of a data set on the hub (or of a folder that ``datasets`` reads); a location is (row,).
+
+    ``streaming`` reads without downloading the whole set first; its images cannot be read again.
+    """
+
+    name: str
+    split: str
+    revision: str | None = None
+    streaming: bool = False
+
+    @property
+    def format(self) -> str:
+        """The format in words."""
+        return f"data set {self.name} through datasets, with {self._layout.format}"
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the split; None for a stream."""
+        return None if self.streaming else len(self._data)
+
+    @cached_property
+    def _data(self) -> Any:
+        import datasets
+
+        try:
+            data = datasets.load_dataset(self.name, split=self.split, revision=self.revision, streaming=self.streaming)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            problem = f"{self.name}: no such file or folder, and not to be had from the hub ({_first_line(error)})"
+            raise UserError(problem, "check the path or the hub id, the split and the revision") from error
+        if data.features is None:
+            raise UserError(f"{self.name}: does not say its columns before it is read", "set data.streaming: false")
+        for name, feature in data.features.items():
+            if isinstance(feature, datasets.Image):
+                data = data.cast_column(name, datasets.Image(decode=False))
+        return data
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.of(self._data.features.arrow_schema, f"{self.name}, split {self.split!r}")
+
+    def rows(self) -> Iterator[Row]:
+        """Every row of the split. Raises UserError where the hub cannot be reached or a column is missing."""
+        data = self._data.select_columns(list(self._layout.columns.values()))
+        for number, cells in enumerate(data):
+            location = None if self.streaming else (number,)
+            yield self._layout.row(f"{self.name}, split {self.split!r}, row {number}", cells, location, Path())
+
+    def images(self, location: Location) -> tuple[bytes, bytes]:
+        """The two images of row ``location[0]``."""
+        cells, columns = self._data[int(location[0])], self._layout.columns
+        where = f"{self.name}, row {location[0]}"
+        first, second = (read_image(cells[columns[name]], Path(), where) for name in ("image_0", "image_1"))
+        return first, second
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
