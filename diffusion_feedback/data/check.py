@@ -66,14 +66,13 @@ class CheckReport:
     def _contents(self) -> list[str]:
         if not self.counts.pairs:
             return []
-        lines = [
+        return [
             f"  {self.counts.pairs:,} pairs of {self.num_images:,} images over {self.num_prompts:,} prompts"
             f" ({_range(self.pairs_per_prompt)} pairs a prompt)",
             f"  labels: {_listed(self.labels)}",
             f"  images: {_listed(self.image_formats)}; {_listed(self.image_modes)};"
             f" shorter side {_range(self.sides)} px",
         ]
-        return lines
 
     def _problems(self) -> list[str]:
         lines = []

@@ -119,8 +119,8 @@ class ParquetSource:
 
     def _open(self, file: Path) -> pq.ParquetFile:
         try:
-            # With a buffer, column chunks are read page by page instead of as a whole.
-            return pq.ParquetFile(file, buffer_size=2**20)
+            # Read page by page: by default whole row groups of encoded images would be held, twice over.
+            return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file}: not a parquet file ({error})", "write it anew, or copy it again") from error
 

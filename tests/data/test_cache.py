@@ -205,7 +205,9 @@ def test_fill_then_encode_opens_no_image(
     handles: list[EncodedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vae, views = Vae(), [ImageView()] * 7
-    CachedImageEncoder(vae, 16, TensorCache(tmp_path, SPACE), batch_size=4).fill([*handles, handles[0]], [*views, views[0]])
+    CachedImageEncoder(vae, 16, TensorCache(tmp_path, SPACE), batch_size=4).fill(
+        [*handles, handles[0]], [*views, views[0]]
+    )
     assert vae.batches == [4, 3]
     assert "encode images: 100%" in capsys.readouterr().err
 

@@ -1,0 +1,116 @@
+"""The check of a data set, and the two commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion_feedback.cli.data import run
+from diffusion_feedback.data.check import check_pairs
+from diffusion_feedback.data.readers import open_pairs
+from diffusion_feedback.errors import UserError
+
+MakeRows = Callable[..., list[dict[str, Any]]]
+Table = Callable[..., Path]
+
+
+def messy(pickapic_rows: MakeRows) -> list[dict[str, Any]]:
+    rows = pickapic_rows(12)
+    rows[1] |= {"label_0": 0.5, "label_1": 0.5}
+    rows[2]["has_label"] = False
+    rows[3]["caption"] = ""
+    rows[4]["jpg_0"] = b"nothing"
+    rows[5]["jpg_1"] = rows[5]["jpg_0"]
+    rows[6]["label_0"] = 7.0
+    rows[7] |= {"label_0": 0.25, "label_1": 0.75}
+    rows[8]["caption"] = "word " * 60
+    against = rows[9] | {"label_0": rows[9]["label_1"], "label_1": rows[9]["label_0"]}
+    return [*rows, rows[0], against]
+
+
+def test_report(table: Table, pickapic_rows: MakeRows) -> None:
+    path = table(messy(pickapic_rows))
+    report = check_pairs(path)
+    assert (report.counts.rows, report.counts.pairs, report.counts.ties, report.counts.unlabelled) == (14, 9, 1, 1)
+    assert dict(report.counts.bad) == {"caption": 1, "image": 1, "identical": 1, "label": 1}
+    # Of 7 distinct pairs one is a tie and one is contradicted.
+    assert (report.num_usable, report.duplicates, report.long_captions) == (5, 2, 1)
+    assert report.contradicting == [f"{path}, row 9"]
+    assert report.labels == {"image 0 preferred": 2, "image 1 preferred": 5, "tie": 1, "vote shares in between": 1}
+    assert (report.num_images, report.num_prompts) == (14, 4)
+    assert set(report.image_formats) == {"PNG", "JPEG", "WEBP"}
+    assert report.image_modes == {"RGB": 14}
+    assert set(report.sides) == {8}
+    assert not report.is_ready
+    text = report.to_text()
+    for part in (
+        "parquet with Pick-a-Pic columns",
+        "1 rows with an empty or missing caption -> give every pair a caption",
+        f"{path}, row 4, column 'jpg_0': not a JPEG, PNG or WebP image",
+        "1 pairs have rows that contradict each other",
+        "2 rows repeat a pair -> training uses each pair once",
+        "1 pairs have a caption of more than 50 words",
+        "shorter side 8 px",
+        "Not ready: 4 unusable rows stop a run. Mend them, or train on the other 5 pairs with data.on_bad_row: skip.",
+    ):
+        assert part in text
+
+
+def test_verdicts(table: Table, pickapic_rows: MakeRows) -> None:
+    assert check_pairs(table(pickapic_rows(3))).to_text().endswith("Ready to train: 3 pairs.")
+    rows = pickapic_rows(3)
+    rows[0] |= {"label_0": 0.5, "label_1": 0.5}
+    text = check_pairs(table(rows)).to_text()
+    assert text.endswith("Ready to train: 2 pairs (1 ties are left out; data.ties: soft keeps them).")
+    text = check_pairs(table(pickapic_rows(3, label_0=0.5, label_1=0.5))).to_text()
+    assert "Not ready: all 3 usable pairs are ties" in text
+    assert check_pairs(table(pickapic_rows(3, caption=""))).to_text().endswith("Not ready: no usable pair.")
+
+
+def test_check_command(table: Table, pickapic_rows: MakeRows, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["check", str(table(pickapic_rows(3)))])
+    assert "Ready to train: 3 pairs." in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        run(["check", str(table(messy(pickapic_rows)))])
+    assert caught.value.code == 2
+    with pytest.raises(UserError, match="no such file or folder"):
+        run(["check", "nowhere.parquet"])
+
+
+def test_convert_command(
+    table: Table, pickapic_rows: MakeRows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = str(table(messy(pickapic_rows))), tmp_path / "out" / "clean.parquet"
+    with pytest.raises(UserError, match="row 3, column 'caption'"):
+        run(["convert", source, str(output)])
+    assert not list(output.parent.iterdir())
+    run(["convert", source, str(output), "--on-bad-row", "skip"])
+    told = capsys.readouterr().out
+    assert "left out: " in told
+    assert f"{output}: 9 pairs from parquet" in told
+    read = list(open_pairs(output, ties="soft"))
+    assert [r.label_0 for r in read] == [r.label_0 for r in open_pairs(source, ties="soft", on_bad_row="skip")]
+    before = output.read_bytes()
+    with pytest.raises(UserError, match=r"clean.parquet: exists already[\s\S]*--overwrite"):
+        run(["convert", source, str(output), "--on_bad_row", "skip"])
+    assert output.read_bytes() == before
+    run(["convert", str(table(pickapic_rows(2))), str(output), "--overwrite"])
+    assert len(list(open_pairs(output))) == 2
+    with pytest.raises(UserError, match=r"give a name that ends in .parquet"):
+        run(["convert", source, "out.zip"])
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    code = "import sys; from diffusion_feedback.cli.data import run; run(['convert', '--help'])"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 10
+    assert "dfb data convert my_images pairs.parquet" in done.stdout
+    for heavy in ("torch", "pyarrow", "datasets", "PIL"):
+        assert f" {heavy}\n" not in done.stderr
