@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffusion_feedback.scorers.shapes import ATTRIBUTES
+
 MAX_TOKENS = 16
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -97,10 +99,8 @@ def build_text_encoder(vocab_size: int, end_token: int) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDPMScheduler:
-    """The forward process of the embedded model: 1000 steps, linear betas, noise prediction."""
-    return DDPMScheduler(
-        beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction_type="epsilon", clip_sample=False
-    )
+    """The forward process of the embedded model, that of Stable Diffusion: 1000 steps, noise prediction."""
+    return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
 
 
 def render_pool(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
@@ -137,7 +137,8 @@ def fit(
     name: str,
 ) -> nn.Module:
     """Minimise ``loss(step)`` with AdamW and return the averaged network; goes on from ``checkpoint`` where there is one."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-2)
     average = copy.deepcopy(network).requires_grad_(False)
     start = 0
     if checkpoint.exists():
@@ -154,7 +155,7 @@ def fit(
         value = loss(step)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         weight = min(decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -198,6 +199,27 @@ def train_vae(
     return average
 
 
+def refine_decoder(
+    vae: AutoencoderKL, images: np.ndarray, latents: Tensor, checkpoint: Path, *, steps: int, batch_size: int = 48
+) -> AutoencoderKL:
+    """Train the decoder alone on the latents of the finished encoder: sharper edges, and the latents stay as they are."""
+    vae = copy.deepcopy(vae).to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed((2 << 32) + step)
+        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        pixels = torch.from_numpy(np.stack([images[i] for i in chosen.tolist()])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(latents[chosen]).sample
+        return (decoded.float() - pixels).abs().mean()
+
+    average = fit(vae, loss, steps=steps, peak_rate=1e-3, checkpoint=checkpoint, decay=0.99, name="decoder")
+    assert isinstance(average, AutoencoderKL)
+    return average.eval().to(memory_format=torch.contiguous_format)
+
+
 @torch.no_grad()
 def encode_pool(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) -> Tensor:
     """Posterior means of ``images``, unscaled, (N, 4, 16, 16) float32."""
@@ -206,6 +228,39 @@ def encode_pool(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) ->
         pixels = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append(vae.encode(pixels).latent_dist.mean)
     return torch.cat(parts)
+
+
+def train_text_encoder(tokenizer: CLIPTokenizer, *, steps: int, seed: int = 0) -> CLIPTextModel:
+    """Teach the text encoder what captions mean: its end-of-text state must name all four attributes.
+
+    Stable Diffusion, too, starts from a text encoder that was trained before; without this the network is slow to
+    listen to captions at all.
+    """
+    torch.manual_seed(seed + 2)
+    encoder = build_text_encoder(len(tokenizer), tokenizer.convert_tokens_to_ids(END))
+    scenes = all_scenes()
+    tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
+    choices = [sorted({getattr(scene, name) for scene in scenes}) for name in ATTRIBUTES]
+    labels = torch.tensor([[options.index(getattr(s, n)) for n, options in zip(ATTRIBUTES, choices)] for s in scenes])
+    heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, len(options)) for options in choices)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3)
+    generator = torch.Generator().manual_seed(seed + 2)
+    progress = tqdm(range(steps), desc="text encoder", mininterval=5)
+    for _ in progress:
+        chosen = torch.randint(len(scenes), (128,), generator=generator)
+        pooled = encoder(tokens[chosen]).pooler_output
+        losses = [nn.functional.cross_entropy(head(pooled), labels[chosen, i]) for i, head in enumerate(heads)]
+        loss = torch.stack(losses).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    return encoder
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids (N, MAX_TOKENS)."""
+    return torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids)
 
 
 class TextAndUNet(nn.Module):
@@ -239,9 +294,9 @@ def train_unet(
         generator = torch.Generator().manual_seed(((seed + 1) << 32) + step)
         chosen = torch.randint(len(latents), (batch_size,), generator=generator)
         noise = torch.randn(latents[chosen].shape, generator=generator)
-        # Stratified over the batch: one timestep in each of batch_size equal bins.
-        offsets = torch.rand(batch_size, generator=generator)
-        timesteps = ((torch.arange(batch_size) + offsets) * (scheduler.config.num_train_timesteps / batch_size)).long()
+        # Stratified over the batch, and leaning towards high noise, where captions decide.
+        uniform = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
+        timesteps = (uniform**0.75 * scheduler.config.num_train_timesteps).long()
         kept = torch.rand(batch_size, generator=generator) >= 0.1
         hidden = model.text_encoder(tokens[torch.where(kept, chosen + 1, 0)]).last_hidden_state
         noisy = scheduler.add_noise(latents[chosen], noise, timesteps)

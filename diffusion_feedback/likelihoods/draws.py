@@ -34,7 +34,7 @@ class PairDraw:
 def draw_pair(seed: int, draw: int, pair_id: str) -> PairDraw:
     """The draws of pair ``pair_id`` in pass ``draw`` (0, 1, ...) under ``seed``."""
     digest = hashlib.sha256(f"{seed}/{draw}/{pair_id}".encode()).digest()
-    words = np.frombuffer(digest, np.uint64).tolist()
+    words = np.frombuffer(digest, "<u8").tolist()
     uniforms = np.random.Generator(np.random.Philox(key=words[:2])).random(5).tolist()
     return PairDraw(*uniforms, noise_key=words[2] >> 1)
 

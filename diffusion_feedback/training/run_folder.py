@@ -11,6 +11,7 @@ README.md          model card, written last: its presence says that the run is c
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -63,25 +64,34 @@ class RunFolder:
         """Whether the run came to its end."""
         return (self.path / "README.md").exists()
 
-    def open(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Start or continue a run here. Raises UserError for a folder that holds something else, or cannot be written."""
-        recipe_path = self.path / "recipe.yaml"
-        if overwrite and recipe_path.exists():
-            shutil.rmtree(self.path)
-        if recipe_path.exists():
-            if not resume:
+    def check_free(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Raise UserError where ``open`` would: before minutes go into loading a model. Writes nothing."""
+        if (self.path / "recipe.yaml").exists():
+            if resume:
+                self._check_same(yaml.safe_load((self.path / "recipe.yaml").read_text()), recipe)
+            elif not overwrite:
                 remedy = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
                 raise UserError(f"{self.path}: already holds a run", remedy)
-            self._check_same(yaml.safe_load(recipe_path.read_text()), recipe)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
+            raise UserError(f"{self.path}: is there and is no run", "choose another output_dir")
+        existing = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"{self.path}: {existing} cannot be written", "choose another output_dir")
+
+    def open(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Start or continue a run here. Raises UserError for a folder that holds something else, or cannot be written."""
+        self.check_free(recipe, resume=resume, overwrite=overwrite)
+        recipe_path = self.path / "recipe.yaml"
+        if recipe_path.exists() and not overwrite:
             return
-        if self.path.exists() and any(self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty and holds no run", "choose another output_dir")
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.path / "environment.json") as file:
-                file.write_text(json.dumps(environment(), indent=2) + "\n")
+            if recipe_path.exists():
+                shutil.rmtree(self.path)
+            # The recipe comes first: with it in place, a folder whose writer was killed is continued, not refused.
             with atomic_write(recipe_path) as file:
                 file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+            with atomic_write(self.path / "environment.json") as file:
+                file.write_text(json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
 

@@ -1,0 +1,66 @@
+"""What a training run will need in memory: weights and states counted, activations measured on one real micro-batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .assemble import build_step
+
+if TYPE_CHECKING:
+    from .assemble import Session
+
+_STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.1}  # bytes of optimizer state a trained parameter
+
+
+def _mebibytes(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def saved_bytes(session: Session) -> int:
+    """Bytes that autograd keeps for the backward pass of one micro-batch, each storage counted once."""
+    seen: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in session.network.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)  # keeps the storage alive, so that no address is used twice
+        return tensor
+
+    kept: list[Tensor] = []
+    step = build_step(session.recipe, session.denoiser, session.reference, session.encoders, session.accelerator)
+    batch = session.train.batch(session.order.indices(0)[: session.recipe.training.train_batch_size], 0)
+    session.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = step(session.network, batch)
+    assert output.loss.requires_grad
+    return sum(seen.values())
+
+
+def estimate(session: Session) -> list[str]:
+    """Lines of the memory estimate, for one process."""
+    network = session.network
+    trained = sum(p.numel() for p in session.parameters())
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    copies = weights if session.recipe.model.tuning == "full" else 0
+    average = 4 * trained if session.recipe.training.ema_decay else 0
+    states = (4 + _STATES.get(session.recipe.optimizer["name"], 8.0)) * trained + average
+    activations = saved_bytes(session)
+    encoders = sum(
+        p.numel() * p.element_size()
+        for name, part in session.denoiser.pipeline.components.items()
+        if isinstance(part, torch.nn.Module) and part is not network
+        for p in part.parameters()
+    )
+    total = weights + copies + states + activations + encoders
+    return [
+        f"memory           about {_mebibytes(total)} in each process:",
+        f"                 network {_mebibytes(weights)}, reference copy {_mebibytes(copies)}",
+        f"                 gradients, optimizer and average {_mebibytes(states)}",
+        f"                 activations of one pass {_mebibytes(activations)} (measured)",
+        f"                 image and text encoders {_mebibytes(encoders)}",
+    ]

@@ -1,0 +1,103 @@
+"""The model card of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ..records import atomic_write
+from ..training.run_folder import RunFolder
+
+CARD = """---
+library_name: diffusers
+base_model: {base}
+tags:
+- text-to-image
+- diffusers
+- {kind}
+- {objective}
+---
+
+# {title}
+
+{base} tuned with `{objective}` on {data}, {steps} optimizer steps of {batch} pairs.
+
+{picture}## Use
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+{code}
+image = pipeline("{prompt}", generator=torch.Generator().manual_seed(0)).images[0]
+```
+
+## Held-out pairs
+
+{heldout}
+
+Implicit accuracy says how often the tuned model, as a judge against the model it started from, agrees with held-out
+labels. Chosen and rejected error should part ways; where both rise, lower the learning rate or raise the batch.
+
+## What is in this folder
+
+| | |
+|---|---|
+| {weights} | the result |
+| `recipe.yaml` | every setting; `dfb train --config recipe.yaml --output_dir ...` repeats the run |
+| `environment.json` | versions and hardware |
+| `metrics.jsonl` | one line a step |
+| `samples/` | before and after on fixed seeds |
+| `checkpoints/` | to continue with `--resume` |
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+_LORA_CODE = """pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{folder}")"""
+_FULL_CODE = """pipeline = DiffusionPipeline.from_pretrained("{folder}")"""
+
+
+def write_card(folder: RunFolder, recipe: Mapping[str, Any]) -> None:
+    """Write README.md for the run in ``folder``; it comes last and marks the run as complete."""
+    model, training = recipe["model"], recipe["training"]
+    adapted = model["tuning"] == "lora"
+    rows = folder.read_metrics()
+    looks = [row for row in rows if "validation/accuracy" in row]
+    samples = sorted((folder.path / "samples").glob("step-*.png"))
+    base, name = model["pretrained_model_name_or_path"], folder.path.name
+    card = CARD.format(
+        base=base,
+        kind="lora" if adapted else "full-fine-tuning",
+        objective=recipe["objective"]["name"],
+        title=name,
+        data=recipe["data"]["train"],
+        steps=training["max_train_steps"],
+        batch=training["train_batch_size"] * training["gradient_accumulation_steps"],
+        picture=f"![before and after](samples/{samples[-1].name})\n\n" if samples else "",
+        code=(_LORA_CODE if adapted else _FULL_CODE).format(base=base, folder=name),
+        prompt=(recipe["validation"]["prompts"] or ["your prompt"])[0],
+        heldout=_looks(looks),
+        weights="`pytorch_lora_weights.safetensors`" if adapted else "`model_index.json` and the folders beside it",
+        recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
+    )
+    with atomic_write(folder.path / "README.md") as file:
+        file.write_text(card, "utf-8")
+
+
+def _looks(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "No held-out pairs were given."
+    head = "| step | implicit accuracy (95 % interval) | chosen error, change | rejected error, change |\n|---|---|---|---|\n"
+    lines = [
+        f"| {row['step']} | {row['validation/accuracy']:.3f} "
+        f"({row['validation/accuracy_low']:.3f} to {row['validation/accuracy_high']:.3f}) "
+        f"| {row['validation/error/chosen_change']:+.2e} | {row['validation/error/rejected_change']:+.2e} |"
+        for row in rows
+    ]
+    return head + "\n".join(lines)

@@ -1,0 +1,180 @@
+"""Builds the embedded world under assets/: a small Stable Diffusion that imitates the Shapes mixture, and preference pairs.
+
+    python scripts/build_assets.py                   # everything, about 80 minutes on two CPU cores
+    python scripts/build_assets.py --stage pairs     # only the pairs, from the model that is there
+
+Stages: model (tokenizer, VAE, its decoder once more, text encoder and UNet) and pairs (samples of the model itself,
+labelled by a Bradley-Terry annotator over the exact verifier). Every stage is resumable: run the same command again.
+Seeds are fixed; on another CPU or thread count the floating-point rounding, and so the weights, differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pretrain
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from shapes_world import MIXTURE, WRONG_CAPTION_RATE, split_scenes
+from transformers import CLIPTextModel
+
+from diffusion_feedback.catalog import resolve
+from diffusion_feedback.data.pickapic import write_pickapic
+from diffusion_feedback.generation import generate, load_generated
+from diffusion_feedback.records import PairRecord, content_hash
+from diffusion_feedback.scorers import shapes
+
+POOL = 24_000
+VAE_STEPS, DECODER_STEPS, UNET_STEPS = 1400, 500, 3000
+SAMPLING = {"num_inference_steps": 15, "guidance_scale": 2.0}
+TRAIN_SAMPLES, HELDOUT_SAMPLES = 14, 4  # images per prompt
+TEMPERATURE = 0.15  # of the annotator: P(0 over 1) = sigmoid((score_0 - score_1) / TEMPERATURE)
+JPEG = {"quality": 92, "subsampling": 0}
+
+
+def build_model(work: Path, target: Path) -> None:
+    """Train all parts and write a StableDiffusionPipeline folder in half precision to ``target``."""
+    tokenizer = pretrain.build_tokenizer(work / "tokenizer")
+    images, captions = pretrain.render_pool(work / "pool.npy", POOL)
+    if not (work / "vae").exists():
+        pretrain.train_vae(images, work / "vae.pt", steps=VAE_STEPS).save_pretrained(work / "vae")
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    if not (work / "latents.pt").exists():
+        torch.save(pretrain.encode_pool(vae, images), work / "latents.pt")
+    latents = torch.load(work / "latents.pt", weights_only=True)
+    if not (work / "unet").exists():
+        scaled = latents * vae.config.scaling_factor
+        model = pretrain.train_unet(scaled, captions, tokenizer, work / "unet.pt", steps=UNET_STEPS)
+        model.text_encoder.save_pretrained(work / "text_encoder")
+        model.unet.save_pretrained(work / "unet")
+    if not (work / "vae-refined").exists():
+        refined = pretrain.refine_decoder(vae, images, latents, work / "decoder.pt", steps=DECODER_STEPS)
+        refined.save_pretrained(work / "vae-refined")
+    forward = pretrain.build_scheduler().config
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(work / "vae-refined"),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(work / "unet"),
+        scheduler=DPMSolverMultistepScheduler.from_config(forward, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(target)
+
+
+def write_prompts(folder: Path) -> tuple[list[str], list[str]]:
+    """Write the captions that pairs are made of, and the held-out ones; one a line."""
+    train, heldout = ([scene.caption for scene in scenes] for scenes in split_scenes())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.txt").write_text("\n".join(train) + "\n")
+    (folder / "heldout.txt").write_text("\n".join(heldout) + "\n")
+    return train, heldout
+
+
+def sample_groups(model: Path, prompts: Sequence[str], count: int, folder: Path) -> dict[str, list[Image.Image]]:
+    """``count`` images of the model's own for each prompt."""
+    denoiser = resolve("family", "sd")(str(model))
+
+    def sampler(captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        # One noise for each (prompt, seed): with the bare seed all prompts would start from the same noise.
+        own = [int(content_hash(f"{caption}/{seed}")[:15], 16) for caption, seed in zip(captions, seeds, strict=True)]
+        return denoiser.sample(denoiser.network, captions, own, **SAMPLING)
+
+    generate(
+        prompts,
+        range(count),
+        folder,
+        sampler=sampler,
+        model_hash=denoiser.model_hash(),
+        settings={**SAMPLING, "noise": "by prompt and seed"},
+        batch_size=32,
+    )
+    groups: dict[str, list[Image.Image]] = {prompt: [] for prompt in prompts}
+    for record, path in load_generated(folder):
+        groups[record.prompt].append(Image.open(path).convert("RGB"))
+    return groups
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **JPEG)
+    return buffer.getvalue()
+
+
+def label_groups(groups: dict[str, list[Image.Image]], seed: int) -> tuple[list[PairRecord], dict[str, list[float]]]:
+    """Pair the best with the worst, the second best with the second worst, ..., and ask the annotator.
+
+    Each image stands in one pair; its side is drawn. The annotator prefers image 0 with probability
+    sigmoid((score_0 - score_1) / TEMPERATURE) (Bradley-Terry). Also returns the two verified scores of each pair.
+    """
+    pairs: list[PairRecord] = []
+    scores: dict[str, list[float]] = {"score_0": [], "score_1": []}
+    for number, (prompt, images) in enumerate(groups.items()):
+        rng = np.random.default_rng([seed, 13, number])
+        verified = shapes.score(images, [prompt] * len(images))
+        order = np.argsort(-verified, kind="stable")
+        for better, worse in zip(order[: len(order) // 2], order[::-1], strict=False):
+            first, second = (better, worse) if rng.random() < 0.5 else (worse, better)
+            chance = 1 / (1 + np.exp(-(verified[first] - verified[second]) / TEMPERATURE))
+            label = float(rng.random() < chance)
+            pairs.append(PairRecord(prompt, _jpeg(images[first]), _jpeg(images[second]), label))
+            scores["score_0"].append(float(verified[first]))
+            scores["score_1"].append(float(verified[second]))
+    return pairs, scores
+
+
+def label_noise(pairs: Sequence[PairRecord], scores: dict[str, list[float]]) -> float:
+    """Share of labels that go against the verifier, equal scores left out."""
+    differences = np.array(scores["score_0"]) - np.array(scores["score_1"])
+    labels = np.array([pair.label_0 for pair in pairs])
+    decided = differences != 0
+    return float(np.mean((differences > 0)[decided] != (labels > 0.5)[decided]))
+
+
+def build_pairs(model: Path, work: Path, assets: Path) -> dict[str, float]:
+    """Sample, label and write both parts as Pick-a-Pic parquet; returns the facts for the asset card."""
+    train, heldout = write_prompts(assets / "prompts")
+    facts: dict[str, float] = {}
+    for part, prompts, count, seed in (("train", train, TRAIN_SAMPLES, 0), ("validation", heldout, HELDOUT_SAMPLES, 1)):
+        groups = sample_groups(model, prompts, count, work / f"samples-{part}")
+        pairs, scores = label_groups(groups, seed)
+        write_pickapic(pairs, assets / "pairs" / f"{part}-00000.parquet", scores)
+        facts |= {f"{part}_pairs": len(pairs), f"{part}_label_noise": round(label_noise(pairs, scores), 4)}
+        facts[f"{part}_mean_score"] = round(float(np.mean(scores["score_0"] + scores["score_1"])), 4)
+    return facts
+
+
+def main() -> None:
+    """Parse arguments and build the stages that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=["all", "model", "pairs"], default="all")
+    parser.add_argument("--assets", type=Path, default=Path(__file__).parent.parent / "assets")
+    parser.add_argument("--work", type=Path, default=Path("build/assets"), help="checkpoints and samples")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    model = arguments.assets / "shapes-sd"
+    if arguments.stage in ("all", "model"):
+        build_model(arguments.work, model)
+    if arguments.stage in ("all", "pairs"):
+        facts = build_pairs(model, arguments.work, arguments.assets)
+        facts |= {"wrong_captions_in_mixture": WRONG_CAPTION_RATE, **{f"mixture_{k}": v for k, v in MIXTURE.items()}}
+        (arguments.assets / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+        print(json.dumps(facts, indent=2))
+    print(f"done in {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
