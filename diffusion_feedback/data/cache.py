@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +27,7 @@ from .images import to_pixels
 Entry = dict[str, Tensor]
 
 _OPEN_SHARDS = 64
+_DAY = 24 * 3600.0
 
 
 class TensorCache:
@@ -33,7 +36,7 @@ class TensorCache:
     The namespace (hash of the encoder's weights, resolution, precision, ...) is hashed into the name of the folder, and
     stands in it as ``namespace.json``. Entries lie in safetensors shards that are written beside and renamed, and never
     changed after; several processes may append at once. What was not flushed is lost with its process, nothing else.
-    A broken shard is removed with a warning, and its entries are computed again.
+    A broken shard is set aside with a warning, and its entries are computed again.
     Raises UserError naming the path where the folder cannot be written. Keys must not hold "/".
     """
 
@@ -53,6 +56,7 @@ class TensorCache:
             if not (self.folder / "namespace.json").is_file():
                 with atomic_write(self.folder / "namespace.json") as temporary:
                     temporary.write_text(text + "\n", "utf-8")
+            self._sweep()
         except OSError as error:
             raise self._unwritable(error) from error
         self.refresh()
@@ -62,6 +66,13 @@ class TensorCache:
         return UserError(
             problem, "free the disk or change its rights, give another cache_dir, or set data.cache: false"
         )
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half-written; young files may belong to a process that is still writing."""
+        for path in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _DAY:
+                    path.unlink()
 
     def __enter__(self) -> TensorCache:
         return self
@@ -100,8 +111,12 @@ class TensorCache:
             self._names.setdefault(key, tuple(sorted(parts)))
 
     def _drop(self, path: Path, error: Exception) -> None:
-        warnings.warn(f"{path}: broken cache shard ({error}); removed, its entries are computed again", stacklevel=4)
-        path.unlink(missing_ok=True)
+        # Set aside, not deleted: what looks broken may be a disk that is away for a moment.
+        aside = path.with_suffix(".broken")
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+        message = f"{path}: broken cache shard ({error}); set aside as {aside.name}, its entries are computed again"
+        warnings.warn(message, stacklevel=4)
         self._known.discard(path.name)
         self._open.pop(path.name, None)
         for key in [key for key, name in self._shard_of.items() if name == path.name]:

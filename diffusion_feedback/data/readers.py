@@ -26,6 +26,7 @@ FORMATS_HELP = (
 
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_PREFIX = "hf://datasets/"
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -181,8 +182,11 @@ def find_source(name: str, *, split: str, revision: str | None, streaming: bool)
         if not files:
             raise UserError(f"{name}: no parquet file has such a name", FORMATS_HELP)
         return ParquetSource(files)
-    if _HUB_ID.fullmatch(name) and not name.startswith(".") and path.suffix != ".parquet":
-        return HubSource(name, split, revision, streaming)
+    hub_id = name.removeprefix(_HUB_PREFIX)
+    # Where the folder exists, a file in it was meant: better to say so at once than to ask the hub for it.
+    is_hub_id = bool(_HUB_ID.fullmatch(name)) and path.suffix != ".parquet" and not path.parent.is_dir()
+    if is_hub_id or hub_id != name:
+        return HubSource(hub_id, split, revision, streaming)
     raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
 
 

@@ -117,6 +117,7 @@ def test_broken_shard_is_named_and_its_entries_are_missing(damage: str, tmp_path
     shard.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"\xff" * len(data), "empty": b""}[damage])
     with pytest.warns(UserWarning, match=f"{shard.name}: broken cache shard"):
         cache = TensorCache(tmp_path, SPACE)
+    assert shard.with_suffix(".broken").is_file()
     lost = cache.missing(f"key{i}" for i in range(8))
     assert len(lost) == 4
     for i in range(8):
@@ -135,6 +136,17 @@ def test_shard_that_breaks_under_an_open_cache(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="broken cache shard"):
         assert cache.get("key0") is None
     assert cache.missing(["key0", "key1"]) == ["key0", "key1"]
+
+
+def test_old_leftovers_are_swept(tmp_path: Path) -> None:
+    folder = fill(tmp_path, 1).folder
+    old, young = folder / ".a.safetensors.1.tmp", folder / ".b.safetensors.2.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    TensorCache(tmp_path, SPACE)
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_unwritable_folder_is_named(tmp_path: Path) -> None:

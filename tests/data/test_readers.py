@@ -298,6 +298,17 @@ def test_wrong_paths(tmp_path: Path) -> None:
         open_pairs(tmp_path / "x.zip")
 
 
+def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match="data/pears: no such file or folder"):
+        open_pairs("data/pears")
+    assert open_pairs("owner/name", split="test", revision="v1", streaming=True).source == HubSource(
+        "owner/name", "test", "v1", True
+    )
+    assert open_pairs("hf://datasets/data/pears").source == HubSource("data/pears", "train")
+
+
 def test_damaged_parquet_names_the_row_group(table: Table, pickapic_rows: MakeRows) -> None:
     path = table(pickapic_rows(8))
     start = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
