@@ -18,7 +18,7 @@ from .catalog import check_settings, nearest, resolve, settings_of
 from .errors import UserError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelConfig:
     """Which model is tuned, and how.
 
@@ -47,7 +47,7 @@ class ModelConfig:
     gradient_checkpointing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DataConfig:
     """Which preference pairs are learnt from.
 
@@ -92,7 +92,7 @@ class DataConfig:
     max_validation_pairs: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainingConfig:
     """How long, how fast, and with what.
 
@@ -129,7 +129,7 @@ class TrainingConfig:
     report_to: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ValidationConfig:
     """What is looked at while training.
 
@@ -150,7 +150,7 @@ class ValidationConfig:
     guidance_scale: float = 7.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """One training run.
 
@@ -195,6 +195,7 @@ def build_parser(prog: str, description: str, epilog: str = "") -> ArgumentParse
         description=description,
         epilog=epilog,
         exit_on_error=False,
+        print_config=None,  # our own prints the resolved recipe alone
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", action="config", help="Recipe file (YAML); flags override it.")

@@ -181,7 +181,9 @@ def _fit_mask(mask: FloatArray) -> tuple[str, float, FloatArray, float]:
 
 def _cleanliness(pixels: FloatArray, template: FloatArray, color: str, background: str) -> float:
     names, values = _palette()
-    ideal = values[names.index(background)] * (1 - template[..., None]) + values[names.index(color)] * template[..., None]
+    ideal = (
+        values[names.index(background)] * (1 - template[..., None]) + values[names.index(color)] * template[..., None]
+    )
     squared = ((pixels - ideal) ** 2).mean(-1)
     # The three regions count alike, so that a soft edge weighs as much as a noisy background.
     lower, upper = np.asarray(Image.fromarray(template).reduce(1)), template
