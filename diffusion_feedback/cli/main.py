@@ -19,7 +19,7 @@ from ..errors import UserError
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
     "generate": "prompts and a model to a folder of images",
-    "data": "look at preference pairs, check them, fill the caches",
+    "data": "check preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",
 }
 
@@ -37,8 +37,8 @@ options:
 
 examples:
   dfb demo
-  dfb train --config configs/RECIPE.yaml
-  dfb train --config configs/RECIPE.yaml --training.learning_rate 1e-5 --output_dir runs/second
+  dfb train --config configs/shapes_dpo_lora.yaml
+  dfb train --config configs/shapes_dpo_lora.yaml --training.learning_rate 1e-5 --output_dir runs/second
 """
 
 

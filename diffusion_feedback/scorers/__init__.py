@@ -1,0 +1,1 @@
+"""Scorers: one a file; each turns images and prompts into numbers."""

@@ -181,15 +181,13 @@ def _fit_mask(mask: FloatArray) -> tuple[str, float, FloatArray, float]:
 
 def _cleanliness(pixels: FloatArray, template: FloatArray, color: str, background: str) -> float:
     names, values = _palette()
-    ideal = (
-        values[names.index(background)] * (1 - template[..., None]) + values[names.index(color)] * template[..., None]
-    )
+    alpha = template[..., None]
+    ideal = values[names.index(background)] * (1 - alpha) + values[names.index(color)] * alpha
     squared = ((pixels - ideal) ** 2).mean(-1)
     # The three regions count alike, so that a soft edge weighs as much as a noisy background.
-    lower, upper = np.asarray(Image.fromarray(template).reduce(1)), template
     near = np.zeros_like(template, bool)
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
-        near |= np.abs(np.roll(lower, (dy, dx), (0, 1)) - upper) > 0.05
+        near |= np.abs(np.roll(template, (dy, dx), (0, 1)) - template) > 0.05
     regions = [near, (template > 0.5) & ~near, (template <= 0.5) & ~near]
     parts = [float(squared[region].mean()) for region in regions if region.any()]
     return float(np.exp(-np.mean(parts) / _CLEAN_SCALE**2))
