@@ -259,7 +259,10 @@ def _explain(message: str) -> tuple[str, str]:
     unknown = re.search(r"unrecognized arguments: (?:--)?([\w.\-]+)|[Kk]ey \"?([\w.]+)\"? is not expected", message)
     if unknown:
         name = unknown.group(1) or unknown.group(2)
-        return f"unknown option {name!r}", nearest(name, known_keys())
+        section = name.partition(".")[0] + "."
+        known = known_keys()
+        near = [key for key in known if key.startswith(section)] or [key for key in known if "." not in key]
+        return f"unknown option {name!r}", nearest(name, near)
     missing = re.search(r"arguments are required: (.+)", message)
     if missing:
         return f"missing: {missing.group(1)}", "give it as a flag, or name a recipe with --config configs/....yaml"

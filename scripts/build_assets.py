@@ -33,7 +33,7 @@ from diffusion_feedback.records import PairRecord, content_hash
 from diffusion_feedback.scorers import shapes
 
 POOL = 24_000
-VAE_STEPS, DECODER_STEPS, UNET_STEPS = 1400, 500, 3000
+VAE_STEPS, DECODER_STEPS, UNET_STEPS = 1400, 300, 3000
 SAMPLING = {"num_inference_steps": 15, "guidance_scale": 2.0}
 TRAIN_SAMPLES, HELDOUT_SAMPLES = 14, 4  # images per prompt
 TEMPERATURE = 0.15  # of the annotator: P(0 over 1) = sigmoid((score_0 - score_1) / TEMPERATURE)

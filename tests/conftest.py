@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["recipes"]
+
 torch.set_num_threads(1)
 # A busy machine is no failure of ours.
 settings.register_profile("tests", deadline=None)

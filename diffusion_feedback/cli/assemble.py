@@ -89,7 +89,9 @@ def build_encoders(recipe: Recipe, denoiser: Any) -> Encoders:
     )
 
 
-def load_pairs(recipe: Recipe, encoders: Encoders, *, heldout: bool = False) -> PairIndex | None:
+def load_pairs(
+    recipe: Recipe, encoders: Encoders, accelerator: Accelerator, *, heldout: bool = False
+) -> PairIndex | None:
     """The index of the training or the held-out pairs; None where a recipe names no held-out pairs."""
     data = recipe.data
     path = data.validation if heldout else data.train
@@ -111,10 +113,10 @@ def load_pairs(recipe: Recipe, encoders: Encoders, *, heldout: bool = False) -> 
             encoders.images.encode(images, [view, view])
 
     index = PairIndex.build(reader, on_pair=encode if data.streaming else None)
-    for source, reason in reader.skipped[:20]:
-        print(f"skipped {source}: {reason}")
     if reader.skipped:
-        print(f"{len(reader.skipped)} bad rows skipped in {path}")
+        accelerator.print(f"{len(reader.skipped)} bad rows skipped in {path}; the first of them:")
+        for _, reason in reader.skipped[:20]:
+            accelerator.print(f"  {reason}")
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     return index.head(limit) if limit else index
 
@@ -177,15 +179,17 @@ class Session:
         self.recipe, self.accelerator = recipe, accelerator
         self.denoiser, self.reference = load_model(recipe, accelerator.device)
         self.encoders = build_encoders(recipe, self.denoiser)
-        train = load_pairs(recipe, self.encoders)
+        train = load_pairs(recipe, self.encoders, accelerator)
         assert train is not None
         self.train = train
-        self.heldout = load_pairs(recipe, self.encoders, heldout=True)
+        self.heldout = load_pairs(recipe, self.encoders, accelerator, heldout=True)
         size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
         self.order = PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
         self.truncated = self.denoiser.count_truncated(sorted({pair.prompt for pair in train.pairs}))
-        if self.truncated and accelerator.is_main_process:
-            print(f"note: {self.truncated} captions are longer than the text encoder reads; their ends are ignored")
+        if self.truncated:
+            accelerator.print(
+                f"note: {self.truncated} captions are longer than the text encoder reads; their ends are ignored"
+            )
 
     @property
     def network(self) -> nn.Module:

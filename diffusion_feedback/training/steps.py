@@ -71,9 +71,12 @@ class PairwiseStep:
         with torch.no_grad():
             logps = self.logps(network, batch)
             loss = float(self.losses(logps, batch).mean())
-        pairs = ((logps.policy_chosen, logps.reference_chosen), (logps.policy_rejected, logps.reference_rejected))
+        assert logps.reference_chosen is not None and logps.reference_rejected is not None
+        differences = torch.cat(
+            [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
+        )
         beta = float(self.parts.settings.get("beta", 1.0))
-        gap = max(float((policy - reference).abs().max()) for policy, reference in pairs if reference is not None)
+        gap = float(differences.abs().max())  # NaN where any is NaN
         equal = PairLogps(*[torch.zeros_like(logps.policy_chosen) for _ in range(4)])
         expected = float(self.losses(equal, batch).mean())
         if not beta * gap < 1e-2:

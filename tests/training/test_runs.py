@@ -129,16 +129,17 @@ def test_killed_and_resumed_equals_uninterrupted(make_recipe: MakeRecipe, tuning
     whole = train(make_recipe("whole", model=TUNINGS[tuning], training=training, data=data))
     recipe = make_recipe("broken", model=TUNINGS[tuning], training=training, data=data)
     folder = recipe.with_suffix("")
+    metrics = folder / "metrics.jsonl"
     moments = random.Random(tuning)
     kills = 0
     for _ in range(6):
         command = [sys.executable, "-m", "diffusion_feedback", "train", "--config", str(recipe), "--resume"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = len(rows(folder)) if (folder / "metrics.jsonl").exists() else 0
+        seen = metrics.stat().st_mtime_ns if metrics.exists() else 0
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if (folder / "metrics.jsonl").exists() and len(rows(folder)) != seen:
-                time.sleep(moments.uniform(0, 0.3))
+            if metrics.exists() and metrics.stat().st_mtime_ns != seen:
+                time.sleep(moments.uniform(0, 0.25))
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

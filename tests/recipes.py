@@ -1,4 +1,4 @@
-"""Small real runs: a tiny pipeline, real parquet pairs, and a recipe that joins them."""
+"""Fixtures of small real runs: a tiny pipeline, real parquet pairs, and a recipe that joins them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,57 @@
+"""Records: labels, identities, and writing that is never half done."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from diffusion_feedback.errors import UserError
+from diffusion_feedback.records import ImageRecord, PairRecord, atomic_write, content_hash
+
+
+def test_content_hash_by_hand() -> None:
+    data = (1).to_bytes(8, "little") + b"a" + (2).to_bytes(8, "little") + b"bc"
+    assert content_hash("a", b"bc") == hashlib.sha256(data).hexdigest()[:32]
+    assert content_hash("ab", "c") != content_hash("a", "bc")
+
+
+@pytest.mark.parametrize(
+    ("label", "chosen", "rejected", "probability", "tie"),
+    [(1.0, b"0", b"1", 1.0, False), (0.0, b"1", b"0", 1.0, False), (0.25, b"1", b"0", 0.75, False), (0.5, b"0", b"1", 0.5, True)],
+)  # fmt: skip
+def test_labels(label: float, chosen: bytes, rejected: bytes, probability: float, tie: bool) -> None:
+    pair = PairRecord("prompt", b"0", b"1", label)
+    assert (pair.chosen, pair.rejected, pair.chosen_probability, pair.is_tie) == (chosen, rejected, probability, tie)
+
+
+def test_a_pair_is_itself_whichever_image_comes_first() -> None:
+    pair = PairRecord("prompt", b"0", b"1", 1.0, source="here")
+    assert pair.pair_id == PairRecord("prompt", b"1", b"0", 0.0, weight=0.5, source="there").pair_id
+    assert pair.pair_id != PairRecord("other", b"0", b"1", 1.0).pair_id
+    assert pair.pair_id != PairRecord("prompt", b"0", b"2", 1.0).pair_id
+
+
+def test_image_records_read_back() -> None:
+    record = ImageRecord("images/0.png", "größer", 3, {"steps": 5}, "abc")
+    assert ImageRecord.from_json(record.to_json()) == record
+    with pytest.raises(KeyError):
+        ImageRecord.from_json('{"file_name": "a"}')
+
+
+def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with atomic_write(path) as file:
+        file.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write_text("half of the ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_user_errors_carry_problem_and_remedy() -> None:
+    error = UserError("a.yaml: unknown key 'b'", "did you mean 'c'?")
+    assert str(error) == "a.yaml: unknown key 'b'\n  -> did you mean 'c'?"
+    assert str(UserError("broken")) == "broken"

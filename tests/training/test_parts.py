@@ -1,0 +1,177 @@
+"""Parts of the loop: order, split, learning rate, average, gate, metrics file."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_feedback.errors import UserError
+from diffusion_feedback.objectives.pairwise import dpo
+from diffusion_feedback.training.ema import WeightAverage
+from diffusion_feedback.training.optimizers import adamw_8bit, learning_rate_at
+from diffusion_feedback.training.order import PairOrder, split
+from diffusion_feedback.training.run_folder import RunFolder
+from diffusion_feedback.training.steps import PairwiseStep, PointwiseStep, StepParts
+from diffusion_feedback.types import PairLogps, PreferenceBatch
+
+
+def test_every_epoch_meets_every_pair_once() -> None:
+    order = PairOrder(num_pairs=12, batch_size=4, seed=3)
+    epochs = [[i for step in range(3 * e, 3 * e + 3) for i in order.indices(step)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [order.epoch(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_the_incomplete_batch_is_left_out() -> None:
+    order = PairOrder(num_pairs=10, batch_size=4, seed=0)
+    assert [order.epoch(step) for step in range(4)] == [0, 0, 1, 1]
+    met = Counter(i for step in range(40) for i in order.indices(step))
+    assert set(met) == set(range(10)) and all(len(order.indices(step)) == 4 for step in range(40))
+
+
+def test_too_few_pairs() -> None:
+    with pytest.raises(UserError, match="effective batch of 8 pairs is larger than the 7 usable pairs"):
+        PairOrder(num_pairs=7, batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize(("micro_batches", "processes"), [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)])
+def test_processes_cover_the_batch_once(micro_batches: int, processes: int) -> None:
+    indices = list(range(100, 116))
+    parts = [part for rank in range(processes) for part in split(indices, micro_batches, processes, rank)]
+    assert sorted(i for part in parts for i in part) == indices
+    assert {len(part) for part in parts} == {16 // (micro_batches * processes)}
+
+
+def test_learning_rate_by_hand() -> None:
+    def rates(scheduler: str) -> list[float]:
+        return [
+            learning_rate_at(step, peak=8.0, scheduler=scheduler, warmup_steps=4, max_steps=8) for step in range(8)
+        ]
+
+    assert rates("constant") == [2, 4, 6, 8, 8, 8, 8, 8]
+    assert rates("linear") == [2, 4, 6, 8, 8, 6, 4, 2]
+    cosine = [4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert rates("cosine") == pytest.approx([2, 4, 6, 8, *cosine])
+
+
+def test_average_by_hand() -> None:
+    weight = nn.Parameter(torch.tensor([0.0]))
+    average = WeightAverage({"w": weight}, decay=0.5)
+    expected = 0.0
+    for number, value in enumerate([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]):
+        weight.data.fill_(value)
+        average.update()
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * value
+    with average.applied():
+        assert weight.item() == pytest.approx(expected, rel=1e-6)
+    assert weight.item() == 9.0
+    copy = WeightAverage({"w": weight}, decay=0.5)
+    copy.load_state_dict(average.state_dict())
+    assert copy.updates == 9 and torch.equal(copy.average["w"], average.average["w"])
+
+
+class Constant:
+    """A likelihood that returns what it was made with; the network is not asked."""
+
+    def __init__(self, values: list[Tensor]) -> None:
+        self.values = values
+
+    def prepare(self, batch: PreferenceBatch) -> None:
+        return None
+
+    def chosen(self, inputs: None) -> None:
+        return None
+
+    def logps(self, network: nn.Module, inputs: None) -> Tensor:
+        return self.values.pop(0)
+
+
+def parts(values: list[Tensor], **settings: float) -> StepParts:
+    from contextlib import nullcontext
+
+    return StepParts(Constant(values), nullcontext, dpo, settings)  # type: ignore[arg-type]
+
+
+BATCH = PreferenceBatch(["a", "b"], ["", ""], [], [], torch.tensor([1.0, 0.6]), torch.tensor([1.0, 0.5]))
+
+
+def test_the_gate_lets_equal_networks_pass() -> None:
+    same = torch.tensor([-0.1, -0.2, -0.3, -0.4])
+    figures = PairwiseStep(parts([same, same.clone()], beta=5000.0)).gate(nn.Identity(), BATCH)
+    assert figures["loss"] == pytest.approx(math.log(2)) and figures["max_logit_gap"] == 0
+
+
+@pytest.mark.parametrize("broken", [1e-5, math.nan])
+def test_the_gate_stops_other_networks(broken: float) -> None:
+    same = torch.tensor([-0.1, -0.2, -0.3, -0.4])
+    other = same + torch.tensor([0.0, 0.0, 0.0, broken])
+    with pytest.raises(UserError, match="step 0: policy and reference differ"):
+        PairwiseStep(parts([same, other], beta=5000.0)).gate(nn.Identity(), BATCH)
+
+
+def test_the_gate_of_supervised_training_wants_a_finite_loss() -> None:
+    from diffusion_feedback.objectives.pointwise import sft
+
+    def step(value: float) -> PointwiseStep:
+        from contextlib import nullcontext
+
+        return PointwiseStep(StepParts(Constant([torch.tensor([value, -1.0])]), nullcontext, sft, {}))  # type: ignore[arg-type]
+
+    assert step(-3.0).gate(nn.Identity(), BATCH)["loss"] == pytest.approx(2.0)
+    with pytest.raises(UserError, match="the loss is nan"):
+        step(math.nan).gate(nn.Identity(), BATCH)
+
+
+def test_weights_and_soft_labels_enter_the_sum() -> None:
+    reference, policy = torch.tensor([-1.0, -1.0, -1.0, -1.0]), torch.tensor([-0.5, -0.9, -1.2, -1.4])
+    step = PairwiseStep(parts([reference, policy], beta=2.0))
+    hard = step(nn.Identity(), BATCH)
+    logps = PairLogps(*policy.chunk(2), *reference.chunk(2))
+    losses = dpo(logps, beta=2.0)
+    assert hard.loss.item() == pytest.approx(losses[0].item() + 0.5 * losses[1].item(), rel=1e-6)
+    soft_parts = parts([reference, policy], beta=2.0)
+    soft = PairwiseStep(
+        StepParts(soft_parts.likelihood, soft_parts.reference, dpo, {"beta": 2.0}, soft_labels=True)
+    )(nn.Identity(), BATCH)
+    losses = dpo(logps, BATCH.chosen_probability, beta=2.0)
+    assert soft.loss.item() == pytest.approx(losses[0].item() + 0.5 * losses[1].item(), rel=1e-6)
+    assert soft.loss.item() != pytest.approx(hard.loss.item(), rel=1e-3)
+
+
+def test_a_cut_last_line_of_metrics_is_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in range(4):
+        folder.log({"step": step})
+    with folder.metrics_path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in folder.read_metrics()] == [0, 1, 2, 3]
+    folder.forget_after(2)
+    assert folder.metrics_path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+
+
+def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.load_checkpoint() is None
+    for step in (1, 2, 3):
+        folder.save_checkpoint(step, {"policy": {"w": torch.tensor([float(step)])}}, {"optimizer": {}}, keep=2)
+    (tmp_path / "checkpoints" / ".step-000004.tmp").mkdir()
+    assert [path.name for path in folder.checkpoints()] == ["step-000002", "step-000003"]
+    found = folder.load_checkpoint()
+    assert found is not None and found[0] == 3 and found[1]["policy"]["w"].item() == 3.0
+
+
+def test_the_optional_optimizer_says_how_to_get_it() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="needs bitsandbytes"):
+            adamw_8bit([nn.Parameter(torch.zeros(1))], 1e-3)
+    else:
+        assert adamw_8bit([nn.Parameter(torch.zeros(1))], 1e-3).param_groups[0]["lr"] == 1e-3
