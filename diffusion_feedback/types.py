@@ -36,7 +36,8 @@ class ImageHandle(Protocol):
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
     """Latents (N, C, h, w), scaled as the network expects them, and the size story of each image, (N, 6) float32:
-    original height and width, crop top and left, target height and width, px (SDXL's time ids, arXiv:2307.01952)."""
+    original height and width, crop top and left, target height and width, px (SDXL's time ids, arXiv:2307.01952).
+    """
 
     latents: Tensor
     sizes: Tensor

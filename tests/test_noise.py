@@ -30,7 +30,9 @@ def test_ddpm_agrees_with_diffusers(prediction_type: str) -> None:
     latents, noise, timesteps = tensors()
     theirs = scheduler(prediction_type)
     process = DDPMProcess(theirs.alphas_cumprod, prediction_type)  # type: ignore[arg-type]
-    torch.testing.assert_close(process.add_noise(latents, noise, timesteps), theirs.add_noise(latents, noise, timesteps))
+    torch.testing.assert_close(
+        process.add_noise(latents, noise, timesteps), theirs.add_noise(latents, noise, timesteps)
+    )
     expected = {
         "epsilon": noise,
         "sample": latents,
@@ -64,7 +66,8 @@ def test_timesteps_cover_the_schedulers_own_range() -> None:
     assert process.timesteps(uniform).tolist() == [0, 0, 1, 100, 199]
     assert process.num_timesteps == 200
     counts = torch.bincount(process.timesteps(torch.arange(0, 1, 1e-4, dtype=torch.float64)), minlength=200)
-    assert (counts >= 49).all() and (counts <= 51).all()
+    assert (counts >= 49).all()
+    assert (counts <= 51).all()
 
 
 def test_half_latents_are_noised_in_float32() -> None:

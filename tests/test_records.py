@@ -44,9 +44,14 @@ def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
     with atomic_write(path) as file:
         file.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write_text("half of the ne")
-        raise RuntimeError
+
+    def fail() -> None:
+        with atomic_write(path) as file:
+            file.write_text("half of the ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 

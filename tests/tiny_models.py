@@ -54,7 +54,9 @@ def _text_config(tokens: CLIPTokenizer) -> CLIPTextConfig:
 
 
 def _scheduler(prediction_type: str) -> DDIMScheduler:
-    return DDIMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type, clip_sample=False, steps_offset=1)
+    return DDIMScheduler(
+        beta_schedule="scaled_linear", prediction_type=prediction_type, clip_sample=False, steps_offset=1
+    )
 
 
 def save_sd(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Path:

@@ -14,8 +14,8 @@ from torch import nn
 from ..catalog import resolve
 from ..config import Recipe, to_dict
 from ..data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
-from ..data.index import PairIndex
 from ..data.images import EncodedImage
+from ..data.index import PairIndex
 from ..data.readers import open_pairs
 from ..errors import UserError
 from ..likelihoods.denoising import DenoisingLikelihood
@@ -75,7 +75,8 @@ def build_encoders(recipe: Recipe, denoiser: Any) -> Encoders:
     resolution = data.resolution or denoiser.resolution
     if not data.cache:
         return Encoders(
-            CachedImageEncoder(denoiser.encode_images, resolution, None), CachedTextEncoder(denoiser.encode_prompts, None)
+            CachedImageEncoder(denoiser.encode_images, resolution, None),
+            CachedTextEncoder(denoiser.encode_prompts, None),
         )
     root, dtype = Path(data.cache_dir).expanduser(), getattr(torch, data.cache_dtype)
     images = TensorCache(
@@ -126,7 +127,9 @@ def views_of(recipe: Recipe) -> list[ImageView]:
     return [ImageView(flip=flip) for flip in ([False, True] if recipe.data.random_flip else [False])]
 
 
-def fill_caches(recipe: Recipe, encoders: Encoders, train: PairIndex, order: PairOrder, accelerator: Accelerator) -> None:
+def fill_caches(
+    recipe: Recipe, encoders: Encoders, train: PairIndex, order: PairOrder, accelerator: Accelerator
+) -> None:
     """Encode what the run will need; each process takes its share."""
     if not recipe.data.cache:
         return
@@ -143,7 +146,13 @@ def fill_caches(recipe: Recipe, encoders: Encoders, train: PairIndex, order: Pai
 
 
 def build_step(
-    recipe: Recipe, denoiser: Any, reference: Reference, encoders: Encoders, accelerator: Accelerator, *, heldout: bool = False
+    recipe: Recipe,
+    denoiser: Any,
+    reference: Reference,
+    encoders: Encoders,
+    accelerator: Accelerator,
+    *,
+    heldout: bool = False,
 ) -> Any:
     """The step of the recipe's objective; for held-out pairs without dropout and flips, under the validation seed."""
     objective = resolve("objective", recipe.objective["name"])

@@ -62,7 +62,9 @@ def run(argv: Sequence[str]) -> None:
     if not Path(arguments.prompts).is_file():
         raise UserError(f"{arguments.prompts}: no such file", "run from the root of a clone, which holds assets/")
     if arguments.num_prompts < 1 or arguments.seed < 0:
-        raise UserError(f"--num_prompts {arguments.num_prompts}, --seed {arguments.seed}", "allowed: 1 or more, 0 or more")
+        raise UserError(
+            f"--num_prompts {arguments.num_prompts}, --seed {arguments.seed}", "allowed: 1 or more, 0 or more"
+        )
     story = Story(arguments)
     story.tell()
 
@@ -181,7 +183,8 @@ def own_noise(
     sampler: Callable[[Sequence[str], Sequence[int]], list[Image.Image]],
 ) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
     """Start each (prompt, seed) from its own noise: under one bare seed all prompts would share theirs, and the
-    comparisons would not be independent."""
+    comparisons would not be independent.
+    """
     from ..records import content_hash
 
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:

@@ -83,9 +83,7 @@ def _cases(comparison: Comparison, before: Judged, after: Judged) -> list[CaseGr
     picks = pick_cases(comparison.rows, min(CASES, len(comparison.rows) // 3))
     groups = (("best", picks.best), ("median", picks.median), ("worst", picks.worst))
     titles = {"best": "Largest gains", "median": "Typical cases", "worst": "Largest losses"}
-    return [
-        CaseGroup(titles[name], [_case(row, before, after) for row in rows]) for name, rows in groups if rows
-    ]
+    return [CaseGroup(titles[name], [_case(row, before, after) for row in rows]) for name, rows in groups if rows]
 
 
 def _curves(folder: Path) -> list[CurveFigure]:
@@ -101,7 +99,9 @@ def _curves(folder: Path) -> list[CurveFigure]:
 
     mean = "Mean over ten steps."
     return [
-        CurveFigure("Loss", {"loss": series("loss")}, f"{mean} Dashed: ln 2, where training starts.", reference=0.693147),
+        CurveFigure(
+            "Loss", {"loss": series("loss")}, f"{mean} Dashed: ln 2, where training starts.", reference=0.693147
+        ),
         CurveFigure(
             "Errors apart, change against the base",
             {"chosen": series("error/chosen_change"), "rejected": series("error/rejected_change")},

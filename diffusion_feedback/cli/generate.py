@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision of the network")
     add("--device", help="cuda, cpu, ...; the best one there is by default")
     add("--batch_size", "--batch-size", type=int, default=8, help="images at once (default 8)")
-    add("--num_inference_steps", "--num-inference-steps", type=int, default=30, help="steps of the sampler (default 30)")
+    add(
+        "--num_inference_steps", "--num-inference-steps", type=int, default=30, help="steps of the sampler (default 30)"
+    )
     add("--guidance_scale", "--guidance-scale", type=float, default=7.5, help="classifier-free guidance (default 7.5)")
     add("--negative_prompt", "--negative-prompt", help="what the images should not show")
     add("--height", type=int, help="px; the model's own by default")

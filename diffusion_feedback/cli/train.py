@@ -73,7 +73,9 @@ def _describe(session: Session) -> None:
     epochs = training.max_train_steps * size / len(session.train)
     print(f"pairs            {len(session.train)} for training", end="")
     print(f", {len(session.heldout)} held out" if session.heldout is not None else ", none held out")
-    print(f"effective batch  {size} = {training.train_batch_size} a pass x {training.gradient_accumulation_steps}", end="")
+    print(
+        f"effective batch  {size} = {training.train_batch_size} a pass x {training.gradient_accumulation_steps}", end=""
+    )
     print(f" accumulated x {session.accelerator.num_processes} processes")
     print(f"steps            {training.max_train_steps} ({epochs:.2f} epochs)")
     print(f"parameters       {trained:,} trained of {total:,} in the network")

@@ -47,7 +47,7 @@ class DenoisingLikelihood:
     random_flip: bool = False
     random_crop: bool = False
     timestep_range: tuple[float, float] = (0.0, 1.0)
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def prepare(self, batch: PreferenceBatch) -> DenoisingInputs:
         """Encode ``batch`` and make every draw once; policy and reference then see the same inputs."""

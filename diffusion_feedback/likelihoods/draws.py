@@ -36,7 +36,8 @@ def draw_pair(seed: int, draw: int, pair_id: str) -> PairDraw:
     digest = hashlib.sha256(f"{seed}/{draw}/{pair_id}".encode()).digest()
     words = np.frombuffer(digest, "<u8").tolist()
     uniforms = np.random.Generator(np.random.Philox(key=words[:2])).random(5).tolist()
-    return PairDraw(*uniforms, noise_key=words[2] >> 1)
+    timestep, flip, crop_x, crop_y, dropout = uniforms
+    return PairDraw(timestep, flip, crop_x, crop_y, dropout, noise_key=words[2] >> 1)
 
 
 def draw_noise(draws: Sequence[PairDraw], shape: Sequence[int]) -> Tensor:

@@ -71,7 +71,9 @@ class LatentDiffusion:
         """Pixels (N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w) float32 on the CPU: the posterior's mode."""
         vae = self.pipeline.vae
         latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
-        return ((latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor).cpu()
+        shift, scale = float(vae.config.get("shift_factor") or 0.0), float(vae.config.scaling_factor)
+        scaled: Tensor = (latents - shift) * scale
+        return scaled.cpu()
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

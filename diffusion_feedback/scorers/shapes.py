@@ -11,12 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -106,7 +107,8 @@ def shape_distance(shape: str, x: FloatArray, y: FloatArray, radius: float) -> F
         # Equilateral, centroid at the origin, corners at 1.15 radius, one corner up (y grows downwards).
         apothem = 1.15 * radius / 2
         edges = [y, -0.5 * y + np.sqrt(3) / 2 * x, -0.5 * y - np.sqrt(3) / 2 * x]
-        return np.maximum.reduce(edges) - apothem
+        farthest: FloatArray = np.maximum.reduce(edges)
+        return farthest - apothem
     if shape == "cross":
         arm, half = 0.32 * radius, radius
         horizontal = np.maximum(np.abs(x) - half, np.abs(y) - arm)
@@ -119,7 +121,8 @@ def shape_distance(shape: str, x: FloatArray, y: FloatArray, radius: float) -> F
         px, py = r * np.sin(angle), r * np.cos(angle)
         bx, by = inner * np.sin(np.pi / 5), inner * np.cos(np.pi / 5)
         normal = np.array([outer - by, bx]) / np.hypot(outer - by, bx)
-        return (px * normal[0] + (py - outer) * normal[1]).astype(np.float32)
+        distance: FloatArray = px * normal[0] + (py - outer) * normal[1]
+        return distance.astype(np.float32)
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 

@@ -53,7 +53,8 @@ class Trainer:
     def effective_batch(self) -> int:
         """Pairs in one optimizer step, over all processes."""
         config = self.config
-        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        processes = int(self.accelerator.num_processes)
+        return config.train_batch_size * config.gradient_accumulation_steps * processes
 
     def micro_batches(self, number: int) -> Iterator[PreferenceBatch]:
         """This process's part of optimizer step ``number``."""

@@ -71,7 +71,8 @@ class PairwiseStep:
         with torch.no_grad():
             logps = self.logps(network, batch)
             loss = float(self.losses(logps, batch).mean())
-        assert logps.reference_chosen is not None and logps.reference_rejected is not None
+        assert logps.reference_chosen is not None
+        assert logps.reference_rejected is not None
         differences = torch.cat(
             [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
         )

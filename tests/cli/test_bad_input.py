@@ -66,9 +66,7 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", list(BAD_TABLES))
-def test_bad_tables(
-    case: str, make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_tables(case: str, make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes, named = BAD_TABLES[case]
     recipe = make_recipe(data={"train": str(table(tmp_path / "bad.parquet", **changes)), "validation": None})
     assert main(["train", "--config", str(recipe)]) == 2
@@ -98,7 +96,9 @@ def test_bad_rows_are_skipped_counted_and_listed(
     recipe = make_recipe(data=data, training={"max_train_steps": 1, "train_batch_size": 6})
     assert main(["train", "--config", str(recipe)]) == 0
     printed = capsys.readouterr().out
-    assert "2 bad rows skipped" in printed and "row 0" in printed and "row 3" in printed
+    assert "2 bad rows skipped" in printed
+    assert "row 0" in printed
+    assert "row 3" in printed
 
 
 def unusual_images() -> dict[str, bytes]:
@@ -186,7 +186,9 @@ def test_unknown_keys_of_a_file(make_recipe: MakeRecipe, capsys: pytest.CaptureF
     recipe = make_recipe(training={"learning_rat": 1e-3})
     assert main(["train", "--config", str(recipe)]) == 2
     message = capsys.readouterr().err
-    assert recipe.name in message and "training.learning_rat" in message and "did you mean 'learning_rate'" in message
+    assert recipe.name in message
+    assert "training.learning_rat" in message
+    assert "did you mean 'learning_rate'" in message
 
 
 def test_folder_of_another_run_is_kept(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

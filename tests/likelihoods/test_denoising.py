@@ -131,7 +131,8 @@ def test_noisy_latents_by_hand(likelihood: DenoisingLikelihood) -> None:
 
 def test_timestep_range(likelihood: DenoisingLikelihood) -> None:
     late = replace(likelihood, timestep_range=(0.8, 0.9)).prepare(batch(list(range(20))))
-    assert late.timesteps.min() >= 800 and late.timesteps.max() < 900
+    assert late.timesteps.min() >= 800
+    assert late.timesteps.max() < 900
 
 
 def test_logps_are_minus_half_the_mean_squared_error(likelihood: DenoisingLikelihood) -> None:
@@ -141,7 +142,8 @@ def test_logps_are_minus_half_the_mean_squared_error(likelihood: DenoisingLikeli
         logps = likelihood.logps(network, inputs)
         prediction = likelihood.denoiser.predict(network, inputs.noisy, inputs.timesteps, inputs.conditioning)
     expected = -0.5 * ((prediction.double() - inputs.target.double()) ** 2).mean((1, 2, 3))
-    assert logps.dtype == torch.float32 and logps.shape == (6,)
+    assert logps.dtype == torch.float32
+    assert logps.shape == (6,)
     torch.testing.assert_close(logps.double(), expected, atol=1e-6, rtol=1e-6)
 
 

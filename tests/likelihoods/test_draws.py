@@ -14,7 +14,13 @@ def test_same_counters_give_the_same_draw() -> None:
 
 
 def test_every_counter_matters() -> None:
-    draws = {draw_pair(1, 2, "a"), draw_pair(2, 2, "a"), draw_pair(1, 3, "a"), draw_pair(1, 2, "b"), draw_pair(12, 2, "a")}
+    draws = {
+        draw_pair(1, 2, "a"),
+        draw_pair(2, 2, "a"),
+        draw_pair(1, 3, "a"),
+        draw_pair(1, 2, "b"),
+        draw_pair(12, 2, "a"),
+    }
     assert len(draws) == 5
 
 

@@ -38,7 +38,9 @@ def test_fails_on_wrong_captions(attribute: str) -> None:
             wrong = miscaption(scene, rng)
         reading = read_scene(image)
         verdict = reading.correct(wrong)
-        caught.append(not verdict.pop(attribute) and all(verdict.values()) and reading.score(wrong) < reading.score(scene))
+        caught.append(
+            not verdict.pop(attribute) and all(verdict.values()) and reading.score(wrong) < reading.score(scene)
+        )
     assert np.mean(caught) >= 0.99
 
 

@@ -32,7 +32,8 @@ def test_the_incomplete_batch_is_left_out() -> None:
     order = PairOrder(num_pairs=10, batch_size=4, seed=0)
     assert [order.epoch(step) for step in range(4)] == [0, 0, 1, 1]
     met = Counter(i for step in range(40) for i in order.indices(step))
-    assert set(met) == set(range(10)) and all(len(order.indices(step)) == 4 for step in range(40))
+    assert set(met) == set(range(10))
+    assert all(len(order.indices(step)) == 4 for step in range(40))
 
 
 def test_too_few_pairs() -> None:
@@ -50,9 +51,7 @@ def test_processes_cover_the_batch_once(micro_batches: int, processes: int) -> N
 
 def test_learning_rate_by_hand() -> None:
     def rates(scheduler: str) -> list[float]:
-        return [
-            learning_rate_at(step, peak=8.0, scheduler=scheduler, warmup_steps=4, max_steps=8) for step in range(8)
-        ]
+        return [learning_rate_at(step, peak=8.0, scheduler=scheduler, warmup_steps=4, max_steps=8) for step in range(8)]
 
     assert rates("constant") == [2, 4, 6, 8, 8, 8, 8, 8]
     assert rates("linear") == [2, 4, 6, 8, 8, 6, 4, 2]
@@ -74,7 +73,8 @@ def test_average_by_hand() -> None:
     assert weight.item() == 9.0
     copy = WeightAverage({"w": weight}, decay=0.5)
     copy.load_state_dict(average.state_dict())
-    assert copy.updates == 9 and torch.equal(copy.average["w"], average.average["w"])
+    assert copy.updates == 9
+    assert torch.equal(copy.average["w"], average.average["w"])
 
 
 class Constant:
@@ -105,7 +105,8 @@ BATCH = PreferenceBatch(["a", "b"], ["", ""], [], [], torch.tensor([1.0, 0.6]), 
 def test_the_gate_lets_equal_networks_pass() -> None:
     same = torch.tensor([-0.1, -0.2, -0.3, -0.4])
     figures = PairwiseStep(parts([same, same.clone()], beta=5000.0)).gate(nn.Identity(), BATCH)
-    assert figures["loss"] == pytest.approx(math.log(2)) and figures["max_logit_gap"] == 0
+    assert figures["loss"] == pytest.approx(math.log(2))
+    assert figures["max_logit_gap"] == 0
 
 
 @pytest.mark.parametrize("broken", [1e-5, math.nan])
@@ -137,9 +138,9 @@ def test_weights_and_soft_labels_enter_the_sum() -> None:
     losses = dpo(logps, beta=2.0)
     assert hard.loss.item() == pytest.approx(losses[0].item() + 0.5 * losses[1].item(), rel=1e-6)
     soft_parts = parts([reference, policy], beta=2.0)
-    soft = PairwiseStep(
-        StepParts(soft_parts.likelihood, soft_parts.reference, dpo, {"beta": 2.0}, soft_labels=True)
-    )(nn.Identity(), BATCH)
+    soft = PairwiseStep(StepParts(soft_parts.likelihood, soft_parts.reference, dpo, {"beta": 2.0}, soft_labels=True))(
+        nn.Identity(), BATCH
+    )
     losses = dpo(logps, BATCH.chosen_probability, beta=2.0)
     assert soft.loss.item() == pytest.approx(losses[0].item() + 0.5 * losses[1].item(), rel=1e-6)
     assert soft.loss.item() != pytest.approx(hard.loss.item(), rel=1e-3)
@@ -164,7 +165,9 @@ def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-000004.tmp").mkdir()
     assert [path.name for path in folder.checkpoints()] == ["step-000002", "step-000003"]
     found = folder.load_checkpoint()
-    assert found is not None and found[0] == 3 and found[1]["policy"]["w"].item() == 3.0
+    assert found is not None
+    assert found[0] == 3
+    assert found[1]["policy"]["w"].item() == 3.0
 
 
 def test_the_optional_optimizer_says_how_to_get_it() -> None:

@@ -172,7 +172,8 @@ def test_the_cache_changes_nothing(make_recipe: MakeRecipe) -> None:
 def test_every_objective_trains(make_recipe: MakeRecipe, objective: dict[str, Any]) -> None:
     folder = train(make_recipe(objective=objective, model=LORA, training={"max_train_steps": 2}))
     losses = [row["loss"] for row in rows(folder)]
-    assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
     assert rows(folder, "validation/accuracy")
 
 

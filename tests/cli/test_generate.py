@@ -1,0 +1,96 @@
+"""``dfb generate`` on a tiny real pipeline: prompts x seeds x model (+ LoRA) to a folder that ``datasets`` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from diffusion_feedback.cli.main import main
+
+SHORT = ["--num_inference_steps", "2"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\na tree\n")
+    return path
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted((folder / "images").iterdir())}
+
+
+def test_a_folder_that_datasets_reads(tmp_path: Path, prompts: Path, tiny_pipelines: dict[str, Path]) -> None:
+    out = tmp_path / "out"
+    command = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(prompts), "--seeds", "0", "7"]
+    assert main([*command, "--output_dir", str(out), *SHORT]) == 0
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["seed"]) for row in rows] == [
+        (p, s) for p in ("a cat", "a dog", "a tree") for s in (0, 7)
+    ]
+    assert len({row["model_hash"] for row in rows}) == 1
+    assert rows[0]["settings"]["num_inference_steps"] == 2
+    data = load_dataset("imagefolder", data_dir=str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(data) == 6
+    assert {"image", "prompt", "seed"} <= set(data.column_names)
+
+
+def test_batch_size_does_not_matter(tmp_path: Path, prompts: Path, tiny_pipelines: dict[str, Path]) -> None:
+    for size in ("1", "3"):
+        command = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(prompts), "--batch_size", size]
+        assert main([*command, "--output_dir", str(tmp_path / size), *SHORT]) == 0
+    one, three = pixels(tmp_path / "1"), pixels(tmp_path / "3")
+    assert one.keys() == three.keys()
+    assert max(np.abs(one[name] - three[name]).max() for name in one) <= 1
+
+
+def test_lora_is_another_model(
+    tmp_path: Path,
+    prompts: Path,
+    tiny_pipelines: dict[str, Path],
+    make_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = make_recipe(training={"max_train_steps": 3, "learning_rate": 0.1})
+    assert main(["train", "--config", str(recipe)]) == 0
+    command = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(prompts), *SHORT, "--output_dir"]
+    assert main([*command, str(tmp_path / "base")]) == 0
+    assert main([*command, str(tmp_path / "tuned"), "--lora", str(recipe.with_suffix(""))]) == 0
+    base, tuned = pixels(tmp_path / "base"), pixels(tmp_path / "tuned")
+    assert any(np.abs(base[name] - tuned[name]).max() > 1 for name in base)
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "base"), "--lora", str(recipe.with_suffix(""))]) == 2
+    assert "holds images of model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--batch_size", "0"], "--batch_size: got 0"),
+        (["--seeds", "1", "1"], "--seeds"),
+        (["--height", "30"], "--height: got 30"),
+        (["--family", "flux"], "unknown family 'flux'"),
+        (["--lora", "./absent"], "./absent: no such LoRA"),
+        (["--prompts", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_bad_flags(
+    tmp_path: Path,
+    prompts: Path,
+    tiny_pipelines: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    named: str,
+) -> None:
+    out = tmp_path / "out"
+    command = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(prompts), "--output_dir", str(out)]
+    assert main([*command, *flags]) == 2
+    assert named in capsys.readouterr().err
+    assert not out.exists()
