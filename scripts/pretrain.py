@@ -210,7 +210,9 @@ def refine_decoder(
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed((2 << 32) + step)
         chosen = torch.randint(len(images), (batch_size,), generator=generator)
-        pixels = torch.from_numpy(np.stack([images[i] for i in chosen.tolist()])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = (
+            torch.from_numpy(np.stack([images[i] for i in chosen.tolist()])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )
         with torch.autocast("cpu", torch.bfloat16):
             decoded = vae.decode(latents[chosen]).sample
         return (decoded.float() - pixels).abs().mean()
@@ -241,7 +243,9 @@ def train_text_encoder(tokenizer: CLIPTokenizer, *, steps: int, seed: int = 0) -
     scenes = all_scenes()
     tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
     choices = [sorted({getattr(scene, name) for scene in scenes}) for name in ATTRIBUTES]
-    labels = torch.tensor([[options.index(getattr(s, n)) for n, options in zip(ATTRIBUTES, choices)] for s in scenes])
+    labels = torch.tensor(
+        [[options.index(getattr(s, n)) for n, options in zip(ATTRIBUTES, choices, strict=False)] for s in scenes]
+    )
     heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, len(options)) for options in choices)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3)
     generator = torch.Generator().manual_seed(seed + 2)
