@@ -70,7 +70,10 @@ def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:
     schema = settings_of(resolve(kind, name))
     for key in settings:
         if key not in schema:
-            raise UserError(f"{kind} {name!r} does not take {key!r}", nearest(key, list(schema)))
+            raise UserError(
+                f"{kind} {name!r} does not take {key!r}",
+                nearest(key, list(schema)) if schema else "it takes no settings",
+            )
     for key, parameter in schema.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"{kind} {name!r} needs a value for {key!r}", f"set {kind}.{key} in the recipe")

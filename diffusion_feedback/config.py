@@ -61,6 +61,7 @@ class DataConfig:
         resolution: Side of the square training images, px; the model's own when not given.
         ties: drop leaves tied pairs out, soft keeps them with probability one half.
         soft_labels: Use vote shares as label probabilities (dpo only); else the majority decides.
+        prompt_weights: Weigh each pair by 1 / num_example_per_prompt, where the data has that column.
         on_bad_row: error stops at the first bad row, skip leaves bad rows out and lists them.
         cache: Keep latents and text embeddings on disk.
         cache_dir: Where the cache lies.
@@ -81,6 +82,7 @@ class DataConfig:
     resolution: int | None = None
     ties: Literal["drop", "soft"] = "drop"
     soft_labels: bool = False
+    prompt_weights: bool = True
     on_bad_row: Literal["error", "skip"] = "error"
     cache: bool = True
     cache_dir: str = "~/.cache/diffusion-feedback"
@@ -306,7 +308,18 @@ def check(recipe: Recipe) -> None:
     _require(0 <= low < high <= 1, "training.timestep_range", training.timestep_range, "0 <= low < high <= 1")
     _require(0 <= data.caption_dropout <= 1, "data.caption_dropout", data.caption_dropout, "0 to 1")
     _require(model.lora_rank >= 1, "model.lora_rank", model.lora_rank, "1 or more")
-    _require(data.resolution is None or data.resolution >= 8, "data.resolution", data.resolution, "8 or more")
+    _require(
+        data.resolution is None or (data.resolution >= 8 and data.resolution % 8 == 0),
+        "data.resolution",
+        data.resolution,
+        "multiples of 8",
+    )
+    for key in ("max_train_pairs", "max_validation_pairs"):
+        _require(getattr(data, key) is None or getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "1 or more")
+    steps = recipe.validation.num_inference_steps
+    _require(steps >= 1, "validation.num_inference_steps", steps, "1 or more")
+    half = model.dtype == "float32" or training.mixed_precision != "no"
+    _require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
     if data.random_crop and data.cache:
         raise UserError("data.random_crop: random crops cannot be cached", "set data.cache: false, or drop random_crop")
     if data.streaming and not data.cache:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
+from tqdm import tqdm
 
 from ..catalog import resolve
 from ..config import Recipe, to_dict
@@ -21,7 +24,7 @@ from ..errors import UserError
 from ..likelihoods.denoising import DenoisingLikelihood
 from ..models import lora
 from ..models.reference import AdaptersOff, FrozenCopy
-from ..records import PairRecord
+from ..records import PairRecord, content_hash
 from ..training.heldout import implicit_accuracy
 from ..training.loop import Trainer
 from ..training.order import PairOrder
@@ -44,8 +47,8 @@ class Encoders:
                 cache.close()
 
 
-def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, Reference]:
-    """The denoiser with its trainable network, and the reference."""
+def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, Reference, str]:
+    """The denoiser with its trainable network, the reference, and the hash of the model that training starts from."""
     model = recipe.model
     denoiser = resolve("family", model.family)(
         model.pretrained_model_name_or_path,
@@ -54,7 +57,7 @@ def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, Reference]:
         dtype=getattr(torch, model.dtype),
         device=device,
     )
-    network = denoiser.network
+    network, base_hash = denoiser.network, denoiser.model_hash()
     reference: Reference
     if model.tuning == "lora":
         alpha = model.lora_alpha if model.lora_alpha is not None else float(model.lora_rank)
@@ -66,7 +69,7 @@ def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, Reference]:
         network.requires_grad_(True)
     if model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    return denoiser, reference
+    return denoiser, reference, base_hash
 
 
 def build_encoders(recipe: Recipe, denoiser: Any) -> Encoders:
@@ -137,10 +140,16 @@ def fill_caches(
     steps = range(recipe.training.max_train_steps)
     needed = sorted({i for step in steps for i in order.indices(step)}) if last_epoch == 0 else list(range(len(train)))
     share = needed[accelerator.process_index :: accelerator.num_processes]
-    if not recipe.data.streaming and share:
-        batch = train.batch(share, 0)
-        for view in views_of(recipe):
-            encoders.images.fill([*batch.chosen, *batch.rejected], [view] * (2 * len(share)))
+    if not recipe.data.streaming:
+        # In the order of the files, and a part at a time: a batch holds its images as long as it lives.
+        share.sort(key=lambda index: train.pairs[index].location or ())
+        chunks = [share[start : start + 256] for start in range(0, len(share), 256)]
+        for chunk in tqdm(chunks, desc="encode images", unit="256 pairs", disable=not accelerator.is_main_process):
+            batch = train.batch(chunk, 0)
+            for view in views_of(recipe):
+                encoders.images.encode([*batch.chosen, *batch.rejected], [view] * (2 * len(chunk)))
+        assert encoders.images.cache is not None
+        encoders.images.cache.flush()
     encoders.texts.fill(["", *(train.pairs[i].prompt for i in share)])
     accelerator.wait_for_everyone()
 
@@ -173,6 +182,7 @@ def build_step(
         objective,
         {key: value for key, value in recipe.objective.items() if key != "name"},
         soft_labels=recipe.data.soft_labels,
+        weighted=recipe.data.prompt_weights,
         autocast=accelerator.autocast,
         unwrap=accelerator.unwrap_model,
     )
@@ -186,19 +196,28 @@ class Session:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        self.denoiser, self.reference = load_model(recipe, accelerator.device)
+        self.denoiser, self.reference, self.base_hash = load_model(recipe, accelerator.device)
         self.encoders = build_encoders(recipe, self.denoiser)
         train = load_pairs(recipe, self.encoders, accelerator)
         assert train is not None
         self.train = train
         self.heldout = load_pairs(recipe, self.encoders, accelerator, heldout=True)
         size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
+        self._check_apart()
         self.order = PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
         self.truncated = self.denoiser.count_truncated(sorted({pair.prompt for pair in train.pairs}))
         if self.truncated:
             accelerator.print(
                 f"note: {self.truncated} captions are longer than the text encoder reads; their ends are ignored"
             )
+
+    def _check_apart(self) -> None:
+        if self.heldout is None:
+            return
+        shared = {pair.pair_id for pair in self.train.pairs} & {pair.pair_id for pair in self.heldout.pairs}
+        if shared:
+            problem = f"data.validation: {len(shared)} of its {len(self.heldout)} pairs are training pairs too"
+            raise UserError(problem, "give other files or another validation_split")
 
     @property
     def network(self) -> nn.Module:
@@ -209,6 +228,9 @@ class Session:
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for _, parameter in lora.trainable(self.network)]
+
+    def _labels(self) -> list[str]:
+        return [f"{pair.pair_id} {pair.label_0}" for pair in self.train.pairs]
 
     def validation_prompts(self) -> list[str]:
         """Prompts of the sample grid."""
@@ -234,6 +256,7 @@ class Session:
             optimizer,
             look=lambda step, network: self.look(step, network, folder),
             look_every=recipe.validation.steps,
+            identity={"base": self.base_hash, "pairs": content_hash(*self._labels())},
         )
         trainer.fit()
         self.encoders.close()
@@ -262,10 +285,9 @@ class Session:
             return
         seeds = [validation.seed + number for number in range(len(prompts))]
         settings = {"num_inference_steps": validation.num_inference_steps, "guidance_scale": validation.guidance_scale}
-        with self.accelerator.autocast():
-            with self.reference(network) as frozen:
-                before = self.denoiser.sample(frozen, prompts, seeds, **settings)
-            after = self.denoiser.sample(network, prompts, seeds, **settings)
+        with self.reference(network) as frozen:
+            before = self.denoiser.sample(frozen, prompts, seeds, **settings)
+        after = self.denoiser.sample(network, prompts, seeds, **settings)
         rows = [list(pair) for pair in zip(before, after, strict=True)]
         grid = image_grid(rows, prompts, ["before", f"step {step}"], cell=128, blocks=2)
         with atomic_write(folder.path / "samples" / f"step-{step:06d}.png") as file:
@@ -279,7 +301,7 @@ class Session:
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.denoiser.save(network, trainer.folder.path)
-            write_card(trainer.folder, to_dict(self.recipe))
+            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch)
         self.accelerator.wait_for_everyone()
 
 
@@ -290,6 +312,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             mixed_precision=recipe.training.mixed_precision,
             log_with=recipe.training.report_to or None,
             project_dir=recipe.output_dir,
+            # Other processes wait while one encodes or draws samples; the default of ten minutes is too short for that.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"training: {error}", "check training.report_to and training.mixed_precision") from error

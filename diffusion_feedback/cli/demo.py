@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..config import Recipe
     from ..evaluation.comparison import Comparison
+    from .demo_report import Judged
 
 EPILOG = """examples:
   dfb demo
@@ -28,16 +28,6 @@ the baseline under sft/, and all images under samples/. Run the same command aga
 """
 TIE_MARGIN = 0.02  # verified scores closer than this count as a tie; scores lie in [0, 1]
 METHODS = ("dpo", "sft")
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What the exact verifier says of one set of images, one value a prompt."""
-
-    images: list[Path]
-    scores: list[float]
-    attributes: list[float]
-    cleanliness: list[float]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,7 +96,7 @@ class Story:
 
     def tell(self) -> None:
         """Sample, tune, sample again, judge, report."""
-        from .train import train
+        from .training_run import train
 
         judged: dict[str, Judged] = {}
         with self._stage("sample base", f"base model, {len(self.prompts)} held-out prompts"):
@@ -127,6 +117,7 @@ class Story:
         from ..catalog import resolve
         from ..generation import generate, load_generated
         from ..scorers.shapes import parse_caption, read_scene
+        from .demo_report import Judged
 
         recipe = self.recipes["dpo"]
         denoiser = resolve("family", recipe.model.family)(recipe.model.pretrained_model_name_or_path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import Recipe, to_yaml
 from ..evaluation.comparison import CaseRow, Comparison, pick_cases
@@ -15,10 +16,17 @@ from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
 from ..reports.figures import image_grid
 from ..reports.html import write_report
 
-if TYPE_CHECKING:
-    from .demo import Judged
-
 CASES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the exact verifier says of one set of images, one value a prompt."""
+
+    images: list[Path]
+    scores: list[float]
+    attributes: list[float]
+    cleanliness: list[float]
 
 
 def write_demo_report(

@@ -57,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; running the same command again goes on from here", file=sys.stderr)
+        print(
+            "\ninterrupted; the same command (dfb train with --resume) goes on from the last whole piece of work",
+            file=sys.stderr,
+        )
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader, such as `head`, has gone. What is still buffered would fail again when Python flushes at exit.

@@ -63,7 +63,7 @@ pipeline.load_lora_weights("{folder}")"""
 _FULL_CODE = """pipeline = DiffusionPipeline.from_pretrained("{folder}")"""
 
 
-def write_card(folder: RunFolder, recipe: Mapping[str, Any]) -> None:
+def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int) -> None:
     """Write README.md for the run in ``folder``; it comes last and marks the run as complete."""
     model, training = recipe["model"], recipe["training"]
     adapted = model["tuning"] == "lora"
@@ -78,7 +78,7 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any]) -> None:
         title=name,
         data=recipe["data"]["train"],
         steps=training["max_train_steps"],
-        batch=training["train_batch_size"] * training["gradient_accumulation_steps"],
+        batch=effective_batch,
         picture=f"![before and after](samples/{samples[-1].name})\n\n" if samples else "",
         code=(_LORA_CODE if adapted else _FULL_CODE).format(base=base, folder=name),
         prompt=(recipe["validation"]["prompts"] or ["your prompt"])[0],

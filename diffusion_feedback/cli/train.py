@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..config import Recipe, build_parser, parse, to_dict, to_yaml
-
-if TYPE_CHECKING:
-    from .assemble import Session
+from ..config import build_parser, parse, to_yaml
+from ..errors import UserError
 
 EPILOG = """examples:
   dfb train --config configs/shapes_dpo_lora.yaml
-  dfb train --config configs/sd15_dpo.yaml --data.train 'pairs/*.parquet' --training.learning_rate 1e-8
+  dfb train --config configs/sd15_dpo.yaml --data.train 'pairs/train-*.parquet' --training.learning_rate 1e-8
   dfb train --config configs/shapes_dpo_lora.yaml --output_dir runs/b --objective.beta 1000 --dry_run
   dfb train --config runs/b/recipe.yaml --resume
   accelerate launch --num_processes 4 -m diffusion_feedback train --config configs/sdxl_dpo_lora.yaml
@@ -31,56 +27,8 @@ def run(argv: Sequence[str]) -> None:
     if flags.print_config:
         print(to_yaml(recipe), end="")
         return
+    if flags.resume and flags.overwrite:
+        raise UserError("--resume and --overwrite contradict each other", "give one of them")
+    from .training_run import train
+
     train(recipe, resume=flags.resume, overwrite=flags.overwrite, dry_run=flags.dry_run)
-
-
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
-    """Train ``recipe``, or with ``dry_run`` only say what would be done. Raises UserError for bad input."""
-    from ..training.run_folder import RunFolder
-    from .assemble import Session, make_accelerator
-
-    folder = RunFolder(Path(recipe.output_dir))
-    if not dry_run:
-        folder.check_free(to_dict(recipe), resume=resume, overwrite=overwrite)
-        if resume and folder.is_complete():
-            print(f"{folder.path}: already complete")
-            return
-    accelerator = make_accelerator(recipe)
-    session = Session(recipe, accelerator)
-    if dry_run:
-        _describe(session)
-        return
-    if accelerator.is_main_process:
-        folder.open(to_dict(recipe), resume=resume, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    if recipe.training.report_to:
-        accelerator.init_trackers("diffusion-feedback", config={"recipe": to_yaml(recipe)})
-    trainer = session.fit(folder)
-    session.finish(trainer)
-    accelerator.end_training()
-    if accelerator.is_main_process:
-        print(f"done: {folder.path} (see {folder.path / 'README.md'})")
-
-
-def _describe(session: Session) -> None:
-    """Print effective batch, steps, parameters, memory and logit slope."""
-    from .memory import estimate
-
-    recipe, training = session.recipe, session.recipe.training
-    size = session.order.batch_size
-    trained = sum(p.numel() for p in session.parameters())
-    total = sum(p.numel() for p in session.network.parameters())
-    epochs = training.max_train_steps * size / len(session.train)
-    print(f"pairs            {len(session.train)} for training", end="")
-    print(f", {len(session.heldout)} held out" if session.heldout is not None else ", none held out")
-    print(
-        f"effective batch  {size} = {training.train_batch_size} a pass x {training.gradient_accumulation_steps}", end=""
-    )
-    print(f" accumulated x {session.accelerator.num_processes} processes")
-    print(f"steps            {training.max_train_steps} ({epochs:.2f} epochs)")
-    print(f"parameters       {trained:,} trained of {total:,} in the network")
-    if "beta" in recipe.objective:
-        beta = recipe.objective["beta"]
-        print(f"logit slope      {beta / 2:g} per unit of mean squared error (beta {beta:g} / 2)")
-    for line in estimate(session):
-        print(line)

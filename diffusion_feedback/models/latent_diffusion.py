@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,7 @@ class LatentDiffusion:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         try:
             self.pipeline.unet = network.eval()
-            with quiet():
+            with quiet(), _own_precision(network, self.pipeline.device):
                 images = self.pipeline(prompt=list(prompts), generator=generators, output_type="pil", **settings).images
         finally:
             self.pipeline.unet = own
@@ -132,6 +134,20 @@ class LatentDiffusion:
             self.pipeline.save_pretrained(folder)
         finally:
             self.pipeline.unet = own
+
+
+@contextmanager
+def _own_precision(network: Any, device: torch.device) -> Iterator[None]:
+    """Run a half-precision ``network`` under autocast, and nothing else: encoders and VAE stay in float32."""
+    if network.dtype == torch.float32:
+        yield
+        return
+    forward = network.forward
+    network.forward = torch.autocast(device.type, network.dtype)(forward)
+    try:
+        yield
+    finally:
+        network.forward = forward
 
 
 def load_pipeline(
@@ -167,6 +183,7 @@ def load_pipeline(
         check_finite(module, f"{path}/{name}")
         module.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_slicing()  # one image at a time: decoding is what runs out of memory first
     return pipeline
 
 
@@ -200,13 +217,26 @@ def check_finite(module: nn.Module, name: str) -> None:
 
 
 def weights_hash(*modules: nn.Module, settings: str = "") -> str:
-    """SHA-256 over names, types and bytes of all weights, and ``settings``; 16 hexadecimal digits."""
+    """SHA-256 over configs, names, types and bytes of all weights, and ``settings``; 16 hexadecimal digits."""
     digest = hashlib.sha256(settings.encode())
     for module in modules:
+        digest.update(_config_of(module).encode())
         for key, value in sorted(module.state_dict().items()):
             digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _config_of(module: Any) -> str:
+    """Everything besides the weights that decides what ``module`` computes: its config, and its adapters'."""
+    config = module.config if isinstance(module.config, Mapping) else module.config.to_dict()
+    told = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version", "dtype")}
+    adapters = {name: adapter.to_dict() for name, adapter in (getattr(module, "peft_config", None) or {}).items()}
+    return json.dumps(
+        [told, adapters],
+        sort_keys=True,
+        default=lambda value: sorted(map(str, value)) if isinstance(value, set) else str(value),
+    )
 
 
 def ddpm_process(scheduler: Any) -> DDPMProcess:

@@ -51,9 +51,10 @@ def is_adapted(network: Any) -> bool:
 def save(pipeline: Any, network: Any, folder: Path) -> None:
     """Write the adapter so that plain ``load_lora_weights`` reads it, rank and alpha included."""
     state = {key: value.contiguous() for key, value in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
-    pipeline.save_lora_weights(
-        folder, unet_lora_layers=state, unet_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict()
-    )
+    # Sets come out in another order in another process; sorted, equal weights are equal files.
+    config = network.peft_config[ADAPTER].to_dict()
+    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    pipeline.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
 
 
 def load_into(pipeline: Any, path: str) -> None:

@@ -34,7 +34,7 @@ def implicit_accuracy(
         with torch.no_grad():
             logps = step.logps(network, batch)
         for name, values in {**pair_metrics(logps, beta=1.0), **denoising_metrics(logps)}.items():
-            totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+            totals[name] = totals.get(name, 0.0) + float(values.cpu().double().sum())
     accuracy = proportion_interval(totals["rewards/accuracies"], num_pairs)
     errors = {name: value / num_pairs for name, value in totals.items() if name.startswith("error/")}
     return {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high, **errors}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class Trainer:
     """Everything one run needs; ``fit`` runs it.
 
     ``batches(indices, draw)`` gives pairs; ``look(step, network)`` is called every ``look_every`` steps (0: only at the
-    end) with the averaged weights in place, on the main process, and returns figures for metrics.jsonl.
+    end) with the averaged weights in place, on the main process, and returns figures for metrics.jsonl. ``identity``
+    names hashes that a continued run must share with its beginning.
     """
 
     accelerator: Accelerator
@@ -42,6 +43,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     look: Look
     look_every: int = 0
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
@@ -119,7 +121,7 @@ class Trainer:
                 scale = self.accelerator.num_processes / self.effective_batch
                 self.accelerator.backward(output.loss * scale)
             for name, values in output.metrics.items():
-                total = values.double().sum().float()
+                total = values.float().sum()
                 totals[name] = totals[name] + total if name in totals else total
         norm = self._clip()
         self.optimizer.step()
@@ -174,8 +176,12 @@ class Trainer:
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "identity": self._identity()}
         self.folder.save_checkpoint(done, tensors, state, self.config.checkpoints_total_limit)
+
+    def _identity(self) -> dict[str, str]:
+        """What a continued run must share with its beginning, besides the recipe."""
+        return {**self.identity, "effective batch": str(self.effective_batch)}
 
     def _restore(self) -> int:
         found = self.folder.load_checkpoint()
@@ -183,6 +189,12 @@ class Trainer:
             start = 0
         else:
             start, tensors, state = found
+            for name, value in self._identity().items():
+                if state["identity"][name] != value:
+                    problem = (
+                        f"{self.folder.path}: --resume with another {name}: {state['identity'][name]} became {value}"
+                    )
+                    raise UserError(problem, "resume with the same model, pairs and number of processes")
             with torch.no_grad():
                 for name, parameter in self.weights.items():
                     parameter.copy_(tensors["policy"][name])
@@ -192,6 +204,6 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
-            self.folder.forget_after(start)
+            self.folder.forget_after(start if found is not None else -1)
         self.accelerator.wait_for_everyone()
         return start

@@ -56,9 +56,18 @@ def adafactor(
     weight_decay: float = 0.0,
     clip_threshold: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Adafactor (arXiv:1804.04235): second moments by row and column, for SDXL's memory."""
+    """Adafactor (arXiv:1804.04235) with absolute steps: second moments by row and column, for SDXL's memory.
+
+    torch multiplies the rate by max(eps2, RMS of the weights). With eps2 = 1 that factor is 1 for a network's weights,
+    so ``learning_rate`` means what it says, and adapters that start at zero do move.
+    """
     return torch.optim.Adafactor(
-        parameters, lr=learning_rate, beta2_decay=beta2_decay, d=clip_threshold, weight_decay=weight_decay
+        parameters,
+        lr=learning_rate,
+        beta2_decay=beta2_decay,
+        eps=(None, 1.0),
+        d=clip_threshold,
+        weight_decay=weight_decay,
     )
 
 

@@ -28,6 +28,8 @@ from ..errors import UserError
 from ..records import atomic_write
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
+_WEIGHTS = ("model_index.json",)
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
 # These may differ between a run and its continuation: they change neither data, draws nor updates.
 FREE_KEYS = {
     ("training", "checkpointing_steps"),
@@ -86,7 +88,7 @@ class RunFolder:
             return
         try:
             if recipe_path.exists():
-                shutil.rmtree(self.path)
+                self._clear()
             # The recipe comes first: with it in place, a folder whose writer was killed is continued, not refused.
             with atomic_write(recipe_path) as file:
                 file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
@@ -94,6 +96,14 @@ class RunFolder:
                 file.write_text(json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
+
+    def _clear(self) -> None:
+        """Remove what a run writes and nothing else; the recipe goes last, so that a killed clearing can be repeated."""
+        for name in ("README.md", "metrics.jsonl", "environment.json", "pytorch_lora_weights.safetensors", *_WEIGHTS):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "samples", *_PARTS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / "recipe.yaml").unlink()
 
     def _check_same(self, old: Any, new: Mapping[str, Any]) -> None:
         before, after = _flatten(old), _flatten(new)

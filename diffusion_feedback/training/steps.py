@@ -27,8 +27,13 @@ class StepParts:
     objective: Objective
     settings: Mapping[str, Any]
     soft_labels: bool = False
+    weighted: bool = True
     autocast: Autocast = nullcontext
     unwrap: Callable[[nn.Module], nn.Module] = lambda network: network
+
+    def total(self, losses: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Sum of ``losses`` (B,), each times its pair's weight where weights count."""
+        return (losses * batch.weight.to(losses)).sum() if self.weighted else losses.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class PairwiseStep:
         losses = self.losses(logps, batch)
         beta = float(self.parts.settings.get("beta", 1.0))
         metrics = {"loss": losses.detach(), **pair_metrics(logps, beta=beta), **denoising_metrics(logps)}
-        return StepOutput((losses * batch.weight.to(losses)).sum(), metrics)
+        return StepOutput(self.parts.total(losses, batch), metrics)
 
     def gate(self, network: nn.Module, batch: PreferenceBatch) -> dict[str, float]:
         """Check that policy and reference agree before the first update. Raises UserError when they do not.
@@ -102,7 +107,7 @@ class PointwiseStep:
             logps = parts.likelihood.logps(network, inputs)
         losses = parts.objective(logps, **parts.settings)
         metrics = {"loss": losses.detach(), "logps/chosen": logps.detach(), "error/chosen": -2 * logps.detach()}
-        return StepOutput((losses * batch.weight.to(losses)).sum(), metrics)
+        return StepOutput(parts.total(losses, batch), metrics)
 
     def gate(self, network: nn.Module, batch: PreferenceBatch) -> dict[str, float]:
         """Check that the first loss is finite. Raises UserError when it is not."""

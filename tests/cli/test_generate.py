@@ -51,6 +51,15 @@ def test_batch_size_does_not_matter(tmp_path: Path, prompts: Path, tiny_pipeline
     assert max(np.abs(one[name] - three[name]).max() for name in one) <= 1
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(tmp_path: Path, prompts: Path, tiny_pipelines: dict[str, Path], dtype: str) -> None:
+    command = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(prompts), *SHORT, "--output_dir"]
+    assert main([*command, str(tmp_path / "full")]) == 0
+    assert main([*command, str(tmp_path / "half"), "--dtype", dtype]) == 0
+    full, half = pixels(tmp_path / "full"), pixels(tmp_path / "half")
+    assert max(np.abs(full[name] - half[name]).mean() for name in full) < 4
+
+
 def test_lora_is_another_model(
     tmp_path: Path,
     prompts: Path,

@@ -85,7 +85,7 @@ def test_an_interruption_says_how_to_go_on(command: SimpleNamespace, capsys: pyt
 
     command.run = run
     assert main(["train"]) == 130
-    assert "running the same command again goes on" in capsys.readouterr().err
+    assert "goes on from the last whole piece of work" in capsys.readouterr().err
 
 
 def test_a_defect_is_not_hidden(command: SimpleNamespace) -> None:

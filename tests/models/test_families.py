@@ -161,6 +161,19 @@ def test_model_hash_sees_weights_and_adapters(loaded: tuple[LatentDiffusion, Pat
     assert len({first, adapted, denoiser.model_hash()}) == 3
 
 
+def test_hashes_see_configs(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
+    """The same weights under another activation are another encoder: its embeddings must not come from the cache."""
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_pipelines["sd"], folder)
+    file = folder / "text_encoder" / "config.json"
+    file.write_text(file.read_text().replace("quick_gelu", "gelu"))
+    load = resolve("family", "sd")
+    first, other = load(str(tiny_pipelines["sd"])), load(str(folder))
+    assert first.text_encoder_id() != other.text_encoder_id()
+    assert first.model_hash() != other.model_hash()
+    assert first.image_encoder_id() == other.image_encoder_id()
+
+
 def test_wrong_paths_and_kinds_are_named(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
     load = resolve("family", "sd")
     with pytest.raises(UserError, match="no such folder"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.training.ema import WeightAverage
-from diffusion_feedback.training.optimizers import adamw_8bit, learning_rate_at
+from diffusion_feedback.training.optimizers import adafactor, adamw_8bit, learning_rate_at
 from diffusion_feedback.training.order import PairOrder, split
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.steps import PairwiseStep, PointwiseStep, StepParts
@@ -168,6 +168,16 @@ def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
     assert found is not None
     assert found[0] == 3
     assert found[1]["policy"]["w"].item() == 3.0
+
+
+def test_adafactor_moves_weights_that_start_at_zero() -> None:
+    """The second factor of an adapter does; ten steps along one sign move it by about ten times the learning rate."""
+    weight = nn.Parameter(torch.zeros(4, 4))
+    optimizer = adafactor([weight], 1e-3)
+    for _ in range(10):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert weight.mean().item() == pytest.approx(-1e-2, rel=0.05)
 
 
 def test_the_optional_optimizer_says_how_to_get_it() -> None:

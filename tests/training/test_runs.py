@@ -37,9 +37,13 @@ def policy(folder: Path) -> dict[str, Tensor]:
     return load_file(newest / "policy.safetensors")
 
 
-def result(folder: Path) -> dict[str, bytes]:
-    """The weights that a run gives out, as bytes."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}
+def result(folder: Path) -> dict[str, Tensor]:
+    """All weights that a run gives out and keeps, by file and name."""
+    return {
+        f"{file.relative_to(folder)}:{name}": tensor
+        for file in folder.rglob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
@@ -148,9 +152,23 @@ def test_killed_and_resumed_equals_uninterrupted(make_recipe: MakeRecipe, tuning
     train(recipe, "--resume")
     assert result(folder).keys() == result(whole).keys()
     for name, value in result(whole).items():
-        assert result(folder)[name] == value, name
+        assert torch.equal(result(folder)[name], value), name
     assert rows(folder) == rows(whole)
     assert rows(folder, "validation/accuracy") == rows(whole, "validation/accuracy")
+
+
+def test_resuming_with_other_pairs_is_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pairs_data
+
+    pairs = pairs_data.write_pairs(tmp_path / "own.parquet")
+    recipe = make_recipe(model=LORA, data={"train": str(pairs)})
+    folder = train(recipe)
+    (folder / "README.md").unlink()
+    pairs_data.write_pairs(tmp_path / "own.parquet", seed=900)
+    assert main(["train", "--config", str(recipe), "--resume"]) == 2
+    assert "--resume with another pairs" in capsys.readouterr().err
 
 
 def test_the_cache_changes_nothing(make_recipe: MakeRecipe) -> None:
@@ -196,9 +214,13 @@ def test_sft_takes_the_error_of_the_chosen_images_down(make_recipe: MakeRecipe) 
     ],
 )
 def test_variants_train(make_recipe: MakeRecipe, name: str, changes: dict[str, Any]) -> None:
-    changes = {**changes, "training": {"max_train_steps": 2, **changes.get("training", {})}}
+    changes = {**changes, "training": {"max_train_steps": 2, "checkpointing_steps": 1, **changes.get("training", {})}}
     folder = train(make_recipe(name, **changes))
     assert all(math.isfinite(row["loss"]) for row in rows(folder))
+    before, after = (
+        load_file(folder / "checkpoints" / step / "policy.safetensors") for step in ("step-000001", "step-000002")
+    )
+    assert any(not torch.equal(value, after[key]) for key, value in before.items()), "the weights move"
 
 
 def test_gradient_checkpointing_changes_nothing(make_recipe: MakeRecipe) -> None:
