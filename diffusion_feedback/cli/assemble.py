@@ -143,11 +143,14 @@ def fill_caches(
     if not recipe.data.streaming:
         # In the order of the files, and a part at a time: a batch holds its images as long as it lives.
         share.sort(key=lambda index: train.pairs[index].location or ())
-        chunks = [share[start : start + 256] for start in range(0, len(share), 256)]
-        for chunk in tqdm(chunks, desc="encode images", unit="256 pairs", disable=not accelerator.is_main_process):
+        bar = tqdm(total=len(share), desc="encode images", unit="pair", disable=not accelerator.is_main_process)
+        for start in range(0, len(share), 64):
+            chunk = share[start : start + 64]
             batch = train.batch(chunk, 0)
             for view in views_of(recipe):
                 encoders.images.encode([*batch.chosen, *batch.rejected], [view] * (2 * len(chunk)))
+            bar.update(len(chunk))
+        bar.close()
         assert encoders.images.cache is not None
         encoders.images.cache.flush()
     encoders.texts.fill(["", *(train.pairs[i].prompt for i in share)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", "--output-dir", default="runs/demo", help="folder to write (default runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the two training runs (default 0)")
     parser.add_argument("--num_prompts", "--num-prompts", type=int, default=336, help="held-out prompts (default 336)")
+    parser.add_argument("--overwrite", action="store_true", help="start over, even where the folder holds a demo")
     parser.add_argument("--configs", default="configs", help="folder of the recipes (default configs)")
     parser.add_argument("--prompts", default="assets/prompts/heldout.txt", help="held-out captions of the Shapes world")
     return parser
@@ -68,6 +70,10 @@ class Story:
         from ..generation import read_prompts
 
         self.folder = Path(arguments.output_dir)
+        if arguments.overwrite:
+            for name in ("samples", *METHODS):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "stages.json").unlink(missing_ok=True)
         self.prompts = [record.prompt for record in read_prompts(arguments.prompts)][: arguments.num_prompts]
         self.seed = arguments.seed
         self.recipes: dict[str, Recipe] = {}

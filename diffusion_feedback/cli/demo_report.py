@@ -16,7 +16,20 @@ from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
 from ..reports.figures import image_grid
 from ..reports.html import write_report
 
-CASES = 8
+CASES = 9  # fills rows of three
+
+
+CONTENTS = """# Demo
+
+| | |
+|---|---|
+| `report.html` | the page to open: win rate, cases, curves, recipe |
+| `results.json` | its figures |
+| `before_after.png` | twelve prompts, before and after, on the same noise |
+| `dpo/`, `sft/` | the two runs: weights (`load_lora_weights`), recipe, metrics, model card |
+| `samples/` | all images, by model |
+| `stages.json` | seconds of each stage |
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,8 @@ def write_demo_report(
         environment=json.loads((folder / "dpo" / "environment.json").read_text()),
     )
     write_report(report, folder / "report.html")
+    with atomic_write(folder / "README.md") as file:
+        file.write_text(CONTENTS, "utf-8")
     _before_after(folder, comparison, before, after)
 
 

@@ -215,19 +215,6 @@ class CachedImageEncoder:
         latents = torch.stack([found[key]["latents"] for key in keys])
         return EncodedImages(latents.float(), torch.stack([found[key]["sizes"] for key in keys]))
 
-    def fill(self, images: Sequence[ImageHandle], views: Sequence[ImageView]) -> None:
-        """Bring all of ``images`` into the cache, with a progress bar. Raises ValueError without a cache."""
-        if self.cache is None:
-            raise ValueError("there is no cache to fill")
-        wanted = {self._key(i, view): (i, view) for i, view in zip(images, views, strict=True)}
-        absent = self.cache.missing(wanted)
-        with tqdm(total=len(wanted), initial=len(wanted) - len(absent), unit="image", desc="encode images") as bar:
-            for start in range(0, len(absent), self.batch_size):
-                chunk = absent[start : start + self.batch_size]
-                self._encoded({key: wanted[key] for key in chunk})
-                bar.update(len(chunk))
-        self.cache.flush()
-
     def _key(self, image: ImageHandle, view: ImageView) -> str:
         return content_hash(image.key, json.dumps([self.resolution, *map(float, view.crop), view.flip]))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UserError
 
@@ -33,9 +35,14 @@ class PairOrder:
     def indices(self, step: int) -> list[int]:
         """The pairs of optimizer step ``step`` (from 0), over all processes and micro-batches."""
         steps_per_epoch = self.num_pairs // self.batch_size
-        permutation = np.random.default_rng([self.seed, self.epoch(step)]).permutation(self.num_pairs)
+        permutation = _permutation(self.num_pairs, self.seed, self.epoch(step))
         start = (step % steps_per_epoch) * self.batch_size
         return [int(index) for index in permutation[start : start + self.batch_size]]
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_pairs)
 
 
 def split(indices: list[int], micro_batches: int, processes: int, rank: int) -> list[list[int]]:

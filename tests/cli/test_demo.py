@@ -57,6 +57,11 @@ def test_the_story_is_told(
     assert main(command) == 0
     assert json.loads((folder / "results.json").read_text()) == results, "a second call repeats nothing"
     assert (folder / "stages.json").read_text() == stages
+    assert main([*command, "--num_prompts", "10"]) == 0, "prompts may be added"
+    assert main([*command, "--seed", "1"]) == 2, "another seed is another run"
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--overwrite"]) == 0
+    assert json.loads((folder / "results.json").read_text())["num_prompts"] == 9
 
 
 def test_without_assets_it_says_where_to_run(

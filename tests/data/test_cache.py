@@ -213,15 +213,11 @@ def test_views_and_resolutions_have_their_own_entries(handles: list[EncodedImage
     assert vae.batches == [4, 1]
 
 
-def test_fill_then_encode_opens_no_image(
-    handles: list[EncodedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_encode_opens_no_image(handles: list[EncodedImage], tmp_path: Path) -> None:
     vae, views = Vae(), [ImageView()] * 7
-    CachedImageEncoder(vae, 16, TensorCache(tmp_path, SPACE), batch_size=4).fill(
-        [*handles, handles[0]], [*views, views[0]]
-    )
+    with TensorCache(tmp_path, SPACE) as cache:
+        CachedImageEncoder(vae, 16, cache, batch_size=4).encode([*handles, handles[0]], [*views, views[0]])
     assert vae.batches == [4, 3]
-    assert "encode images: 100%" in capsys.readouterr().err
 
     class Closed:
         def __init__(self, key: str) -> None:
@@ -231,10 +227,7 @@ def test_fill_then_encode_opens_no_image(
             raise AssertionError("opened")
 
     encoder = CachedImageEncoder(vae, 16, TensorCache(tmp_path, SPACE))
-    encoder.fill([Closed(h.key) for h in handles], views)  # type: ignore[misc]
     assert encoder.encode([Closed(h.key) for h in handles], views).latents.shape[0] == 7  # type: ignore[misc]
-    with pytest.raises(ValueError, match="no cache"):
-        CachedImageEncoder(vae, 16, None).fill(handles, views)
 
 
 def test_half_precision_first_run_equals_second(handles: list[EncodedImage], tmp_path: Path) -> None:
