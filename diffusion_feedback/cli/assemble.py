@@ -201,6 +201,9 @@ class Session:
         self.recipe, self.accelerator = recipe, accelerator
         self.denoiser, self.reference, self.base_hash = load_model(recipe, accelerator.device)
         self.encoders = build_encoders(recipe, self.denoiser)
+        self.step = build_step(recipe, self.denoiser, self.reference, self.encoders, accelerator)
+        self.step.check()
+        self.optimizer = self._build_optimizer()
         train = load_pairs(recipe, self.encoders, accelerator)
         assert train is not None
         self.train = train
@@ -213,6 +216,15 @@ class Session:
             accelerator.print(
                 f"note: {self.truncated} captions are longer than the text encoder reads; their ends are ignored"
             )
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        settings = {key: value for key, value in self.recipe.optimizer.items() if key != "name"}
+        build = resolve("optimizer", self.recipe.optimizer["name"])
+        try:
+            optimizer: torch.optim.Optimizer = build(self.parameters(), self.recipe.training.learning_rate, **settings)
+        except ValueError as error:
+            raise UserError(f"optimizer: {error}", "change its setting in the recipe") from error
+        return optimizer
 
     def _check_apart(self) -> None:
         if self.heldout is None:
@@ -245,18 +257,15 @@ class Session:
         """Fill the caches and train to the end, in ``folder``."""
         recipe, accelerator = self.recipe, self.accelerator
         fill_caches(recipe, self.encoders, self.train, self.order, accelerator)
-        settings = {key: value for key, value in recipe.optimizer.items() if key != "name"}
-        build = resolve("optimizer", recipe.optimizer["name"])
-        optimizer = build(self.parameters(), recipe.training.learning_rate, **settings)
         trainer = Trainer(
             accelerator,
             recipe.training,
             folder,
             self.network,
-            build_step(recipe, self.denoiser, self.reference, self.encoders, accelerator),
+            self.step,
             self.train.batch,
             len(self.train),
-            optimizer,
+            self.optimizer,
             look=lambda step, network: self.look(step, network, folder),
             look_every=recipe.validation.steps,
             identity={"base": self.base_hash, "pairs": content_hash(*self._labels())},

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .assemble import build_step
-
 if TYPE_CHECKING:
     from .assemble import Session
 
@@ -32,11 +30,10 @@ def saved_bytes(session: Session) -> int:
         return tensor
 
     kept: list[Tensor] = []
-    step = build_step(session.recipe, session.denoiser, session.reference, session.encoders, session.accelerator)
     batch = session.train.batch(session.order.indices(0)[: session.recipe.training.train_batch_size], 0)
     session.network.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = step(session.network, batch)
+        output = session.step(session.network, batch)
     assert output.loss.requires_grad
     return sum(seen.values())
 

@@ -188,9 +188,14 @@ def load_pipeline(
 
 
 def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32."""
-    with quiet():
-        pipeline.to(device).unet.to(dtype)
+    """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32. Raises UserError."""
+    try:
+        with quiet():
+            pipeline.to(device).unet.to(dtype)
+    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
+        raise UserError(
+            f"device {device}: {str(error).splitlines()[0]}", "use another device, or free its memory"
+        ) from error
     return pipeline
 
 

@@ -42,6 +42,10 @@ class PairwiseStep:
 
     parts: StepParts
 
+    def check(self) -> None:
+        """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
+        self.parts.objective(PairLogps(*[torch.zeros(1) for _ in range(4)]), **self.parts.settings)
+
     def logps(self, network: nn.Module, batch: PreferenceBatch) -> PairLogps:
         """Log-probabilities of ``batch`` under policy and reference, on the very same inputs."""
         parts = self.parts
@@ -98,6 +102,10 @@ class PointwiseStep:
     """Chosen samples alone, without a reference: supervised fine-tuning."""
 
     parts: StepParts
+
+    def check(self) -> None:
+        """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
+        self.parts.objective(torch.zeros(1), **self.parts.settings)
 
     def __call__(self, network: nn.Module, batch: PreferenceBatch) -> StepOutput:
         """Sum of weighted losses over the chosen samples, and per-example metrics."""

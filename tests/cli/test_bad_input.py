@@ -166,6 +166,11 @@ def test_weights_with_nan(
         (["--training.train_batch_size", "0"], ["training.train_batch_size", "1 or more"]),
         (["--training.train_batch_size", "99"], ["effective batch of 99", "24 usable pairs"]),
         (["--model.lora_targets", "[nowhere]"], ["no layer", "'nowhere'"]),
+        (["--objective.beta", "-1"], ["objective.beta", "above 0"]),
+        (["--optimizer.beta1", "2"], ["optimizer", "beta"]),
+        (["--model.dtype", "bfloat16"], ["training.mixed_precision", "bf16"]),
+        (["--validation.num_inference_steps", "0"], ["validation.num_inference_steps", "1 or more"]),
+        (["--resume", "--overwrite"], ["--resume and --overwrite contradict"]),
         (["--data.random_crop", "true"], ["data.random_crop", "data.cache: false"]),
         (["--training.report_to", "[nosuchtracker]"], ["nosuchtracker"]),
         (["--config", "absent.yaml"], ["absent.yaml", "no such recipe file"]),
@@ -180,6 +185,14 @@ def test_bad_settings(
     for word in named:
         assert word in message
     assert not recipe.with_suffix("").exists()
+
+
+def test_heldout_pairs_must_be_others(
+    make_recipe: MakeRecipe, pair_files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(data={"validation": str(pair_files["train"])})
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "24 of its 24 pairs are training pairs too" in capsys.readouterr().err
 
 
 def test_unknown_keys_of_a_file(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,7 @@ def test_lora_is_another_model(
         (["--height", "30"], "--height: got 30"),
         (["--family", "flux"], "unknown family 'flux'"),
         (["--lora", "./absent"], "./absent: no such LoRA"),
+        (["--device", "cuda:99"], "device cuda:99"),
         (["--prompts", "absent.txt"], "absent.txt"),
     ],
 )
