@@ -1,0 +1,76 @@
+"""The committed embedded world: what its card says is what the files hold."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from build_assets import label_groups, label_noise
+from PIL import Image
+from shapes_world import degrade, render, split_scenes
+
+from diffusion_feedback.records import content_hash
+from diffusion_feedback.scorers.shapes import score
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+FACTS = json.loads((ASSETS / "facts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, list[dict[str, object]]]:
+    parts = ("train", "validation")
+    return {part: pq.read_table(ASSETS / "pairs" / f"{part}-00000.parquet").to_pylist() for part in parts}
+
+
+def test_numbers(pairs: dict[str, list[dict[str, object]]]) -> None:
+    assert len(pairs["train"]) == FACTS["train_pairs"] >= 2000
+    assert len(pairs["validation"]) == FACTS["validation_pairs"] >= 400
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 40_000_000
+
+
+def test_heldout_prompts_are_held_out(pairs: dict[str, list[dict[str, object]]]) -> None:
+    train, heldout = ({scene.caption for scene in scenes} for scenes in split_scenes())
+    assert {row["caption"] for row in pairs["train"]} == train
+    assert {row["caption"] for row in pairs["validation"]} == heldout
+    assert set((ASSETS / "prompts" / "heldout.txt").read_text().splitlines()) == heldout
+    assert not train & heldout
+
+
+def test_every_image_stands_in_one_pair(pairs: dict[str, list[dict[str, object]]]) -> None:
+    hashes = [content_hash(row[side]) for row in pairs["train"] for side in ("jpg_0", "jpg_1")]  # type: ignore[arg-type]
+    assert len(set(hashes)) > 0.999 * len(hashes)
+
+
+def test_labels_and_their_noise(pairs: dict[str, list[dict[str, object]]]) -> None:
+    """The stored scores are the verifier's (up to JPEG), and the labels go against them as often as the card says."""
+    rows = pairs["train"]
+    sample = rows[::40]
+    for side in ("0", "1"):
+        images = [Image.open(io.BytesIO(row[f"jpg_{side}"])) for row in sample]  # type: ignore[arg-type]
+        again = score(images, [str(row["caption"]) for row in sample])
+        stored = np.array([row[f"score_{side}"] for row in sample], float)
+        assert np.mean(np.abs(again - stored) < 0.15) > 0.9
+    differences = np.array([row["score_0"] - row["score_1"] for row in rows])  # type: ignore[operator]
+    labels = np.array([row["label_0"] for row in rows])
+    decided = differences != 0
+    noise = np.mean((differences > 0)[decided] != (labels > 0.5)[decided])
+    assert noise == pytest.approx(FACTS["train_label_noise"], abs=1e-3)
+    assert 0.05 < noise < 0.3
+
+
+def test_the_annotator_pairs_best_with_worst() -> None:
+    scene = split_scenes()[0][0]
+    rng = np.random.default_rng(0)
+    images = [render(scene, rng) for _ in range(3)] + [degrade(render(scene, rng), "noisy", rng) for _ in range(3)]
+    groups = {scene.caption: images}
+    found, scores = label_groups(groups, seed=0)
+    again, _ = label_groups(groups, seed=0)
+    assert [pair.pair_id for pair in found] == [pair.pair_id for pair in again]
+    assert len(found) == 3
+    spread = [abs(first - second) for first, second in zip(scores["score_0"], scores["score_1"], strict=True)]
+    assert spread == sorted(spread, reverse=True)
+    assert 0 <= label_noise(found, scores) <= 1
