@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from .catalog import check_settings, nearest, resolve, settings_of
 from .errors import UserError
@@ -190,15 +190,20 @@ def known_keys() -> list[str]:
     return [item.name for item in dataclasses.fields(Recipe)] + sections
 
 
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows types and defaults, and leaves the lines of the examples as they are."""
+
+
 def build_parser(prog: str, description: str, epilog: str = "") -> ArgumentParser:
     """A parser with ``--config`` and every recipe key as a flag."""
     parser = ArgumentParser(
         prog=prog,
+        usage=f"{prog} --config RECIPE.yaml [--SECTION.KEY VALUE ...]",
         description=description,
         epilog=epilog,
         exit_on_error=False,
         print_config=None,  # our own prints the resolved recipe alone
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="Recipe file (YAML); flags override it.")
     parser.add_class_arguments(Recipe)
