@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from ..types import Conditioning, EncodedImages, ImageHandle, ImageView
 from .images import to_pixels
 
 Entry = dict[str, Tensor]
+Wanted = TypeVar("Wanted")
 
 _OPEN_SHARDS = 64
 _DAY = 24 * 3600.0
@@ -185,6 +186,24 @@ class TensorCache:
         self._open.clear()
 
 
+def _look_up(
+    cache: TensorCache | None,
+    wanted: Mapping[str, Wanted],
+    encode: Callable[[Mapping[str, Wanted]], dict[str, Entry]],
+    batch_size: int,
+) -> dict[str, Entry]:
+    """The entries of ``wanted``: from the cache, and the absent ones by ``encode``, ``batch_size`` at a time."""
+    found: dict[str, Entry] = {}
+    if cache is not None:
+        cache.missing(wanted)
+        found = {key: entry for key in wanted if (entry := cache.get(key)) is not None}
+    absent = [key for key in wanted if key not in found]
+    for start in range(0, len(absent), batch_size):
+        chunk = absent[start : start + batch_size]
+        found.update(encode({key: wanted[key] for key in chunk}))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class CachedImageEncoder:
     """An ImageEncoder: latents from the cache, or by ``encode_pixels`` ((N, 3, R, R) in [-1, 1] to (N, C, h, w)).
@@ -204,14 +223,7 @@ class CachedImageEncoder:
         """Latents (N, C, h, w) and sizes (N, 6), float32 on the CPU."""
         keys = [self._key(image, view) for image, view in zip(images, views, strict=True)]
         wanted = dict(zip(keys, zip(images, views, strict=True), strict=True))
-        found: dict[str, Entry] = {}
-        if self.cache is not None:
-            self.cache.missing(wanted)
-            found = {key: entry for key in wanted if (entry := self.cache.get(key)) is not None}
-        absent = [key for key in wanted if key not in found]
-        for start in range(0, len(absent), self.batch_size):
-            chunk = absent[start : start + self.batch_size]
-            found.update(self._encoded({key: wanted[key] for key in chunk}))
+        found = _look_up(self.cache, wanted, self._encoded, self.batch_size)
         latents = torch.stack([found[key]["latents"] for key in keys])
         return EncodedImages(latents.float(), torch.stack([found[key]["sizes"] for key in keys]))
 
@@ -249,14 +261,7 @@ class CachedTextEncoder:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Named tensors, one row a prompt."""
         wanted = {content_hash(prompt): prompt for prompt in prompts}
-        found: dict[str, Entry] = {}
-        if self.cache is not None:
-            self.cache.missing(wanted)
-            found = {key: entry for key in wanted if (entry := self.cache.get(key)) is not None}
-        absent = [key for key in wanted if key not in found]
-        for start in range(0, len(absent), self.batch_size):
-            chunk = absent[start : start + self.batch_size]
-            found.update(self._encoded({key: wanted[key] for key in chunk}))
+        found = _look_up(self.cache, wanted, self._encoded, self.batch_size)
         rows = [found[content_hash(prompt)] for prompt in prompts]
         return {name: _float32(torch.stack([row[name] for row in rows])) for name in rows[0]}
 
