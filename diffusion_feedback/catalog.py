@@ -32,8 +32,8 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "adamw_8bit": "diffusion_feedback.training.optimizers:adamw_8bit",
         "adafactor": "diffusion_feedback.training.optimizers:adafactor",
     },
-    "verifier": {
-        "shapes": "diffusion_feedback.scorers.shapes:score",
+    "scorer": {
+        "shapes": "diffusion_feedback.scorers.shapes:load",
     },
 }
 

@@ -1,4 +1,4 @@
-"""What stands on disk: preference pairs and generated images, their hashes, and writing that is never half done."""
+"""What stands on disk: preference pairs, generated images and scores, their hashes, and writing that is never half done."""
 
 from __future__ import annotations
 
@@ -94,6 +94,31 @@ class ImageRecord:
         """Read one line of JSON. Raises KeyError or ValueError for a line that is not such a record."""
         row = json.loads(line)
         return cls(row["file_name"], row["prompt"], int(row["seed"]), row["settings"], row["model_hash"])
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRecord:
+    """One image judged against one prompt by one scorer: a row of a score table.
+
+    ``image`` says where the image stands ("images/00012-s3.png", "pairs.parquet, row 7, image 0"), ``image_key`` is the
+    content hash of its bytes. ``recipe_id`` names everything that made the number: scorer version, preprocessing,
+    precision, hash of the weights. ``score`` is the number as published; ``raw`` is what the network gave before any
+    scale: the cosine of a CLIP scorer. ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
+    """
+
+    image: str
+    image_key: str
+    prompt: str
+    scorer: str
+    recipe_id: str
+    score: float
+    raw: float
+    logit_scale: float | None
+
+    @property
+    def logit(self) -> float | None:
+        """Bradley-Terry strength: P(a preferred to b) = sigmoid(a.logit - b.logit); None without a scale."""
+        return None if self.logit_scale is None else self.logit_scale * self.raw
 
 
 @contextmanager

@@ -34,6 +34,23 @@ class ImageHandle(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageItem:
+    """An image to be judged, under the ``name`` by which its set knows it, and the prompt it was made from."""
+
+    name: str
+    prompt: str
+    handle: ImageHandle
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a scorer says of N images, each (N,) float32 on the CPU: ``score`` as published, ``raw`` before any scale."""
+
+    score: Tensor
+    raw: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedImages:
     """Latents (N, C, h, w), scaled as the network expects them, and the size story of each image, (N, 6) float32:
     original height and width, crop top and left, target height and width, px (SDXL's time ids, arXiv:2307.01952).

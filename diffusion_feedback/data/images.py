@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
+from ..pixels import to_rgb
 from ..records import content_hash
 from ..types import ImageView
 
@@ -63,7 +64,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
     """
     with _opened(data, source) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -87,18 +88,6 @@ def _opened(data: bytes, source: str) -> Iterator[Image.Image]:
         Exception
     ) as error:  # Pillow's plugins raise almost anything on broken bytes: OSError, SyntaxError, struct.error
         raise UserError(f"{source}: broken image ({error})", "replace or remove the image") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255; 65535 / 257 is 255 exactly.
-        grey = np.asarray(image).astype(np.float64).clip(0, 65535)
-        return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    # A copy even where the mode is RGB already: the file behind the image is closed when we return.
-    return image.convert("RGB")
 
 
 def to_pixels(image: Image.Image, resolution: int, view: ImageView) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from ..pixels import to_rgb
+from ..types import Scores
+from .scorer import Scorer, Towers
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -39,6 +46,12 @@ _RADII = np.arange(7.0, 24.5, 0.5)
 _SIZE_BOUNDARY = 14.5
 _MAX_MASK_ERROR = 0.45  # squared mask error over mask energy; beyond it no shape is seen
 _CLEAN_SCALE = 0.16  # regional RMS deviation from the ideal scene at which cleanliness falls to 1/e
+_VOCABULARY: dict[str, list[str]] = {
+    "size": list(SIZES),
+    "color": list(COLORS),
+    "shape": list(SHAPES),
+    "background": list(COLORS),
+}
 _CAPTION = re.compile(r"a (\w+) (\w+) (\w+) on a (\w+) background")
 
 
@@ -83,12 +96,7 @@ def parse_caption(caption: str) -> Scene:
     if match is None:
         raise ValueError(f"caption {caption!r} is not of the form 'a small red circle on a blue background'")
     size, color, shape, background = match.groups()
-    for kind, value, allowed in (
-        ("size", size, list(SIZES)),
-        ("color", color, list(COLORS)),
-        ("shape", shape, list(SHAPES)),
-        ("background", background, list(COLORS)),
-    ):
+    for (kind, allowed), value in zip(_VOCABULARY.items(), (size, color, shape, background), strict=True):
         if value not in allowed:
             raise ValueError(f"caption {caption!r}: unknown {kind} {value!r}; known: {', '.join(allowed)}")
     return Scene(size, color, shape, background)
@@ -198,10 +206,19 @@ def _cleanliness(pixels: FloatArray, template: FloatArray, color: str, backgroun
 
 def read_scene(image: Image.Image) -> Reading:
     """Read the attributes and the cleanliness of one ``image`` (any size and mode; judged at 64 x 64 RGB)."""
-    resized = image.convert("RGB")
+    return read_pixels(_at_resolution(image))
+
+
+def _at_resolution(image: Image.Image) -> NDArray[np.uint8]:
+    resized = to_rgb(image)
     if resized.size != (RESOLUTION, RESOLUTION):
         resized = resized.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
-    pixels = np.asarray(resized, np.float32) / 255
+    return np.asarray(resized)
+
+
+def read_pixels(levels: NDArray[np.uint8]) -> Reading:
+    """Read the attributes and the cleanliness of ``levels`` (64, 64, 3), RGB."""
+    pixels = levels.astype(np.float32) / 255
     back, fore = _two_colors(pixels)
     background, color = _nearest_color(back), _nearest_color(fore)
     axis = fore - back
@@ -214,6 +231,46 @@ def read_scene(image: Image.Image) -> Reading:
         return Reading(Scene("unknown", color, "unknown", background), 0.0)
     size = "small" if radius < _SIZE_BOUNDARY else "large"
     return Reading(Scene(size, color, shape, background), _cleanliness(pixels, template, color, background))
+
+
+def load(weights: str | None, towers: Towers) -> Scorer:
+    """The verifier as a scorer: no weights, no prompt features; ``raw`` is the score, which has no logit scale.
+
+    Raises UserError for ``weights``, and, when scoring, for a prompt outside the Shapes grammar.
+    """
+    if weights is not None:
+        raise UserError(f"scorer shapes: got weights {weights!r}", "the verifier has none; write just shapes")
+    recipe = "shapes.1/box-64/fp32"
+    return Scorer(
+        name="shapes",
+        recipe_id=recipe,
+        view_key=recipe,
+        image_key=recipe,
+        text_key=recipe,
+        logit_scale=None,
+        view=lambda image: torch.from_numpy(_at_resolution(image).copy()),
+        encode_images=lambda views: views,
+        encode_prompts=_encode_captions,
+        judge=_judge,
+    )
+
+
+def _encode_captions(prompts: Sequence[str]) -> Tensor:
+    """The named attributes as indices (N, 4) in the order of ATTRIBUTES."""
+    try:
+        scenes = [parse_caption(prompt) for prompt in prompts]
+    except ValueError as error:
+        raise UserError(f"scorer shapes: {error}", "it reads captions of the Shapes world only") from error
+    return torch.tensor([[_VOCABULARY[name].index(getattr(scene, name)) for name in ATTRIBUTES] for scene in scenes])
+
+
+def _judge(images: Tensor, prompts: Tensor) -> Scores:
+    scenes = [
+        Scene(*[_VOCABULARY[name][i] for name, i in zip(ATTRIBUTES, row, strict=True)]) for row in prompts.tolist()
+    ]
+    values = [read_pixels(image.numpy()).score(scene) for image, scene in zip(images, scenes, strict=True)]
+    scores = torch.tensor(values, dtype=torch.float32)
+    return Scores(scores, scores)
 
 
 def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> FloatArray:

@@ -1,0 +1,75 @@
+"""Weights from files that a stranger made: code in them never runs, and a wrong architecture is named."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a ``.safetensors`` file or of a torch pickle, bare or under ``state_dict``; on the CPU.
+
+    A pickle is read with ``weights_only=True``. Raises UserError naming the file where it is missing, is no
+    checkpoint, holds code, or holds something else than tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give the file of the weights")
+    try:
+        found: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+        )
+    except pickle.UnpicklingError as error:
+        problem = f"{path}: refused, it holds code or objects besides weights ({str(error).splitlines()[0]})"
+        raise UserError(problem, "get the weights as .safetensors, or as a plain state dict") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint ({error})", "download the file again") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path}: holds no state dict (tensors by name)", "give the file of the weights")
+    return {str(name): value for name, value in found.items()}
+
+
+def _can_map(path: Path) -> bool:
+    """Whether torch can map the file: checkpoints of its zip format; the old ones are read into memory."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load ``state`` into ``module``, every tensor of both. Raises UserError naming ``source`` and what does not fit."""
+    wanted = module.state_dict()
+    missing, unknown = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or unknown or shapes:
+        counts = f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape"
+        first = next(iter([*shapes, *(f"missing {name}" for name in missing), *(f"unknown {n}" for n in unknown)]))
+        raise UserError(f"{source}: weights of another architecture: {counts}; {first}", "give this scorer's weights")
+    module.load_state_dict(dict(state))
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Content hash of named tensors, whatever the order and the file format; 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,89 @@
+"""What a scorer is made of: the stages that every one of them fills in, and the towers that several may share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from ..types import Scores
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Judges images against prompts, in stages, so that several scorers share what is alike.
+
+    ``view`` cuts one image of any size and mode to the tensor that the tower takes, on the CPU, and may be called from
+    threads. ``encode_images`` maps stacked views (N, ...) to features (N, ...), ``encode_prompts`` N prompts to
+    features (N, ...), both on the scorer's device; ``judge`` compares the two row by row, its last product in float32.
+    Scorers with equal ``view_key`` share views, with equal ``view_key`` and ``image_key`` also image features, with
+    equal ``text_key`` prompt features. A row's score depends on that row alone.
+
+    ``recipe_id`` names all that makes the number: name and version / preprocessing / precision / hash of the weights.
+    ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
+    ``view_pixels`` is ``view`` for a batch (N, 3, H, W) in [0, 1], differentiable; None where there is no such thing.
+    ``count_truncated`` says how many prompts are longer than the scorer reads.
+    """
+
+    name: str
+    recipe_id: str
+    view_key: str
+    image_key: str
+    text_key: str
+    logit_scale: float | None
+    view: Callable[[Image.Image], Tensor]
+    encode_images: Callable[[Tensor], Tensor]
+    encode_prompts: Callable[[Sequence[str]], Tensor]
+    judge: Callable[[Tensor, Tensor], Scores]
+    view_pixels: Callable[[Tensor], Tensor] | None = None
+    count_truncated: Callable[[Sequence[str]], int] = lambda prompts: 0
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Scores (N,) float32 of each image against its prompt. Raises ValueError for unequal lengths or no image.
+
+        Images and prompts that fit into memory; ``runner.run`` takes any number of them.
+        """
+        if len(images) != len(prompts) or not images:
+            raise ValueError(f"{len(images)} images, {len(prompts)} prompts: give one prompt for each image")
+        with torch.inference_mode():
+            features = self.encode_images(torch.stack([self.view(image) for image in images]))
+            return self.judge(features, self.encode_prompts(prompts)).score
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (N,) of ``pixels`` (N, 3, H, W) in [0, 1], differentiable with respect to them.
+
+        Agrees with ``score`` up to the resampler where the published preprocessing resamples 8-bit pictures.
+        Raises UserError where the scorer has no differentiable form.
+        """
+        if self.view_pixels is None:
+            raise UserError(f"scorer {self.name!r} cannot be differentiated", "train on a scorer of another kind")
+        if len(pixels) != len(prompts):
+            raise ValueError(f"{len(pixels)} images, {len(prompts)} prompts: give one prompt for each image")
+        with torch.no_grad():
+            text = self.encode_prompts(prompts)
+        return self.judge(self.encode_images(self.view_pixels(pixels)), text).score
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Where scorers load their weights, on which device and in which precision; what two scorers share is loaded once."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16: the part of a recipe id."""
+        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
+    def get(self, key: str, build: Callable[[], Any]) -> Any:
+        """What ``key`` stands for, built at the first call."""
+        if key not in self.loaded:
+            self.loaded[key] = build()
+        return self.loaded[key]
