@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
 
 PICKAPIC_COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 
@@ -119,6 +121,17 @@ class ScoreRecord:
     def logit(self) -> float | None:
         """Bradley-Terry strength: P(a preferred to b) = sigmoid(a.logit - b.logit); None without a scale."""
         return None if self.logit_scale is None else self.logit_scale * self.raw
+
+
+def recipe_of_each(records: Iterable[ScoreRecord]) -> dict[str, str]:
+    """Scorers to their recipe ids, in order of appearance. Raises UserError where one scorer's numbers have two."""
+    recipes: dict[str, str] = {}
+    for record in records:
+        known = recipes.setdefault(record.scorer, record.recipe_id)
+        if known != record.recipe_id:
+            problem = f"scorer {record.scorer!r} has scores of two recipes, {known} and {record.recipe_id}"
+            raise UserError(problem, "numbers of different recipes do not compare: score everything with one of them")
+    return recipes
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import yaml
@@ -12,22 +12,27 @@ from ..catalog import check_settings, names, nearest, resolve
 from ..errors import UserError
 from .scorer import Scorer, Towers
 
-SPEC_HELP = "NAME, NAME=WEIGHTS or NAME=WEIGHTS,key=value,... where WEIGHTS is a folder, a file or a hub id"
+SPEC_HELP = (
+    "[ALIAS:]NAME[=WEIGHTS][,key=value,...] where WEIGHTS is a folder, a file or a hub id, and ALIAS tells two scorers of"
+    " one kind apart"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
-    """Which scorer, with which weights (None: the published ones, from the hub) and settings."""
+    """Which scorer, with which weights (None: the published ones, from the hub), settings, and name in the results."""
 
     name: str
     weights: str | None
     settings: Mapping[str, object]
+    alias: str | None = None
 
 
 def parse_spec(text: str) -> ScorerSpec:
-    """Read ``NAME[=WEIGHTS][,key=value...]``. Raises UserError for an unknown scorer or setting."""
+    """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``. Raises UserError for an unknown scorer or setting."""
     head, *rest = text.split(",")
     name, _, weights = head.partition("=")
+    alias, colon, name = name.rpartition(":")
     if name not in names("scorer"):
         raise UserError(f"unknown scorer {name!r}", nearest(name, names("scorer")))
     settings: dict[str, object] = {}
@@ -37,7 +42,9 @@ def parse_spec(text: str) -> ScorerSpec:
             raise UserError(f"scorer {text!r}: {part!r} is no setting", SPEC_HELP)
         settings[key] = value if value.startswith("v") else yaml.safe_load(value)
     check_settings("scorer", name, settings)
-    return ScorerSpec(name, weights or None, settings)
+    if colon and not alias:
+        raise UserError(f"scorer {text!r}: the alias is empty", SPEC_HELP)
+    return ScorerSpec(name, weights or None, settings, alias or None)
 
 
 def load_scorers(
@@ -45,15 +52,20 @@ def load_scorers(
 ) -> list[Scorer]:
     """Load ``specs`` in order; weights that several of them use are loaded once.
 
-    Raises UserError for bad specs and weights, and for a scorer that is asked for twice under one recipe.
+    Raises UserError for bad specs and weights, and for two scorers of one name or one recipe.
     """
     towers = Towers(torch.device(device), dtype)
     scorers: list[Scorer] = []
-    for spec in specs:
-        spec = parse_spec(spec) if isinstance(spec, str) else spec
-        scorers.append(resolve("scorer", spec.name)(spec.weights, towers, **spec.settings))
-    recipes = [scorer.recipe_id for scorer in scorers]
-    for recipe in recipes:
-        if recipes.count(recipe) > 1:
-            raise UserError(f"scorer recipe {recipe!r} is asked for twice", "name each scorer once")
+    for given in specs:
+        spec = parse_spec(given) if isinstance(given, str) else given
+        scorer: Scorer = resolve("scorer", spec.name)(spec.weights, towers, **spec.settings)
+        scorers.append(replace(scorer, name=spec.alias) if spec.alias else scorer)
+    for what in ("recipe_id", "name"):
+        values = [getattr(scorer, what) for scorer in scorers]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            remedy = (
+                "name each scorer once" if what == "recipe_id" else "tell them apart by an alias: ALIAS:NAME=WEIGHTS"
+            )
+            raise UserError(f"two scorers have the {what.replace('_', ' ')} {twice!r}", remedy)
     return scorers

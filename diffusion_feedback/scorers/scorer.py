@@ -22,7 +22,7 @@ class Scorer:
     threads. ``encode_images`` maps stacked views (N, ...) to features (N, ...), ``encode_prompts`` N prompts to
     features (N, ...), both on the scorer's device; ``judge`` compares the two row by row, its last product in float32.
     Scorers with equal ``view_key`` share views, with equal ``view_key`` and ``image_key`` also image features, with
-    equal ``text_key`` prompt features. A row's score depends on that row alone.
+    equal ``text_key`` prompt features ("none": no prompt is read). A row's score depends on that row alone.
 
     ``recipe_id`` names all that makes the number: name and version / preprocessing / precision / hash of the weights.
     ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
@@ -42,6 +42,11 @@ class Scorer:
     judge: Callable[[Tensor, Tensor], Scores]
     view_pixels: Callable[[Tensor], Tensor] | None = None
     count_truncated: Callable[[Sequence[str]], int] = lambda prompts: 0
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the score depends on the prompt; ``text_key`` is "none" where it does not."""
+        return self.text_key != "none"
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores (N,) float32 of each image against its prompt. Raises ValueError for unequal lengths or no image.

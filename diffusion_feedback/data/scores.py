@@ -1,0 +1,70 @@
+"""Score tables: one parquet row for each image, prompt and scorer, with the recipe that made the number."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from ..records import ScoreRecord, atomic_write
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("scorer", pa.string(), nullable=False),
+        pa.field("recipe_id", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("raw", pa.float64(), nullable=False),
+        pa.field("logit_scale", pa.float64()),
+    ]
+)
+
+
+def write_scores(records: Sequence[ScoreRecord], path: str | Path) -> None:
+    """Write ``records`` to the parquet file ``path``, whole or not at all; equal records give equal bytes."""
+    path = Path(path)
+    columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
+    try:
+        with atomic_write(path) as temporary:
+            pq.write_table(pa.table(columns, SCHEMA), temporary, compression="zstd")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
+
+
+def read_scores(path: str | Path) -> list[ScoreRecord]:
+    """The rows of a score table, in order.
+
+    Raises UserError naming file, row and column for a file that is no score table, an empty one, or a score that is
+    not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "dfb score writes such tables")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a parquet file ({error})", "write it anew with dfb score") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}", "give a table that dfb score has written")
+    try:
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise UserError(f"{path}: not a score table ({error})", "write it anew with dfb score") from error
+    records = [ScoreRecord(**row) for row in table.to_pylist()]
+    if not records:
+        raise UserError(f"{path}: holds no scores", "score at least one image")
+    for number, record in enumerate(records):
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                problem = f"{path}, row {number}, column {field.name!r}: found {value} for {record.image}"
+                raise UserError(problem, "score the image anew, or remove the row")
+    return records
