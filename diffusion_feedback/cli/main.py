@@ -19,6 +19,7 @@ from ..errors import UserError
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
     "generate": "prompts and a model to a folder of images",
+    "score": "images and scorers to a table of scores",
     "data": "check preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",
 }

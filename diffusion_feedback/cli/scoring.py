@@ -1,0 +1,278 @@
+"""Images to scores, for the commands that judge: cached by content, resumable, in shards under accelerate launch."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..data.cache import TensorCache
+    from ..errors import UserError
+    from ..records import ScoreRecord
+    from ..scorers.runner import ScoredBatch
+    from ..scorers.scorer import Scorer
+    from ..types import ImageItem
+
+_FLUSH_SECONDS = 10.0  # what a killed process may have to score again
+
+SCORERS_HELP = """scorers:
+  pickscore, hpsv2, clip_score, aesthetic, imagereward, shapes; written [ALIAS:]NAME[=WEIGHTS][,key=value,...]
+  WEIGHTS is a folder, a file or a hub id, the published weights when not given; examples:
+    pickscore                            PickScore v1 from the hub
+    pickscore=assets/shapes-scorer       any CLIPModel folder in PickScore's form
+    hpsv2=HPS_v2_compressed.pt,version=v2.0
+    mine:pickscore=runs/scorer           named "mine", beside another pickscore
+"""
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The flags that say by which scorers, where and how fast images are judged."""
+    add = parser.add_argument
+    add("--scorer", nargs="+", action="extend", required=required, default=None, metavar="SPEC", help="see below")
+    add("--device", help="cuda, cpu, ...; the best one there is by default")
+    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision of the towers")
+    add("--batch_size", "--batch-size", type=int, default=16, help="images at once (default 16)")
+    add("--workers", type=int, default=4, help="threads that decode images (default 4)")
+    add(
+        "--cache_dir",
+        "--cache-dir",
+        default="~/.cache/diffusion-feedback",
+        help="where scores are kept by content and recipe (default ~/.cache/diffusion-feedback)",
+    )
+    add(
+        "--on_bad_image",
+        "--on-bad-image",
+        choices=["error", "skip"],
+        default="error",
+        help="stop at an image that cannot be decoded, or leave it out and list it (default error)",
+    )
+
+
+def score_items(items: Sequence[ImageItem], arguments: argparse.Namespace) -> list[ScoreRecord]:
+    """Score ``items`` by ``arguments.scorer``: the records scorer by scorer, item by item.
+
+    What the cache holds is not scored again, so the same call goes on after a kill. Under ``accelerate launch`` each
+    process scores its share, and all of them return everything. Images left out by ``--on_bad_image skip`` are listed.
+    Raises UserError for bad specs, weights and images, and where a scorer needs prompts that are not there.
+    """
+    from accelerate import PartialState
+
+    _check(items, arguments)
+    state = PartialState()
+    with ExitStack() as stack:
+        session = _Session.open(arguments, state, stack)
+        session.say_truncated(items)
+        share = items[state.process_index :: state.num_processes]
+        failed = session.score(share)
+        session.flush()
+        state.wait_for_everyone()
+        session.report(failed)
+        return session.records(items, failed)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files: all of them do the work under accelerate launch."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def summary(records: Sequence[ScoreRecord]) -> str:
+    """A table in plain text: for each scorer the number of images, mean with standard error, range, and recipe."""
+    from statistics import fmean, stdev
+
+    lines = [f"{'scorer':<18} {'images':>7} {'mean':>9} {'+- se':>8} {'min':>9} {'max':>9}  recipe"]
+    by_scorer: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        by_scorer.setdefault((record.scorer, record.recipe_id), []).append(record.score)
+    for (name, recipe), values in by_scorer.items():
+        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        figures = f"{fmean(values):>9.4f} {error:>8.4f} {min(values):>9.4f} {max(values):>9.4f}"
+        lines.append(f"{name:<18} {len(values):>7} {figures}  {recipe}")
+    return "\n".join(lines)
+
+
+def _check(items: Sequence[ImageItem], arguments: argparse.Namespace) -> None:
+    from ..errors import UserError
+
+    for name in ("batch_size", "workers"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name}: got {getattr(arguments, name)}", "allowed: 1 or more")
+    if not items:
+        raise UserError("no images to score", "give a folder of images or preference pairs")
+
+
+@dataclass
+class _Session:
+    """Loaded scorers with their caches; one cache a recipe, one entry an image and prompt."""
+
+    scorers: Sequence[Scorer]
+    caches: Mapping[str, TensorCache]
+    arguments: argparse.Namespace
+    state: Any
+
+    @classmethod
+    def open(cls, arguments: argparse.Namespace, state: Any, stack: ExitStack) -> _Session:
+        import torch
+
+        from ..data.cache import TensorCache
+        from ..scorers.loading import load_scorers
+
+        device = torch.device(arguments.device) if arguments.device else state.device
+        scorers = load_scorers(arguments.scorer, device=device, dtype=getattr(torch, arguments.dtype))
+        root = Path(arguments.cache_dir).expanduser() / "scores"
+        caches = {s.recipe_id: stack.enter_context(TensorCache(root, {"recipe": s.recipe_id})) for s in scorers}
+        return cls(scorers, caches, arguments, state)
+
+    def say_truncated(self, items: Sequence[ImageItem]) -> None:
+        """Prompts beyond a scorer's limit, counted once; prompts that are not there at all are an error."""
+        from ..errors import UserError
+
+        prompts = sorted({item.prompt for item in items})
+        for scorer in self.scorers:
+            if scorer.reads_prompts and "" in prompts:
+                absent = [item.name for item in items if not item.prompt]
+                problem = f"{len(absent)} images have no prompt, which {scorer.name!r} needs; the first: {absent[0]}"
+                raise UserError(problem, "give --prompts, a .txt beside each image, or a metadata.jsonl")
+            cut = scorer.count_truncated(prompts) if self.state.is_main_process else 0
+            if cut:
+                print(
+                    f"note: {scorer.name} ignores the ends of {cut} of {len(prompts)} prompts, beyond its token limit"
+                )
+
+    def key(self, scorer: Scorer, item: ImageItem) -> str:
+        """Where the score of ``item`` lies in the scorer's cache."""
+        from ..records import content_hash
+
+        return content_hash(item.handle.key, item.prompt if scorer.reads_prompts else "")
+
+    def score(self, items: Sequence[ImageItem]) -> list[tuple[str, str]]:
+        """Score what no cache holds, each distinct image and prompt once; returns (name, problem) of bad images."""
+        failed: list[tuple[str, str]] = []
+
+        def on_bad(item: ImageItem, error: UserError) -> None:
+            if self.arguments.on_bad_image == "error":
+                raise error
+            failed.append((item.name, error.problem))
+
+        groups, num_cached = self._missing(items, on_bad)
+        total = sum(map(len, groups.values()))
+        if total:
+            with self._bar(len(items), initial=num_cached, desc="score") as bar:
+                for absent, wanted in groups.items():
+                    self._run([s for s in self.scorers if s.name in absent], wanted, on_bad, bar.update)
+        return failed
+
+    def _missing(
+        self, items: Sequence[ImageItem], on_bad: Callable[[ImageItem, UserError], None]
+    ) -> tuple[dict[tuple[str, ...], list[ImageItem]], int]:
+        """Items by the scorers that have yet to see them, and how many none has to see."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        groups: dict[tuple[str, ...], list[ImageItem]] = {}
+        seen: set[tuple[str, str]] = set()
+        num_known = 0
+        with ThreadPoolExecutor(self.arguments.workers) as pool, self._bar(len(items), desc="hash images") as bar:
+            for item, problem in zip(items, pool.map(_hashed, items), strict=True):
+                bar.update()
+                if problem is not None:
+                    on_bad(item, problem)
+                    continue
+                absent = tuple(s.name for s in self.scorers if self.key(s, item) not in self.caches[s.recipe_id])
+                identity = (item.handle.key, item.prompt)
+                if not absent or identity in seen:
+                    num_known += 1
+                    continue
+                seen.add(identity)
+                groups.setdefault(absent, []).append(item)
+        return groups, num_known
+
+    def _run(
+        self,
+        scorers: Sequence[Scorer],
+        items: Sequence[ImageItem],
+        on_bad: Callable[[ImageItem, UserError], None],
+        advance: Callable[[int], Any],
+    ) -> None:
+        from ..scorers.runner import run
+
+        batches = run(
+            scorers, items, batch_size=self.arguments.batch_size, workers=self.arguments.workers, on_bad=on_bad
+        )
+        for batch in _flushing(batches, self.flush):
+            for scorer, scores in zip(scorers, batch.scores, strict=True):
+                cache = self.caches[scorer.recipe_id]
+                rows = zip(batch.items, scores.score.double(), scores.raw.double(), strict=True)
+                for item, score, raw in rows:
+                    cache.put(self.key(scorer, item), {"score": score, "raw": raw})
+            advance(len(batch.items))
+
+    def flush(self) -> None:
+        """Bring what was scored to the disk."""
+        for cache in self.caches.values():
+            cache.flush()
+
+    def report(self, failed: Sequence[tuple[str, str]]) -> None:
+        """Say which images this process left out."""
+        if failed:
+            print(f"{len(failed)} images left out; the first of them:")
+            for _, problem in failed[:20]:
+                print(f"  {problem}")
+
+    def records(self, items: Sequence[ImageItem], failed: Sequence[tuple[str, str]]) -> list[ScoreRecord]:
+        """The scores of all ``items``, read back from the caches; those that could not be decoded are left out."""
+        from ..errors import UserError
+        from ..records import ScoreRecord
+
+        records: list[ScoreRecord] = []
+        for scorer in self.scorers:
+            cache = self.caches[scorer.recipe_id]
+            cache.refresh()
+            for item in items:
+                if _hashed(item) is not None:
+                    continue
+                entry = cache.get(self.key(scorer, item))
+                if entry is None:
+                    if self.arguments.on_bad_image == "skip":
+                        continue
+                    raise UserError(f"{item.name}: its score is not in the cache", "run the same command again")
+                score, raw = float(entry["score"]), float(entry["raw"])
+                row = (item.name, item.handle.key, item.prompt, scorer.name, scorer.recipe_id, score, raw)
+                records.append(ScoreRecord(*row, scorer.logit_scale))
+        if not records:
+            raise UserError("no image could be scored", "mend the images listed above")
+        return records
+
+    def _bar(self, total: int, *, desc: str, initial: int = 0) -> Any:
+        from tqdm import tqdm
+
+        disable = not self.state.is_main_process
+        # A thousand hashes take less than a second, and a bar that flickers by says nothing.
+        delay = 1.0 if desc == "hash images" else 0.0
+        return tqdm(total=total, initial=initial, desc=desc, unit="image", disable=disable, delay=delay)
+
+
+def _hashed(item: ImageItem) -> UserError | None:
+    """Take the hash of the image's bytes; what is wrong, where it cannot be read."""
+    from ..errors import UserError
+
+    try:
+        item.handle.key  # noqa: B018 (the hash is kept by the handle)
+    except UserError as error:
+        return error
+    return None
+
+
+def _flushing(batches: Iterable[ScoredBatch], flush: Callable[[], None]) -> Iterator[ScoredBatch]:
+    """``batches``, with what was scored brought to the disk every few seconds."""
+    last = time.monotonic()
+    for batch in batches:
+        yield batch
+        if time.monotonic() - last > _FLUSH_SECONDS:
+            flush()
+            last = time.monotonic()
