@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, multinomial
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.statistics import (
     mean_interval,
+    permutation_test,
     proportion_interval,
     win_rate,
     win_rate_of_counts,
@@ -162,3 +164,48 @@ def test_wrong_input_is_named() -> None:
         proportion_interval(7, 5)
     with pytest.raises(UserError, match="0 wins, 0 ties, 0 losses"):
         win_rate_of_counts(0, 0, 0)
+
+
+# --- permutation test ------------------------------------------------------------------------------------------------
+
+
+def test_permutation_test_by_hand() -> None:
+    # The 8 signings of (1, 2, 3) have the sums 6, 4, 2, 0, 0, -2, -4, -6.
+    assert permutation_test([1.0, 2.0, 3.0]) == 2 / 8
+    assert permutation_test([-1.0, 2.0, 3.0]) == 4 / 8
+    assert permutation_test([1.0, 1.0, 1.0, 1.0, -1.0]) == 12 / 32  # |sum| >= 3: (1 + 5) of each sign
+    assert permutation_test([0.0, 0.0]) == 1.0
+    assert permutation_test([0.0, 1.0, 2.0, 3.0]) == 2 / 8
+
+
+@pytest.mark.parametrize("num", [4, 9, 13])
+def test_permutation_test_agrees_with_scipy(num: int) -> None:
+    differences = np.random.default_rng(num).normal(0.4, 1, num)
+    found = scipy.stats.permutation_test(
+        (differences, np.zeros(num)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=2**14
+    )
+    assert permutation_test(differences) == pytest.approx(found.pvalue, abs=1e-12)
+
+
+def test_drawn_flips_agree_with_all_of_them() -> None:
+    differences = np.random.default_rng(5).normal(0.3, 1, 16)
+    exact = permutation_test(differences, flips=2**16)
+    drawn = permutation_test(differences)
+    assert abs(drawn - exact) < 4 * np.sqrt(exact * (1 - exact) / 10_000)
+    assert drawn == permutation_test(differences)
+    assert drawn != permutation_test(differences, seed=1)
+
+
+def test_drawn_p_values_are_never_zero() -> None:
+    assert permutation_test(np.arange(1.0, 41.0)) == 1 / 10_001
+
+
+def test_drawn_flips_of_many_follow_the_normal_law() -> None:
+    differences = np.random.default_rng(2).normal(0.03, 1, 3000)
+    expected = 2 * scipy.stats.norm.sf(abs(differences.sum()) / np.sqrt((differences**2).sum()))
+    assert permutation_test(differences) == pytest.approx(expected, abs=0.02)
+
+
+def test_permutation_test_refuses_what_is_not_finite() -> None:
+    with pytest.raises(UserError, match=r"differences\[1\] is nan"):
+        permutation_test([0.0, float("nan")])
