@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,18 @@ def _can_map(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load ``state`` into ``module``, every tensor of both. Raises UserError naming ``source`` and what does not fit."""
-    wanted = module.state_dict()
+def fill(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    published: Callable[[str], str] = lambda name: name,
+) -> None:
+    """Load ``state`` into ``module``, every tensor of both; ``published`` maps the module's names to those of ``state``.
+
+    Raises UserError naming ``source`` and what does not fit, in the names of ``state``.
+    """
+    own = module.state_dict()
+    wanted = {published(name): value for name, value in own.items()}
     missing, unknown = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
@@ -62,7 +71,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         counts = f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape"
         first = next(iter([*shapes, *(f"missing {name}" for name in missing), *(f"unknown {n}" for n in unknown)]))
         raise UserError(f"{source}: weights of another architecture: {counts}; {first}", "give this scorer's weights")
-    module.load_state_dict(dict(state))
+    module.load_state_dict({name: state[published(name)] for name in own})
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
