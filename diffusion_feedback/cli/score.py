@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
     from ..data.scores import write_scores
     from ..errors import UserError
     from ..generation import read_prompts
-    from .scoring import is_main_process, score_items, summary
+    from .scoring import process_state, score_items, summary
 
     output = Path(arguments.output)
     if output.suffix != ".parquet":
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None
     items = open_images(arguments.images, prompts=prompts, split=arguments.split, revision=arguments.revision)
     records = score_items(items, arguments)
-    if is_main_process():
+    if process_state().is_main_process:
         write_scores(records, output)
         print(summary(records))
         print(f"{output}: {len(records):,} scores of {len(items):,} images")

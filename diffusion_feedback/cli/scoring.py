@@ -60,10 +60,8 @@ def score_items(items: Sequence[ImageItem], arguments: argparse.Namespace) -> li
     process scores its share, and all of them return everything. Images left out by ``--on_bad_image skip`` are listed.
     Raises UserError for bad specs, weights and images, and where a scorer needs prompts that are not there.
     """
-    from accelerate import PartialState
-
     _check(items, arguments)
-    state = PartialState()
+    state = process_state()
     with ExitStack() as stack:
         session = _Session.open(arguments, state, stack)
         session.say_truncated(items)
@@ -75,11 +73,18 @@ def score_items(items: Sequence[ImageItem], arguments: argparse.Namespace) -> li
         return session.records(items, failed)
 
 
-def is_main_process() -> bool:
-    """Whether this process writes the files: all of them do the work under accelerate launch."""
-    from accelerate import PartialState
+def process_state() -> Any:
+    """accelerate's state of this process: ``process_index``, ``num_processes``, ``is_main_process``, ``device``.
 
-    return bool(PartialState().is_main_process)
+    All processes do the work under ``accelerate launch``; the main one writes the files.
+    """
+    from datetime import timedelta
+
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    # A process that is done waits for the others; the default of ten minutes is too short for that.
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))]).state
 
 
 def summary(records: Sequence[ScoreRecord]) -> str:

@@ -1,0 +1,100 @@
+"""Images with their prompts from every form, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pairs_data
+import pytest
+import shapes_images
+from PIL import Image
+
+from diffusion_feedback.data.image_sets import open_images
+from diffusion_feedback.errors import UserError
+from diffusion_feedback.records import content_hash
+
+
+def png(path: Path, level: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (level, 10, 10)).save(path)
+    return path
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    folder = shapes_images.write_folder(tmp_path / "set", 2, 2)
+    items = open_images(folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [(item.name, item.prompt) for item in items] == [(row["file_name"], row["prompt"]) for row in rows]
+    assert items[0].handle.key == content_hash((folder / items[0].name).read_bytes())
+    assert items[0].handle.open().size == (64, 64)
+
+
+def test_a_metadata_table_in_csv(tmp_path: Path) -> None:
+    png(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat\n")
+    assert [(item.name, item.prompt) for item in open_images(tmp_path)] == [("a.png", "a cat")]
+
+
+def test_a_plain_folder_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "deep/c.webp"):
+        png(tmp_path / name)
+    (tmp_path / "a.txt").write_text("a cat\n")
+    (tmp_path / ".hidden").mkdir()
+    png(tmp_path / ".hidden" / "d.png")
+    found = [(item.name, item.prompt) for item in open_images(tmp_path)]
+    assert found == [("a.jpg", "a cat"), ("b.png", ""), ("deep/c.webp", "")]
+    given = open_images(tmp_path, prompts=["one", "two", "three"])
+    assert [item.prompt for item in given] == ["one", "two", "three"]
+
+
+def test_both_images_of_pairs(tmp_path: Path) -> None:
+    items = open_images(pairs_data.write_pairs(tmp_path / "pairs.parquet", 3))
+    assert [item.name.rpartition(", ")[2] for item in items] == ["image 0", "image 1"] * 3
+    assert items[0].name.startswith(str(tmp_path / "pairs.parquet"))
+    assert items[0].handle.key == content_hash(pairs_data.jpeg(180, 0))
+    assert items[3].handle.key == content_hash(pairs_data.jpeg(180, 2))
+    assert items[3].handle.open().size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"file_name": "gone.png", "prompt": "x"}], ["line 1", "gone.png", "missing"]),
+        ([{"file_name": "a.png", "prompt": 3}], ["line 1", "found 3"]),
+        ([{"file_name": "a.png", "prompt": "x"}, {"file_name": "a.png", "prompt": "y"}], ["line 2", "line 1 too"]),
+        ([{"file_name": "a.png", "prompt": "x"}, ["a.png"]], ["line 2"]),
+    ],
+)
+def test_bad_metadata(tmp_path: Path, rows: list[object], words: list[str]) -> None:
+    png(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as error:
+        open_images(tmp_path)
+    for word in [*words, "metadata.jsonl"]:
+        assert word in str(error.value)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pairs in this folder"):
+        open_images(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_images(tmp_path / "gone")
+    png(tmp_path / "a.png")
+    with pytest.raises(UserError, match="1 images, and 2 prompts"):
+        open_images(tmp_path, prompts=["one", "two"])
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe caf\xe9")
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
+        open_images(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png"}) + "\n")
+    with pytest.raises(UserError, match="names its own prompts"):
+        open_images(tmp_path, prompts=["one"])
+
+
+def test_an_image_that_changes_is_noticed(tmp_path: Path) -> None:
+    path = png(tmp_path / "a.png")
+    (item,) = open_images(tmp_path)
+    assert item.handle.key == content_hash(path.read_bytes())
+    png(path, 200)
+    with pytest.raises(UserError, match="has changed"):
+        item.handle.open()
