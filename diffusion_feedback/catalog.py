@@ -35,6 +35,13 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     "scorer": {
         "shapes": "diffusion_feedback.scorers.shapes:load",
     },
+    "benchmark": {
+        "hpsv2": "diffusion_feedback.evaluation.benchmarks.hpsv2:benchmark",
+        "pickapic": "diffusion_feedback.evaluation.benchmarks.pickapic:benchmark",
+        "partiprompts": "diffusion_feedback.evaluation.benchmarks.partiprompts:benchmark",
+        "drawbench": "diffusion_feedback.evaluation.benchmarks.drawbench:benchmark",
+        "shapes": "diffusion_feedback.evaluation.benchmarks.shapes:benchmark",
+    },
 }
 
 

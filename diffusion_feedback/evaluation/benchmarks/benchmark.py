@@ -1,0 +1,187 @@
+"""What a benchmark is made of, and how scores of images become its figures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UserError
+from ...records import PromptRecord, ScoreRecord, content_hash
+
+FloatArray = NDArray[np.float64]
+
+OVERALL = "all"
+"""The name of the figures over every prompt; a benchmark without styles has this one style."""
+
+StyleMean = Callable[[FloatArray], tuple[float, float | None]]
+"""Scores of one style by prompt index, NaN where missing, to the mean and the spread that the benchmark reports."""
+
+
+def plain_mean(values: FloatArray) -> tuple[float, float | None]:
+    """The mean of what is there, and no spread besides its standard error."""
+    return float(np.nanmean(values)), None
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark. ``source`` says who made it; ``prompts`` is where its prompts are read from when nothing is given.
+
+    ``files`` maps styles to the files of a folder or hub repository; the style "" stands for a file whose rows name
+    their own style in one of ``style_columns``, or that ``style_of`` tells from the prompt. ``per_style`` and ``total``
+    are the numbers of prompts that published figures stand on. ``unique`` leaves prompts out that came before.
+    ``scorers`` are the specs taken when none are given. ``value`` is the figure that is reported for one score.
+    """
+
+    name: str
+    title: str
+    source: str
+    prompts: str | None
+    files: Mapping[str, str]
+    scorers: tuple[str, ...]
+    styles: tuple[str, ...] = ()
+    style_columns: tuple[str, ...] = ("style", "category")
+    style_of: Callable[[str], str] | None = None
+    per_style: int | None = None
+    total: int | None = None
+    unique: bool = False
+    style_mean: StyleMean = plain_mean
+    spread_name: str = ""
+    value: Callable[[ScoreRecord], float] = lambda record: record.score
+
+    def shortfalls(self, prompts: Sequence[PromptRecord]) -> list[str]:
+        """In which ways the number of ``prompts`` differs from the published one; empty for a whole set.
+
+        Raises UserError for styles that the benchmark does not have.
+        """
+        found = Counter(style_of(prompt) for prompt in prompts)
+        if self.styles and (unknown := [style for style in found if style not in self.styles]):
+            problem = f"benchmark {self.name}: no style {unknown[0]!r}"
+            raise UserError(problem, f"its styles are {', '.join(self.styles)}; name each prompt's style")
+        told = []
+        if self.per_style is not None:
+            counts = {style: found[style] for style in self.styles or found}
+            told = [f"{style}: {n} of {self.per_style} prompts" for style, n in counts.items() if n != self.per_style]
+        if self.total is not None and len(prompts) != self.total:
+            told.append(f"{len(prompts)} of {self.total} prompts")
+        return told
+
+    def style_order(self, prompts: Sequence[PromptRecord]) -> list[str]:
+        """The styles of ``prompts``: in the benchmark's own order where it has one, else as they come."""
+        found = dict.fromkeys(style_of(prompt) for prompt in prompts)
+        return [style for style in self.styles if style in found] or list(found)
+
+
+def style_of(prompt: PromptRecord) -> str:
+    """The style of a prompt of a benchmark."""
+    return str(prompt.extra.get("style", OVERALL))
+
+
+def prompts_hash(prompts: Sequence[PromptRecord]) -> str:
+    """Content hash of the prompts with their styles, in order, whatever file they stood in."""
+    return content_hash(*[part for prompt in prompts for part in (style_of(prompt), prompt.prompt)])
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of one style (or of all prompts, ``OVERALL``) under one scorer.
+
+    ``mean`` in the scorer's unit; ``standard_error`` of the mean over prompts, None for fewer than two; ``spread`` as
+    the benchmark defines it, or None; ``num`` prompts were scored and ``missing`` were not.
+    """
+
+    style: str
+    mean: float
+    standard_error: float | None
+    spread: float | None
+    num: int
+    missing: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in results.json; incomplete figures say so."""
+        return {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "spread": self.spread,
+            "num_prompts": self.num,
+            "missing": self.missing,
+            "complete": self.missing == 0,
+        }
+
+    @classmethod
+    def from_json(cls, style: str, row: Mapping[str, Any]) -> Figures:
+        """Read back what ``to_json`` wrote. Raises KeyError for a row that is none."""
+        return cls(style, row["mean"], row["standard_error"], row["spread"], row["num_prompts"], row["missing"])
+
+
+@dataclass(frozen=True, slots=True)
+class PromptValues:
+    """What one scorer says of each prompt: ``values`` (N,) in the order of the prompts, NaN where no image is."""
+
+    scorer: str
+    recipe_id: str
+    values: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerResult:
+    """The figures of one scorer, style by style and over all."""
+
+    scorer: str
+    recipe_id: str
+    styles: tuple[Figures, ...]
+    overall: Figures
+
+
+def prompt_values(
+    benchmark: Benchmark, images: Sequence[Sequence[str]], records: Sequence[ScoreRecord]
+) -> list[PromptValues]:
+    """The mean of each prompt's images under each scorer; ``images`` are the names of the images of each prompt.
+
+    Raises UserError for a score that is not finite, and for one scorer under two recipes.
+    """
+    place = {name: index for index, names in enumerate(images) for name in names}
+    found: dict[str, tuple[str, list[list[float]]]] = {}
+    for record in records:
+        recipe_id, rows = found.setdefault(record.scorer, (record.recipe_id, [[] for _ in images]))
+        if record.recipe_id != recipe_id:
+            problem = f"scorer {record.scorer!r} stands under the recipes {recipe_id!r} and {record.recipe_id!r}"
+            raise UserError(problem, "score the images anew by one of them")
+        value = benchmark.value(record)
+        if not math.isfinite(value):
+            raise UserError(f"{record.image}: its {record.scorer} score is {value}", "score the image anew")
+        if record.image in place:
+            rows[place[record.image]].append(value)
+    return [
+        PromptValues(name, recipe_id, np.array([np.mean(row) if row else np.nan for row in rows], np.float64))
+        for name, (recipe_id, rows) in found.items()
+    ]
+
+
+def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], found: PromptValues) -> ScorerResult:
+    """The figures of one scorer. Raises UserError where no prompt, or none of a style, was scored."""
+    labels = np.array([style_of(prompt) for prompt in prompts])
+    rows = []
+    for style in benchmark.style_order(prompts):
+        values = found.values[labels == style]
+        if np.isnan(values).all():
+            problem = f"{found.scorer}: none of the {len(values)} prompts of {style!r} has a scored image"
+            raise UserError(problem, "give images of every style")
+        rows.append(_figures(style, values, *benchmark.style_mean(values)))
+    return ScorerResult(
+        found.scorer, found.recipe_id, tuple(rows), _figures(OVERALL, found.values, *plain_mean(found.values))
+    )
+
+
+def _figures(style: str, values: FloatArray, mean: float, spread: float | None) -> Figures:
+    there = values[~np.isnan(values)]
+    error = float(there.std(ddof=1) / math.sqrt(len(there))) if len(there) > 1 else None
+    return Figures(style, mean, error, spread, len(there), len(values) - len(there))

@@ -1,0 +1,53 @@
+"""The benchmark of Human Preference Score v2 (arXiv:2306.09341): 800 prompts in each of four styles."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from ...records import ScoreRecord
+from .benchmark import Benchmark, FloatArray
+
+STYLES = ("anime", "concept-art", "paintings", "photo")
+GROUP = 80
+_VERSION = re.compile(r"hpsv2[^/]*?v?(2\.[01])(?![\d.])")
+
+
+def benchmark() -> Benchmark:
+    """The benchmark as its authors run it, on 100 x cosine."""
+    return Benchmark(
+        name="hpsv2",
+        title="HPSv2 benchmark",
+        source="Human Preference Score v2, arXiv:2306.09341; prompts: zhwang/HPDv2 on the hub",
+        prompts="zhwang/HPDv2",
+        files={style: f"benchmark/{style}.json" for style in STYLES},
+        scorers=("hpsv2",),
+        styles=STYLES,
+        per_style=800,
+        style_mean=grouped_mean,
+        spread_name=f"standard deviation of the means of groups of {GROUP} prompts",
+        value=published_value,
+    )
+
+
+def grouped_mean(values: FloatArray) -> tuple[float, float | None]:
+    """Mean and standard deviation (ddof 0) of the means of consecutive groups of 80 prompts; of ten groups of 800.
+
+    Groups go by the index of the prompt, so a missing image (NaN) moves no other image to another group. A group
+    without any image is left out; of fewer than two groups there is no deviation.
+    """
+    groups = [values[start : start + GROUP] for start in range(0, len(values), GROUP)]
+    means = np.array([np.nanmean(group) for group in groups if not np.isnan(group).all()])
+    return float(means.mean()), float(means.std()) if len(means) > 1 else None
+
+
+def published_value(record: ScoreRecord) -> float:
+    """100 x cosine for the HPSv2 scorers, the unit of the published tables; the score as it stands for all others."""
+    return 100 * record.raw if version_of(record.recipe_id) else record.score
+
+
+def version_of(recipe_id: str) -> str | None:
+    """ "v2.0" or "v2.1" where ``recipe_id`` is that of an HPSv2 scorer, else None."""
+    found = _VERSION.match(recipe_id)
+    return f"v{found.group(1)}" if found else None
