@@ -1,0 +1,29 @@
+"""Recipes: YAML plus flags to typed dataclasses. Every key is checked; an unknown one is an error with the nearest name."""
+
+from .checks import check
+from .parsing import build_parser, known_keys, parse
+from .recipe import (
+    SECTIONS,
+    DataConfig,
+    ModelConfig,
+    Recipe,
+    TrainingConfig,
+    ValidationConfig,
+    to_dict,
+    to_yaml,
+)
+
+__all__ = [
+    "SECTIONS",
+    "DataConfig",
+    "ModelConfig",
+    "Recipe",
+    "TrainingConfig",
+    "ValidationConfig",
+    "build_parser",
+    "check",
+    "known_keys",
+    "parse",
+    "to_dict",
+    "to_yaml",
+]

@@ -1,0 +1,194 @@
+"""What a recipe may say: typed dataclasses, one a section; their docstrings are the help of the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is tuned, and how.
+
+    Args:
+        pretrained_model_name_or_path: Diffusers folder or hub id.
+        family: Name from the catalog: sd or sdxl.
+        revision: Branch, tag or commit on the hub.
+        variant: Weight variant, such as fp16.
+        tuning: lora trains adapters over the frozen base; full trains the whole network beside a frozen copy.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Scale of the adapters is alpha / rank; the rank when not given.
+        lora_targets: Groups (attention, feed_forward, convolutions) or endings of layer names.
+        dtype: Precision of the frozen base weights under lora; full tuning keeps float32 master weights.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+    """
+
+    pretrained_model_name_or_path: str
+    family: str = "sd"
+    revision: str | None = None
+    variant: str | None = None
+    tuning: Literal["lora", "full"] = "lora"
+    lora_rank: int = 8
+    lora_alpha: float | None = None
+    lora_targets: list[str] = field(default_factory=lambda: ["attention"])
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which preference pairs are learnt from.
+
+    Args:
+        train: Parquet file, glob, directory, image folder, twin folders, or hub id.
+        validation: Held-out pairs, in any of the same forms; none when not given.
+        split: Split of the training data, where the source has splits.
+        validation_split: Split of the validation data.
+        revision: Branch, tag or commit on the hub.
+        streaming: Read hub data as a stream; needs the cache.
+        resolution: Side of the square training images, px; the model's own when not given.
+        ties: drop leaves tied pairs out, soft keeps them with probability one half.
+        soft_labels: Use vote shares as label probabilities (dpo only); else the majority decides.
+        prompt_weights: Weigh each pair by 1 / num_example_per_prompt, where the data has that column.
+        on_bad_row: error stops at the first bad row, skip leaves bad rows out and lists them.
+        cache: Keep latents and text embeddings on disk.
+        cache_dir: Where the cache lies.
+        cache_dtype: Precision of cached tensors.
+        random_flip: Mirror half of the pairs, both images alike.
+        random_crop: Crop at random instead of at the centre, both images alike; needs cache false.
+        caption_dropout: Share of pairs trained with the empty caption, in [0, 1].
+        max_train_pairs: Use only so many training pairs.
+        max_validation_pairs: Use only so many validation pairs.
+    """
+
+    train: str
+    validation: str | None = None
+    split: str = "train"
+    validation_split: str = "validation"
+    revision: str | None = None
+    streaming: bool = False
+    resolution: int | None = None
+    ties: Literal["drop", "soft"] = "drop"
+    soft_labels: bool = False
+    prompt_weights: bool = True
+    on_bad_row: Literal["error", "skip"] = "error"
+    cache: bool = True
+    cache_dir: str = "~/.cache/diffusion-feedback"
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    random_flip: bool = False
+    random_crop: bool = False
+    caption_dropout: float = 0.0
+    max_train_pairs: int | None = None
+    max_validation_pairs: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how fast, and with what.
+
+    Args:
+        seed: Seed of every draw: order, timesteps, noise, flips, crops, caption dropout, adapter start.
+        max_train_steps: Number of optimizer steps.
+        train_batch_size: Pairs in one forward pass of one process.
+        gradient_accumulation_steps: Forward passes of each process in one optimizer step.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Course of the learning rate after the warm-up.
+        lr_warmup_steps: Steps of linear warm-up.
+        max_grad_norm: Gradient norm is clipped to this; 0 leaves it.
+        mixed_precision: Autocast precision of forward passes.
+        ema_decay: Decay of the moving average of the trained weights, which is then the result; 0 for none.
+        timestep_range: Part of the scheduler's range that timesteps are drawn from.
+        checkpointing_steps: Write a checkpoint every so many steps.
+        checkpoints_total_limit: Keep so many checkpoints.
+        report_to: Trackers of accelerate (tensorboard, wandb, ...), beside metrics.jsonl.
+    """
+
+    seed: int = 0
+    max_train_steps: int = 1000
+    train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-5
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    ema_decay: float = 0.0
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    checkpointing_steps: int = 100
+    checkpoints_total_limit: int = 2
+    report_to: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is looked at while training.
+
+    Args:
+        steps: Look every so many steps; 0 only at the end.
+        prompts: Prompts of the sample grid; the first held-out ones when empty.
+        num_prompts: How many held-out prompts are taken when prompts is empty.
+        seed: Seed of the first sample, and of the held-out draws.
+        num_inference_steps: Steps of the sampler.
+        guidance_scale: Classifier-free guidance.
+    """
+
+    steps: int = 0
+    prompts: list[str] = field(default_factory=list)
+    num_prompts: int = 8
+    seed: int = 0
+    num_inference_steps: int = 30
+    guidance_scale: float = 7.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Args:
+        model: Which model is tuned, and how.
+        data: Which pairs are learnt from.
+        output_dir: The run's folder.
+        objective: Name of the objective and its settings, such as {name: dpo, beta: 5000}.
+        optimizer: Name of the optimizer and its settings, such as {name: adamw, weight_decay: 0.01}.
+        training: How long, how fast, and with what.
+        validation: What is looked at while training.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    output_dir: str
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "dpo", "beta": 5000.0})
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "validation": ValidationConfig,
+}
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain nested values, in the order of the sections."""
+    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(recipe)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that ``--config`` reads back."""
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
