@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,21 +28,31 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give the file of the weights")
     try:
-        found: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
-        )
-    except pickle.UnpicklingError as error:
-        problem = f"{path}: refused, it holds code or objects besides weights ({str(error).splitlines()[0]})"
-        raise UserError(problem, "get the weights as .safetensors, or as a plain state dict") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint ({error})", "download the file again") from error
+        found = _read(path)
+    except Exception as error:  # a stranger's bytes: the unpickler may fail in any way
+        raise _refusal(path, error) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: holds no state dict (tensors by name)", "give the file of the weights")
     return {str(name): value for name, value in found.items()}
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols that it may not know; what it cannot read is raised
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    # torch's own message advises to switch the protection off, so only the name of what it met is passed on.
+    if isinstance(error, pickle.UnpicklingError) and (met := re.search(r"GLOBAL (\S+)", str(error))):
+        remedy = "get the weights as .safetensors, or as a plain state dict"
+        return UserError(f"{path}: refused, it holds code or objects besides weights ({met[1]})", remedy)
+    reason = f": {error}" if isinstance(error, SafetensorError | RuntimeError | OSError) else ""
+    return UserError(f"{path}: not a checkpoint ({type(error).__name__}{reason})", "download the file again")
 
 
 def _can_map(path: Path) -> bool:
