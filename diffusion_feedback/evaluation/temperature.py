@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import expit, ndtri
+from scipy.special import expit, stdtrit
 
 from .statistics import CONFIDENCE, Interval, proportion_interval
 
@@ -77,7 +77,7 @@ def scale_interval(difference: Array, label_0: Array, codes: NDArray[np.int64], 
     """95 % interval of a fitted scale, by the sandwich estimator over clusters, on the logarithm of the scale.
 
     ``codes`` (N,) is the cluster (prompt) of each pair. Liang and Zeger, Biometrika 73:13, 1986, with the factor
-    C / (C - 1) for C clusters. None where the fit has no minimum inside its range, or there is one cluster.
+    C / (C - 1) and Student's t of C - 1 degrees for C clusters. None where the fit has no minimum inside its range, or there is one cluster.
     """
     num_clusters = int(codes.max()) + 1
     if fit.status != "fitted" or num_clusters < 2:
@@ -86,7 +86,7 @@ def scale_interval(difference: Array, label_0: Array, codes: NDArray[np.int64], 
     curvature = float(np.sum(difference**2 * probability * (1 - probability)))
     pull = np.bincount(codes, weights=difference * (probability - label_0))
     error = float(np.sqrt(np.sum(pull**2) * num_clusters / (num_clusters - 1))) / curvature
-    factor = float(np.exp(ndtri(0.5 + CONFIDENCE / 2) * error / fit.logit_scale))
+    factor = float(np.exp(stdtrit(num_clusters - 1, 0.5 + CONFIDENCE / 2) * error / fit.logit_scale))
     return Interval(fit.logit_scale, fit.logit_scale / factor, fit.logit_scale * factor, len(difference))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
@@ -175,16 +177,7 @@ def curves_svg(
     for name, points in series.items():
         if not np.isfinite([value for _, value in points]).any():
             raise UserError(f"series {name!r}: {len(points)} points, none of them finite", "leave the series out")
-    # Identifiers within the SVG are hashed from the salt: several figures of one page must not share them.
-    salt = hashlib.sha256(repr((sorted(series.items()), x_label, y_label, size)).encode()).hexdigest()
-    style = {
-        "svg.hashsalt": salt,
-        "svg.fonttype": "none",
-        "text.parse_math": False,
-        "font.family": "sans-serif",
-        "font.size": 9.5,
-    }
-    with matplotlib.rc_context(style):
+    with svg_style((sorted(series.items()), x_label, y_label, size)):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         if reference is not None:
@@ -196,23 +189,12 @@ def curves_svg(
                 draw(steps, values, alpha=0.25, linewidth=0.8)
                 values = _running_mean(values, window=max(5, len(values) // 25))
             draw(steps, values, label=name, linewidth=1.8, marker="o" if len(steps) == 1 else None)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(FAINT)
-        axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=INK, length=0, pad=5)
+        dress(axes, x_label, y_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(x_label, color=INK)
-        axes.set_ylabel(y_label, color=INK)
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    return _inline(file.getvalue())
+        return inline_svg(figure)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -224,8 +206,38 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(finite, total / np.maximum(count, 1), np.nan)
 
 
-def _inline(svg: str) -> str:
-    """Strip what an SVG within HTML does not need: XML header, comments, metadata, names of groups, global style."""
+def svg_style(identity: object) -> AbstractContextManager[None]:
+    """Settings under which a figure of a page is drawn and saved; ``identity`` is what tells it from others there."""
+    # Identifiers within the SVG are hashed from the salt: several figures of one page must not share them.
+    style = {
+        "svg.hashsalt": hashlib.sha256(repr(identity).encode()).hexdigest(),
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.size": 9.5,
+    }
+    context: AbstractContextManager[None] = matplotlib.rc_context(style)
+    return context
+
+
+def dress(axes: Axes, x_label: str, y_label: str) -> None:
+    """Quiet axes with their labels: one faint line below, hairlines across."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0, pad=5)
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+
+
+def inline_svg(figure: Figure) -> str:
+    """``figure`` as SVG without what it does not need within HTML: XML header, comments, metadata, global style."""
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
