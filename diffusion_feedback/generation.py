@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .catalog import nearest
 from .errors import UserError
-from .records import ImageRecord, PromptRecord, atomic_write
+from .records import ImageRecord, PromptRecord, atomic_write, content_hash
 
 Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """(prompts, seeds) of equal length to one image each; an image depends on its own prompt and seed alone."""
@@ -195,6 +195,20 @@ def generate(
     manifest.rewrite(wanted)
     _sweep(folder, keep={Path(record.file_name).name for record in wanted})
     return wanted
+
+
+def own_noise(sampler: Sampler) -> Sampler:
+    """``sampler`` with each (prompt, seed) started from its own noise, the same under every model.
+
+    Under one bare seed all prompts would share their starting noise, and comparisons prompt by prompt would not be
+    independent.
+    """
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        own = [int(content_hash(f"{prompt}/{seed}")[:15], 16) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return sampler(prompts, own)
+
+    return sample
 
 
 def load_generated(folder: Path | str) -> list[tuple[ImageRecord, Path]]:

@@ -28,8 +28,8 @@ from transformers import CLIPTextModel
 
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.data.pickapic import write_pickapic
-from diffusion_feedback.generation import generate, load_generated
-from diffusion_feedback.records import PairRecord, content_hash
+from diffusion_feedback.generation import generate, load_generated, own_noise
+from diffusion_feedback.records import PairRecord
 from diffusion_feedback.scorers import shapes
 
 POOL = 24_000
@@ -86,16 +86,11 @@ def sample_groups(model: Path, prompts: Sequence[str], count: int, folder: Path)
     """``count`` images of the model's own for each prompt."""
     denoiser = resolve("family", "sd")(str(model))
 
-    def sampler(captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        # One noise for each (prompt, seed): with the bare seed all prompts would start from the same noise.
-        own = [int(content_hash(f"{caption}/{seed}")[:15], 16) for caption, seed in zip(captions, seeds, strict=True)]
-        return denoiser.sample(denoiser.network, captions, own, **SAMPLING)
-
     generate(
         prompts,
         range(count),
         folder,
-        sampler=sampler,
+        sampler=own_noise(lambda captions, seeds: denoiser.sample(denoiser.network, captions, seeds, **SAMPLING)),
         model_hash=denoiser.model_hash(),
         settings={**SAMPLING, "noise": "by prompt and seed"},
         batch_size=32,

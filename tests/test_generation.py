@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.generation import generate, load_generated, read_prompts
+from diffusion_feedback.generation import generate, load_generated, own_noise, read_prompts
 from diffusion_feedback.records import ImageRecord
 
 PROMPTS = [f"a picture of thing {index}, “quoted”" for index in range(6)]
@@ -293,3 +294,22 @@ def test_killed_at_random_moments_the_folder_ends_the_same(tmp_path: Path) -> No
     assert 0 < left[0] < 240, "the first kill must fall in the middle of the run"
     run_for_kill(tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_prompt_and_seed_starts_from_its_own_noise() -> None:
+    seen: list[int] = []
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        seen.extend(seeds)
+        return sample(prompts, seeds)
+
+    own_noise(sampler)(["a cat", "a dog", "a cat"], [0, 0, 1])
+    own_noise(sampler)(["a cat"], [0])
+    assert len(set(seen[:3])) == 3
+    assert seen[3] == seen[0]
+    # The committed assets were made from these numbers: SHA-256 over the length-prefixed text, its first 60 bits.
+    text = b"a cat/0"
+    assert seen[0] == int(hashlib.sha256(len(text).to_bytes(8, "little") + text).hexdigest()[:15], 16)

@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ class Story:
 
     def _sample(self, name: str, lora: str | None) -> Judged:
         from ..catalog import resolve
-        from ..generation import generate, load_generated
+        from ..generation import generate, load_generated, own_noise
         from ..scorers.shapes import parse_caption, read_scene
         from .demo_report import Judged
 
@@ -174,21 +174,6 @@ class Story:
             f"SFT on the chosen images: win rate {results['sft_win_rate']:.3f}\n"
             f"{seconds:.0f} seconds; open {self.folder / 'report.html'}"
         )
-
-
-def own_noise(
-    sampler: Callable[[Sequence[str], Sequence[int]], list[Image.Image]],
-) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
-    """Start each (prompt, seed) from its own noise: under one bare seed all prompts would share theirs, and the
-    comparisons would not be independent.
-    """
-    from ..records import content_hash
-
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        own = [int(content_hash(f"{prompt}/{seed}")[:15], 16) for prompt, seed in zip(prompts, seeds, strict=True)]
-        return sampler(prompts, own)
-
-    return sample
 
 
 def _open(path: Path) -> Image.Image:
