@@ -42,6 +42,14 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "drawbench": "diffusion_feedback.evaluation.benchmarks.drawbench:benchmark",
         "shapes": "diffusion_feedback.evaluation.benchmarks.shapes:benchmark",
     },
+    # How pairs are picked from the ranked candidates of a prompt.
+    "rule": {
+        "best_worst": "diffusion_feedback.labeling.rules:best_worst",
+        "adjacent": "diffusion_feedback.labeling.rules:adjacent",
+        "all_pairs": "diffusion_feedback.labeling.rules:all_pairs",
+        "random": "diffusion_feedback.labeling.rules:random",
+        "mu_minus_2sigma": "diffusion_feedback.labeling.rules:mu_minus_2sigma",
+    },
 }
 
 

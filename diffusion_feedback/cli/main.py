@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
     "generate": "prompts and a model to a folder of images",
     "score": "images and scorers to a table of scores",
+    "label": "scored images to preference pairs; pairs to new labels",
     "data": "check preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",
 }

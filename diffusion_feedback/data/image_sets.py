@@ -35,10 +35,14 @@ class ImageFile:
 
     def open(self) -> Image.Image:
         """Decode to RGB. Raises UserError for a file that is no image, or has changed since its hash was taken."""
+        return decode_image(self.read(), str(self.path))
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises UserError for a file that is gone, or has changed since its hash was taken."""
         data = self._read()
         if content_hash(data) != self.key:
             raise UserError(f"{self.path}: the image has changed since the run began", "start the run again")
-        return decode_image(data, str(self.path))
+        return data
 
     def _read(self) -> bytes:
         try:
@@ -59,10 +63,20 @@ class PairImage:
 
     def open(self) -> Image.Image:
         """Decode to RGB. Raises UserError for bytes that are no image, or have changed since their hash was taken."""
+        return decode_image(self.read(), self.name)
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises UserError where they have changed since their hash was taken."""
         data = self.source.images(self.location)[self.side]
         if content_hash(data) != self.key:
             raise UserError(f"{self.name}: the image has changed since the run began", "start the run again")
-        return decode_image(data, self.name)
+        return data
+
+
+def encoded_bytes(item: ImageItem) -> bytes:
+    """The bytes of an ``item`` of ``open_images``, as they stand on disk. Raises UserError where they have changed."""
+    assert isinstance(item.handle, ImageFile | PairImage)
+    return item.handle.read()
 
 
 def open_images(

@@ -1,0 +1,201 @@
+"""``dfb label``: scored images to preference pairs, and pairs to new labels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .scoring import SCORERS_HELP, add_scoring_flags
+
+if TYPE_CHECKING:
+    from ..labeling.panel import Policy
+    from ..labeling.rules import Rule
+    from ..records import ScoreRecord
+    from ..types import ImageItem
+
+EPILOG = f"""examples:
+  dfb label out/base --scorer pickscore=assets/shapes-scorer --output pairs.parquet
+  dfb label out/base --scores scores.parquet --rule all_pairs --min_probability 0.7 --output pairs.parquet
+  dfb label out/base --scorer pickscore hpsv2 --ensemble vote --rule random,pairs_per_prompt=4 --output pairs.parquet
+  dfb label out/base --scorer shapes --calibration calibration.json --ties soft --output pairs.parquet
+  dfb label pairs.parquet --relabel --scorer hpsv2 --output relabelled.parquet
+
+rules, on the images of one prompt (NAME or NAME,key=value,...):
+  best_worst       the best against the worst (the default)
+  adjacent         each against the next one down
+  all_pairs        every two, the widest gaps in rank first
+  random           pairs_per_prompt=1 pairs drawn among those with P(preferred) >= 0.5 + margin; margin=0, seed=0
+  mu_minus_2sigma  the best against the one nearest to mean - 2 standard deviations of the scores (arXiv:2502.16825)
+
+{SCORERS_HELP}
+Probabilities are sigmoid(logit_a - logit_b) with logit = logit_scale * raw. A scorer without a logit scale (shapes,
+aesthetic, clip_score) needs --calibration for all that speaks of probabilities; alone it ranks without one.
+The output has Pick-a-Pic's columns with the images inside, and the scores, scorers, recipes and rule beside them. Each
+prompt weighs the same (num_example_per_prompt). Pairs as input keep their pairs and get new labels, unless --rule is
+given; their old label_0 stands in human_label_0. Run the same command again to go on after an interruption.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="dfb label",
+        description="Make preference pairs of scored images, or label pairs anew, by one or several scorers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("images", metavar="IMAGES_OR_PAIRS", help="folder of images with prompts, or preference pairs")
+    add("--output", required=True, metavar="PAIRS.parquet", help="file to write")
+    add("--scores", metavar="SCORES.parquet", help="use the scores of this table from dfb score, in place of --scorer")
+    add("--rule", help="how pairs are picked, see below (default best_worst)")
+    add("--relabel", action="store_true", help="keep the pairs of the input, label them anew (the default for pairs)")
+    add(
+        "--ensemble",
+        choices=["mean", "vote", "abstain"],
+        default="mean",
+        help="several scorers: mean of their probabilities, majority of their sides, or only where all agree"
+        " (default mean)",
+    )
+    add(
+        "--ties",
+        choices=["drop", "soft", "half"],
+        default="drop",
+        help="leave ties out, label every pair by its probability, or keep ties with label 0.5 (default drop)",
+    )
+    add(
+        "--tie_margin",
+        "--tie-margin",
+        type=float,
+        default=0.0,
+        help="a pair with |P - 0.5| up to this is a tie (default 0: only exactly equal scores)",
+    )
+    add(
+        "--min_probability",
+        "--min-probability",
+        type=float,
+        default=0.5,
+        help="keep a pair only if P(preferred image preferred) is at least this, in [0.5, 1) (default 0.5: all)",
+    )
+    add("--calibration", metavar="FILE.json", help="logit scales from dfb calibrate; they replace the scorers' own")
+    add("--max_pairs_per_prompt", "--max-pairs-per-prompt", type=int, help="keep the rule's first pairs of each prompt")
+    add("--prompts", help="one prompt for each image of a plain folder, in the order of the file names")
+    add("--split", default="train", help="split, where the source has splits (default train)")
+    add("--revision", help="branch, tag or commit on the hub")
+    add("--overwrite", action="store_true", help="replace the output if it is there already")
+    add_scoring_flags(parser, required=False)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Label as ``argv`` says. Raises UserError for bad input."""
+    arguments = build_parser().parse_args(argv)
+    _check(arguments)
+
+    from ..data.image_sets import PairImage, open_images
+    from ..errors import UserError
+    from ..generation import read_prompts
+    from ..labeling.panel import read_calibration
+    from .label_output import write_built, write_relabelled
+    from .scoring import process_state
+
+    # Settings are checked before hours of scoring, not after.
+    policy, rule = _policy(arguments), _rule(arguments.rule or "best_worst")
+    calibration = read_calibration(arguments.calibration) if arguments.calibration else None
+    prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None
+    items = open_images(arguments.images, prompts=prompts, split=arguments.split, revision=arguments.revision)
+    if absent := [item.name for item in items if not item.prompt]:
+        problem = f"{arguments.images}: {len(absent)} images have no prompt; the first: {absent[0]}"
+        raise UserError(problem, "give --prompts, a .txt beside each image, or a metadata.jsonl")
+    are_pairs = all(isinstance(item.handle, PairImage) for item in items)
+    if arguments.relabel and not are_pairs:
+        problem = f"{arguments.images}: holds single images, and --relabel is for pairs"
+        raise UserError(problem, "leave --relabel out, or give preference pairs")
+    relabels = are_pairs and arguments.rule is None
+    if relabels and arguments.max_pairs_per_prompt is not None:
+        problem = "--max_pairs_per_prompt: the pairs of the input are kept as they are"
+        raise UserError(problem, "leave it out, or make new pairs of the images with --rule")
+    scored, records = _scores(items, arguments)
+    if not process_state().is_main_process:
+        return
+    output = Path(arguments.output)
+    if relabels:
+        print(write_relabelled(items, scored, records, policy, calibration, output))
+    else:
+        name, cap = arguments.rule or "best_worst", arguments.max_pairs_per_prompt
+        print(write_built(scored, records, policy, calibration, (name, rule), cap, output))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from ..errors import UserError
+
+    output = Path(arguments.output)
+    if output.suffix != ".parquet":
+        raise UserError(f"{output}: the output is a parquet file", "give a name that ends in .parquet")
+    if output.exists() and not arguments.overwrite:
+        raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
+    if (arguments.scorer is None) == (arguments.scores is None):
+        problem = "neither --scorer nor --scores" if arguments.scorer is None else "both --scorer and --scores"
+        raise UserError(problem, "give scorers to score the images now, or a table that dfb score has written")
+    if arguments.relabel and arguments.rule is not None:
+        raise UserError(
+            f"--relabel keeps the pairs, --rule {arguments.rule} makes new ones", "leave one of the two out"
+        )
+    cap = arguments.max_pairs_per_prompt
+    if cap is not None and cap < 1:
+        raise UserError(f"--max_pairs_per_prompt: got {cap}", "allowed: 1 or more")
+
+
+def _policy(arguments: argparse.Namespace) -> Policy:
+    from ..labeling.panel import Policy
+
+    return Policy(arguments.ensemble, arguments.ties, arguments.tie_margin, arguments.min_probability)
+
+
+def _rule(text: str) -> Rule:
+    """Read ``NAME[,key=value...]``. Raises UserError for an unknown rule or setting, and for a bad value."""
+    import yaml
+
+    from ..catalog import check_settings, resolve
+    from ..errors import UserError
+
+    name, *rest = text.split(",")
+    settings: dict[str, object] = {}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"--rule {text}: {part!r} is no setting", "write NAME,key=value,...")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--rule {text}: {value!r} is no value", "write NAME,key=value,...") from error
+    factory = resolve("rule", name)
+    check_settings("rule", name, settings)
+    rule: Rule = factory(**settings)
+    return rule
+
+
+def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[list[ImageItem], list[ScoreRecord]]:
+    """The ``items`` that have scores, and the scores of their images; all of them, unless bad images are skipped."""
+    from tqdm import tqdm
+
+    from ..data.scores import read_scores
+    from ..errors import UserError
+    from .scoring import score_items
+
+    if arguments.scores is None:
+        records = score_items(items, arguments)
+        if arguments.on_bad_image == "skip":
+            names = {record.image for record in records}
+            items = [item for item in items if item.name in names]
+        return list(items), records
+    table = read_scores(arguments.scores)
+    known = {(record.image_key, record.prompt) for record in table}
+    bar = tqdm(items, desc="hash images", unit="image", delay=1.0)
+    identities = {(item.handle.key, item.prompt) for item in bar}
+    if not identities & known:
+        problem = f"{arguments.scores}: no score for any of the {len(items)} images; the first: {items[0].name}"
+        raise UserError(problem, f"score them with dfb score {arguments.images}")
+    return list(items), [record for record in table if (record.image_key, record.prompt) in identities]
