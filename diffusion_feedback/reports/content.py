@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import UserError
+from .calibration import CalibrationPart
 from .figures import Curve
 
 ReportImage = Image.Image | Path | bytes
@@ -150,6 +151,7 @@ class Report:
     score_name: str = "score"
     cases: Sequence[CaseGroup] = ()
     curves: Sequence[CurveFigure] = ()
+    calibration: CalibrationPart | None = None
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[tuple[str, str]] = ()

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
 from ..records import atomic_write
+from .calibration import coverage_svg, reliability_svg
 from .content import CurveFigure, Rate, Report, ReportImage
 from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, curves_svg
 
@@ -34,19 +35,26 @@ def write_report(report: Report, path: Path | str, *, max_image_side: int = 768)
 
 def render_report(report: Report, *, max_image_side: int = 768) -> str:
     """The page of ``write_report`` as text."""
+    folder = files(__package__).joinpath("templates")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "p_value": p_value, "count": count}
     environment.globals |= {
         "fixed": fixed,
         "decimals": decimals,
         "picture": lambda image: _picture(image, max_image_side),
+        "significant": significant,
         "figure": _figure,
+        "reliability": lambda figure: _themed(reliability_svg(figure)),
+        "coverage": lambda series: _themed(coverage_svg(series)),
         "verdict": verdict,
     }
-    folder = files(__package__).joinpath("templates")
-    template = environment.from_string(folder.joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.get_template("report.html.j2")
     style = Markup(folder.joinpath("report.css").read_text("utf-8"))
     deltas = [case.delta for group in report.cases for case in group.cases]
     return template.render(report=report, style=style, case_digits=decimals(max(map(abs, deltas), default=0.0)))
@@ -97,6 +105,13 @@ def fixed(value: float, digits: int, *, signed: bool = False) -> str:
     return ("+" if signed and value > 0 and not is_zero else "") + text.replace("-", _MINUS)
 
 
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` with that many significant digits, never in exponents within 0.0001 ... 10 million: 12.34 -> "12.3"."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits}g}".replace("-", _MINUS)
+    return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
 def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0.0 turns -0.0 into 0.0
 
@@ -129,7 +144,11 @@ def _open(image: ReportImage) -> Image.Image:
 
 def _figure(curve: CurveFigure) -> Markup:
     """The curves as inline SVG whose colours follow the page's theme."""
-    svg = curves_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label, reference=curve.reference)
+    return _themed(curves_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label, reference=curve.reference))
+
+
+def _themed(svg: str) -> Markup:
+    """``svg`` with the colours of the page's theme in place of those it was drawn in."""
     themed = {INK: "--soft", FAINT: "--faint", HAIRLINE: "--line"}
     themed |= {color: f"--series-{number}" for number, color in enumerate(SERIES_COLORS, start=1)}
     for color, variable in themed.items():
