@@ -12,6 +12,7 @@ from PIL import Image
 from ..errors import UserError
 from .calibration import CalibrationPart
 from .figures import Curve
+from .parts import Notice, Table
 
 ReportImage = Image.Image | Path | bytes
 """A picture in memory, in a file, or as the bytes of a file."""
@@ -112,10 +113,41 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CaseGroup:
-    """Cases under one heading: best, median, worst."""
+    """Cases under one heading: best, median, worst; ``after_name`` where it is not the report's own."""
 
     title: str
     cases: Sequence[Case]
+    detail: str = ""
+    after_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RateGroup:
+    """Win rates under one heading, such as those of several models by one scorer."""
+
+    title: str
+    rates: Sequence[Rate]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its prompt and its score; higher is better. Raises UserError for a score that is not finite."""
+
+    prompt: str
+    image: ReportImage
+    score: float
+
+    def __post_init__(self) -> None:
+        _check_finite(f"image of {self.prompt!r}", score=self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleGroup:
+    """Images under one heading: highest, middle, lowest."""
+
+    title: str
+    samples: Sequence[Sample]
     detail: str = ""
 
 
@@ -137,7 +169,9 @@ class Report:
 
     ``headline`` is the win rate of ``after_name`` over ``before_name``; ``methods`` are win rates of several models
     against ``before_name``. ``score_name`` says what the cases were scored by, ``facts`` are a few words at the top,
-    ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this".
+    ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
+    ``tables`` and ``rate_groups`` (win rates against ``before_name``, by scorer) below the headline; ``setup`` says
+    how several models were run, with their differences marked.
     """
 
     title: str
@@ -155,6 +189,11 @@ class Report:
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[tuple[str, str]] = ()
+    notices: Sequence[Notice] = ()
+    tables: Sequence[Table] = ()
+    rate_groups: Sequence[RateGroup] = ()
+    samples: Sequence[SampleGroup] = ()
+    setup: Table | None = None
 
     def __post_init__(self) -> None:
         if not self.title.strip():

@@ -57,7 +57,13 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
     template = environment.get_template("report.html.j2")
     style = Markup(folder.joinpath("report.css").read_text("utf-8"))
     deltas = [case.delta for group in report.cases for case in group.cases]
-    return template.render(report=report, style=style, case_digits=decimals(max(map(abs, deltas), default=0.0)))
+    scores = [sample.score for group in report.samples for sample in group.samples]
+    return template.render(
+        report=report,
+        style=style,
+        case_digits=decimals(max(map(abs, deltas), default=0.0)),
+        score_digits=decimals(max(scores) - min(scores)) if scores else 0,
+    )
 
 
 # --- words and numbers -----------------------------------------------------------------------------------------------
