@@ -104,3 +104,27 @@ def test_bad_flags(
     assert main([*command, *flags]) == 2
     assert named in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_noise_of_each_prompt_s_own(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
+    """With the bare seed equal prompts in two places get equal images; with their own noise other prompts differ."""
+    from diffusion_feedback.generation import own_noise
+
+    asked: list[list[int]] = []
+
+    def sampler(prompts: object, seeds: object) -> list[Image.Image]:
+        asked.append(list(seeds))  # type: ignore[call-overload]
+        return []
+
+    own_noise(sampler)(["a cat", "a dog", "a cat"], [0, 0, 1])
+    assert len(set(asked[0])) == 3
+    own_noise(sampler)(["a dog"], [0])
+    assert asked[1] == asked[0][1:2]
+
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\n")
+    command = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(path), *SHORT, "--output_dir"]
+    assert main([*command, str(tmp_path / "out"), "--noise", "prompt"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    assert {row["settings"]["noise"] for row in rows} == {"by prompt and seed"}
+    assert main([*command, str(tmp_path / "out")]) == 2  # the folder holds images of other noise
