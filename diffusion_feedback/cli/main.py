@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "generate": "prompts and a model to a folder of images",
     "score": "images and scorers to a table of scores",
     "label": "scored images to preference pairs; pairs to new labels",
+    "calibrate": "scorers against labelled pairs: accuracy, logit scale, report",
     "data": "check preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",
 }
