@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from ..errors import UserError
-    from ..generation import generate, read_prompts
+    from ..generation import generate, own_noise, read_prompts
 
     if arguments.batch_size < 1:
         raise UserError(f"--batch_size: got {arguments.batch_size}", "allowed: 1 or more")
@@ -59,13 +59,14 @@ def run(argv: Sequence[str]) -> None:
     prompts = [record.prompt for record in read_prompts(arguments.prompts)]
     loaded = load_sampler(arguments, dtype=arguments.dtype)
     loaded.note_truncated(prompts)
+    own = arguments.noise == "prompt"
     records = generate(
         prompts,
         arguments.seeds,
         Path(arguments.output_dir),
-        sampler=loaded.sampler,
+        sampler=own_noise(loaded.sampler) if own else loaded.sampler,
         model_hash=loaded.model_hash,
-        settings=loaded.settings,
+        settings={**loaded.settings, **({"noise": "by prompt and seed"} if own else {})},
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
     )

@@ -1,0 +1,90 @@
+"""A model and its settings to a sampler, for the commands that generate."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..generation import Sampler
+
+_SETTINGS = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSampler:
+    """A loaded model that turns prompts and seeds to images, with all that decides what comes out."""
+
+    sampler: Sampler
+    model_hash: str
+    settings: Mapping[str, Any]
+    count_truncated: Callable[[Sequence[str]], int]
+
+    def note_truncated(self, prompts: Sequence[str]) -> None:
+        """Say how many of ``prompts`` are longer than the text encoder reads."""
+        cut = self.count_truncated(prompts)
+        if cut:
+            print(
+                f"note: {cut} of {len(prompts)} prompts are longer than the text encoder reads; their ends are ignored"
+            )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which weights a model has, and how images are drawn from it."""
+    add = parser.add_argument
+    add("--family", default="sd", help="model family: sd or sdxl (default sd)")
+    add("--lora", help="folder, file or hub id of LoRA weights")
+    add("--revision", help="branch, tag or commit on the hub")
+    add("--variant", help="weight variant, such as fp16")
+    add(
+        "--num_inference_steps", "--num-inference-steps", type=int, default=30, help="steps of the sampler (default 30)"
+    )
+    add("--guidance_scale", "--guidance-scale", type=float, default=7.5, help="classifier-free guidance (default 7.5)")
+    add("--negative_prompt", "--negative-prompt", help="what the images should not show")
+    add("--height", type=int, help="px; the model's own by default")
+    add("--width", type=int, help="px; the model's own by default")
+
+
+def check_sampling_flags(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a number of steps, seeds or a size that no sampler takes."""
+    from ..errors import UserError
+
+    if arguments.num_inference_steps < 1:
+        raise UserError(f"--num_inference_steps: got {arguments.num_inference_steps}", "allowed: 1 or more")
+    if min(arguments.seeds) < 0 or len(set(arguments.seeds)) < len(arguments.seeds):
+        raise UserError(f"--seeds: got {arguments.seeds}", "allowed: distinct numbers, 0 or more")
+    for name in ("height", "width"):
+        value = getattr(arguments, name)
+        if value is not None and (value < 8 or value % 8):
+            raise UserError(f"--{name}: got {value}", "allowed: multiples of 8")
+
+
+def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
+    """Load ``arguments.model`` in ``dtype`` on ``arguments.device`` (the best there is for None). Raises UserError."""
+    import torch
+
+    from ..catalog import resolve
+
+    denoiser = resolve("family", arguments.family)(
+        arguments.model,
+        revision=arguments.revision,
+        variant=arguments.variant,
+        dtype=getattr(torch, dtype),
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    if arguments.lora:
+        denoiser.load_lora(arguments.lora)
+    settings = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        call = dict(settings)
+        if "negative_prompt" in call:
+            call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+        images: list[Image.Image] = denoiser.sample(denoiser.network, prompts, seeds, **call)
+        return images
+
+    return LoadedSampler(sampler, denoiser.model_hash(), {**settings, "dtype": dtype}, denoiser.count_truncated)
