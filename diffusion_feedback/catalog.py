@@ -17,15 +17,25 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "hinge": "diffusion_feedback.objectives.pairwise:hinge",
         "robust": "diffusion_feedback.objectives.pairwise:robust",
         "sft": "diffusion_feedback.objectives.pointwise:sft",
+        "pickscore": "diffusion_feedback.objectives.ranking:pickscore",
+        "pickscore_in_batch": "diffusion_feedback.objectives.ranking:pickscore_in_batch",
     },
     # The kind of objective, which is the module it stands in, decides the step.
     "step": {
         "pairwise": "diffusion_feedback.training.steps:PairwiseStep",
         "pointwise": "diffusion_feedback.training.steps:PointwiseStep",
+        "ranking": "diffusion_feedback.training.ranking:RankingStep",
     },
     "family": {
         "sd": "diffusion_feedback.models.sd:load",
         "sdxl": "diffusion_feedback.models.sdxl:load",
+        "clip": "diffusion_feedback.models.clip:load",
+    },
+    # How a run on a model of each family is put together.
+    "session": {
+        "sd": "diffusion_feedback.cli.assemble:DenoisingSession",
+        "sdxl": "diffusion_feedback.cli.assemble:DenoisingSession",
+        "clip": "diffusion_feedback.cli.assemble_scorer:ScorerSession",
     },
     "optimizer": {
         "adamw": "diffusion_feedback.training.optimizers:adamw",
@@ -51,6 +61,16 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "mu_minus_2sigma": "diffusion_feedback.labeling.rules:mu_minus_2sigma",
     },
 }
+
+# Which kinds of objective a family can be tuned by.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "sd": ("pairwise", "pointwise"),
+    "sdxl": ("pairwise", "pointwise"),
+    "clip": ("ranking",),
+}
+
+# Objectives whose loss on one pair depends on the other pairs of the same forward pass.
+BATCH_COUPLED = frozenset({"pickscore_in_batch"})
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -78,6 +98,18 @@ def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of ``function``: its recipe schema."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def kind_of(objective: str) -> str:
+    """The kind of ``objective``: the module that it stands in. Raises UserError for an unknown name."""
+    return resolve("objective", objective).__module__.rpartition(".")[2]
+
+
+def objectives_for(family: str) -> list[str]:
+    """The objectives that models of ``family`` can be tuned by. Raises UserError for an unknown name."""
+    if family not in KINDS:
+        raise UserError(f"unknown family {family!r}", nearest(family, names("family")))
+    return [name for name in names("objective") if kind_of(name) in KINDS[family]]
 
 
 def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:

@@ -173,6 +173,18 @@ class Likelihood(Protocol):
         ...
 
 
+class Ranker(Protocol):
+    """How well images fit prompts, under a network that is being taught to judge."""
+
+    def prepare(self, batch: PreferenceBatch) -> Any:
+        """Tokenise and cut ``batch``, once."""
+        ...
+
+    def logits(self, network: nn.Module, inputs: Any) -> Tensor:
+        """(B, 2B) float32: each prompt against all images of the batch, the chosen ones first."""
+        ...
+
+
 class Reference(Protocol):
     """Gives the frozen network for the length of a ``with`` block."""
 
@@ -180,7 +192,9 @@ class Reference(Protocol):
 
 
 class Objective(Protocol):
-    """Log-probabilities (PairLogps, or (B,) for a pointwise objective) to per-example losses (B,), never their mean."""
+    """Log-probabilities (PairLogps, (B,) for a pointwise objective, logits (B, 2B) for a ranking one) to per-example
+    losses (B,), never their mean.
+    """
 
     def __call__(self, logps: Any, **settings: Any) -> Tensor: ...
 

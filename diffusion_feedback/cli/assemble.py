@@ -1,36 +1,42 @@
-"""From a recipe to the parts of a training run: model, pairs, caches, likelihood, step, trainer."""
+"""From a recipe to a training run of a diffusion model: model, reference, caches, likelihood, step, trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
-from tqdm import tqdm
 
-from ..catalog import resolve
+from ..catalog import kind_of, resolve
 from ..config import Recipe, to_dict
 from ..data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from ..data.images import EncodedImage
 from ..data.index import PairIndex
-from ..data.readers import open_pairs
-from ..errors import UserError
 from ..likelihoods.denoising import DenoisingLikelihood
 from ..models import lora
 from ..models.reference import AdaptersOff, FrozenCopy
-from ..records import PairRecord, content_hash
+from ..records import PairRecord
 from ..training.heldout import implicit_accuracy
 from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
 from ..training.steps import PairwiseStep, StepParts
-from ..types import ImageView, Reference
+from ..types import ImageView, PreferenceBatch, Reference
+from .memory import weight_bytes
+from .run_parts import (
+    build_optimizer,
+    build_order,
+    check_apart,
+    encode_ahead,
+    labels_hash,
+    load_pairs,
+    needed_pairs,
+    note_truncated,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +99,15 @@ def build_encoders(recipe: Recipe, denoiser: Any) -> Encoders:
     )
 
 
-def load_pairs(
-    recipe: Recipe, encoders: Encoders, accelerator: Accelerator, *, heldout: bool = False
-) -> PairIndex | None:
-    """The index of the training or the held-out pairs; None where a recipe names no held-out pairs."""
-    data = recipe.data
-    path = data.validation if heldout else data.train
-    if path is None:
+def views_of(recipe: Recipe) -> list[ImageView]:
+    """The ways in which an image may be seen in training, where crops are not random."""
+    return [ImageView(flip=flip) for flip in ([False, True] if recipe.data.random_flip else [False])]
+
+
+def cache_streamed(recipe: Recipe, encoders: Encoders) -> Callable[[PairRecord], None] | None:
+    """Encodes each pair of a stream as it passes by, since it cannot be read again; None where nothing is streamed."""
+    if not recipe.data.streaming:
         return None
-    reader = open_pairs(
-        path,
-        split=data.validation_split if heldout else data.split,
-        revision=data.revision,
-        streaming=data.streaming,
-        on_bad_row=data.on_bad_row,
-        ties="drop" if heldout else data.ties,
-    )
     views = views_of(recipe)
 
     def encode(record: PairRecord) -> None:
@@ -116,18 +115,7 @@ def load_pairs(
         for view in views:
             encoders.images.encode(images, [view, view])
 
-    index = PairIndex.build(reader, on_pair=encode if data.streaming else None)
-    if reader.skipped:
-        accelerator.print(f"{len(reader.skipped)} bad rows skipped in {path}; the first of them:")
-        for _, reason in reader.skipped[:20]:
-            accelerator.print(f"  {reason}")
-    limit = data.max_validation_pairs if heldout else data.max_train_pairs
-    return index.head(limit) if limit else index
-
-
-def views_of(recipe: Recipe) -> list[ImageView]:
-    """The ways in which an image may be seen in training, where crops are not random."""
-    return [ImageView(flip=flip) for flip in ([False, True] if recipe.data.random_flip else [False])]
+    return encode
 
 
 def fill_caches(
@@ -136,21 +124,14 @@ def fill_caches(
     """Encode what the run will need; each process takes its share."""
     if not recipe.data.cache:
         return
-    last_epoch = order.epoch(recipe.training.max_train_steps - 1)
-    steps = range(recipe.training.max_train_steps)
-    needed = sorted({i for step in steps for i in order.indices(step)}) if last_epoch == 0 else list(range(len(train)))
-    share = needed[accelerator.process_index :: accelerator.num_processes]
+    share = needed_pairs(recipe, train, order, accelerator)
+
+    def encode(batch: PreferenceBatch) -> None:
+        for view in views_of(recipe):
+            encoders.images.encode([*batch.chosen, *batch.rejected], [view] * (2 * len(batch)))
+
     if not recipe.data.streaming:
-        # In the order of the files, and a part at a time: a batch holds its images as long as it lives.
-        share.sort(key=lambda index: train.pairs[index].location or ())
-        bar = tqdm(total=len(share), desc="encode images", unit="pair", disable=not accelerator.is_main_process)
-        for start in range(0, len(share), 64):
-            chunk = share[start : start + 64]
-            batch = train.batch(chunk, 0)
-            for view in views_of(recipe):
-                encoders.images.encode([*batch.chosen, *batch.rejected], [view] * (2 * len(chunk)))
-            bar.update(len(chunk))
-        bar.close()
+        encode_ahead(train, share, encode, accelerator)
         assert encoders.images.cache is not None
         encoders.images.cache.flush()
     encoders.texts.fill(["", *(train.pairs[i].prompt for i in share)])
@@ -191,11 +172,11 @@ def build_step(
     )
     if heldout:
         return PairwiseStep(parts)
-    return resolve("step", objective.__module__.rpartition(".")[2])(parts)
+    return resolve("step", kind_of(recipe.objective["name"]))(parts)
 
 
-class Session:
-    """One training run, ready to go: ``fit`` trains, ``finish`` writes the result."""
+class DenoisingSession:
+    """One training run of a diffusion model, ready to go: ``fit`` trains, ``finish`` writes the result."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
@@ -203,36 +184,15 @@ class Session:
         self.encoders = build_encoders(recipe, self.denoiser)
         self.step = build_step(recipe, self.denoiser, self.reference, self.encoders, accelerator)
         self.step.check()
-        self.optimizer = self._build_optimizer()
-        train = load_pairs(recipe, self.encoders, accelerator)
+        self.optimizer = build_optimizer(recipe, self.parameters())
+        on_pair = cache_streamed(recipe, self.encoders)
+        train = load_pairs(recipe, accelerator, on_pair=on_pair)
         assert train is not None
         self.train = train
-        self.heldout = load_pairs(recipe, self.encoders, accelerator, heldout=True)
-        size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-        self._check_apart()
-        self.order = PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
-        self.truncated = self.denoiser.count_truncated(sorted({pair.prompt for pair in train.pairs}))
-        if self.truncated:
-            accelerator.print(
-                f"note: {self.truncated} captions are longer than the text encoder reads; their ends are ignored"
-            )
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        settings = {key: value for key, value in self.recipe.optimizer.items() if key != "name"}
-        build = resolve("optimizer", self.recipe.optimizer["name"])
-        try:
-            optimizer: torch.optim.Optimizer = build(self.parameters(), self.recipe.training.learning_rate, **settings)
-        except ValueError as error:
-            raise UserError(f"optimizer: {error}", "change its setting in the recipe") from error
-        return optimizer
-
-    def _check_apart(self) -> None:
-        if self.heldout is None:
-            return
-        shared = {pair.pair_id for pair in self.train.pairs} & {pair.pair_id for pair in self.heldout.pairs}
-        if shared:
-            problem = f"data.validation: {len(shared)} of its {len(self.heldout)} pairs are training pairs too"
-            raise UserError(problem, "give other files or another validation_split")
+        self.heldout = load_pairs(recipe, accelerator, heldout=True, on_pair=on_pair)
+        check_apart(self.train, self.heldout)
+        self.order = build_order(recipe, train, accelerator)
+        note_truncated(self.denoiser.count_truncated(sorted({pair.prompt for pair in train.pairs})), accelerator)
 
     @property
     def network(self) -> nn.Module:
@@ -244,8 +204,25 @@ class Session:
         """What is trained."""
         return [parameter for _, parameter in lora.trainable(self.network)]
 
-    def _labels(self) -> list[str]:
-        return [f"{pair.pair_id} {pair.label_0}" for pair in self.train.pairs]
+    def frozen_bytes(self) -> dict[str, int]:
+        """Bytes of the reference copy, and of the encoders."""
+        network = weight_bytes(self.network.parameters())
+        encoders = [
+            part
+            for part in self.denoiser.pipeline.components.values()
+            if isinstance(part, nn.Module) and part is not self.network
+        ]
+        return {
+            "reference copy": network if self.recipe.model.tuning == "full" else 0,
+            "image and text encoders": weight_bytes(p for part in encoders for p in part.parameters()),
+        }
+
+    def notes(self) -> list[str]:
+        """The logit slope, which is what makes runs comparable."""
+        if "beta" not in self.recipe.objective:
+            return []
+        beta = self.recipe.objective["beta"]
+        return [f"logit slope      {beta / 2:g} per unit of mean squared error (beta {beta:g} / 2)"]
 
     def validation_prompts(self) -> list[str]:
         """Prompts of the sample grid."""
@@ -268,7 +245,7 @@ class Session:
             self.optimizer,
             look=lambda step, network: self.look(step, network, folder),
             look_every=recipe.validation.steps,
-            identity={"base": self.base_hash, "pairs": content_hash(*self._labels())},
+            identity={"base": self.base_hash, "pairs": labels_hash(self.train)},
         )
         trainer.fit()
         self.encoders.close()
@@ -315,17 +292,3 @@ class Session:
                 self.denoiser.save(network, trainer.folder.path)
             write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch)
         self.accelerator.wait_for_everyone()
-
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """The accelerator of a run. Raises UserError for a tracker that is not installed."""
-    try:
-        return Accelerator(
-            mixed_precision=recipe.training.mixed_precision,
-            log_with=recipe.training.report_to or None,
-            project_dir=recipe.output_dir,
-            # Other processes wait while one encodes or draws samples; the default of ten minutes is too short for that.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
-        )
-    except (ValueError, ImportError) as error:
-        raise UserError(f"training: {error}", "check training.report_to and training.mixed_precision") from error

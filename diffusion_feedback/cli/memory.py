@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .assemble import Session
+    from .run_parts import Session
 
 _STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.1}  # bytes of optimizer state a trained parameter
+
+
+def weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of ``parameters``."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 def _mebibytes(count: float) -> str:
@@ -42,22 +48,15 @@ def estimate(session: Session) -> list[str]:
     """Lines of the memory estimate, for one process."""
     network = session.network
     trained = sum(p.numel() for p in session.parameters())
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    copies = weights if session.recipe.model.tuning == "full" else 0
+    weights, frozen = weight_bytes(network.parameters()), session.frozen_bytes()
     average = 4 * trained if session.recipe.training.ema_decay else 0
     states = (4 + _STATES.get(session.recipe.optimizer["name"], 8.0)) * trained + average
     activations = saved_bytes(session)
-    encoders = sum(
-        p.numel() * p.element_size()
-        for name, part in session.denoiser.pipeline.components.items()
-        if isinstance(part, torch.nn.Module) and part is not network
-        for p in part.parameters()
-    )
-    total = weights + copies + states + activations + encoders
+    total = weights + sum(frozen.values()) + states + activations
     return [
         f"memory           about {_mebibytes(total)} in each process:",
-        f"                 network {_mebibytes(weights)}, reference copy {_mebibytes(copies)}",
+        f"                 network {_mebibytes(weights)}",
         f"                 gradients, optimizer and average {_mebibytes(states)}",
         f"                 activations of one pass {_mebibytes(activations)} (measured)",
-        f"                 image and text encoders {_mebibytes(encoders)}",
+        *(f"                 {name} {_mebibytes(count)}" for name, count in frozen.items()),
     ]

@@ -1,4 +1,4 @@
-"""The model card of a finished run."""
+"""The model card of a finished run on a diffusion model, and the end that it shares with other cards."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ image = pipeline("{prompt}", generator=torch.Generator().manual_seed(0)).images[
 Implicit accuracy says how often the tuned model, as a judge against the model it started from, agrees with held-out
 labels. Chosen and rejected error should part ways; where both rise, lower the learning rate or raise the batch.
 
-## What is in this folder
+"""
+
+_FOLDER = """## What is in this folder
 
 | | |
 |---|---|
@@ -49,8 +51,7 @@ labels. Chosen and rejected error should part ways; where both rise, lower the l
 | `recipe.yaml` | every setting; `dfb train --config recipe.yaml --output_dir ...` repeats the run |
 | `environment.json` | versions and hardware |
 | `metrics.jsonl` | one line a step |
-| `samples/` | before and after on fixed seeds |
-| `checkpoints/` | to continue with `--resume` |
+{more}| `checkpoints/` | to continue with `--resume` |
 
 ## Recipe
 
@@ -83,11 +84,17 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
         code=(_LORA_CODE if adapted else _FULL_CODE).format(base=base, folder=name),
         prompt=(recipe["validation"]["prompts"] or ["your prompt"])[0],
         heldout=_looks(looks),
-        weights="`pytorch_lora_weights.safetensors`" if adapted else "`model_index.json` and the folders beside it",
-        recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
     )
+    weights = "`pytorch_lora_weights.safetensors`" if adapted else "`model_index.json` and the folders beside it"
+    samples_row = "| `samples/` | before and after on fixed seeds |\n"
     with atomic_write(folder.path / "README.md") as file:
-        file.write_text(card, "utf-8")
+        file.write_text(card + folder_section(recipe, weights, samples_row), "utf-8")
+
+
+def folder_section(recipe: Mapping[str, Any], weights: str, more: str = "") -> str:
+    """The end of every card: what lies beside ``weights``, with ``more`` rows of the table, and the recipe."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return _FOLDER.format(weights=weights, more=more, recipe=text)
 
 
 def _looks(rows: list[dict[str, Any]]) -> str:

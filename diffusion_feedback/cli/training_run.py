@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..catalog import resolve
 from ..config import Recipe, to_dict, to_yaml
 from ..training.run_folder import RunFolder
-from .assemble import Session, make_accelerator
 from .memory import estimate
+from .run_parts import Session, make_accelerator
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
@@ -19,7 +20,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_
             print(f"{folder.path}: already complete")
             return
     accelerator = make_accelerator(recipe)
-    session = Session(recipe, accelerator)
+    session: Session = resolve("session", recipe.model.family)(recipe, accelerator)
     if dry_run:
         _describe(session)
         return
@@ -36,8 +37,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_
 
 
 def _describe(session: Session) -> None:
-    """Print effective batch, steps, parameters, memory and logit slope."""
-    recipe, training = session.recipe, session.recipe.training
+    """Print pairs, effective batch, steps, parameters, notes and memory."""
+    training = session.recipe.training
     size = session.order.batch_size
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
@@ -50,8 +51,5 @@ def _describe(session: Session) -> None:
     print(f" accumulated x {session.accelerator.num_processes} processes")
     print(f"steps            {training.max_train_steps} ({epochs:.2f} epochs)")
     print(f"parameters       {trained:,} trained of {total:,} in the network")
-    if "beta" in recipe.objective:
-        beta = recipe.objective["beta"]
-        print(f"logit slope      {beta / 2:g} per unit of mean squared error (beta {beta:g} / 2)")
-    for line in estimate(session):
+    for line in [*session.notes(), *estimate(session)]:
         print(line)

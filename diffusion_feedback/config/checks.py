@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
-from ..catalog import resolve
+from ..catalog import BATCH_COUPLED, kind_of, names, objectives_for, resolve
 from ..errors import UserError
-from .recipe import Recipe
+from .recipe import SECTIONS, Recipe
+
+# What only means something where pictures are made from noise: a scorer sees whole pictures, as they are, and draws
+# nothing at random.
+_DENOISING_ONLY = (
+    "model.lora_rank",
+    "model.lora_alpha",
+    "model.lora_targets",
+    "data.resolution",
+    "data.cache_dtype",
+    "data.random_flip",
+    "data.random_crop",
+    "data.caption_dropout",
+    "training.timestep_range",
+    "validation.prompts",
+    "validation.num_prompts",
+    "validation.seed",
+    "validation.num_inference_steps",
+    "validation.guidance_scale",
+)
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -50,16 +70,44 @@ def check(recipe: Recipe) -> None:
             "use float32 and training.mixed_precision",
         )
     _check_labels(recipe)
+    _check_family(recipe)
+
+
+def _takes_soft(objective: str) -> bool:
+    return "chosen_probability" in inspect.signature(resolve("objective", objective)).parameters
 
 
 def _check_labels(recipe: Recipe) -> None:
-    import inspect
-
     name = recipe.objective["name"]
-    takes_soft = "chosen_probability" in inspect.signature(resolve("objective", name)).parameters
-    if recipe.data.soft_labels and not takes_soft:
-        raise UserError(
-            f"data.soft_labels: objective {name!r} takes hard labels only", "use objective dpo, or soft_labels false"
-        )
+    if recipe.data.soft_labels and not _takes_soft(name):
+        problem = f"data.soft_labels: objective {name!r} takes hard labels only"
+        soft = ", ".join(other for other in names("objective") if _takes_soft(other))
+        raise UserError(problem, f"use one that takes soft labels ({soft}), or soft_labels: false")
     if recipe.data.ties == "soft" and not recipe.data.soft_labels:
         raise UserError("data.ties: soft needs data.soft_labels: true", "a tie has no majority; or use ties: drop")
+
+
+def _check_family(recipe: Recipe) -> None:
+    """Refuse an objective that a family cannot be tuned by, and settings that mean nothing for a scorer."""
+    name, family = recipe.objective["name"], recipe.model.family
+    fitting = objectives_for(family)
+    if name not in fitting:
+        problem = f"objective.name: {name!r} cannot tune a model of family {family!r}"
+        raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")
+    if kind_of(name) != "ranking":
+        return
+    if recipe.model.tuning != "full":
+        problem = f"model.tuning: got {recipe.model.tuning!r}, and a scorer is tuned as a whole"
+        raise UserError(problem, "set model.tuning: full")
+    for key in _DENOISING_ONLY:
+        section, _, part = key.partition(".")
+        found = getattr(getattr(recipe, section), part)
+        if found != _default(section, part):
+            raise UserError(f"{key}: got {found!r}, which means nothing for a scorer", "leave it out")
+    size = recipe.training.train_batch_size
+    _require(name not in BATCH_COUPLED or size > 1, "training.train_batch_size", size, f"2 or more with {name}")
+
+
+def _default(section: str, name: str) -> object:
+    field = next(field for field in dataclasses.fields(SECTIONS[section]) if field.name == name)
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default

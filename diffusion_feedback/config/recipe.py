@@ -16,11 +16,11 @@ class ModelConfig:
     """Which model is tuned, and how.
 
     Args:
-        pretrained_model_name_or_path: Diffusers folder or hub id.
-        family: Name from the catalog: sd or sdxl.
+        pretrained_model_name_or_path: Diffusers folder, CLIPModel folder, or hub id.
+        family: Name from the catalog: sd, sdxl, or clip for a scorer.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant, such as fp16.
-        tuning: lora trains adapters over the frozen base; full trains the whole network beside a frozen copy.
+        tuning: lora trains adapters over the frozen base; full trains the whole network (a scorer always).
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters is alpha / rank; the rank when not given.
         lora_targets: Groups (attention, feed_forward, convolutions) or endings of layer names.
@@ -51,12 +51,12 @@ class DataConfig:
         validation_split: Split of the validation data.
         revision: Branch, tag or commit on the hub.
         streaming: Read hub data as a stream; needs the cache.
-        resolution: Side of the square training images, px; the model's own when not given.
+        resolution: Side of the square training images, px; the model's own when not given, and always for a scorer.
         ties: drop leaves tied pairs out, soft keeps them with probability one half.
-        soft_labels: Use vote shares as label probabilities (dpo only); else the majority decides.
+        soft_labels: Use vote shares as label probabilities (dpo, pickscore); else the majority decides.
         prompt_weights: Weigh each pair by 1 / num_example_per_prompt, where the data has that column.
         on_bad_row: error stops at the first bad row, skip leaves bad rows out and lists them.
-        cache: Keep latents and text embeddings on disk.
+        cache: Keep latents and text embeddings on disk, or a scorer's pictures.
         cache_dir: Where the cache lies.
         cache_dtype: Precision of cached tensors.
         random_flip: Mirror half of the pairs, both images alike.

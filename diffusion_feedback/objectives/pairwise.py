@@ -5,17 +5,25 @@ global count. The keyword-only parameters are the recipe's schema. Only function
 labels. Notation: d = (policy - reference)_chosen - (policy - reference)_rejected, z = beta * d.
 
 For diffusion models a log-probability is -1/2 of a mean squared error, so that beta 5000 is a slope of 2500 per unit of
-error. All functions raise UserError for settings out of range and for a missing reference.
+error. All functions raise UserError for settings out of range and, but for ``bradley_terry``, for a missing reference.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, special
 from torch.nn.functional import logsigmoid
 
 from ..types import PairLogps
 from .log_ratios import check_beta, check_label_smoothing, log_ratio_margin, widen
+
+
+def label_probability(chosen_probability: Tensor | None, like: Tensor) -> Tensor:
+    """``chosen_probability`` as wide as ``like`` (B,), ones where there is none. Raises ValueError for another shape."""
+    p = torch.ones_like(like) if chosen_probability is None else widen(chosen_probability)
+    if p.shape != like.shape:
+        raise ValueError(f"chosen_probability must have shape {tuple(like.shape)}, got {tuple(p.shape)}")
+    return p
 
 
 def dpo(
@@ -33,9 +41,7 @@ def dpo(
     check_beta(beta)
     check_label_smoothing(label_smoothing)
     z = beta * log_ratio_margin(logps)
-    p = torch.ones_like(z) if chosen_probability is None else widen(chosen_probability)
-    if p.shape != z.shape:
-        raise ValueError(f"chosen_probability must have shape {tuple(z.shape)}, got {tuple(p.shape)}")
+    p = label_probability(chosen_probability, z)
     q = p * (1 - label_smoothing) + (1 - p) * label_smoothing
     return -q * logsigmoid(z) - (1 - q) * logsigmoid(-z)
 
@@ -76,3 +82,24 @@ def robust(logps: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
     z = beta * log_ratio_margin(logps)
     right, flipped = -logsigmoid(z), -logsigmoid(-z)
     return ((1 - label_smoothing) * right - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def label_entropy(p: Tensor) -> Tensor:
+    """Entropy of a label that is right with probability ``p`` in [0, 1], in nats: 0 for certain labels, ln 2 for ties."""
+    entropy: Tensor = special.entr(p) + special.entr(1 - p)
+    return entropy
+
+
+def bradley_terry(logps: PairLogps, chosen_probability: Tensor | None = None) -> Tensor:
+    """Divergence of the prediction sigmoid(d) from the label, d = policy_chosen - policy_rejected; no reference is used.
+
+    p log(p / sigmoid(d)) + (1 - p) log((1 - p) / sigmoid(-d)), with p = ``chosen_probability`` (B,) in [0, 1], or 1: the
+    Kullback-Leibler divergence. Cross entropy less the label's own entropy, so it has the gradient of cross entropy and
+    its minimum is 0 for every p; for p = 1 it is cross entropy itself. The "log-probabilities" are the scores of a
+    reward model, known up to a constant of the pair.
+
+    Bradley & Terry (1952), as the reward model's loss: Eq. 1, arXiv:2203.02155.
+    """
+    d = widen(logps.policy_chosen) - widen(logps.policy_rejected)
+    p = label_probability(chosen_probability, d)
+    return -p * logsigmoid(d) - (1 - p) * logsigmoid(-d) - label_entropy(p)

@@ -28,7 +28,17 @@ from ..errors import UserError
 from ..records import atomic_write
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
-_WEIGHTS = ("model_index.json",)
+_WEIGHTS = (
+    "pytorch_lora_weights.safetensors",
+    "model_index.json",
+    "model*.safetensors*",
+    "config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+)
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
 # These may differ between a run and its continuation: they change neither data, draws nor updates.
 FREE_KEYS = {
@@ -99,8 +109,9 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run writes and nothing else; the recipe goes last, so that a killed clearing can be repeated."""
-        for name in ("README.md", "metrics.jsonl", "environment.json", "pytorch_lora_weights.safetensors", *_WEIGHTS):
-            (self.path / name).unlink(missing_ok=True)
+        for pattern in ("README.md", "metrics.jsonl", "environment.json", *_WEIGHTS):
+            for file in self.path.glob(pattern):
+                file.unlink()
         for name in ("checkpoints", "samples", *_PARTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "recipe.yaml").unlink()

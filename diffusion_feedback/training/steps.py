@@ -33,7 +33,18 @@ class StepParts:
 
     def total(self, losses: Tensor, batch: PreferenceBatch) -> Tensor:
         """Sum of ``losses`` (B,), each times its pair's weight where weights count."""
-        return (losses * batch.weight.to(losses)).sum() if self.weighted else losses.sum()
+        return weighted_total(losses, batch, weighted=self.weighted)
+
+
+def weighted_total(losses: Tensor, batch: PreferenceBatch, *, weighted: bool) -> Tensor:
+    """Sum of ``losses`` (B,); where ``weighted``, each times its pair's weight."""
+    return (losses * batch.weight.to(losses)).sum() if weighted else losses.sum()
+
+
+def check_first_loss(loss: float) -> None:
+    """Raise UserError unless the ``loss`` before the first update is finite."""
+    if not loss < float("inf"):
+        raise UserError(f"step 0: the loss is {loss}", "the weights or images hold values that are not finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,5 @@ class PointwiseStep:
         """Check that the first loss is finite. Raises UserError when it is not."""
         with torch.no_grad():
             loss = float(self(network, batch).metrics["loss"].mean())
-        if not loss < float("inf"):
-            raise UserError(f"step 0: the loss is {loss}", "the weights or images hold values that are not finite")
+        check_first_loss(loss)
         return {"loss": loss}

@@ -1,0 +1,161 @@
+"""What every training run is put together from, whatever is trained: pairs, order, optimizer, accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn, optim
+from tqdm import tqdm
+
+from ..catalog import resolve
+from ..config import Recipe
+from ..data.index import PairIndex
+from ..data.readers import open_pairs
+from ..errors import UserError
+from ..records import PairRecord, content_hash
+from ..training.loop import Trainer
+from ..training.order import PairOrder
+from ..training.run_folder import RunFolder
+from ..types import PreferenceBatch
+
+
+class Session(Protocol):
+    """One training run, ready to go: ``fit`` trains, ``finish`` writes the result."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def accelerator(self) -> Accelerator: ...
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def step(self) -> Any: ...
+    @property
+    def train(self) -> PairIndex: ...
+    @property
+    def heldout(self) -> PairIndex | None: ...
+    @property
+    def order(self) -> PairOrder: ...
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        ...
+
+    def frozen_bytes(self) -> Mapping[str, int]:
+        """Bytes of the weights that are held besides the trained network, by what they are."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What one should know of the run before it begins."""
+        ...
+
+    def fit(self, folder: RunFolder) -> Trainer: ...
+    def finish(self, trainer: Trainer) -> None: ...
+
+
+def load_pairs(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    heldout: bool = False,
+    on_pair: Callable[[PairRecord], None] | None = None,
+) -> PairIndex | None:
+    """The index of the training or the held-out pairs; None where a recipe names no held-out pairs.
+
+    ``on_pair`` sees every pair as it is read. Held-out ties are dropped: they have no side to agree with.
+    """
+    data = recipe.data
+    path = data.validation if heldout else data.train
+    if path is None:
+        return None
+    reader = open_pairs(
+        path,
+        split=data.validation_split if heldout else data.split,
+        revision=data.revision,
+        streaming=data.streaming,
+        on_bad_row=data.on_bad_row,
+        ties="drop" if heldout else data.ties,
+    )
+    index = PairIndex.build(reader, on_pair=on_pair)
+    if reader.skipped:
+        accelerator.print(f"{len(reader.skipped)} bad rows skipped in {path}; the first of them:")
+        for _, reason in reader.skipped[:20]:
+            accelerator.print(f"  {reason}")
+    limit = data.max_validation_pairs if heldout else data.max_train_pairs
+    return index.head(limit) if limit else index
+
+
+def check_apart(train: PairIndex, heldout: PairIndex | None) -> None:
+    """Raise UserError where a held-out pair is a training pair."""
+    if heldout is None:
+        return
+    shared = {pair.pair_id for pair in train.pairs} & {pair.pair_id for pair in heldout.pairs}
+    if shared:
+        problem = f"data.validation: {len(shared)} of its {len(heldout)} pairs are training pairs too"
+        raise UserError(problem, "give other files or another validation_split")
+
+
+def note_truncated(count: int, accelerator: Accelerator) -> None:
+    """Say how many captions are cut, where there are any."""
+    if count:
+        accelerator.print(f"note: {count} captions are longer than the text encoder reads; their ends are ignored")
+
+
+def labels_hash(train: PairIndex) -> str:
+    """Identity of the pairs and labels that a run learns from."""
+    return content_hash(*(f"{pair.pair_id} {pair.label_0}" for pair in train.pairs))
+
+
+def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> PairOrder:
+    """Which pairs each optimizer step sees. Raises UserError where there are fewer pairs than one step takes."""
+    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
+    return PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
+
+
+def needed_pairs(recipe: Recipe, train: PairIndex, order: PairOrder, accelerator: Accelerator) -> list[int]:
+    """This process's share of the pairs that the run will see, in the order of the files."""
+    steps = range(recipe.training.max_train_steps)
+    is_one_pass = order.epoch(recipe.training.max_train_steps - 1) == 0
+    needed = sorted({i for step in steps for i in order.indices(step)}) if is_one_pass else list(range(len(train)))
+    share = needed[accelerator.process_index :: accelerator.num_processes]
+    return sorted(share, key=lambda index: train.pairs[index].location or ())
+
+
+def encode_ahead(
+    train: PairIndex, share: Sequence[int], encode: Callable[[PreferenceBatch], object], accelerator: Accelerator
+) -> None:
+    """Hand ``share`` to ``encode``, a part at a time: a batch holds its images as long as it lives."""
+    bar = tqdm(total=len(share), desc="encode images", unit="pair", disable=not accelerator.is_main_process)
+    for start in range(0, len(share), 64):
+        chunk = share[start : start + 64]
+        encode(train.batch(chunk, 0))
+        bar.update(len(chunk))
+    bar.close()
+
+
+def build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> optim.Optimizer:
+    """The recipe's optimizer. Raises UserError for settings out of its range."""
+    settings = {key: value for key, value in recipe.optimizer.items() if key != "name"}
+    build = resolve("optimizer", recipe.optimizer["name"])
+    try:
+        optimizer: optim.Optimizer = build(parameters, recipe.training.learning_rate, **settings)
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}", "change its setting in the recipe") from error
+    return optimizer
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The accelerator of a run. Raises UserError for a tracker that is not installed."""
+    try:
+        return Accelerator(
+            mixed_precision=recipe.training.mixed_precision,
+            log_with=recipe.training.report_to or None,
+            project_dir=recipe.output_dir,
+            # Other processes wait while one encodes or draws samples; the default of ten minutes is too short for that.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"training: {error}", "check training.report_to and training.mixed_precision") from error
