@@ -44,6 +44,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     },
     "scorer": {
         "shapes": "diffusion_feedback.scorers.shapes:load",
+        "imagereward": "diffusion_feedback.scorers.imagereward:load",
     },
     "benchmark": {
         "hpsv2": "diffusion_feedback.evaluation.benchmarks.hpsv2:benchmark",

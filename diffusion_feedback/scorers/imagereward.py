@@ -1,0 +1,146 @@
+"""ImageReward v1.0 (arXiv:2304.05977): BLIP reads the prompt with the image before its eyes, a head says how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BertTokenizer
+from transformers.utils.hub import cached_file
+
+from ..errors import UserError
+from ..types import Scores
+from .blip import Blip, load_blip
+from .checkpoints import fill, read_checkpoint, weights_hash
+from .scorer import Scorer, Towers
+from .views import CropView
+
+HUB_ID = "THUDM/ImageReward"
+WEIGHTS_FILE = "ImageReward.pt"
+VOCABULARY_HUB_ID = "bert-base-uncased"
+VOCABULARY_FILE = "vocab.txt"
+TOKENS = 35
+"""Longest prompt, [CLS] and [SEP] included; the published scorer cuts what is longer."""
+
+# The mean and the standard deviation of the raw reward over the authors' data: published scores are standardised.
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+
+# Parts of the published file that no score depends on: BLIP's contrastive heads, and BERT's count of places.
+UNUSED = frozenset(
+    {
+        "blip.vision_proj.weight",
+        "blip.vision_proj.bias",
+        "blip.text_proj.weight",
+        "blip.text_proj.bias",
+        "blip.text_encoder.embeddings.position_ids",
+    }
+)
+_HEAD = "mlp.layers."
+
+
+def load(weights: str | None, towers: Towers) -> Scorer:
+    """ImageReward from its file, from a folder that holds ``ImageReward.pt``, or from the hub (``weights`` None).
+
+    The vocabulary of bert-base-uncased is read from ``vocab.txt`` beside the weights, else from the hub. ``raw`` is
+    the head's output, a Bradley-Terry logit as trained: ``logit_scale`` is 1; ``score`` = (raw - MEAN) / STD.
+    Raises UserError where a file cannot be had or holds other weights or another vocabulary.
+    """
+    path = _weights_file(weights)
+    state = {name: value for name, value in read_checkpoint(path).items() if name not in UNUSED}
+    blip = load_blip({name: value for name, value in state.items() if not name.startswith(_HEAD)}, str(path))
+    weight, bias = (part.to(towers.device) for part in _affine(_load_head(state, blip, str(path))))
+    tokenizer = _tokenizer(_vocabulary_file(path), blip)
+    blip = blip.to(towers.device, towers.dtype)
+    view = CropView(blip.image_size, blip.image_size, centre="nearest")  # torchvision's, as published
+    recipe = f"imagereward.1.0/{view.id}/{towers.precision}/{weights_hash(state)}"
+
+    def encode_prompts(prompts: Sequence[str]) -> Tensor:
+        """Token ids and mask, (N, 2, 35) int64."""
+        tokens = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        return torch.stack([tokens.input_ids, tokens.attention_mask], 1).to(towers.device)
+
+    def judge(images: Tensor, prompts: Tensor) -> Scores:
+        first = blip.read(prompts[:, 0], prompts[:, 1], images)
+        raw = (first.float() @ weight + bias).cpu()
+        return Scores((raw - MEAN) / STD, raw)
+
+    return Scorer(
+        name="imagereward",
+        recipe_id=recipe,
+        view_key=view.id,
+        image_key=recipe,
+        text_key=recipe,
+        logit_scale=1.0,
+        view=view,
+        encode_images=blip.encode_images,
+        encode_prompts=encode_prompts,
+        judge=judge,
+        view_pixels=view.pixels,
+        count_truncated=lambda prompts: sum(len(ids) > TOKENS for ids in tokenizer(list(prompts)).input_ids),
+    )
+
+
+def _weights_file(weights: str | None) -> Path:
+    path = Path(weights or HUB_ID)
+    if weights is not None and (path.exists() or not _is_hub_id(weights)):
+        # A path that is not there is left to the reader, which says so.
+        return path / WEIGHTS_FILE if path.is_dir() else path
+    remedy = f"give the path of {WEIGHTS_FILE}, or of a folder that holds it (published at the hub as {HUB_ID})"
+    return _from_hub(weights or HUB_ID, WEIGHTS_FILE, remedy)
+
+
+def _is_hub_id(weights: str) -> bool:
+    return weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not Path(weights).suffix
+
+
+def _vocabulary_file(weights: Path) -> Path:
+    beside = weights.parent / VOCABULARY_FILE
+    if beside.is_file():
+        return beside
+    remedy = f"put the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID} beside the weights: {beside}"
+    return _from_hub(VOCABULARY_HUB_ID, VOCABULARY_FILE, remedy)
+
+
+def _from_hub(repository: str, file: str, remedy: str) -> Path:
+    try:
+        found = cached_file(repository, file)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"scorer imagereward: {repository}/{file} cannot be had ({reason})", remedy) from error
+    assert found is not None  # a file that is not there has been raised
+    return Path(found)
+
+
+def _tokenizer(vocabulary: Path, blip: Blip) -> BertTokenizer:
+    """BERT's WordPiece, lower case, with BLIP's two tokens at the end. Raises UserError for another vocabulary."""
+    tokenizer = BertTokenizer(vocab=str(vocabulary))
+    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
+    if len(tokenizer) != blip.vocabulary:
+        problem = f"{vocabulary}: holds {len(tokenizer) - 2} tokens, the weights know {blip.vocabulary - 2}"
+        raise UserError(problem, f"give the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID}")
+    return tokenizer
+
+
+def _load_head(state: dict[str, Tensor], blip: Blip, source: str) -> nn.Sequential:
+    """The published head: five linear layers with dropout between them, and no activation."""
+    widths = (blip.text.config.hidden_size, 1024, 128, 64, 16, 1)
+    layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+    dropout = nn.Identity()  # counted in the published names, without effect in judging
+    head = nn.Sequential(layers[0], dropout, layers[1], dropout, layers[2], dropout, layers[3], layers[4])
+    part = {name: value for name, value in state.items() if name.startswith(_HEAD)}
+    fill(head, part, source, lambda name: _HEAD + name)
+    return head
+
+
+@torch.no_grad()
+def _affine(head: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Linear layers one after the other are one affine map: weight (hidden,) and bias (), multiplied in float64."""
+    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
+    weight = torch.eye(linear[0].in_features, dtype=torch.float64)
+    bias = torch.zeros(linear[0].in_features, dtype=torch.float64)
+    for layer in linear:
+        weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
+    return weight[0].float(), bias[0].float()
