@@ -121,14 +121,15 @@ def convene(records: Iterable[ScoreRecord], policy: Policy, calibration: Mapping
     """The panel of all scorers in ``records``, by name; ``calibration`` maps recipe ids to logit scales.
 
     A scale in ``calibration`` comes before the scorer's own. Raises UserError for a scorer with scores under two
-    recipes or scales, a recipe under two names, a score that is not finite, and a policy that needs a logit scale where
-    a scorer has none.
+    recipes or scales, a recipe under two names, a score that is not finite, a calibration of other recipes alone, and a
+    policy that needs a logit scale where a scorer has none.
     """
     found: dict[str, Judge] = {}
     for record in records:
-        if not (math.isfinite(record.raw) and math.isfinite(record.score)):
-            value = record.score if math.isfinite(record.raw) else record.raw
-            raise UserError(f"{record.image}: scorer {record.scorer!r} gave {value}", "score the image anew")
+        for what, value in (("raw", record.raw), ("score", record.score), ("logit_scale", record.logit_scale)):
+            if value is not None and not math.isfinite(value):
+                problem = f"{record.image}: scorer {record.scorer!r} gave {value} as {what}"
+                raise UserError(problem, "score the image anew")
         judge = Judge(record.scorer, record.recipe_id, record.logit_scale)
         known = found.setdefault(record.scorer, judge)
         if known.recipe_id != judge.recipe_id:
@@ -143,6 +144,9 @@ def convene(records: Iterable[ScoreRecord], policy: Policy, calibration: Mapping
             problem = f"recipe {judge.recipe_id!r} stands under two names: {judge.scorer!r}, {other!r}"
             raise UserError(problem, "a recipe judges once; leave one of the names out")
     scales = calibration or {}
+    if scales and not scales.keys() & names.keys():
+        problem = f"the calibration is of other recipes ({', '.join(scales)}), not of {', '.join(names)}"
+        raise UserError(problem, "run dfb calibrate with the same scorers, weights and precision")
     judges = [Judge(j.scorer, j.recipe_id, scales.get(j.recipe_id, j.logit_scale)) for j in found.values()]
     panel = Panel(tuple(sorted(judges, key=lambda judge: judge.scorer)), policy)
     _check_scales(panel, judges)
