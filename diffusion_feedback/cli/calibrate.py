@@ -216,6 +216,3 @@ def _check_apart(test: _PairSet, tune: _PairSet) -> None:
     if shared:
         problem = f"{tune.name}: {len(shared)} pairs stand in {test.name} too; the prompt of one is {min(shared, key=str)[0]!r}"
         raise UserError(problem, "tune on other pairs, or leave --tune out: halves of the prompts then tune each other")
-    prompts = {item.prompt for item in test.items} & {item.prompt for item in tune.items}
-    if prompts:
-        print(f"note: {len(prompts)} prompts stand in both sets of pairs, so they are not independent of each other")

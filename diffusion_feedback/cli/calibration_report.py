@@ -92,6 +92,11 @@ class CalibrationResult:
         num_prompts = len(set(self.pairs.prompts))
         if num_prompts < FEW_PROMPTS:
             found.append(f"{num_prompts} prompts are few: the intervals are likely too narrow")
+        shared = set(self.pairs.prompts) & set(self.tuning.prompts if self.tuning else ())
+        if shared:
+            found.append(
+                f"prompts that both sets of pairs share: {len(shared)}; figures after the fit flatter a little"
+            )
         if self.num_left_out:
             found.append(f"{self.num_left_out} pairs were left out, for bad rows or images")
         return found

@@ -110,7 +110,7 @@ def reliability_svg(figure: ReliabilityFigure, *, size: tuple[float, float] = (4
         return inline_svg(canvas)
 
 
-def coverage_svg(series: Mapping[str, Sequence[IntervalPoint]], *, size: tuple[float, float] = (8.6, 3.3)) -> str:
+def coverage_svg(series: Mapping[str, Sequence[IntervalPoint]], *, size: tuple[float, float] = (5.6, 3.4)) -> str:
     """Draw accuracy against the share of pairs kept, from all on the left to the surest few; inline SVG, inches."""
     with svg_style((sorted(series.items()), size)):
         canvas = Figure(figsize=size, layout="constrained")
@@ -122,7 +122,7 @@ def coverage_svg(series: Mapping[str, Sequence[IntervalPoint]], *, size: tuple[f
         axes.set_xlim(1.02, 0.08)
         axes.xaxis.set_major_locator(FixedLocator([1.0, 0.8, 0.6, 0.4, 0.2]))
         _percent(axes.xaxis, axes.yaxis)
-        canvas.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, handlelength=1.2)
+        canvas.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
         return inline_svg(canvas)
 
 

@@ -1,0 +1,152 @@
+"""The calibration part of a report: numbers on the page, figures where the numbers say, user's names as text only."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from reports.sample_report import HOSTILE
+
+from diffusion_feedback.errors import UserError
+from diffusion_feedback.reports.calibration import (
+    CalibrationPart,
+    CalibrationRow,
+    Estimate,
+    IntervalPoint,
+    ReliabilityFigure,
+    coverage_svg,
+    reliability_svg,
+)
+from diffusion_feedback.reports.content import Report
+from diffusion_feedback.reports.html import render_report, significant, write_report
+
+NARROW = "\N{NARROW NO-BREAK SPACE}"
+
+
+def points(*rows: tuple[float, float]) -> list[IntervalPoint]:
+    return [IntervalPoint(x, Estimate(y, max(0, y - 0.08), min(1, y + 0.08))) for x, y in rows]
+
+
+def sample(name: str = "pickscore") -> CalibrationPart:
+    own = CalibrationRow(
+        name=name,
+        recipe_id="pickscore.1/fp32",
+        accuracy=Estimate(0.683, 0.649, 0.718),
+        accuracy_with_ties=Estimate(0.673, 0.643, 0.705),
+        tie_threshold=0.2,
+        log_loss=Estimate(0.593, 0.562, 0.624),
+        ece=0.056,
+        ece_by_chance=0.043,
+        logit_scale=65.23,
+        logit_scale_interval=(54.1, 78.6),
+        own_logit_scale=100.0,
+        own_log_loss=Estimate(0.609, 0.57, 0.64),
+        own_ece=0.09,
+    )
+    plain = replace(own, name="shapes", logit_scale=6.5, own_logit_scale=None, own_log_loss=None, own_ece=None)
+    series = {"own scale": points((0.55, 0.5), (0.9, 0.8)), "after the fit": points((0.55, 0.52), (0.8, 0.8))}
+    return CalibrationPart(
+        rows=[replace(plain, is_ceiling=True, note="11 pairs with equal scores"), own],
+        reliability=[
+            ReliabilityFigure(name, series),
+            ReliabilityFigure("shapes", {"after the fit": series["own scale"]}),
+        ],
+        coverage={name: points((1.0, 0.68), (0.5, 0.8), (0.1, 0.97)), "shapes": points((1.0, 0.77), (0.1, 1.0))},
+        names=["labels", name, "shapes"],
+        agreement={("labels", name): Estimate(0.683, 0.649, 0.718), (name, "shapes"): Estimate(0.44, 0.4, 0.48)},
+    )
+
+
+def test_the_table_says_what_it_was_given() -> None:
+    page = render_report(Report("Calibration", calibration=sample()))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).replace(NARROW, " ")
+    for expected in (
+        "noise ceiling", "11 pairs with equal scores", "68.3 %", "64.9 % to 71.8 %", "t = 0.2", "0.609 → 0.593",
+        "9.0 % → 5.6 %", "chance alone: 4.3 %", "100 → 65.2", "54.1 to 78.6", "44.0 %",
+    ):  # fmt: skip
+        assert expected in text.replace(" ", " "), expected
+    assert "None" not in text
+
+
+def test_the_agreement_is_symmetric_and_what_is_not_given_is_blank() -> None:
+    part = sample()
+    assert (
+        part.agreement_of("shapes", "pickscore")
+        == part.agreement_of("pickscore", "shapes")
+        == Estimate(0.44, 0.4, 0.48)
+    )
+    assert part.agreement_of("shapes", "shapes") is part.agreement_of("labels", "shapes") is None
+    page = render_report(Report("Calibration", calibration=part))
+    table = page[page.index('<table class="agreement">') :]
+    assert table[: table.index("</table>")].count('class="none"') == 5  # the diagonal, and labels with shapes twice
+    assert table.count("--shade: 11%") == 2  # 60 % of 0.683 - 0.5
+    assert table.count("--shade: 0%") == 2  # below one half there is nothing to shade
+
+
+def test_names_are_text_and_nothing_else() -> None:
+    page = render_report(Report("Calibration", calibration=sample(HOSTILE)))
+    assert "<script" not in page
+    assert "<img" not in page
+
+
+def test_reports_without_calibration_have_no_trace_of_it() -> None:
+    page = render_report(Report("Plain"))
+    assert "Reliability" not in page
+    assert '<table class="calibration">' not in page
+
+
+def test_figures_are_the_same_bytes_for_the_same_numbers() -> None:
+    [figure, _] = sample().reliability
+    assert reliability_svg(figure) == reliability_svg(figure)
+    assert coverage_svg(sample().coverage) == coverage_svg(sample().coverage)
+    assert reliability_svg(figure).startswith("<svg")
+    for label in ("own scale", "after the fit", "confidence of the scorer", "90 %"):
+        assert f">{label}<" in reliability_svg(figure)
+    assert "own scale" not in reliability_svg(replace(figure, series={"own scale": points((0.6, 0.6))}))  # no legend
+
+
+def test_reliability_is_drawn_where_its_numbers_say() -> None:
+    """On the diagonal, a point that is calibrated lies on the dashed line; one that is too sure lies below it."""
+    svg = reliability_svg(ReliabilityFigure("x", {"a": points((0.6, 0.6), (0.9, 0.7))}))
+    [line] = re.findall(r'<path d="([^"]+)"[^>]*stroke-dasharray', svg)
+    (x0, y0), (x1, y1) = [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", line)][:2]
+    uses = [
+        (float(x), float(y))
+        for x, y in re.findall(r'<use xlink:href="#[^"]+" x="([\d.]+)" y="([\d.]+)" style="fill: #2f6bd8', svg)
+    ]
+    assert len(uses) == 2
+    on_line = [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x, _ in uses]
+    assert uses[0][1] == pytest.approx(on_line[0], abs=0.01)
+    assert uses[1][1] - on_line[1] == pytest.approx(0.2 / 0.5 * (y0 - y1), abs=0.01)  # downwards in SVG is +
+
+
+def test_significant_digits() -> None:
+    values = (65.23, 100.0, 1.874, 0.17853, 12345.6, 0, 1e-9, -6.8621)
+    expected = ("65.2", "100", "1.87", "0.179", "12346", "0", "1e\N{MINUS SIGN}09", "\N{MINUS SIGN}6.86")
+    assert tuple(map(significant, values)) == expected
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 0.6, 0.7), (0.5, 0.2, 0.4), (math.nan, 0.1, 0.9), (0.5, -math.inf, 0.9)])
+def test_wrong_intervals_are_refused(bounds: tuple[float, float, float]) -> None:
+    with pytest.raises(UserError, match="outside its interval|not finite"):
+        Estimate(*bounds)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_fits_a_phone(tmp_path: Path, width: int) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    write_report(Report("Calibration", calibration=sample("scorer-" * 12)), tmp_path / "report.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        with browser.new_page(viewport={"width": width, "height": 800}) as page:
+            messages: list[str] = []
+            page.on("console", lambda message: messages.append(message.text))
+            page.goto((tmp_path / "report.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert messages == []
+        browser.close()
