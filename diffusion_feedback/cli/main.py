@@ -22,6 +22,8 @@ COMMANDS: Mapping[str, str] = {
     "score": "images and scorers to a table of scores",
     "label": "scored images to preference pairs; pairs to new labels",
     "calibrate": "scorers against labelled pairs: accuracy, logit scale, report",
+    "benchmark": "a benchmark's prompts, a model or its images, and scorers to figures",
+    "report": "several benchmark runs on one page, side by side",
     "data": "check preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",
 }

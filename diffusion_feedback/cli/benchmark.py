@@ -1,0 +1,260 @@
+"""``dfb benchmark``: a benchmark's prompts, a model or its images, and scorers to figures, with a paired comparison."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler
+from .scoring import SCORERS_HELP, add_scoring_flags
+
+if TYPE_CHECKING:
+    from ..data.prompt_images import PromptImages
+    from ..evaluation.benchmarks.benchmark import Benchmark
+    from ..records import PromptRecord
+    from .benchmark_run import BenchmarkRun
+
+EPILOG = f"""benchmarks:
+  hpsv2         4 styles x 800 prompts of zhwang/HPDv2; images <style>/00000.jpg; reported as published
+  pickapic      any file of prompts, each prompt once (--prompts)
+  partiprompts  1,632 prompts in 12 categories
+  drawbench     200 prompts in 11 categories
+  shapes        held-out captions of the embedded world, judged by its exact verifier
+
+examples:
+  dfb benchmark shapes --model assets/shapes-sd --num_inference_steps 15 --guidance_scale 2 --output_dir runs/bench-base
+  dfb benchmark shapes --model assets/shapes-sd --lora runs/demo/dpo --num_inference_steps 15 --guidance_scale 2 \\
+      --baseline runs/bench-base --output_dir runs/bench-dpo
+  dfb benchmark hpsv2 --images sdxl-images --scorer hpsv2=HPS_v2.1_compressed.pt pickscore --output_dir runs/bench-sdxl
+  dfb benchmark partiprompts --prompts PartiPrompts.tsv --model stabilityai/stable-diffusion-xl-base-1.0 --family sdxl \\
+      --output_dir runs/parti
+
+{SCORERS_HELP}
+The folder holds scores.parquet, results.json, report.html and, where they were generated, the images; README.md there
+explains the rest. Run the same command again to go on after an interruption. dfb report joins several such folders.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="dfb benchmark",
+        description="Run a benchmark: generate or find its images, score them, and report figures with intervals.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("benchmark", metavar="BENCHMARK", help="hpsv2, pickapic, partiprompts, drawbench or shapes")
+    add("--output_dir", "--output-dir", required=True, help="folder to write")
+    add("--prompts", help="file, folder or hub id of the prompts; the benchmark's own by default")
+    add("--images", help="folder of images that are there: by place (<style>/00000.png) or with metadata.jsonl")
+    add("--model", help="diffusers folder or hub id to generate the images from, in place of --images")
+    add("--baseline", metavar="RUN", help="folder of another run of this benchmark, to compare with prompt by prompt")
+    add("--tie_margin", "--tie-margin", type=float, default=0.0, help="scores this close count as a tie (default 0)")
+    add(
+        "--allow_missing",
+        "--allow-missing",
+        action="store_true",
+        help="go on without an image for every prompt; figures then say that they are incomplete",
+    )
+    add(
+        "--allow_short",
+        "--allow-short",
+        action="store_true",
+        help="go on with another number of prompts than the published one; figures then say so",
+    )
+    add("--overwrite", action="store_true", help="replace another run in the folder")
+    generation = parser.add_argument_group("generation, with --model")
+    generation.add_argument(
+        "--seeds", "--seed", type=int, nargs="+", default=[0], help="one image a prompt under each (default 0)"
+    )
+    generation.add_argument(
+        "--model_dtype",
+        "--model-dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        help="precision of the network (default float32)",
+    )
+    generation.add_argument(
+        "--generation_batch_size", "--generation-batch-size", type=int, default=8, help="images at once (default 8)"
+    )
+    add_sampling_flags(parser)
+    add_scoring_flags(parser, required=False)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run a benchmark as ``argv`` says. Raises UserError for bad input."""
+    arguments = build_parser().parse_args(argv)
+
+    from ..catalog import resolve
+    from ..data.prompt_images import find_images
+    from .benchmark_page import console_summary, write_pages
+    from .benchmark_run import image_names, make_run, open_folder, write_run
+    from .scoring import process_state, score_items
+
+    benchmark: Benchmark = resolve("benchmark", arguments.benchmark)()
+    _check(arguments, benchmark)
+    prompts, settings = _prompts(benchmark, arguments)
+    baseline = _baseline(benchmark, settings, arguments)
+    loaded = None
+    if arguments.model:
+        loaded = load_sampler(arguments, dtype=arguments.model_dtype)
+        settings |= {"model": arguments.model, "lora": arguments.lora, "model_hash": loaded.model_hash}
+        settings |= {"seeds": arguments.seeds, "generation": {**loaded.settings, "noise": "by prompt and seed"}}
+        found = None
+    else:
+        found = find_images(Path(arguments.images), prompts)
+        _say_images(found, arguments)
+        settings["images"] = str(Path(arguments.images).resolve())
+    folder = Path(arguments.output_dir)
+    state = process_state()
+    if state.is_main_process:
+        open_folder(folder, settings, overwrite=arguments.overwrite)
+    if loaded is not None:
+        _generate(loaded, prompts, folder, arguments)
+        loaded = None  # its memory is the scorers' now
+    found = found or find_images(folder, prompts)
+    records = score_items([item for items in found.images for item in items], arguments)
+    if not state.is_main_process:
+        return
+    settings["recipes"] = {record.scorer: record.recipe_id for record in records}
+    done = make_run(folder, benchmark, settings, prompts, image_names(found), records)
+    _check_scored(done, arguments)
+    comparisons, comparison = _compare(baseline, done, arguments.tie_margin)
+    write_run(done, records, comparison)
+    write_pages(done, baseline, comparisons)
+    print(console_summary(done, baseline, comparisons))
+    print(f"\n{folder / 'report.html'}: open it; {folder / 'results.json'} holds its figures")
+
+
+def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
+    from ..errors import UserError
+
+    if bool(arguments.model) == bool(arguments.images):
+        given = "both are given" if arguments.model else "neither is given"
+        raise UserError(f"--model or --images: {given}", "give a model to generate from, or a folder of its images")
+    if not arguments.tie_margin >= 0:
+        raise UserError(f"--tie_margin: got {arguments.tie_margin}", "allowed: 0 or more, in the unit of the scores")
+    if arguments.generation_batch_size < 1:
+        raise UserError(f"--generation_batch_size: got {arguments.generation_batch_size}", "allowed: 1 or more")
+    if arguments.on_bad_image == "skip" and not arguments.allow_missing:
+        raise UserError("--on_bad_image skip leaves prompts without a score", "give --allow_missing too")
+    arguments.prompts = arguments.prompts or benchmark.prompts
+    if arguments.prompts is None:
+        raise UserError(f"benchmark {benchmark.name} has no prompts of its own", "give --prompts FILE")
+    check_sampling_flags(arguments)
+    arguments.scorer = arguments.scorer or list(benchmark.scorers)
+
+
+def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[list[PromptRecord], dict[str, Any]]:
+    """The prompts, and the settings of the run as far as they decide."""
+    from .. import __version__
+    from ..data.prompt_sets import read_prompt_set
+    from ..errors import UserError
+    from ..evaluation.benchmarks.benchmark import prompts_hash
+
+    source: str = arguments.prompts
+    found = read_prompt_set(
+        source,
+        files=benchmark.files,
+        style_columns=benchmark.style_columns,
+        style_of=benchmark.style_of,
+        unique=benchmark.unique,
+    )
+    if found.duplicates:
+        print(f"note: {found.duplicates} prompts stand more than once in {source}; each is taken once")
+    short = benchmark.shortfalls(found.prompts)
+    if short and not arguments.allow_short:
+        problem = f"{source}: not the prompts of benchmark {benchmark.name}: {'; '.join(short)}"
+        raise UserError(problem, "get the whole files, or give --allow_short and compare with no published figure")
+    for line in short:
+        print(f"note: {line}; figures do not compare with published ones")
+    settings = {
+        "benchmark": benchmark.name,
+        "prompts": source,
+        "prompts_hash": prompts_hash(found.prompts),
+        "num_prompts": len(found.prompts),
+        "short": short,
+        "scorers": arguments.scorer,
+        "scoring_dtype": arguments.dtype,
+        "allow_missing": arguments.allow_missing,
+        "version": __version__,
+    }
+    return list(found.prompts), settings
+
+
+def _baseline(benchmark: Benchmark, settings: dict[str, Any], arguments: argparse.Namespace) -> BenchmarkRun | None:
+    """The run to compare with, looked at before the work begins."""
+    if not arguments.baseline:
+        return None
+    from .benchmark_run import check_comparable, load_run
+
+    found = load_run(arguments.baseline)
+    check_comparable(found, benchmark.name, settings["prompts_hash"], "this run")
+    return found
+
+
+def _say_images(found: PromptImages, arguments: argparse.Namespace) -> None:
+    """Say what is missing and what is left over. Raises UserError for missing images unless they are allowed."""
+    from ..errors import UserError
+
+    if found.unused:
+        print(f"note: {found.unused} images of {arguments.images} belong to no prompt, or to one that has its image")
+    if not found.missing:
+        return
+    first = "\n".join(f"  {name}" for name in found.missing[:20])
+    problem = f"{arguments.images}: {len(found.missing)} of {len(found.images)} images are missing, the first of them:\n{first}"
+    if not arguments.allow_missing:
+        raise UserError(problem, "generate them, or give --allow_missing for incomplete figures")
+    print(f"note: {problem}")
+
+
+def _generate(
+    loaded: LoadedSampler, prompts: Sequence[PromptRecord], folder: Path, arguments: argparse.Namespace
+) -> None:
+    from ..errors import UserError
+    from ..generation import generate, own_noise
+    from .scoring import process_state
+
+    if process_state().num_processes > 1:
+        remedy = "run dfb benchmark in one process first; or generate apart, and give --images"
+        raise UserError("--model under accelerate launch: images are generated by one process", remedy)
+    texts = [prompt.prompt for prompt in prompts]
+    loaded.note_truncated(texts)
+    generate(
+        texts,
+        arguments.seeds,
+        folder,
+        sampler=own_noise(loaded.sampler),
+        model_hash=loaded.model_hash,
+        settings={**loaded.settings, "noise": "by prompt and seed"},
+        batch_size=arguments.generation_batch_size,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _check_scored(run: BenchmarkRun, arguments: argparse.Namespace) -> None:
+    """Refuse a result of other weights than the one that the folder holds."""
+    import json
+
+    from ..errors import UserError
+    from .benchmark_run import SETTINGS
+
+    before = json.loads((run.folder / SETTINGS).read_text("utf-8")).get("recipes")
+    if before not in (None, run.settings["recipes"]) and not arguments.overwrite:
+        problem = f"{run.folder}: holds scores of {before}, this run has {run.settings['recipes']}"
+        raise UserError(problem, "use another --output_dir, or --overwrite to replace what is there")
+
+
+def _compare(
+    baseline: BenchmarkRun | None, run: BenchmarkRun, tie_margin: float
+) -> tuple[list[Any], dict[str, Any] | None]:
+    from .benchmark_run import compare_runs, comparison_json
+
+    if baseline is None:
+        return [], None
+    comparisons = compare_runs(baseline, run, tie_margin=tie_margin)
+    return comparisons, comparison_json(baseline, run, comparisons, tie_margin)

@@ -1,0 +1,265 @@
+"""Benchmark runs as a page: figures, win rates, cases of every kind, and an alarm where scorers tell different stories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..evaluation.benchmarks.paired import Disagreement, ScorerComparison, disagreements
+from ..evaluation.comparison import CaseRow, pick_cases
+from ..evaluation.statistics import WinRate
+from ..records import atomic_write
+from ..reports.content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup
+from ..reports.html import percent, write_report
+from ..reports.parts import Notice
+from .benchmark_run import README, REPORT, BenchmarkRun, published_rows
+from .benchmark_tables import digits_of, means_table, paired_table, published_table, settings_table
+
+CASES = 6  # two rows of three
+Compared = Sequence[tuple[BenchmarkRun, Sequence[ScorerComparison]]]
+"""Runs, each with its comparisons against the baseline by scorer."""
+
+NOTES = {
+    "spread": (
+        "Spread of group means",
+        "As published for this benchmark: the standard deviation of the means of groups of 80 prompts in their order. It "
+        "says how far means of 80 prompts scatter, not how far the mean of all may be off; that is the standard error.",
+    ),
+    "permutation": (
+        "p of the permutation test",
+        "How often the mean difference would be at least so far from 0 if on each prompt the two runs were drawn by lot "
+        "(10,000 draws, counted so that it is never 0; every case for few prompts). Many figures are tested here, so "
+        "one of 0.03 by itself says little.",
+    ),
+    "recipe": (
+        "Recipe",
+        "Everything that makes a score: scorer and version, preprocessing, precision, hash of the weights. Scores are "
+        "compared only under one recipe.",
+    ),
+}
+
+
+def write_pages(run: BenchmarkRun, baseline: BenchmarkRun | None, comparisons: Sequence[ScorerComparison]) -> None:
+    """Write report.html and README.md of one run."""
+    report = runs_report([run], baseline, [(run, comparisons)] if baseline else [])
+    write_report(report, run.folder / REPORT)
+    with atomic_write(run.folder / README) as file:
+        file.write_text(readme(run), "utf-8")
+
+
+def runs_report(
+    runs: Sequence[BenchmarkRun], baseline: BenchmarkRun | None, compared: Compared, *, title: str = ""
+) -> Report:
+    """One page over ``runs``, and over their comparisons with ``baseline``; the first scorer leads."""
+    everyone = [*([baseline] if baseline else []), *runs]
+    recipes = list(dict.fromkeys(result.recipe_id for run in [*runs, *everyone] for result in run.results))
+    tables = []
+    for recipe in recipes:
+        tables.append(means_table(everyone, recipe))
+        if baseline and any(row.recipe_id == recipe for _, rows in compared for row in rows):
+            tables.append(paired_table(baseline, compared, recipe))
+    boards = [published_table(run, result) for run in runs[:1] for result in run.results]
+    single = compared[0] if len(compared) == 1 else None
+    benchmark = runs[0].benchmark
+    notes = [NOTES["recipe"]] + ([NOTES["spread"]] if benchmark.spread_name else [])
+    return Report(
+        title=title or f"{benchmark.title}: {', '.join(run.name for run in runs)}",
+        summary=_summary(runs, baseline),
+        before_name=baseline.name if baseline else "base",
+        after_name=runs[0].name,
+        headline=_rate(single[0].name, single[1][0].overall.win_rate, f"by {single[1][0].scorer}") if single else None,
+        facts=_facts(everyone),
+        notices=[*_agreement(baseline, compared), *_warnings(everyone)],
+        tables=[*tables, *(board for board in boards if board)],
+        rate_groups=_rate_groups(compared) if baseline and (len(compared) > 1 or len(compared[0][1]) > 1) else [],
+        score_name=f"{runs[0].values[0].scorer} score",
+        cases=_cases(baseline, compared) if baseline else [],
+        samples=[] if baseline else _samples(runs),
+        setup=settings_table(everyone),
+        notes=notes + ([NOTES["permutation"]] if baseline else []),
+    )
+
+
+def _summary(runs: Sequence[BenchmarkRun], baseline: BenchmarkRun | None) -> str:
+    scorers = " and ".join(dict.fromkeys(found.scorer for run in runs for found in run.values))
+    against = f" Compared with {baseline.name} prompt by prompt." if baseline else ""
+    return f"{len(runs[0].prompts):,} prompts of {runs[0].benchmark.title} ({runs[0].benchmark.source}), judged by {scorers}.{against}"
+
+
+def _facts(runs: Sequence[BenchmarkRun]) -> Mapping[str, str]:
+    facts = {"prompts": f"{len(runs[0].prompts):,}", "styles": str(len(dict.fromkeys(runs[0].styles)))}
+    facts["images"] = ", ".join(f"{sum(map(len, run.images)):,}" for run in runs)
+    return facts | {"runs": str(len(runs))}
+
+
+# --- notices ---------------------------------------------------------------------------------------------------------
+
+
+def _agreement(baseline: BenchmarkRun | None, compared: Compared) -> list[Notice]:
+    """The alarm for scorers that tell different stories, and a calm line where several tell the same."""
+    notices = [_alarm(run, found) for run, rows in compared for found in disagreements(rows)]
+    for run, rows in compared:
+        signs = {math.copysign(1, row.overall.win_rate.win_rate - 0.5) for row in rows}
+        if baseline and len(rows) > 1 and len(signs) == 1 and not disagreements(rows):
+            rates = ", ".join(f"{row.scorer} {percent(row.overall.win_rate.win_rate)}" for row in rows)
+            side = "above" if signs == {1.0} else "below"
+            notices.append(
+                Notice(
+                    f"All scorers agree on {run.name}",
+                    f"Win rates against {baseline.name} are all {side} even: {rates}.",
+                )
+            )
+    return notices
+
+
+def _alarm(run: BenchmarkRun, found: Disagreement) -> Notice:
+    up, down = found.up.overall.win_rate, found.down.overall.win_rate
+    sure = "beyond doubt too" if down.high < 0.5 else "though not beyond doubt"
+    return Notice(
+        f"One scorer up while another falls: reward hacking? ({run.name})",
+        f"{found.up.scorer} prefers {run.name} on {percent(up.win_rate)} of the prompts ({percent(up.low)} to "
+        f"{percent(up.high)}), while {found.down.scorer} prefers it on {percent(down.win_rate)} only "
+        f"({percent(down.low)} to {percent(down.high)}), {sure}. Look at the images where the two part before you "
+        "trust either, above all if the model was trained on one of them.",
+        "alarm",
+    )
+
+
+def _warnings(runs: Sequence[BenchmarkRun]) -> list[Notice]:
+    notices = []
+    for run in runs:
+        if run.missing:
+            parts = [f"{row.style}: {row.missing}" for row in run.results[0].styles if row.missing]
+            text = f"{run.missing} of {len(run.prompts)} prompts have no scored image ({', '.join(parts)})."
+            notices.append(Notice(f"{run.name} is incomplete", f"{text} Its means are those of the rest.", "caution"))
+    for line in runs[0].settings["short"]:
+        text = f"{line}. The figures do not compare with published ones, which stand on the whole set."
+        notices.append(Notice("Not the whole benchmark", text, "caution"))
+    return notices
+
+
+# --- rates and pictures ----------------------------------------------------------------------------------------------
+
+
+def _rate(label: str, won: WinRate, detail: str = "") -> Rate:
+    return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, won.p_value, detail)
+
+
+def _rate_groups(compared: Compared) -> list[RateGroup]:
+    found: dict[str, list[Rate]] = {}
+    for run, rows in compared:
+        for row in rows:
+            found.setdefault(row.scorer, []).append(
+                _rate(run.name, row.overall.win_rate, f"{row.overall.win_rate.num} prompts")
+            )
+    return [RateGroup(scorer, rates) for scorer, rates in found.items()]
+
+
+def _cases(baseline: BenchmarkRun, compared: Compared) -> list[CaseGroup]:
+    """For each run: the largest gains, typical cases and largest losses by the first scorer, and where scorers part."""
+    groups = []
+    for run, rows in compared:
+        places = rows[0].scorer
+        cases = _rows(baseline, run, rows[0].recipe_id)
+        # All of them, for one run; fewer for each of several, so that the page stays light.
+        count = max(1, min(CASES if len(compared) == 1 else CASES // 2, len(cases) // 3))
+        picks = pick_cases(cases, count)
+        named = (("Largest gains", picks.best), ("Typical cases", picks.median), ("Largest losses", picks.worst))
+        told = f"{run.name}, by {places}"
+        groups += [
+            CaseGroup(title, [_case(baseline, run, case) for case in chosen], told, run.name) for title, chosen in named
+        ]
+        for found in disagreements(rows):
+            chosen = _parted(baseline, run, found)[:count]
+            title = f"{found.up.scorer} rises, {found.down.scorer} falls"
+            groups.append(CaseGroup(title, [_case(baseline, run, case) for case in chosen], run.name, run.name))
+    return [group for group in groups if group.cases]
+
+
+def _rows(baseline: BenchmarkRun, run: BenchmarkRun, recipe_id: str) -> list[CaseRow]:
+    old, new = (next(found.values for found in side.values if found.recipe_id == recipe_id) for side in (baseline, run))
+    both = np.flatnonzero(~np.isnan(old) & ~np.isnan(new)).tolist()
+    return [CaseRow(i, run.prompts[i].prompt, 0, float(old[i]), float(new[i])) for i in both]
+
+
+def _parted(baseline: BenchmarkRun, run: BenchmarkRun, found: Disagreement) -> list[CaseRow]:
+    """Cases where the rising scorer gains most against what the falling one loses, each in its own spread."""
+    up, down = (_rows(baseline, run, side.recipe_id) for side in (found.up, found.down))
+    spreads = [float(np.std([row.delta for row in rows])) or 1.0 for rows in (up, down)]
+    falls = {row.index: row.delta / spreads[1] for row in down}
+    parted = [row for row in up if row.delta > 0 > falls.get(row.index, 0.0)]
+    return sorted(parted, key=lambda row: (-(row.delta / spreads[0] - falls[row.index]), row.index))
+
+
+def _case(baseline: BenchmarkRun, run: BenchmarkRun, row: CaseRow) -> Case:
+    return Case(row.prompt, baseline.picture(row.index), run.picture(row.index), row.before, row.after)
+
+
+def _samples(runs: Sequence[BenchmarkRun]) -> list[SampleGroup]:
+    groups = []
+    for run in runs:
+        found = run.values[0]
+        ordered = sorted(np.flatnonzero(~np.isnan(found.values)).tolist(), key=lambda i: (-found.values[i], i))
+        rows = [CaseRow(i, run.prompts[i].prompt, 0, 0.0, float(found.values[i])) for i in ordered]
+        picks = pick_cases(rows, max(1, min(CASES, len(rows) // 3)))
+        for title, chosen in (("Highest", picks.best), ("Middle", picks.median), ("Lowest", picks.worst)):
+            samples = [Sample(row.prompt, run.picture(row.index), row.after) for row in chosen]
+            groups.append(SampleGroup(title, samples, f"{run.name}, by {found.scorer}"))
+    return groups
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def console_summary(run: BenchmarkRun, baseline: BenchmarkRun | None, comparisons: Sequence[ScorerComparison]) -> str:
+    """The figures in plain text: means by style, the nearest published ones, and the comparison."""
+    lines = []
+    for result in run.results:
+        digits = digits_of([result])
+        lines.append(f"\n{result.scorer}  ({result.recipe_id})")
+        for row in (*result.styles, result.overall):
+            spread = f" +- {row.spread:.{digits}f} (groups)" if row.spread is not None else ""
+            error = f", standard error {row.standard_error:.{digits}f}" if row.standard_error is not None else ""
+            missing = f"  INCOMPLETE: {row.missing} of {row.num + row.missing} missing" if row.missing else ""
+            lines.append(f"  {row.style:<18} {row.mean:.{digits}f}{spread}{error}, {row.num} prompts{missing}")
+        published = sorted(
+            published_rows(run, result.recipe_id), key=lambda row: abs(row.average - result.overall.mean)
+        )
+        lines += [f"  published, not reproduced here: {row.model} {row.average:.2f}" for row in published[:5]]
+    for line in comparisons:
+        won, change = line.overall.win_rate, line.overall.difference
+        lines.append(
+            f"\n{line.scorer} against {baseline.name if baseline else ''}: win rate {won.win_rate:.3f} "
+            f"({won.low:.3f} to {won.high:.3f}, {won.ties} ties of {won.num}), mean difference {change.value:+.4f} "
+            f"({change.low:+.4f} to {change.high:+.4f}), permutation p {line.overall.p_value:.4f}"
+        )
+    for found in disagreements(comparisons):
+        up, down = found.up, found.down
+        lines.append(f"\nALARM: {up.scorer} rises while {down.scorer} falls: reward hacking? Look at the images.")
+    return "\n".join(lines).strip("\n")
+
+
+def readme(run: BenchmarkRun) -> str:
+    """README.md of a run's folder."""
+    images = (
+        ""
+        if run.settings.get("images")
+        else "| `images/`, `metadata.jsonl` | the images, with prompt, seed and model |\n"
+    )
+    return f"""# {run.benchmark.title}: {run.name}
+
+{len(run.prompts):,} prompts. Source: {run.benchmark.source}.
+
+| | |
+|---|---|
+| `report.html` | the page to open: figures, comparison, images, settings |
+| `results.json` | its figures: means by scorer and style, published results of the same scorer, comparison with a baseline |
+| `scores.parquet` | one row for each image and scorer: score, raw value, recipe |
+| `prompts.jsonl` | the prompts with their styles and the images of each |
+| `benchmark.json` | the settings of the run: hashes of prompts and model, recipes of the scorers |
+{images}
+Compare another model with this run: `dfb benchmark {run.benchmark.name} ... --baseline {Path(run.folder).name}`.
+"""
