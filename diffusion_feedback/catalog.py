@@ -57,6 +57,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     "rule": {
         "best_worst": "diffusion_feedback.labeling.rules:best_worst",
         "adjacent": "diffusion_feedback.labeling.rules:adjacent",
+        "opposite": "diffusion_feedback.labeling.rules:opposite",
         "all_pairs": "diffusion_feedback.labeling.rules:all_pairs",
         "random": "diffusion_feedback.labeling.rules:random",
         "mu_minus_2sigma": "diffusion_feedback.labeling.rules:mu_minus_2sigma",

@@ -25,6 +25,7 @@ EPILOG = f"""examples:
 rules, on the images of one prompt (NAME or NAME,key=value,...):
   best_worst       the best against the worst (the default)
   adjacent         each against the next one down
+  opposite         the best against the worst, the second best against the second worst, ...: every image once
   all_pairs        every two, the widest gaps in rank first
   random           pairs_per_prompt=1 pairs drawn among those with P(preferred) >= 0.5 + margin; margin=0, seed=0
   mu_minus_2sigma  the best against the one nearest to mean - 2 standard deviations of the scores (arXiv:2502.16825)

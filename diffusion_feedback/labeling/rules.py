@@ -30,6 +30,11 @@ def adjacent() -> Rule:
     return lambda standing: [(place, place + 1) for place in range(len(standing) - 1)]
 
 
+def opposite() -> Rule:
+    """The best against the worst, the second best against the second worst, and so on: every image in one pair."""
+    return lambda standing: [(place, len(standing) - 1 - place) for place in range(len(standing) // 2)]
+
+
 def all_pairs() -> Rule:
     """Every two candidates, the widest gaps in rank first."""
     return lambda standing: sorted(combinations(range(len(standing)), 2), key=lambda pair: (pair[0] - pair[1], pair))

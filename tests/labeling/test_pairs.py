@@ -19,6 +19,7 @@ from diffusion_feedback.labeling.panel import Policy
 RULES = [
     rules.best_worst(),
     rules.adjacent(),
+    rules.opposite(),
     rules.all_pairs(),
     rules.random(pairs_per_prompt=2),
     rules.random(pairs_per_prompt=3, margin=0.05),

@@ -69,6 +69,16 @@ def test_adjacent(raws: list[float]) -> None:
 
 
 @given(RAWS)
+def test_opposite(raws: list[float]) -> None:
+    pairs = picked(rules.opposite(), raws, None)
+    assert len({place for pair in pairs for place in pair}) == 2 * len(pairs) == 2 * (len(raws) // 2)
+    gaps = [raws[better] - raws[worse] for better, worse in pairs]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] == max(raws) - min(raws)
+    assert min(gaps) >= 0
+
+
+@given(RAWS)
 def test_all_pairs(raws: list[float]) -> None:
     pairs = picked(rules.all_pairs(), raws, None)
     assert sorted(tuple(sorted(pair)) for pair in pairs) == list(combinations(range(len(raws)), 2))
@@ -154,7 +164,7 @@ def test_a_margin_needs_probabilities() -> None:
 
 
 def test_the_catalog_knows_the_rules() -> None:
-    assert names("rule") == ["best_worst", "adjacent", "all_pairs", "random", "mu_minus_2sigma"]
+    assert names("rule") == ["best_worst", "adjacent", "opposite", "all_pairs", "random", "mu_minus_2sigma"]
     assert list(settings_of(resolve("rule", "random"))) == ["pairs_per_prompt", "margin", "seed"]
     with pytest.raises(UserError, match="does not take 'pairs'"):
         check_settings("rule", "random", {"pairs": 3})
