@@ -1,0 +1,165 @@
+"""The whole circle of AI feedback on the embedded world, beside people's labels and beside a scorer that knows too little.
+
+    python scripts/ai_feedback.py                    # three seeds, about an hour on two CPU cores
+    python scripts/ai_feedback.py --seeds 0          # one
+
+    base model -> dfb generate -> dfb label (three judges) -> dfb train -> dfb benchmark (exact verifier) -> dfb report
+
+The judges are the embedded scorer (ai), the simulated annotator behind assets/pairs (human), and a scorer trained on too
+few pairs (few). Every arrow is a dfb command; its output goes to OUTPUT_DIR/logs, and what is done is not done again, so
+a killed run goes on. The result is OUTPUT_DIR/report.html and results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_feedback.records import atomic_write
+
+JUDGES = ("ai", "human", "few")
+SAMPLING = ["--num_inference_steps", "15", "--guidance_scale", "2.0"]
+MODEL, SCORER, HUMAN_PAIRS = "assets/shapes-sd", "assets/shapes-scorer", "assets/pairs/train-00000.parquet"
+FEW_PAIRS = 48  # what the third judge is trained on; the embedded scorer has seen 2,352
+CANDIDATES = 14  # images a prompt, as many as the human pairs were made of
+
+
+@dataclass(frozen=True)
+class Circle:
+    """The commands of one circle; ``done`` marks stand in OUTPUT_DIR/done."""
+
+    folder: Path
+    threads: int
+
+    def run(self, name: str, *command: str) -> None:
+        """Run ``dfb command`` unless it is done, with its output in the logs. Raises SystemExit where it fails."""
+        mark = self.folder / "done" / name
+        if mark.exists():
+            return
+        log = self.folder / "logs" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{time.strftime('%H:%M:%S')} {name}: dfb {' '.join(command)}", flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        with log.open("a") as file:
+            code = subprocess.run(
+                [sys.executable, "-m", "diffusion_feedback", *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            ).returncode
+        if code:
+            raise SystemExit(f"{name} failed ({code}); see {log}")
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+
+    def scorers(self) -> list[str]:
+        """Every benchmark is judged by the verifier and by both scorers."""
+        return ["--scorer", "shapes", f"ai:pickscore={SCORER}", f"few:pickscore={self.folder / 'few-scorer'}"]
+
+    def prepare(self, jobs: int) -> None:
+        """The candidates, the third judge, the labels, and the base model's images."""
+        folder = self.folder
+        few = ["--config", "configs/shapes_scorer.yaml", "--data.max_train_pairs", str(FEW_PAIRS)]
+        seeds = [str(seed) for seed in range(CANDIDATES)]
+        generate = ["generate", MODEL, "--prompts", "assets/prompts/train.txt", "--seeds", *seeds, *SAMPLING]
+        first = [
+            (
+                "candidates",
+                [*generate, "--noise", "prompt", "--batch_size", "32", "--output_dir", f"{folder}/candidates"],
+            ),
+            ("few-scorer", ["train", *few, "--output_dir", f"{folder}/few-scorer"]),
+        ]
+        self.run_all(first, jobs)
+        label = ["label", f"{folder}/candidates", "--rule", "opposite", "--cache_dir", f"{folder}/cache"]
+        self.run("label-ai", *label, "--scorer", f"pickscore={SCORER}", "--output", f"{folder}/ai.parquet")
+        self.run("label-few", *label, "--scorer", f"pickscore={folder}/few-scorer", "--output", f"{folder}/few.parquet")
+        self.benchmark("base")
+
+    def pairs(self, judge: str) -> str:
+        """The training pairs that ``judge`` has labelled."""
+        return HUMAN_PAIRS if judge == "human" else str(self.folder / f"{judge}.parquet")
+
+    def tune(self, judge: str, seed: int) -> None:
+        """Diffusion-DPO on the judge's pairs, and its benchmark against the base."""
+        run = f"{judge}-{seed}"
+        own = ["--data.train", self.pairs(judge), "--training.seed", str(seed), "--output_dir", f"{self.folder}/{run}"]
+        own += ["--data.cache_dir", f"{self.folder}/cache"]
+        started = (self.folder / run / "recipe.yaml").exists()
+        resume = ["--resume"] if started else []
+        self.run(f"train-{run}", "train", "--config", "configs/shapes_ai_dpo_lora.yaml", *own, *resume)
+        self.benchmark(run, "--lora", f"{self.folder}/{run}", "--baseline", f"{self.folder}/benchmark/base")
+
+    def benchmark(self, run: str, *more: str) -> None:
+        """The held-out prompts under the model of ``run``, judged by the exact verifier and by both scorers."""
+        command = ["benchmark", "shapes", "--model", MODEL, *SAMPLING, *self.scorers(), *more]
+        command += ["--cache_dir", f"{self.folder}/cache", "--output_dir", f"{self.folder}/benchmark/{run}"]
+        self.run(f"benchmark-{run}", *command)
+
+    def run_all(self, commands: Sequence[tuple[str, list[str]]], jobs: int) -> None:
+        """Run several commands, ``jobs`` at a time."""
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in pool.map(lambda named: self.run(named[0], *named[1]), commands):
+                pass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run's benchmark says: win rates against the base, [value, low, high], by scorer."""
+
+    run: str
+    win_rates: dict[str, list[float]]
+
+    @classmethod
+    def read(cls, folder: Path, run: str) -> Outcome:
+        """From the run's results.json."""
+        found = json.loads((folder / "benchmark" / run / "results.json").read_text())["baseline"]["scorers"]
+        rates = {name: found[name]["overall"]["win_rate"] for name in ("shapes", "ai", "few")}
+        return cls(run, {name: [rate["win_rate"], rate["low"], rate["high"]] for name, rate in rates.items()})
+
+    def __str__(self) -> str:
+        cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in self.win_rates.values()]
+        return f"{self.run:<10} " + "   ".join(cells)
+
+
+def main() -> None:
+    """Parse arguments, go round the circle for every judge and seed, and join the benchmarks into one report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/ai_feedback"))
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time, each with one thread a core it gets")
+    arguments = parser.parse_args()
+    folder = arguments.output_dir
+    start = time.monotonic()
+    circle = Circle(folder, max(1, (os.cpu_count() or 1) // arguments.jobs))
+    circle.prepare(arguments.jobs)
+    runs = [(judge, seed) for seed in arguments.seeds for judge in JUDGES]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for _ in pool.map(lambda run: circle.tune(*run), runs):
+            pass
+    outcomes = [Outcome.read(folder, f"{judge}-{seed}") for judge, seed in runs]
+    with atomic_write(folder / "results.json") as file:
+        file.write_text(json.dumps({outcome.run: outcome.win_rates for outcome in outcomes}, indent=2) + "\n")
+    names = [f"{judge}-{seed}" for judge, seed in runs]
+    report = ["report", *(f"{folder}/benchmark/{name}" for name in ("base", *names)), "--overwrite"]
+    title = "AI feedback: a good judge, people, and a judge that knows too little"
+    subprocess.run(
+        [sys.executable, "-m", "diffusion_feedback", *report, "--title", title, "--output", f"{folder}/report.html"],
+        check=True,
+    )
+    print(
+        f"\nwin rates against the base, with 95 % intervals\n{'run':<10} verified                  by the AI judge           by the few-pairs judge"
+    )
+    print("\n".join(map(str, outcomes)))
+    print(f"{(time.monotonic() - start) / 60:.0f} minutes; open {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
