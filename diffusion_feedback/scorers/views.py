@@ -69,13 +69,15 @@ class CropView:
     def pixels(self, pixels: Tensor) -> Tensor:
         """The same for ``pixels`` (N, 3, H, W) in [0, 1], with gradients.
 
-        Agrees with the view of the 8-bit picture to 0.02 of the range [0, 1]: Pillow rounds to 8 bits after each of
-        its two passes, this does not.
+        Agrees with the view of the 8-bit picture to 0.01 of the range [0, 1], 0.0015 in the mean: as Pillow does,
+        columns are scaled before rows and each pass is clamped to [0, 1], but not rounded to 8 bits. Of pictures more
+        than twice as tall as wide Pillow 13 scales the rows first; there single pixels at hard edges differ by 0.06.
         """
         height, width = self._scaled(*pixels.shape[-2:])
         top, left = self._corner(height, width)
-        if (height, width) != tuple(pixels.shape[-2:]):
-            pixels = transforms.resize(pixels, [height, width], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        for passed in ((pixels.shape[-2], width), (height, width)):
+            if passed != tuple(pixels.shape[-2:]):
+                pixels = transforms.resize(pixels, passed, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
         return _normalise(pixels[..., top : top + self.size, left : left + self.size], self.mean, self.std)
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
