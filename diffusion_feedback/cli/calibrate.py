@@ -214,5 +214,5 @@ def _check_apart(test: _PairSet, tune: _PairSet) -> None:
 
     shared = test.identities() & tune.identities()
     if shared:
-        problem = f"{tune.name}: {len(shared)} pairs stand in {test.name} too; the prompt of one is {min(shared, key=str)[0]!r}"
+        problem = f"{tune.name}: {len(shared)} pairs stand in {test.name} too; the prompt of one is {min(prompt for prompt, _ in shared)!r}"
         raise UserError(problem, "tune on other pairs, or leave --tune out: halves of the prompts then tune each other")
