@@ -207,6 +207,17 @@ def test_missing_scores_are_counted() -> None:
         join_scores([(name, key, "another") for name, key, _ in images], records, panel)
 
 
+def test_one_image_scored_under_two_names() -> None:
+    """The record whose image comes first counts, whatever the order; other recipes are no matter."""
+    [record] = records_of(one([1.0]), [1.0])
+    panel = convene([record], Policy())
+    other = replace(record, image="zz", raw=1.5, score=15.0)
+    foreign = replace(record, image="00", recipe_id="b.1", raw=9.0)
+    for table in ([record, other, foreign], [foreign, other, record]):
+        [found] = join_scores([("here", record.image_key, "p")], table, panel)
+        assert (found.name, found.raws, found.scores) == ("here", (1.0,), (10.0,))
+
+
 def test_calibration_files(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({"scorers": {"a.1": {"logit_scale": 3, "note": "x"}, "b/2": {"logit_scale": 0.5}}}))
