@@ -172,7 +172,8 @@ def _check_scales(panel: Panel, judges: Sequence[Judge]) -> None:
 def read_calibration(path: str | Path) -> dict[str, float]:
     """Logit scales by recipe id from a file that ``dfb calibrate`` has written.
 
-    JSON: {"scorers": {recipe_id: {"logit_scale": number > 0, ...}}}. Raises UserError naming file and recipe.
+    JSON: {"scorers": {recipe_id: {"logit_scale": number >= 0, ...}}}; 0 says that the scorer knows nothing of the labels,
+    and is refused where that scorer is to judge. Raises UserError naming file and recipe.
     """
     path = Path(path)
     remedy = "give a file that dfb calibrate has written"
@@ -188,7 +189,7 @@ def read_calibration(path: str | Path) -> dict[str, float]:
     scales: dict[str, float] = {}
     for recipe, entry in scorers.items():
         scale = entry.get("logit_scale") if isinstance(entry, dict) else None
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise UserError(f"{path}, recipe {recipe!r}: logit_scale is {scale!r}, not a number above 0", remedy)
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+            raise UserError(f"{path}, recipe {recipe!r}: logit_scale is {scale!r}, not a number, 0 or more", remedy)
         scales[recipe] = float(scale)
     return scales

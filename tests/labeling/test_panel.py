@@ -228,7 +228,7 @@ def test_calibration_files(tmp_path: Path) -> None:
         ('{"scorers": {}}', "no key 'scorers'"),
         ('{"scorers": {"a.1": {}}}', "recipe 'a.1': logit_scale is None"),
         ('{"scorers": {"a.1": 3}}', "recipe 'a.1': logit_scale is None"),
-        ('{"scorers": {"a.1": {"logit_scale": 0}}}', "logit_scale is 0"),
+        ('{"scorers": {"a.1": {"logit_scale": -1}}}', "logit_scale is -1"),
         ('{"scorers": {"a.1": {"logit_scale": NaN}}}', "logit_scale is nan"),
         ('{"scorers": {"a.1": {"logit_scale": Infinity}}}', "logit_scale is inf"),
         ('{"scorers": {"a.1": {"logit_scale": true}}}', "logit_scale is True"),
@@ -238,3 +238,6 @@ def test_calibration_files(tmp_path: Path) -> None:
             read_calibration(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_calibration(tmp_path / "absent.json")
+    # A scorer that knows nothing may stand in the file; it is refused where it is to judge.
+    path.write_text('{"scorers": {"a.1": {"logit_scale": 0}, "b.1": {"logit_scale": 2}}}')
+    assert read_calibration(path) == {"a.1": 0.0, "b.1": 2.0}
