@@ -13,7 +13,7 @@ from ..evaluation.comparison import CaseRow, pick_cases
 from ..evaluation.statistics import WinRate
 from ..records import atomic_write
 from ..reports.content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup
-from ..reports.html import percent, write_report
+from ..reports.html import count, decimals, fixed, percent, write_report
 from ..reports.parts import Notice
 from .benchmark_run import README, REPORT, BenchmarkRun, published_rows
 from .benchmark_tables import digits_of, means_table, paired_table, published_table, settings_table
@@ -79,6 +79,7 @@ def runs_report(
         cases=_cases(baseline, compared) if baseline else [],
         samples=[] if baseline else _samples(runs),
         setup=settings_table(everyone),
+        is_same_seed=_is_same_seed(everyone),
         notes=notes + ([NOTES["permutation"]] if baseline else []),
     )
 
@@ -86,12 +87,13 @@ def runs_report(
 def _summary(runs: Sequence[BenchmarkRun], baseline: BenchmarkRun | None) -> str:
     scorers = " and ".join(dict.fromkeys(found.scorer for run in runs for found in run.values))
     against = f" Compared with {baseline.name} prompt by prompt." if baseline else ""
-    return f"{len(runs[0].prompts):,} prompts of {runs[0].benchmark.title} ({runs[0].benchmark.source}), judged by {scorers}.{against}"
+    return f"{count(len(runs[0].prompts))} prompts of {runs[0].benchmark.title} ({runs[0].benchmark.source}), judged by {scorers}.{against}"
 
 
 def _facts(runs: Sequence[BenchmarkRun]) -> Mapping[str, str]:
-    facts = {"prompts": f"{len(runs[0].prompts):,}", "styles": str(len(dict.fromkeys(runs[0].styles)))}
-    facts["images"] = ", ".join(f"{sum(map(len, run.images)):,}" for run in runs)
+    facts = {"prompts": count(len(runs[0].prompts)), "styles": str(len(dict.fromkeys(runs[0].styles)))}
+    images = [count(sum(map(len, run.images))) for run in runs]
+    facts["images"] = ", ".join(images) if len(set(images)) > 1 else images[0] + (" each" if len(runs) > 1 else "")
     return facts | {"runs": str(len(runs))}
 
 
@@ -144,6 +146,12 @@ def _warnings(runs: Sequence[BenchmarkRun]) -> list[Notice]:
 # --- rates and pictures ----------------------------------------------------------------------------------------------
 
 
+def _is_same_seed(runs: Sequence[BenchmarkRun]) -> bool:
+    """Whether all runs were generated from the same seeds by the same rule; of given images nobody knows."""
+    drawn = {str((run.settings.get("seeds"), run.settings.get("generation", {}).get("noise"))) for run in runs}
+    return len(drawn) == 1 and bool(runs[0].settings.get("seeds"))
+
+
 def _rate(label: str, won: WinRate, detail: str = "") -> Rate:
     return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, won.p_value, detail)
 
@@ -153,7 +161,7 @@ def _rate_groups(compared: Compared) -> list[RateGroup]:
     for run, rows in compared:
         for row in rows:
             found.setdefault(row.scorer, []).append(
-                _rate(run.name, row.overall.win_rate, f"{row.overall.win_rate.num} prompts")
+                _rate(run.name, row.overall.win_rate, f"{count(row.overall.win_rate.num)} prompts")
             )
     return [RateGroup(scorer, rates) for scorer, rates in found.items()]
 
@@ -165,17 +173,17 @@ def _cases(baseline: BenchmarkRun, compared: Compared) -> list[CaseGroup]:
         places = rows[0].scorer
         cases = _rows(baseline, run, rows[0].recipe_id)
         # All of them, for one run; fewer for each of several, so that the page stays light.
-        count = max(1, min(CASES if len(compared) == 1 else CASES // 2, len(cases) // 3))
-        picks = pick_cases(cases, count)
+        number = max(1, min(CASES if len(compared) == 1 else CASES // 2, len(cases) // 3))
+        picks = pick_cases(cases, number)
         named = (("Largest gains", picks.best), ("Typical cases", picks.median), ("Largest losses", picks.worst))
         told = f"{run.name}, by {places}"
         groups += [
             CaseGroup(title, [_case(baseline, run, case) for case in chosen], told, run.name) for title, chosen in named
         ]
         for found in disagreements(rows):
-            chosen = _parted(baseline, run, found)[:count]
+            parted = _parted(baseline, run, found)[:number]
             title = f"{found.up.scorer} rises, {found.down.scorer} falls"
-            groups.append(CaseGroup(title, [_case(baseline, run, case) for case in chosen], run.name, run.name))
+            groups.append(CaseGroup(title, parted, f"{run.name}, where they part most", run.name))
     return [group for group in groups if group.cases]
 
 
@@ -185,17 +193,23 @@ def _rows(baseline: BenchmarkRun, run: BenchmarkRun, recipe_id: str) -> list[Cas
     return [CaseRow(i, run.prompts[i].prompt, 0, float(old[i]), float(new[i])) for i in both]
 
 
-def _parted(baseline: BenchmarkRun, run: BenchmarkRun, found: Disagreement) -> list[CaseRow]:
+def _parted(baseline: BenchmarkRun, run: BenchmarkRun, found: Disagreement) -> list[Case]:
     """Cases where the rising scorer gains most against what the falling one loses, each in its own spread."""
     up, down = (_rows(baseline, run, side.recipe_id) for side in (found.up, found.down))
     spreads = [float(np.std([row.delta for row in rows])) or 1.0 for rows in (up, down)]
-    falls = {row.index: row.delta / spreads[1] for row in down}
+    falls = {row.index: row.delta for row in down}
     parted = [row for row in up if row.delta > 0 > falls.get(row.index, 0.0)]
-    return sorted(parted, key=lambda row: (-(row.delta / spreads[0] - falls[row.index]), row.index))
+    parted.sort(key=lambda row: (-(row.delta / spreads[0] - falls[row.index] / spreads[1]), row.index))
+    digits = decimals(spreads[1])
+    return [
+        _case(baseline, run, row, f"{found.down.scorer} {fixed(falls[row.index], digits, signed=True)}")
+        for row in parted
+    ]
 
 
-def _case(baseline: BenchmarkRun, run: BenchmarkRun, row: CaseRow) -> Case:
-    return Case(row.prompt, baseline.picture(row.index), run.picture(row.index), row.before, row.after)
+def _case(baseline: BenchmarkRun, run: BenchmarkRun, row: CaseRow, detail: str = "") -> Case:
+    images = baseline.picture(row.index), run.picture(row.index)
+    return Case(row.prompt, *images, row.before, row.after, detail=detail)
 
 
 def _samples(runs: Sequence[BenchmarkRun]) -> list[SampleGroup]:

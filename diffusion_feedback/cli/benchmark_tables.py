@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.benchmarks.benchmark import OVERALL, Figures, ScorerResult
+from ..evaluation.benchmarks.hpsv2 import version_of
 from ..evaluation.benchmarks.paired import ScorerComparison, StyleComparison
 from ..evaluation.benchmarks.published import SPREAD
 from ..reports.html import decimals, fixed, p_value, percent
@@ -35,7 +36,7 @@ def means_table(runs: Sequence[BenchmarkRun], recipe_id: str) -> Table:
 
 
 def _styles(result: ScorerResult) -> list[str]:
-    return [row.style for row in result.styles if row.style != OVERALL] + [ALL_PROMPTS]
+    return [ALL_PROMPTS, *(row.style for row in result.styles if row.style != OVERALL)]
 
 
 def digits_of(results: Sequence[ScorerResult]) -> int:
@@ -54,7 +55,7 @@ def _mean(figures: Figures, digits: int, has_spread: bool) -> Cell:
         text += f" ± {error}"
     if figures.missing:
         details.append(f"incomplete: {figures.missing} of {figures.num + figures.missing} missing")
-    return Cell(text, ", ".join(details), "differs" if figures.missing else "")
+    return Cell(text, "\n".join(details), "differs" if figures.missing else "")
 
 
 def paired_table(
@@ -67,14 +68,14 @@ def paired_table(
     rows = []
     for run, comparison in found:
         by_style = {row.style: row for row in comparison.styles} | {ALL_PROMPTS: comparison.overall}
-        cells = [by_style.get(style) for style in (*styles, ALL_PROMPTS)]
+        cells = [by_style.get(style) for style in (ALL_PROMPTS, *styles)]
         rows.append((Cell(run.name, "difference of means"), [_difference(cell) for cell in cells]))
         rows.append((Cell(run.name, "win rate"), [_win_rate(cell) for cell in cells]))
     detail = (
         f"Each run against {baseline.name}, prompt by prompt. Below each figure its 95 % interval; p is that of the paired "
         "permutation test. Coloured where the interval leaves out an even match."
     )
-    return Table(f"Against {baseline.name}, {first.scorer}", [*styles, ALL_PROMPTS], rows, detail, "Run")
+    return Table(f"Against {baseline.name}, {first.scorer}", [ALL_PROMPTS, *styles], rows, detail, "Run")
 
 
 def _difference(row: StyleComparison | None) -> Cell:
@@ -85,7 +86,7 @@ def _difference(row: StyleComparison | None) -> Cell:
     low, high = (fixed(bound, digits, signed=True) for bound in (found.low, found.high))
     return Cell(
         fixed(found.value, digits, signed=True),
-        f"{low} to {high}, p {p_value(row.p_value)}",
+        f"{low} to {high}\np {p_value(row.p_value)}",
         _mark(found.low > 0, found.high < 0),
     )
 
@@ -94,7 +95,7 @@ def _win_rate(row: StyleComparison | None) -> Cell:
     if row is None:
         return Cell("none", "no common prompt")
     won = row.win_rate
-    detail = f"{percent(won.low)} to {percent(won.high)}" + (f", {won.ties} ties" if won.ties else "")
+    detail = f"{percent(won.low)} to {percent(won.high)}" + (f"\n{won.ties} ties" if won.ties else "")
     return Cell(percent(won.win_rate), detail, _mark(won.low > 0.5, won.high < 0.5))
 
 
@@ -108,13 +109,16 @@ def published_table(run: BenchmarkRun, result: ScorerResult) -> Table | None:
     if not rows:
         return None
     styles = [row.style for row in result.styles]
-    cells = []
+    board, cells = rows[-1].source, []
     for row in rows:
         figures = row.by_style()
         texts = [Cell(f"{figures[style]:.2f}" if style in figures else "not told") for style in styles]
-        cells.append((Cell(row.model, row.source, "quiet"), [*texts, Cell(f"{row.average:.2f}")]))
-    detail = f"The same version of the scorer, by other hands; reproduced here: no. {SPREAD}"
-    return Table(f"Published, {result.scorer}", [*styles, ALL_PROMPTS], cells, detail, "Model")
+        # The source of most stands above the table; whoever has another one says so.
+        name = Cell(row.model, row.source if row.source != board else "", "quiet")
+        cells.append((name, [Cell(f"{row.average:.2f}"), *texts]))
+    detail = f"Source: {board}. The same version of the scorer, by other hands; reproduced here: no. {SPREAD}"
+    title = f"Published results of the same scorer, {version_of(result.recipe_id)}"
+    return Table(title, [ALL_PROMPTS, *styles], cells, detail, "Model", is_folded=True)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -125,14 +129,15 @@ def settings_table(runs: Sequence[BenchmarkRun]) -> Table:
     flat = [_flat(run) for run in runs]
     rows = []
     for key in dict.fromkeys(key for settings in flat for key in settings):
-        values = [settings.get(key, "not set") for settings in flat]
-        mark: Mark = "differs" if len(set(values)) > 1 else ""
-        rows.append((Cell(key), [Cell(value, mark=mark) for value in values]))
+        values = [settings.get(key) for settings in flat]
+        if any(value is not None for value in values):
+            mark: Mark = "differs" if any(value != values[0] for value in values) else ""
+            rows.append((Cell(key), [Cell("not set" if value is None else value, mark=mark) for value in values]))
     detail = "What differs is marked." if len(runs) > 1 else ""
     return Table("Settings", [run.name for run in runs], rows, detail, "Setting", is_text=True)
 
 
-def _flat(run: BenchmarkRun) -> dict[str, str]:
+def _flat(run: BenchmarkRun) -> dict[str, str | None]:
     names = ("model", "lora", "model_hash", "images", "seeds")
     found: dict[str, Any] = {name.replace("_", " "): run.settings.get(name) for name in names}
     found |= {name.replace("_", " "): value for name, value in run.settings.get("generation", {}).items()}
@@ -140,7 +145,7 @@ def _flat(run: BenchmarkRun) -> dict[str, str]:
     found |= {"prompts": run.settings["prompts"], "prompts hash": run.settings["prompts_hash"]}
     found |= {"images per prompt": sum(map(len, run.images)) / max(1, sum(map(bool, run.images)))}
     found |= {"prompts without an image": run.missing, "version": run.settings.get("version")}
-    return {name: _text(value) for name, value in found.items() if value is not None}
+    return {name: None if value is None else _text(value) for name, value in found.items()}
 
 
 def _text(value: object) -> str:

@@ -90,9 +90,8 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One prompt with its image before and after, drawn from the same seed, and the score of each; higher is better.
-
-    Raises UserError for scores that are not finite.
+    """One prompt with its image before and after, and the score of each; higher is better; ``detail`` is a few words
+    beside the scores. Raises UserError for scores that are not finite.
     """
 
     prompt: str
@@ -101,6 +100,7 @@ class Case:
     before_score: float
     after_score: float
     seed: int | None = None
+    detail: str = ""
 
     def __post_init__(self) -> None:
         _check_finite(f"case {self.prompt!r}", before_score=self.before_score, after_score=self.after_score)
@@ -169,7 +169,7 @@ class Report:
 
     ``headline`` is the win rate of ``after_name`` over ``before_name``; ``methods`` are win rates of several models
     against ``before_name``. ``score_name`` says what the cases were scored by, ``facts`` are a few words at the top,
-    ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
+    ``is_same_seed`` says that both images of a case start from one seed. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
     ``tables`` and ``rate_groups`` (win rates against ``before_name``, by scorer) below the headline; ``setup`` says
     how several models were run, with their differences marked.
     """
@@ -194,6 +194,7 @@ class Report:
     rate_groups: Sequence[RateGroup] = ()
     samples: Sequence[SampleGroup] = ()
     setup: Table | None = None
+    is_same_seed: bool = True
 
     def __post_init__(self) -> None:
         if not self.title.strip():

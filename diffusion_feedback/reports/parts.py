@@ -22,7 +22,9 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell: ``text`` with smaller words below; ``mark`` colours it, or says that it differs in its row."""
+    """One cell: ``text`` with smaller words below, one line for each of ``detail``; ``mark`` colours it, or says that
+    it differs in its row.
+    """
 
     text: str
     detail: str = ""
@@ -33,7 +35,7 @@ class Cell:
 class Table:
     """A table under its own heading: each row is its name and one cell a column.
 
-    ``is_text`` sets the cells as words, not as figures. Raises UserError for a row whose cells are not one a column.
+    ``is_text`` sets the cells as words, not as figures; ``is_folded`` shows the heading alone until it is opened. Raises UserError for a row whose cells are not one a column.
     """
 
     title: str
@@ -42,6 +44,7 @@ class Table:
     detail: str = ""
     corner: str = ""
     is_text: bool = False
+    is_folded: bool = False
 
     def __post_init__(self) -> None:
         for name, cells in self.rows:
