@@ -11,7 +11,7 @@ from .benchmark import Benchmark, FloatArray
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 GROUP = 80
-_VERSION = re.compile(r"hpsv2[^/]*?v?(2\.[01])(?![\d.])")
+_RECIPE = re.compile(r"hps(v2\.[01])/")
 
 
 def benchmark() -> Benchmark:
@@ -49,5 +49,5 @@ def published_value(record: ScoreRecord) -> float:
 
 def version_of(recipe_id: str) -> str | None:
     """ "v2.0" or "v2.1" where ``recipe_id`` is that of an HPSv2 scorer, else None."""
-    found = _VERSION.match(recipe_id)
-    return f"v{found.group(1)}" if found else None
+    found = _RECIPE.match(recipe_id)
+    return found.group(1) if found else None
