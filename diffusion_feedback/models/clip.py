@@ -71,7 +71,10 @@ class ClipScorer:
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
-        self.network.clip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        clip = self.network.clip
+        # transformers is changing the name.
+        enable = getattr(clip, "activation_checkpointing_enable", None) or clip.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (N, T) as long as the longest prompt; longer ones than ``max_tokens`` are cut, end token kept."""

@@ -32,7 +32,12 @@ def test_every_objective_gives_one_loss_an_example(name: str) -> None:
     check_settings("objective", name, settings)
     chosen = torch.tensor([-1.0, -2.0, 0.5], dtype=torch.bfloat16, requires_grad=True)
     fixed = chosen.detach()
-    loss = objective(PairLogps(chosen, fixed, fixed, fixed) if kind == "pairwise" else chosen, **settings)
+    inputs = {
+        "pairwise": PairLogps(chosen, fixed, fixed, fixed),
+        "pointwise": chosen,
+        "ranking": torch.cat([chosen.diag_embed(), torch.zeros(3, 3, dtype=torch.bfloat16)], 1),
+    }
+    loss = objective(inputs[kind], **settings)
     assert loss.shape == (3,)
     assert loss.dtype == torch.float32
     loss.sum().backward()
