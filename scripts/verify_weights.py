@@ -15,11 +15,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from diffusion_feedback.data.image_sets import ImageFile
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers.loading import load_scorers
+from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers
 from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.scorer import Scorer
 from diffusion_feedback.types import ImageItem
 
 PUBLISHED = {
@@ -39,33 +43,46 @@ CAT = "A cat with two horns on its head"
 class Check:
     """One image under one scorer: ``expected`` is the published number, None where there is none.
 
-    ``spec`` is the scorer's with {} for the folder, ``files`` are all that it reads; ``field`` names the kind of number
-    that was published: the score, or the raw cosine.
+    ``files`` are all that the scorer reads, its weights first; ``kind`` says which number was published: the score, or
+    the raw cosine.
     """
 
-    spec: str
+    scorer: str
     files: tuple[str, ...]
     image: str
     prompt: str
-    expected: float | None
-    tolerance: float
-    field: str = "score"
+    expected: float | None = None
+    tolerance: float = 0.0
+    kind: Literal["score", "raw"] = "score"
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def source(self) -> tuple[object, ...]:
+        """What makes the scorer."""
+        return self.scorer, self.files, self.settings
+
+    def load(self, folder: Path, device: str) -> Scorer:
+        """The scorer. Raises UserError where the weights cannot be loaded."""
+        spec = ScorerSpec(self.scorer, str(folder / self.files[0]), dict(self.settings))
+        return load_scorers([spec], device=device)[0]
 
 
 def checks() -> list[Check]:
-    """All that is published: README of ImageReward (float32), and HPSv2's demo, whose 0.2876 stands on a float16 grid."""
-    reward = "imagereward={}/ImageReward.pt", ("ImageReward.pt", "vocab.txt")
+    """All that is published: README of ImageReward (float32), and HPSv2's demo, whose 0.2876 stands on a float16 grid.
+
+    The demo is shown with HPSv2's older resampling too: should the number have been made before torchvision 0.17.
+    """
+    reward = "imagereward", ("ImageReward.pt", "vocab.txt")
     readme = (0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492)
+    hps = "hpsv2", ("HPS_v2_compressed.pt",), "demo_image.jpg", CAT
+    hps_2_1 = "hpsv2", ("HPS_v2.1_compressed.pt",), "demo_image.jpg", CAT
+    old = ("version", "v2.0")
     return [
         *(Check(*reward, f"{n}.webp", OCEAN, value, 1e-3) for n, value in enumerate(readme, 1)),
-        *(
-            Check(f"hpsv2={{}}/{file},version={version}", (file,), "demo_image.jpg", CAT, value, 5e-4, "raw")
-            for version, file, value in (
-                ("v2.0", "HPS_v2_compressed.pt", 0.2876),
-                ("v2.1", "HPS_v2.1_compressed.pt", None),
-            )
-        ),
-        Check("pickscore={}/PickScore_v1", ("PickScore_v1",), "demo_image.jpg", CAT, None, 0.0),
+        Check(*hps, 0.2876, 5e-4, "raw", (old,)),
+        Check(*hps, kind="raw", settings=(old, ("resampling", "legacy"))),
+        Check(*hps_2_1, kind="raw", settings=(("version", "v2.1"),)),
+        Check("pickscore", ("PickScore_v1",), "demo_image.jpg", CAT),
     ]
 
 
@@ -87,25 +104,24 @@ class Outcome:
         wanted, found = self.check.expected, self.found
         gap = None if wanted is None or found is None else found - wanted
         numbers = " | ".join(f"{'' if v is None else f'{v:.4f}':>8}" for v in (wanted, found, gap))
-        return f"{self.check.files[0]:24} | {self.check.image:14} | {numbers} | {self.verdict}"
+        what = " ".join([self.check.files[0], *(value for _, value in self.check.settings)])
+        return f"{what:34} | {self.check.image:14} | {numbers} | {self.verdict}"
 
 
 def verify(folder: Path, todo: Sequence[Check], device: str = "cpu") -> list[Outcome]:
     """Run the checks whose files are all in ``folder``; each scorer is loaded once and let go before the next."""
     there = [check for check in todo if all((folder / name).exists() for name in (*check.files, check.image))]
     outcomes: list[Outcome] = []
-    for spec in dict.fromkeys(check.spec for check in there):
-        group = [check for check in there if check.spec == spec]
+    for source in dict.fromkeys(check.source for check in there):
+        group = [check for check in there if check.source == source]
         items = [ImageItem(check.image, check.prompt, ImageFile(folder / check.image)) for check in group]
         try:
-            scorers = load_scorers([spec.format(folder)], device=device)
-            batches = [batch.scores[0] for batch in run(scorers, items)]
+            found = [batch.scores[0] for batch in run([group[0].load(folder, device)], items)]
         except UserError as error:
             outcomes += [Outcome(check, None, f"failed: {error.problem}") for check in group]
             continue
         for number, check in enumerate(group):
-            values = [value for batch in batches for value in getattr(batch, check.field).tolist()]
-            outcomes.append(_judge(check, values[number]))
+            outcomes.append(_judge(check, float(torch.cat([getattr(part, check.kind) for part in found])[number])))
     return outcomes
 
 
@@ -119,7 +135,7 @@ def _judge(check: Check, found: float) -> Outcome:
 def report(folder: Path, outcomes: Sequence[Outcome]) -> int:
     """Print the table and what is absent; returns the exit code."""
     if outcomes:
-        print(f"{'weights':24} | {'image':14} | {'expected':>8} | {'found':>8} | {'gap':>8} | verdict")
+        print(f"{'weights':34} | {'image':14} | {'expected':>8} | {'found':>8} | {'gap':>8} | verdict")
     for outcome in outcomes:
         print(outcome.row())
     absent = {name: address for name, address in PUBLISHED.items() if not (folder / name).exists()}

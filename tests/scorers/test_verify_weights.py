@@ -63,10 +63,21 @@ def test_right_numbers_pass(folder: Path) -> None:
 
 
 def test_broken_weights_fail(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every scorer: each is asked for in a way that it takes, and its file is the one that is named."""
     for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes() if path.suffix != ".pt" else b"half a downl")
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for name in PUBLISHED:
+        if name.endswith(".pt"):
+            (tmp_path / name).write_bytes(b"half a downl")
+    (tmp_path / "PickScore_v1").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "demo_image.jpg")
     assert main([str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("ImageReward.pt: not a checkpoint") == 4
+    said = capsys.readouterr().out
+    assert "absent" not in said
+    assert said.count("failed") == len(checks())
+    found = {name: said.count(f"{name}: not a checkpoint") for name in PUBLISHED if name.endswith(".pt")}
+    assert found == {"ImageReward.pt": 4, "HPS_v2_compressed.pt": 2, "HPS_v2.1_compressed.pt": 1}
+    assert "PickScore_v1: holds no config.json" in said
 
 
 def test_weights_without_a_number_are_no_check(tmp_path: Path, folder: Path) -> None:
