@@ -43,6 +43,10 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "adafactor": "diffusion_feedback.training.optimizers:adafactor",
     },
     "scorer": {
+        "pickscore": "diffusion_feedback.scorers.pickscore:load",
+        "hpsv2": "diffusion_feedback.scorers.hpsv2:load",
+        "clip_score": "diffusion_feedback.scorers.clip_score:load",
+        "aesthetic": "diffusion_feedback.scorers.aesthetic:load",
         "shapes": "diffusion_feedback.scorers.shapes:load",
         "imagereward": "diffusion_feedback.scorers.imagereward:load",
     },

@@ -69,6 +69,7 @@ def fill(
 ) -> None:
     """Load ``state`` into ``module``, every tensor of both; ``published`` maps the module's names to those of ``state``.
 
+    A module on the meta device takes the tensors of ``state`` themselves, without a copy and in their precision.
     Raises UserError naming ``source`` and what does not fit, in the names of ``state``.
     """
     own = module.state_dict()
@@ -83,7 +84,8 @@ def fill(
         counts = f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape"
         first = next(iter([*shapes, *(f"missing {name}" for name in missing), *(f"unknown {n}" for n in unknown)]))
         raise UserError(f"{source}: weights of another architecture: {counts}; {first}", "give this scorer's weights")
-    module.load_state_dict({name: state[published(name)] for name in own})
+    bare = any(value.is_meta for value in own.values())
+    module.load_state_dict({name: state[published(name)] for name in own}, assign=bare)
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,64 @@
+"""HPSv2 and HPSv2.1 (arXiv:2306.09341): CLIP ViT-H/14 tuned on human preferences, over letterboxed pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..catalog import nearest
+from ..errors import UserError
+from .scorer import Scorer, Towers
+from .towers import cosine_scores, hub_file, is_hub_id, load_open_clip
+from .views import LetterboxView
+
+HUB_ID = "xswu/HPSv2"
+FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+
+
+def load(
+    weights: str | None,
+    towers: Towers,
+    *,
+    version: str = "v2.1",
+    resampling: str = "antialias",
+    architecture: str = "ViT-H-14",
+) -> Scorer:
+    """HPSv2 from the checkpoint ``weights``, a folder or hub repository that holds the published files, or the hub.
+
+    ``version`` is "v2.0" or "v2.1": other weights, whose scores are not comparable. ``resampling`` "antialias" is what
+    the published code computes today, "legacy" what it did when its tables were made (torchvision before 0.17).
+    ``architecture`` is a model of open_clip. ``score`` and ``raw`` are the cosine, as hpsv2.score() gives it; the
+    benchmark's numbers are 100 times that. ``logit_scale`` is exp of the checkpoint's own: the scorer was trained by
+    Bradley-Terry. Raises UserError for other values, and for weights that cannot be had or do not fit.
+    """
+    if version not in FILES:
+        raise UserError(f"scorer hpsv2: version {version!r}", nearest(str(version), list(FILES)))
+    if resampling not in ("antialias", "legacy"):
+        raise UserError(f"scorer hpsv2: resampling {resampling!r}", nearest(str(resampling), ["antialias", "legacy"]))
+    tower = load_open_clip(architecture, _checkpoint(weights, version), towers)
+    view = LetterboxView(tower.image_size, "legacy" if resampling == "legacy" else "antialias")
+    return Scorer(
+        name="hpsv2",
+        recipe_id=f"hps{version}/{view.id}/{tower.key}",
+        view_key=view.id,
+        image_key=tower.key,
+        text_key=tower.key,
+        logit_scale=tower.logit_scale,
+        view=view,
+        encode_images=tower.encode_images,
+        encode_prompts=tower.encode_prompts,
+        judge=cosine_scores(1.0),
+        view_pixels=view.pixels,
+        count_truncated=tower.tokenizer.count_truncated,
+    )
+
+
+def _checkpoint(weights: str | None, version: str) -> Path:
+    remedy = f"give the path of {FILES[version]} (published at the hub as {HUB_ID})"
+    if weights is None or is_hub_id(weights):
+        return hub_file(weights or HUB_ID, FILES[version], remedy)
+    path = Path(weights).expanduser()
+    path = path / FILES[version] if path.is_dir() else path
+    named = next((known for known, file in FILES.items() if file == path.name), version)
+    if named != version:
+        raise UserError(f"{path}: by its name the weights of {named}, asked for as {version}", f"say version={named}")
+    return path

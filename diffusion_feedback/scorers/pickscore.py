@@ -1,0 +1,31 @@
+"""PickScore (arXiv:2305.01569), and any scorer of its form: a CLIPModel whose cosines are scaled to logits."""
+
+from __future__ import annotations
+
+from .scorer import Scorer, Towers
+from .towers import cosine_scores, load_clip
+
+HUB_ID = "yuvalkirstain/PickScore_v1"
+
+
+def load(weights: str | None, towers: Towers) -> Scorer:
+    """PickScore v1 from the hub (``weights`` None), or the CLIPModel of a folder or hub id, of any size.
+
+    ``raw`` is the cosine of image and prompt, ``score`` = exp(logit_scale) * raw: a Bradley-Terry logit as trained, so
+    that ``logit_scale`` is the model's own. Raises UserError where the model cannot be had or is no CLIPModel.
+    """
+    tower = load_clip(weights or HUB_ID, towers)
+    return Scorer(
+        name="pickscore",
+        recipe_id=f"pickscore.1/{tower.view.id}/{tower.key}",
+        view_key=tower.view.id,
+        image_key=tower.key,
+        text_key=tower.key,
+        logit_scale=tower.logit_scale,
+        view=tower.view,
+        encode_images=tower.encode_images,
+        encode_prompts=tower.encode_prompts,
+        judge=cosine_scores(tower.logit_scale),
+        view_pixels=tower.view.pixels,
+        count_truncated=tower.tokenizer.count_truncated,
+    )
