@@ -133,6 +133,24 @@ def test_equals_the_formulas(scorer: Scorer) -> None:
     np.testing.assert_allclose(scorer.score(images, PROMPTS), found.score, rtol=0, atol=1e-6)
 
 
+def test_norms_have_the_published_epsilons(tmp_path: Path) -> None:
+    """Where activations are as small as the roots of 1e-6 and 1e-12, the formulas hold as well."""
+    state = tiny_imagereward.state()
+    for name in state:
+        if name.startswith("blip.visual_encoder") and ".blocks." not in name and ".norm." not in name:
+            state[name] = state[name] * 1e-3
+        if name.endswith(("word_embeddings.weight", "position_embeddings.weight")):
+            state[name] = state[name] * 1e-6
+    scorer = load(str(tiny_imagereward.save(tmp_path, state)), Towers())
+    formulas = Formulas(state)
+    images = pictures(4)
+    expected = [formulas.reward(scorer.view(image), ids) for image, ids in zip(images, IDS, strict=True)]
+    found = scorer.judge(
+        scorer.encode_images(torch.stack([scorer.view(image) for image in images])), scorer.encode_prompts(PROMPTS)
+    )
+    np.testing.assert_allclose(found.raw, expected, rtol=0, atol=1e-5)
+
+
 def test_cuts_as_published(scorer: Scorer) -> None:
     """torchvision's Resize, CenterCrop, ToTensor and Normalize, bit for bit."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
