@@ -168,6 +168,7 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
                 images.append(tuple(map(str, row.pop("images"))))
                 prompts.append(PromptRecord(row.pop("prompt"), row))
         benchmark = resolve("benchmark", settings["benchmark"])()
+        _ = (settings["prompts_hash"], settings["short"], settings["prompts"])
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         problem = f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})"
         raise UserError(problem, "run dfb benchmark again with --overwrite") from error
