@@ -113,9 +113,10 @@ def kind_of(objective: str) -> str:
 
 def objectives_for(family: str) -> list[str]:
     """The objectives that models of ``family`` can be tuned by. Raises UserError for an unknown name."""
-    if family not in KINDS:
+    kinds = KINDS.get(family)
+    if kinds is None:
         raise UserError(f"unknown family {family!r}", nearest(family, names("family")))
-    return [name for name in names("objective") if kind_of(name) in KINDS[family]]
+    return [name for name in names("objective") if kind_of(name) in kinds]
 
 
 def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:

@@ -1,11 +1,14 @@
-"""Builds the embedded world under assets/: a small Stable Diffusion that imitates the Shapes mixture, and preference pairs.
+"""Builds the embedded world under assets/: a small Stable Diffusion that imitates the Shapes mixture, preference pairs,
+and a scorer that has learnt from them.
 
-    python scripts/build_assets.py                   # everything, about 80 minutes on two CPU cores
+    python scripts/build_assets.py                   # everything, about 100 minutes on two CPU cores
     python scripts/build_assets.py --stage pairs     # only the pairs, from the model that is there
+    python scripts/build_assets.py --stage scorer    # only the scorer, from the pairs that are there
 
-Stages: model (tokenizer, VAE, its decoder once more, text encoder and UNet) and pairs (samples of the model itself,
-labelled by a Bradley-Terry annotator over the exact verifier). Every stage is resumable: run the same command again.
-Seeds are fixed; on another CPU or thread count the floating-point rounding, and so the weights, differ.
+Stages: model (tokenizer, VAE, its decoder once more, text encoder and UNet), pairs (samples of the model itself,
+labelled by a Bradley-Terry annotator over the exact verifier) and scorer (a CLIP model of the mixture, then the recipe
+configs/shapes_scorer.yaml on the pairs). Every stage is resumable: run the same command again. Seeds are fixed; on
+another CPU or thread count the floating-point rounding, and so the weights, differ.
 """
 
 from __future__ import annotations
@@ -20,20 +23,23 @@ from pathlib import Path
 
 import numpy as np
 import pretrain
+import pretrain_scorer
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from shapes_world import MIXTURE, WRONG_CAPTION_RATE, split_scenes
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffusion_feedback.catalog import resolve
+from diffusion_feedback.cli.training_run import train
+from diffusion_feedback.config import build_parser, parse
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.generation import generate, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.scorers import shapes
 
 POOL = 24_000
-VAE_STEPS, DECODER_STEPS, UNET_STEPS = 1400, 300, 3000
+VAE_STEPS, DECODER_STEPS, UNET_STEPS, CLIP_STEPS = 1400, 300, 3000, 3000
 SAMPLING = {"num_inference_steps": 15, "guidance_scale": 2.0}
 TRAIN_SAMPLES, HELDOUT_SAMPLES = 14, 4  # images per prompt
 TEMPERATURE = 0.15  # of the annotator: P(0 over 1) = sigmoid((score_0 - score_1) / TEMPERATURE)
@@ -150,10 +156,47 @@ def build_pairs(model: Path, work: Path, assets: Path) -> dict[str, float]:
     return facts
 
 
+def build_scorer(work: Path, assets: Path) -> dict[str, float]:
+    """Pre-train a CLIP model on the mixture, train it on the pairs by the recipe, and write both in half precision.
+
+    Returns the facts for the asset card, as plain transformers finds them on the files that were written.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(assets / "shapes-sd" / "tokenizer")
+    base, target = assets / "shapes-clip", assets / "shapes-scorer"
+    if not (work / "clip").exists():
+        images, captions = pretrain.render_pool(work / "pool.npy", POOL)
+        clip = pretrain_scorer.train_clip(images, captions, tokenizer, work / "clip.pt", steps=CLIP_STEPS)
+        pretrain_scorer.save_clip(clip, tokenizer, work / "clip")
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.copytree(work / "clip", base)
+    recipe = ["--config", str(Path(__file__).parent.parent / "configs" / "shapes_scorer.yaml")]
+    recipe += ["--model.pretrained_model_name_or_path", str(base), "--output_dir", str(work / "scorer")]
+    for part in ("train", "validation"):
+        recipe += [f"--data.{part}", str(assets / "pairs" / f"{part}-00000.parquet")]
+    train(parse(build_parser("build_assets", ""), [*recipe, "--data.cache", "false"])[0], resume=True)
+    pretrain_scorer.save_clip(CLIPModel.from_pretrained(work / "scorer"), tokenizer, target)
+    heldout = assets / "pairs" / "validation-00000.parquet"
+    before, after = (pretrain_scorer.judge_pairs(folder, heldout) for folder in (base, target))
+    named = pretrain_scorer.attribute_accuracy(
+        CLIPModel.from_pretrained(base, dtype=torch.float32), tokenizer, POOL, 500
+    )
+    facts = {f"scorer_validation_{key}": after[key] for key in ("accuracy", "loss")}
+    facts |= {"scorer_logit_scale": after["logit_scale"], "scorer_base_validation_accuracy": before["accuracy"]}
+    facts |= {f"scorer_base_{name}_accuracy": value for name, value in named.items()}
+    return {name: round(value, 4) for name, value in facts.items()}
+
+
+def write_facts(path: Path, facts: dict[str, float]) -> None:
+    """Write ``facts`` over those of the same names in ``path``; the others stay."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
 def main() -> None:
     """Parse arguments and build the stages that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["all", "model", "pairs"], default="all")
+    parser.add_argument("--stage", choices=["all", "model", "pairs", "scorer"], default="all")
     parser.add_argument("--assets", type=Path, default=Path(__file__).parent.parent / "assets")
     parser.add_argument("--work", type=Path, default=Path("build/assets"), help="checkpoints and samples")
     arguments = parser.parse_args()
@@ -166,8 +209,9 @@ def main() -> None:
     if arguments.stage in ("all", "pairs"):
         facts = build_pairs(model, arguments.work, arguments.assets)
         facts |= {"wrong_captions_in_mixture": WRONG_CAPTION_RATE, **{f"mixture_{k}": v for k, v in MIXTURE.items()}}
-        (arguments.assets / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
-        print(json.dumps(facts, indent=2))
+        write_facts(arguments.assets / "facts.json", facts)
+    if arguments.stage in ("all", "scorer"):
+        write_facts(arguments.assets / "facts.json", build_scorer(arguments.work, arguments.assets))
     print(f"done in {(time.monotonic() - start) / 60:.1f} minutes")
 
 

@@ -6,13 +6,15 @@ the hard negatives. As in ``pretrain``, every step draws from (seed, step) alone
 
 from __future__ import annotations
 
-import json
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pretrain
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from shapes_world import all_scenes, mixture_sample
 from torch import Tensor
 from tqdm import tqdm
@@ -155,16 +157,18 @@ def attribute_accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, first: int, c
     return {name: value / seen for name, value in right.items()}
 
 
-def load_pool(work: Path, count: int) -> tuple[np.ndarray, list[str]]:
-    """The pool of the mixture, rendered where it is not there yet."""
-    return pretrain.render_pool(work / "pool.npy", count)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(2)
-    work = Path("build/assets")
-    images, captions = load_pool(work, 24_000)
-    tokens = CLIPTokenizer.from_pretrained("assets/shapes-sd/tokenizer")
-    model = train_clip(images, captions, tokens, work / "clip.pt", steps=3000)
-    save_clip(model, tokens, work / "clip")
-    print(json.dumps(attribute_accuracy(model.float(), tokens, 24_000, 500)))
+@torch.no_grad()
+def judge_pairs(folder: Path, pairs: Path) -> dict[str, float]:
+    """Accuracy and negative log-likelihood of a CLIPModel folder on decided ``pairs`` (parquet), by plain transformers."""
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor, tokenizer = CLIPImageProcessorPil.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+    right, loss, rows = 0, 0.0, pq.read_table(pairs).to_pylist()
+    for row in rows:
+        images = [Image.open(io.BytesIO(row[name])).convert("RGB") for name in ("jpg_0", "jpg_1")]
+        text = tokenizer([row["caption"]], truncation=True, return_tensors="pt")
+        pixels = processor(images, return_tensors="pt")
+        chances = model(input_ids=text.input_ids, **pixels).logits_per_text[0].log_softmax(0)
+        chosen = 0 if row["label_0"] > 0.5 else 1
+        right += int(chances[chosen] > chances[1 - chosen])
+        loss -= float(chances[chosen])
+    return {"accuracy": right / len(rows), "loss": loss / len(rows), "logit_scale": float(model.logit_scale.exp())}
