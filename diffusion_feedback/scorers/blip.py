@@ -62,18 +62,16 @@ class Blip(nn.Module):
 
 
 def load_blip(state: Mapping[str, Tensor], source: str) -> Blip:
-    """BLIP in float32 on the CPU, frozen, from tensors under their published names (``blip.visual_encoder.*``, ...).
+    """BLIP, frozen, made of tensors under their published names (``blip.visual_encoder.*``, ...), as stored.
 
     Raises UserError naming ``source`` where a tensor is missing, unknown or of another shape.
     """
     configs = _image_config(state, source), _text_config(state, source)
-    with torch.device("meta"):  # no time for random numbers that are overwritten
+    with torch.device("meta"):
         model = Blip(*configs)
-    model.to_empty(device="cpu")
-    embeddings = model.text.embeddings
-    # No checkpoint holds this buffer: it counts the places in the text.
-    embeddings.position_ids = torch.arange(configs[1].max_position_embeddings)[None]
     fill(model, state, source, _published)
+    # The one buffer that is not read from a checkpoint: it counts the places in the text.
+    model.text.embeddings.position_ids = torch.arange(configs[1].max_position_embeddings)[None]
     return model.eval().requires_grad_(False)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer
-from transformers.utils.hub import cached_file
 
 from ..errors import UserError
 from ..types import Scores
 from .blip import Blip, load_blip
 from .checkpoints import fill, read_checkpoint, weights_hash
 from .scorer import Scorer, Towers
+from .towers import hub_file, is_hub_id
 from .views import CropView
 
 HUB_ID = "THUDM/ImageReward"
@@ -84,16 +84,11 @@ def load(weights: str | None, towers: Towers) -> Scorer:
 
 
 def _weights_file(weights: str | None) -> Path:
-    path = Path(weights or HUB_ID)
-    if weights is not None and (path.exists() or not _is_hub_id(weights)):
-        # A path that is not there is left to the reader, which says so.
-        return path / WEIGHTS_FILE if path.is_dir() else path
-    remedy = f"give the path of {WEIGHTS_FILE}, or of a folder that holds it (published at the hub as {HUB_ID})"
-    return _from_hub(weights or HUB_ID, WEIGHTS_FILE, remedy)
-
-
-def _is_hub_id(weights: str) -> bool:
-    return weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not Path(weights).suffix
+    if weights is None or is_hub_id(weights):
+        remedy = f"give the path of {WEIGHTS_FILE}, or of a folder that holds it (published at the hub as {HUB_ID})"
+        return hub_file(weights or HUB_ID, WEIGHTS_FILE, remedy)
+    path = Path(weights).expanduser()
+    return path / WEIGHTS_FILE if path.is_dir() else path
 
 
 def _vocabulary_file(weights: Path) -> Path:
@@ -101,17 +96,7 @@ def _vocabulary_file(weights: Path) -> Path:
     if beside.is_file():
         return beside
     remedy = f"put the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID} beside the weights: {beside}"
-    return _from_hub(VOCABULARY_HUB_ID, VOCABULARY_FILE, remedy)
-
-
-def _from_hub(repository: str, file: str, remedy: str) -> Path:
-    try:
-        found = cached_file(repository, file)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"scorer imagereward: {repository}/{file} cannot be had ({reason})", remedy) from error
-    assert found is not None  # a file that is not there has been raised
-    return Path(found)
+    return hub_file(VOCABULARY_HUB_ID, VOCABULARY_FILE, remedy)
 
 
 def _tokenizer(vocabulary: Path, blip: Blip) -> BertTokenizer:
