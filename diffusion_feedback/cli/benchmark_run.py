@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.parquet", "results.json"
 REPORT, README = "report.html", "README.md"
+_NEEDED = ("benchmark", "prompts", "prompts_hash", "short")
 # What may change while the run stays the same: where its prompts and weights were read from, as their hashes decide.
 _FREE = ("prompts", "model", "lora", "recipes", "version")
 
@@ -160,6 +161,9 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
     if not (folder / RESULTS).is_file():
         raise UserError(f"{folder}: no {RESULTS}, so the run is not finished", "run the same dfb benchmark again")
     settings = _read_json(folder / SETTINGS)
+    if absent := [key for key in _NEEDED if key not in settings]:
+        problem = f"{folder / SETTINGS}: no {', '.join(absent)}"
+        raise UserError(problem, "run dfb benchmark again with --overwrite")
     prompts, images = [], []
     try:
         for line in (folder / PROMPTS).read_text("utf-8").split("\n"):
@@ -168,7 +172,6 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
                 images.append(tuple(map(str, row.pop("images"))))
                 prompts.append(PromptRecord(row.pop("prompt"), row))
         benchmark = resolve("benchmark", settings["benchmark"])()
-        _ = (settings["prompts_hash"], settings["short"], settings["prompts"])
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         problem = f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})"
         raise UserError(problem, "run dfb benchmark again with --overwrite") from error

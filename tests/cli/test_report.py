@@ -194,7 +194,7 @@ def test_damaged_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("scores.parquet", "x", "scores.parquet: not a parquet file"),
         ("benchmark.json", "[]", "not the settings of a run"),
         ("benchmark.json", "{", "benchmark.json: cannot be read"),
-        ("benchmark.json", "{}", "benchmark.json is damaged"),
+        ("benchmark.json", "{}", "benchmark.json: no benchmark, prompts, prompts_hash, short"),
     ):
         before = (run / name).read_bytes()
         (run / name).write_text(content)
