@@ -86,9 +86,9 @@ def test_the_average_is_over_images_and_the_styles_over_groups() -> None:
 def test_the_unit_is_a_hundred_times_the_cosine() -> None:
     scorer = record("a", 31.4, recipe="hpsv2.1/letterbox/fp32/00")
     assert published_value(scorer) == pytest.approx(31.4)
-    assert published_value(
-        ScoreRecord("a", "k", "p", "mine", "hpsv2.0/x/fp32/00", 0.28, 0.28, 100.0)
-    ) == pytest.approx(28.0)
+    assert published_value(ScoreRecord("a", "k", "p", "mine", "hpsv2.0/x/fp32/00", 0.28, 0.28, 100.0)) == pytest.approx(
+        28.0
+    )
     assert published_value(record("a", 21.5)) == 21.5  # every other scorer as it stands
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from reports.sample_report import HOSTILE, full_report
+from reports.test_parts import parts
 
 from diffusion_feedback.reports.html import write_report
 
@@ -103,7 +104,7 @@ def test_text_stands_out_from_its_ground(browser: sync_api.Browser, address: str
         };
         const pairs = [['--ink', '--card'], ['--ink', '--paper'], ['--soft', '--card'], ['--soft', '--paper'],
                        ['--up', '--card'], ['--down', '--card'], ['--up', '--up-wash'], ['--down', '--down-wash'],
-                       ['--soft', '--track']];
+                       ['--soft', '--track'], ['--ink', '--caution-wash'], ['--ink', '--down-wash']];
         return pairs.map(([a, b]) => {
             const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
             return [a, b, (x + 0.05) / (y + 0.05)];
@@ -113,3 +114,19 @@ def test_text_stands_out_from_its_ground(browser: sync_api.Browser, address: str
         with browser.new_page(color_scheme=scheme) as page:
             page.goto(address)
             assert [row for row in page.evaluate(script) if row[2] < 4.5] == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_wide_tables_and_notices_fit(browser: sync_api.Browser, tmp_path: Path, width: int, scheme: str) -> None:
+    """Tables scroll within their frames and keep the names of their rows in sight; the alarm is seen at once."""
+    write_report(parts(f"word {LONG}"), tmp_path / "report.html")
+    with browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.evaluate("document.querySelector('.scroll').scrollLeft = 10000")
+        left = page.evaluate("""() => document.querySelector('.scroll tbody th').getBoundingClientRect().left
+            - document.querySelector('.scroll').getBoundingClientRect().left""")
+        assert left < 3
+        alarm = page.evaluate("document.querySelector('.notice.alarm').getBoundingClientRect().top")
+        assert alarm < 800

@@ -48,6 +48,6 @@ def published_value(record: ScoreRecord) -> float:
 
 
 def version_of(recipe_id: str) -> str | None:
-    """ "v2.0" or "v2.1" where ``recipe_id`` is that of an HPSv2 scorer, else None."""
+    """The version, v2.0 or v2.1, where ``recipe_id`` is that of an HPSv2 scorer, else None."""
     found = _RECIPE.match(recipe_id)
     return found.group(1) if found else None

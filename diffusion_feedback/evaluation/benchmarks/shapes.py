@@ -19,6 +19,6 @@ def benchmark() -> Benchmark:
 
 
 def size_of(caption: str) -> str:
-    """ "small" or "large", as in "a small red circle on a blue background"."""
+    """The size that ``caption`` names, small or large, as in "a small red circle on a blue background"."""
     words = caption.split()
     return words[1] if len(words) > 1 and words[1] in ("small", "large") else OVERALL
