@@ -121,7 +121,7 @@ def load_clip(source: str, towers: Towers) -> ClipTower:
 
 
 def load_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> ClipTower:
-    """open_clip's model ``architecture`` with the weights in the file ``checkpoint``; loaded once for all of ``towers``.
+    """open_clip's ``architecture`` with the weights in the file ``checkpoint``; loaded once for all of ``towers``.
 
     The weights are mapped from the file and taken as they are; nothing is drawn at random or held twice.
     ``architecture`` is a name that open_clip knows, or "local-dir:FOLDER" with an ``open_clip_config.json``.
@@ -206,10 +206,8 @@ def _read_clip(source: str) -> Any:
         remedy = "give a local folder with the model: NAME=FOLDER"
         problem = f"{source}: no such folder, and cannot be had from the hub ({reason})"
         raise UserError(problem, remedy) from error
-    # Files of 2021 hold the counting buffers too.
-    unknown = [name for name in notes["unexpected_keys"] if not name.endswith("position_ids")]
     shapes = [str(part[0]) for part in notes["mismatched_keys"]]
-    found = {"of another shape": shapes, "missing": list(notes["missing_keys"]), "unknown": unknown}
+    found = {"of another shape": shapes, "missing": notes["missing_keys"], "unknown": notes["unexpected_keys"]}
     wrong = [f"{len(names)} {what} ({sorted(names)[0]})" for what, names in found.items() if names]
     if wrong:
         problem = f"{source}: weights of another architecture than config.json says: {', '.join(wrong)}"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from tiny_clip import PROMPTS, SIDE, Landmine, check_pixels, check_rows_are_independent, pictures, save_clip
 from torch import nn
 from transformers import CLIPModel
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers import aesthetic, clip_score
+from diffusion_feedback.scorers.runner import run
 from diffusion_feedback.scorers.scorer import Scorer, Towers
+from diffusion_feedback.types import ImageItem
 
 WIDTH = 24
 
@@ -91,6 +95,29 @@ def test_the_tower_is_shared_with_clip_score(files: tuple[Path, Path]) -> None:
     own, other = scorer_of(files, towers), clip_score.load(str(files[1]), towers, form="hessel")
     assert len(towers.loaded) == 1
     assert (own.view_key, own.image_key) == (other.view_key, other.image_key)
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A picture in memory."""
+
+    key: str
+    image: Image.Image
+
+    def open(self) -> Image.Image:
+        return self.image
+
+
+def test_the_runner_gives_the_same_scores(files: tuple[Path, Path]) -> None:
+    """With views and features shared, in batches, beside a scorer that does read prompts."""
+    towers = Towers()
+    scorers = [scorer_of(files, towers), clip_score.load(str(files[1]), towers, form="hessel")]
+    named = enumerate(zip(pictures(), PROMPTS, strict=True))
+    items = [ImageItem(str(i), prompt, Handle(str(i), image)) for i, (image, prompt) in named]
+    batches = list(run(scorers, items, batch_size=2))
+    for number, scorer in enumerate(scorers):
+        found = torch.cat([batch.scores[number].score for batch in batches])
+        torch.testing.assert_close(found, scorer.score(pictures(), PROMPTS), atol=1e-5, rtol=0)
 
 
 def test_half_precision_gives_float32_scores_nearby(files: tuple[Path, Path]) -> None:

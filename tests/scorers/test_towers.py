@@ -131,6 +131,15 @@ def test_weights_are_loaded_once(folder: Path, checkpoint: tuple[Path, str], mon
     assert load_clip(str(folder), Towers()) is not first
 
 
+def test_loading_draws_nothing_at_random(folder: Path, checkpoint: tuple[Path, str]) -> None:
+    """A network of random weights is neither filled nor thrown away, and a run's own draws stay what they are."""
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load_clip(str(folder), Towers())
+    load_open_clip(checkpoint[1], checkpoint[0], Towers())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nothing_is_trainable(folder: Path) -> None:
     tower = load_clip(str(folder), Towers())
     views = torch.stack([tower.view(image) for image in pictures()])
@@ -263,6 +272,7 @@ def test_broken_folders_are_named(folder: Path, tmp_path: Path, harm: Callable[[
 
 
 def test_counting_buffers_of_old_files_are_let_be(folder: Path, tmp_path: Path) -> None:
+    """Uploads of 2021 hold them."""
     old = shutil.copytree(folder, tmp_path / "old")
     with_weights(lambda state: state.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))(old)
     assert load_clip(str(old), Towers()).key == load_clip(str(folder), Towers()).key
