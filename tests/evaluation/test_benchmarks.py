@@ -13,7 +13,6 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.benchmarks.benchmark import (
     OVERALL,
     Benchmark,
-    Figures,
     PromptValues,
     evaluate,
     prompt_values,
@@ -163,7 +162,6 @@ def test_seeds_of_a_prompt_are_averaged() -> None:
     assert (result.overall.mean, result.overall.num, result.overall.missing) == (3.5, 2, 1)
     assert result.overall.standard_error == pytest.approx(1.5)  # sd(2, 5) = 3 / sqrt(2), over sqrt(2)
     assert result.overall.to_json()["complete"] is False
-    assert Figures.from_json(OVERALL, result.overall.to_json()) == result.overall
 
 
 def test_what_cannot_be_a_value_is_refused() -> None:

@@ -116,11 +116,6 @@ class Figures:
             "complete": self.missing == 0,
         }
 
-    @classmethod
-    def from_json(cls, style: str, row: Mapping[str, Any]) -> Figures:
-        """Read back what ``to_json`` wrote. Raises KeyError for a row that is none."""
-        return cls(style, row["mean"], row["standard_error"], row["spread"], row["num_prompts"], row["missing"])
-
 
 @dataclass(frozen=True, slots=True)
 class PromptValues:
@@ -151,7 +146,9 @@ def prompt_values(
     place = {name: index for index, names in enumerate(images) for name in names}
     found: dict[str, tuple[str, list[list[float]]]] = {}
     for record in records:
-        recipe_id, rows = found.setdefault(record.scorer, (record.recipe_id, [[] for _ in images]))
+        if record.scorer not in found:
+            found[record.scorer] = (record.recipe_id, [[] for _ in images])
+        recipe_id, rows = found[record.scorer]
         if record.recipe_id != recipe_id:
             problem = f"scorer {record.scorer!r} stands under the recipes {recipe_id!r} and {record.recipe_id!r}"
             raise UserError(problem, "score the images anew by one of them")
