@@ -127,8 +127,9 @@ class _Session:
 
         from ..data.cache import TensorCache
         from ..scorers.loading import load_scorers
+        from .devices import find_device
 
-        device = torch.device(arguments.device) if arguments.device else state.device
+        device = find_device(arguments.device) if arguments.device else state.device
         scorers = load_scorers(arguments.scorer, device=device, dtype=getattr(torch, arguments.dtype))
         root = Path(arguments.cache_dir).expanduser() / "scores"
         caches = {s.recipe_id: stack.enter_context(TensorCache(root, {"recipe": s.recipe_id})) for s in scorers}

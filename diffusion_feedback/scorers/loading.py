@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-import yaml
 
 from ..catalog import check_settings, names, nearest, resolve
 from ..errors import UserError
@@ -29,21 +29,33 @@ class ScorerSpec:
 
 
 def parse_spec(text: str) -> ScorerSpec:
-    """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``. Raises UserError for an unknown scorer or setting."""
+    """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``; the values of settings are text.
+
+    Raises UserError for an unknown scorer or setting, a setting that stands twice, and weights or values that are empty:
+    without its weights a scorer would be another one, the published.
+    """
     head, *rest = text.split(",")
-    name, _, weights = head.partition("=")
+    name, has_weights, weights = head.partition("=")
     alias, colon, name = name.rpartition(":")
     if name not in names("scorer"):
         raise UserError(f"unknown scorer {name!r}", nearest(name, names("scorer")))
     settings: dict[str, object] = {}
     for part in rest:
         key, equals, value = part.partition("=")
-        if not equals:
+        if not (equals and value):
             raise UserError(f"scorer {text!r}: {part!r} is no setting", SPEC_HELP)
-        settings[key] = value if value.startswith("v") else yaml.safe_load(value)
+        if key in settings:
+            raise UserError(f"scorer {text!r}: {key!r} stands twice", "give each setting once")
+        settings[key] = value
     check_settings("scorer", name, settings)
     if colon and not alias:
         raise UserError(f"scorer {text!r}: the alias is empty", SPEC_HELP)
+    if has_weights and not weights:
+        raise UserError(f"scorer {text!r}: the weights are empty", SPEC_HELP)
+    try:
+        Path(weights).expanduser().exists()
+    except (OSError, RuntimeError) as error:  # too long for a path, or the home of nobody
+        raise UserError(f"scorer {text!r}: the weights are no path ({error})", SPEC_HELP) from error
     return ScorerSpec(name, weights or None, settings, alias or None)
 
 

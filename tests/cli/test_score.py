@@ -135,3 +135,8 @@ def test_a_broken_image_stops_or_is_counted(
     assert "00001-s1.png" in out
     assert "7 scores of 8 images" in out
     assert len(read_scores(tmp_path / "scores.parquet")) == 7
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_devices_that_are_not_there(arguments: list[str], device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, [*arguments, "--device", device], f"--device {device}: cannot be used", "here: cpu")

@@ -19,6 +19,9 @@ from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers, parse_s
         ("imagereward=weights/ImageReward.pt", ScorerSpec("imagereward", "weights/ImageReward.pt", {})),
         ("mine:imagereward=a=b", ScorerSpec("imagereward", "a=b", {}, "mine")),
         ("mine:shapes", ScorerSpec("shapes", None, {}, "mine")),
+        ("hpsv2=w.pt,version=2.1", ScorerSpec("hpsv2", "w.pt", {"version": "2.1"})),
+        ("aesthetic=h.pth,clip=5", ScorerSpec("aesthetic", "h.pth", {"clip": "5"})),
+        ("hpsv2=w.pt,architecture=[", ScorerSpec("hpsv2", "w.pt", {"architecture": "["})),
     ],
 )
 def test_specs_are_read(text: str, expected: ScorerSpec) -> None:
@@ -35,6 +38,12 @@ def test_specs_are_read(text: str, expected: ScorerSpec) -> None:
         (":shapes", "the alias is empty", "ALIAS"),
         ("shapes,fast", "'fast' is no setting", "key=value"),
         ("shapes,", "'' is no setting", "key=value"),
+        ("pickscore=", "the weights are empty", "WEIGHTS"),
+        ("mine:imagereward=", "the weights are empty", "ALIAS"),
+        ("imagereward=" + "x" * 300, "the weights are no path", "ALIAS"),
+        ("imagereward=~nobody-of-that-name/x", "the weights are no path", "ALIAS"),
+        ("hpsv2=w.pt,version=", "'version=' is no setting", "key=value"),
+        ("hpsv2=w.pt,version=v2.0,version=v2.1", "'version' stands twice", "once"),
         ("shapes,fast=1", "scorer 'shapes' does not take 'fast'", "it takes no settings"),
         ("imagereward=w.pt,version=v2", "scorer 'imagereward' does not take 'version'", "it takes no settings"),
     ],
