@@ -35,6 +35,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: holds no state dict (tensors by name)", "give the file of the weights")
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
+            raise UserError(
+                f"{path}: {name} is no plain tensor ({kind})", "give weights of real numbers, not quantized"
+            )
     return {str(name): value for name, value in found.items()}
 
 
@@ -80,6 +86,13 @@ def fill(
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]
+    kinds = [
+        f"{name} holds {str(state[name].dtype).removeprefix('torch.')}"
+        for name, value in wanted.items()
+        if name in state and state[name].is_floating_point() != value.is_floating_point()
+    ]
+    if kinds:
+        raise UserError(f"{source}: not weights as they are computed with: {kinds[0]}", "give the original weights")
     if missing or unknown or shapes:
         counts = f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape"
         first = next(iter([*shapes, *(f"missing {name}" for name in missing), *(f"unknown {n}" for n in unknown)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from ..errors import UserError
+from ..records import content_hash
 from ..types import Scores
 from .blip import Blip, load_blip
 from .checkpoints import fill, read_checkpoint, weights_hash
@@ -55,7 +57,8 @@ def load(weights: str | None, towers: Towers) -> Scorer:
     tokenizer = _tokenizer(_vocabulary_file(path), blip)
     blip = blip.to(towers.device, towers.dtype)
     view = CropView(blip.image_size, blip.image_size, centre="nearest")  # torchvision's, as published
-    recipe = f"imagereward.1.0/{view.id}/{towers.precision}/{weights_hash(state)}"
+    identity = content_hash(weights_hash(state), json.dumps(sorted(tokenizer.get_vocab().items())))[:12]
+    recipe = f"imagereward.1.0/{view.id}/{towers.precision}/{identity}"
 
     def encode_prompts(prompts: Sequence[str]) -> Tensor:
         """Token ids and mask, (N, 2, 35) int64."""
@@ -101,7 +104,11 @@ def _vocabulary_file(weights: Path) -> Path:
 
 def _tokenizer(vocabulary: Path, blip: Blip) -> BertTokenizer:
     """BERT's WordPiece, lower case, with BLIP's two tokens at the end. Raises UserError for another vocabulary."""
-    tokenizer = BertTokenizer(vocab=str(vocabulary))
+    try:
+        tokenizer = BertTokenizer(vocab=str(vocabulary))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        problem = f"{vocabulary}: not a vocabulary ({error})"
+        raise UserError(problem, f"give the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID}") from error
     tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     if len(tokenizer) != blip.vocabulary:
         problem = f"{vocabulary}: holds {len(tokenizer) - 2} tokens, the weights know {blip.vocabulary - 2}"

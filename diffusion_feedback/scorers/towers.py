@@ -36,7 +36,7 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 class PromptTokenizer:
     """Prompts to token ids of one fixed length; what is too long is cut, and its end token kept.
 
-    ``encode`` gives the ids of each prompt, start and end token included; ``id`` is a hash of the vocabulary.
+    ``encode`` gives the ids of each prompt, start and end token included; ``id`` is a hash of vocabulary and length.
     """
 
     id: str
@@ -62,8 +62,8 @@ class PromptTokenizer:
 class ClipTower:
     """Image and text features of unit length in one space, float32, on ``device``; rows do not depend on each other.
 
-    ``key`` is the end of a recipe id, "fp32/0123456789ab": precision, and a hash of weights as stored, architecture and
-    vocabulary. ``logit_scale`` is exp of the model's parameter, ``width`` the length of the features.
+    ``key`` is the end of a recipe id, "fp32/0123456789ab": precision, and a hash of weights as stored, architecture,
+    vocabulary and longest prompt. ``logit_scale`` is exp of the model's parameter, ``width`` the length of the features.
     ``image_features`` maps pixels and ``text_features`` token ids to features of any length. ``view`` is how the
     folder says that pictures are cut.
     """
@@ -278,10 +278,16 @@ def _folder_tokenizer(source: str, text: Any) -> PromptTokenizer:
     if end != text.eos_token_id and not (text.eos_token_id == 2 and end == last):
         problem = f"{source}: prompts end in token {end}, config.json says eos_token_id {text.eos_token_id}"
         raise UserError(problem, "set text_config.eos_token_id to the tokenizer's end token")
+    if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 3:
+        problem = f"{source}: tokenizer_config.json says model_max_length {tokenizer.model_max_length!r}"
+        raise UserError(
+            problem, f"allowed: 3 or more (start, a word, end); the model reads {text.max_position_embeddings}"
+        )
+    length = min(text.max_position_embeddings, tokenizer.model_max_length)
     rules = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     return PromptTokenizer(
-        id=content_hash(json.dumps([sorted(vocabulary.items()), rules])),
-        length=min(text.max_position_embeddings, tokenizer.model_max_length),
+        id=content_hash(json.dumps([sorted(vocabulary.items()), rules, length])),
+        length=length,
         end=end,
         padding=end,
         encode=lambda prompts: tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else [],
@@ -302,8 +308,9 @@ def _build_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> Cli
     try:
         with torch.device("meta"):
             model: Any = open_clip.CLIP(**config)
-    except TypeError as error:
-        raise UserError(f"architecture {architecture!r}: {error}", "correct its open_clip_config.json") from error
+    except Exception as error:  # a stranger's configuration: its sizes may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"architecture {architecture!r}: {reason}", "correct its open_clip_config.json") from error
     state = read_checkpoint(checkpoint)
     fill(model, state, str(checkpoint))
     # The one buffer that is in no checkpoint: a prompt's tokens see those before them.
@@ -339,13 +346,24 @@ def _build_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> Cli
 def _open_clip_config(architecture: str) -> dict[str, Any]:
     try:
         config = open_clip.get_model_config(architecture)
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # a name that is none, or a file of another form
         raise UserError(f"architecture {architecture!r}: {error}", "see open_clip.list_models()") from error
     if config is None:
         close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
         remedy = f"near to it: {', '.join(close) or 'none'}; all of them: open_clip.list_models()"
         raise UserError(f"open_clip knows no architecture {architecture!r}", remedy)
-    text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+    parts = (
+        [config, *(config.get(key, {}) for key in ("text_cfg", "vision_cfg"))] if isinstance(config, dict) else [config]
+    )
+    if not all(isinstance(part, dict) for part in parts):
+        problem = f"architecture {architecture!r}: model_cfg, text_cfg and vision_cfg are not all objects"
+        raise UserError(problem, "correct its open_clip_config.json")
+    _, text, vision = parts
     odd = sorted({*config} - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
     odd += sorted(key for key in {*text, *vision} if key.startswith(("hf_", "timm_", "no_causal")))
     if odd or text.get("vocab_size", VOCABULARY) != VOCABULARY:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -147,14 +148,15 @@ def crop_view(config: Mapping[str, Any] | None, image_size: int, source: str) ->
         raise _foreign(source, f"{wrong[0]} is false", "true")
     if config.get("resample", _BICUBIC) != _BICUBIC:
         raise _foreign(source, f"resample is {config['resample']!r}", f"{_BICUBIC} (bicubic)")
-    if abs(float(config.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
-        raise _foreign(source, f"rescale_factor is {config['rescale_factor']!r}", "1 / 255")
+    factor = config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not abs(factor * 255 - 1) <= 1e-6:
+        raise _foreign(source, f"rescale_factor is {factor!r}", "1 / 255")
     given = config.get("size", image_size), config.get("crop_size", image_size)
     resize = given[0].get("shortest_edge") if isinstance(given[0], Mapping) else given[0]
-    sides = {given[1].get("height"), given[1].get("width")} if isinstance(given[1], Mapping) else {given[1]}
+    sides = [given[1].get("height"), given[1].get("width")] if isinstance(given[1], Mapping) else [given[1]]
     if not isinstance(resize, int) or resize < image_size:
         raise _foreign(source, f"size is {given[0]!r}", f'{{"shortest_edge": {image_size}}}')
-    if sides != {image_size}:
+    if any(side != image_size for side in sides):
         raise _foreign(source, f"crop_size is {given[1]!r}", f"{image_size}, the size of the image tower")
     mean = _channels(config.get("image_mean", OPENAI_MEAN), "image_mean", source)
     std = _channels(config.get("image_std", OPENAI_STD), "image_std", source)
@@ -170,6 +172,8 @@ def _foreign(source: str, found: str, wanted: str) -> UserError:
 def _channels(values: Any, key: str, source: str) -> Channels:
     try:
         red, green, blue = (float(value) for value in values)
+        if not all(map(math.isfinite, (red, green, blue))):
+            raise ValueError("not finite")
     except (TypeError, ValueError) as error:
         raise _foreign(source, f"{key} is {values!r}", "three numbers") from error
     return red, green, blue

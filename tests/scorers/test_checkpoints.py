@@ -185,6 +185,27 @@ def test_fill_names_what_does_not_fit(state: dict[str, Tensor], named: str) -> N
     assert torch.equal(module.weight, before)
 
 
+def test_whole_numbers_are_no_weights() -> None:
+    state = {"weight": torch.zeros(2, 3, dtype=torch.int8), "bias": torch.zeros(2)}
+    with pytest.raises(UserError, match="w.pt: not weights .* weight holds int8"):
+        fill(layer(), state, "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        (torch.eye(3).to_sparse(), "float32, sparse_coo"),
+        (torch.zeros(3, dtype=torch.complex64), "complex64, strided"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, about tensors that it is going to drop
+def test_tensors_of_other_kinds_are_named(tmp_path: Path, tensor: Tensor, named: str) -> None:
+    torch.save({"w": tensor}, tmp_path / "w.pt")
+    with pytest.raises(UserError) as error:
+        read_checkpoint(tmp_path / "w.pt")
+    assert named in str(error.value)
+
+
 def test_hash_is_of_the_content(tmp_path: Path) -> None:
     """The same in any order and of any file format; another for any other name, number, shape or precision."""
     save_file(STATE, tmp_path / "w.safetensors")

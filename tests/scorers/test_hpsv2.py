@@ -181,7 +181,7 @@ def test_half_precision_gives_float32_scores_nearby(checkpoint: tuple[Path, str]
 def test_wrong_settings_are_named(checkpoint: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match="version 'v2.2'.*\n.*known: v2.0, v2.1"):
         scorer_of(checkpoint, version="v2.2")
-    with pytest.raises(UserError, match="version 2.1"):
+    with pytest.raises(UserError, match="version '2.1'"):
         load_scorers([f"hpsv2={checkpoint[0]},version=2.1"])
     with pytest.raises(UserError, match="resampling 'pil'.*\n.*known: antialias, legacy"):
         scorer_of(checkpoint, resampling="pil")

@@ -216,6 +216,11 @@ def test_what_the_scorer_says_of_itself(folder: Path, scorer: Scorer, tmp_path: 
     assert load(str(tiny_imagereward.save(tmp_path / "same", same)), Towers()).recipe_id == scorer.recipe_id
     other = tiny_imagereward.save(tmp_path / "other", tiny_imagereward.state(1))
     assert load(str(other), Towers()).recipe_id != scorer.recipe_id
+    words = tiny_imagereward.save(tmp_path / "words")
+    (words / "vocab.txt").write_text("\n".join([*tiny_imagereward.WORDS[:5], *tiny_imagereward.WORDS[:4:-1]]))
+    swapped = load(str(words), Towers())
+    assert swapped.recipe_id != scorer.recipe_id
+    assert not torch.equal(swapped.encode_prompts(["a cat"]), scorer.encode_prompts(["a cat"]))
     (by_spec,) = load_scorers([f"imagereward={folder / 'ImageReward.pt'}"])
     assert by_spec.recipe_id == scorer.recipe_id
     coarse = load(str(folder), Towers(dtype=torch.bfloat16))
@@ -279,6 +284,9 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = tiny_imagereward.save(tmp_path)
     (folder / "vocab.txt").write_text("\n".join([*tiny_imagereward.WORDS, "more"]))
     with pytest.raises(UserError, match="vocab.txt: holds 18 tokens, the weights know 17"):
+        load(str(folder), Towers())
+    (folder / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="vocab.txt: not a vocabulary"):
         load(str(folder), Towers())
     (folder / "vocab.txt").unlink()
     with pytest.raises(UserError, match="bert-base-uncased/vocab.txt cannot be had") as error:

@@ -159,7 +159,11 @@ def test_the_key_tells_weights_architecture_and_vocabulary_apart(folder: Path, t
     (renamed / "tokenizer.json").write_text(
         text.replace('"A": 32', '"A": -1').replace('"B": 33', '"B": 32').replace('"A": -1', '"A": 33')
     )
+    shorter = shutil.copytree(folder, tmp_path / "shorter")
+    written = json.loads((shorter / "tokenizer_config.json").read_text())
+    (shorter / "tokenizer_config.json").write_text(json.dumps(written | {"model_max_length": 8}))
     others = [
+        shorter,
         save_clip(tmp_path / "weights", seed=1),
         changed(folder, tmp_path / "activation", hidden_act="gelu"),
         changed(folder, tmp_path / "epsilon", layer_norm_eps=1e-4),
@@ -257,6 +261,8 @@ def with_end(folder: Path) -> None:
         (without("tokenizer.json"), "holds no tokenizer, and its vocabulary of 190"),
         (with_text("tokenizer.json", "{"), "tokenizer cannot be read"),
         (with_tokenizer, "the tokenizer's ids go to 190, the model knows 190 tokens"),
+        (with_text("tokenizer_config.json", '{"model_max_length": 0}'), "says model_max_length 0"),
+        (with_text("tokenizer_config.json", '{"model_max_length": "77"}'), "says model_max_length '77'"),
         (with_end, "prompts end in token 189, config.json says eos_token_id 5"),
         (with_text("preprocessor_config.json", '{"resample": 2}'), "resample is 2"),
         (with_text("preprocessor_config.json", '{"size": 224, "crop_size": 224}'), "crop_size is 224"),
@@ -295,3 +301,21 @@ def test_files_and_folders_are_not_confused(folder: Path, checkpoint: tuple[Path
         load_clip("/no/such/folder", Towers())
     with pytest.raises(UserError, match=f"{folder}: is a folder"):
         load_open_clip(checkpoint[1], folder, Towers())
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("[]", "no attribute 'get'"),
+        ('{"model_cfg": []}', "not all objects"),
+        ('{"model_cfg": {"embed_dim": 24, "vision_cfg": 5}}', "not all objects"),
+        ('{"model_cfg": {"embed_dim": 24, "text_cfg": null}}', "not all objects"),
+        ('{"model_cfg": {"embed_dim": 24, "vision_cfg": {}, "text_cfg": {"heads": 5}}}', "AssertionError"),
+        ('{"model_cfg": {"embed_dim": 24, "vision_cfg": {"pixels": 1}, "text_cfg": {}}}', "pixels"),
+    ],
+)
+def test_architectures_that_are_none(checkpoint: tuple[Path, str], tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(UserError, match=named) as error:
+        load_open_clip(f"local-dir:{tmp_path}", checkpoint[0], Towers())
+    assert error.value.problem.startswith(f"architecture 'local-dir:{tmp_path}'")
