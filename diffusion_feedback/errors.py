@@ -13,3 +13,8 @@ class UserError(ValueError):
         super().__init__(f"{problem}\n  -> {remedy}" if remedy else problem)
         self.problem = problem
         self.remedy = remedy
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what ``error`` says, for a message; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

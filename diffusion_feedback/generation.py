@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .catalog import nearest
 from .errors import UserError
-from .records import ImageRecord, PromptRecord, atomic_write, content_hash
+from .records import ImageRecord, PromptRecord, atomic_write, content_hash, parse_json
 
 Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """(prompts, seeds) of equal length to one image each; an image depends on its own prompt and seed alone."""
@@ -78,10 +78,7 @@ def _read_jsonl(path: Path) -> Iterator[PromptRecord]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error})", "write one JSON object on each line") from error
+        row = parse_json(line, where, "write one JSON object on each line")
         if not isinstance(row, dict):
             raise UserError(f"{where}: found {line.strip()[:60]!r}", "write one JSON object on each line")
         yield _prompt_of(row, where)
@@ -89,14 +86,18 @@ def _read_jsonl(path: Path) -> Iterator[PromptRecord]:
 
 def _read_csv(path: Path) -> Iterator[PromptRecord]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(
-                    f"{where}: not {len(reader.fieldnames or [])} cells", "quote the cells that hold commas"
-                )
-            yield _prompt_of(row, where)
+        # Strict: a quotation mark that is never closed would swallow all rows behind it.
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    problem = f"{where}: not {len(reader.fieldnames or [])} cells"
+                    raise UserError(problem, "quote the cells that hold commas")
+                yield _prompt_of(row, where)
+        except csv.Error as error:
+            problem = f"{path}, line {reader.reader.line_num}: not CSV ({error})"
+            raise UserError(problem, "close every quotation mark, and double those inside a quoted cell") from error
 
 
 def _read_parquet(path: Path) -> Iterator[PromptRecord]:

@@ -26,6 +26,24 @@ def content_hash(*parts: bytes | str) -> str:
     return digest.hexdigest()[:32]
 
 
+def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
+    """What the JSON ``text`` holds; bytes are UTF-8, with or without a byte order mark.
+
+    Raises UserError naming ``where`` for what is no JSON, is nested too deep, or holds half of a character: such text
+    could be neither hashed nor written.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        found = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})", remedy) from error
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class PairRecord:
     """One preference pair as it stands on disk.

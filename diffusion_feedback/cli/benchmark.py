@@ -206,7 +206,7 @@ def _say_images(found: PromptImages, arguments: argparse.Namespace) -> None:
     if not found.missing:
         return
     first = "\n".join(f"  {name}" for name in found.missing[:20])
-    problem = f"{arguments.images}: {len(found.missing)} of {len(found.images)} images are missing, the first of them:\n{first}"
+    problem = f"{arguments.images}: {len(found.missing)} images are missing, of {len(found.images)} prompts; the first of them:\n{first}"
     if not arguments.allow_missing:
         raise UserError(problem, "generate them, or give --allow_missing for incomplete figures")
     print(f"note: {problem}")

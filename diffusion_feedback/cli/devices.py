@@ -12,14 +12,15 @@ def find_device(name: str) -> torch.device:
     """The device ``name`` ("cpu", "cuda", "cuda:1", ...). Raises UserError for one that cannot hold a tensor here."""
     import torch
 
-    from ..errors import UserError
+    from ..errors import UserError, first_line
 
     try:
         device = torch.device(name)
         # By a value read back: some devices exist in name only, and hold none.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise UserError(f"--device {name}: cannot be used ({reason})", f"here: {', '.join(known)}") from error
+        raise UserError(
+            f"--device {name}: cannot be used ({first_line(error)})", f"here: {', '.join(known)}"
+        ) from error
     return device

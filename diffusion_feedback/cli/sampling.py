@@ -68,14 +68,13 @@ def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
     import torch
 
     from ..catalog import resolve
-    from .devices import find_device
 
     denoiser = resolve("family", arguments.family)(
         arguments.model,
         revision=arguments.revision,
         variant=arguments.variant,
         dtype=getattr(torch, dtype),
-        device=find_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     if arguments.lora:
         denoiser.load_lora(arguments.lora)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import UserError
+from ..records import parse_json
 from .rows import Location, Row, match_columns, read_image
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
@@ -42,13 +42,8 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and row of a JSONL or CSV file. Raises UserError naming file and line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file)
-                for cells in reader:
-                    if None in cells or None in cells.values():
-                        problem = f"{path}, line {reader.line_num}: not {len(reader.fieldnames or [])} cells"
-                        raise UserError(problem, "quote the cells that hold commas")
-                    yield reader.line_num, cells
+            if path.suffix.lower() == ".csv":
+                yield from _csv_rows(file, path)
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -57,13 +52,25 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
 
 
-def _json_row(line: str, where: str) -> dict[str, Any]:
+def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Strict: a quotation mark that is never closed would swallow all rows behind it.
+    reader = csv.DictReader(file, strict=True)
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error})", "write one JSON object on each line") from error
+        for cells in reader:
+            if None in cells or None in cells.values():
+                problem = f"{path}, line {reader.line_num}: not {len(reader.fieldnames or [])} cells"
+                raise UserError(problem, "quote the cells that hold commas")
+            yield reader.line_num, cells
+    except csv.Error as error:
+        problem = f"{path}, line {reader.reader.line_num}: not CSV ({error})"
+        raise UserError(problem, "close every quotation mark, and double those inside a quoted cell") from error
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    remedy = "write one JSON object on each line"
+    row = parse_json(line, where, remedy)
     if not isinstance(row, dict):
-        raise UserError(f"{where}: found {line.strip()[:60]!r}", "write one JSON object on each line")
+        raise UserError(f"{where}: found {line.strip()[:60]!r}", remedy)
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,11 +124,12 @@ def _listed(metadata: Path) -> Iterator[ImageItem]:
         where = f"{metadata}, line {number}"
         columns = columns or match_columns({"file": _FILE_COLUMNS}, list(cells), str(metadata))
         name = cells.get(columns["file"])
-        if not isinstance(name, str) or not (metadata.parent / name).is_file():
+        if not isinstance(name, str) or not os.path.isfile(metadata.parent / name):  # False for a name that cannot be
             raise UserError(f"{where}: {name!r} is missing", "put the image in its place, or remove the line")
-        if name in seen:
-            raise UserError(f"{where}: {name} stands in line {seen[name]} too", "remove one of the lines")
-        seen[name] = number
+        plain = os.path.normpath(name)
+        if plain in seen:
+            raise UserError(f"{where}: {name} stands in line {seen[plain]} too", "remove one of the lines")
+        seen[plain] = number
         prompt = next((cells[column] for column in _PROMPT_COLUMNS if cells.get(column) is not None), "")
         if not isinstance(prompt, str):
             raise UserError(f"{where}: found {prompt!r}, not a prompt", "give the prompt as text")
@@ -135,7 +137,14 @@ def _listed(metadata: Path) -> Iterator[ImageItem]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """The images below ``folder`` by name; links that lead nowhere too, as leaving one out would change every mean."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = [path for path in images if path.is_file() or (path.is_symlink() and not path.exists())]
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{str(path)!a}: the name is not UTF-8", "rename the file") from error
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
@@ -156,6 +165,8 @@ def _caption(image: Path) -> str:
         return ""
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})", "write the prompt into a file of text") from error
 
 
 def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,8 @@ _PLACE = re.compile(r"(?:(?P<style>[^/]+)/)?(?P<index>\d{5,})\.\w+")
 class PromptImages:
     """``images[i]`` are the images of prompt i, none where it is missing.
 
-    ``missing`` says of each prompt without an image what was looked for; ``unused`` counts images of no prompt.
+    ``missing`` says of each prompt without an image what was looked for, and names the files of other prompts that
+    metadata lists and that are not there; ``unused`` counts images of no prompt.
     """
 
     images: tuple[tuple[ImageItem, ...], ...]
@@ -37,7 +39,8 @@ def find_images(folder: Path, prompts: Sequence[PromptRecord]) -> PromptImages:
     several images, and a prompt that stands twice takes an equal share of its images each time, in the file's order.
     Without one, the image of a prompt is ``<style>/00007.png`` with its place within its style, counted from 0, or
     ``00007.png`` with its place among all. PNG, JPEG and WebP. Raises UserError for a folder without images, two images
-    in one place, and an image whose metadata names another prompt than the one of its place.
+    in one place, an image that metadata names twice, and one whose metadata names another prompt than the one of its
+    place.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", "give a folder of images")
@@ -87,6 +90,8 @@ def _image_names(folder: Path) -> list[str]:
 
 def _by_prompt(metadata: Path, prompts: Sequence[PromptRecord]) -> PromptImages:
     by_prompt: dict[str, list[str]] = defaultdict(list)
+    seen: dict[str, int] = {}
+    gone: list[tuple[str, str]] = []
     expected = {place: prompt.prompt for place, prompt in zip(_places(prompts, True), prompts, strict=True) if place[0]}
     for number, cells in read_table(metadata):
         where = f"{metadata}, line {number}"
@@ -98,8 +103,15 @@ def _by_prompt(metadata: Path, prompts: Sequence[PromptRecord]) -> PromptImages:
         if expected.get(place, prompt.strip()) != prompt.strip():
             problem = f"{where}: {name} shows {prompt.strip()!r}, the benchmark has {expected[place]!r} in that place"
             raise UserError(problem, "generate the image from the benchmark's prompt")
-        if (metadata.parent / name).is_file():
+        plain = os.path.normpath(name)
+        if plain in seen:
+            problem = f"{where}: {name} stands in line {seen[plain]} too"
+            raise UserError(problem, "an image is of one prompt: remove one of the lines")
+        seen[plain] = number
+        if os.path.isfile(metadata.parent / name):  # False for a name that cannot be, too
             by_prompt[prompt.strip()].append(name)
+        else:
+            gone.append((name, prompt.strip()))
     times: dict[str, int] = defaultdict(int)
     for record in prompts:
         times[record.prompt] += 1
@@ -111,4 +123,7 @@ def _by_prompt(metadata: Path, prompts: Sequence[PromptRecord]) -> PromptImages:
         images.append(tuple(ImageItem(name, record.prompt, ImageFile(metadata.parent / name)) for name in own))
         if not own:
             missing.append(f"an image of {record.prompt!r}")
+    # A prompt that keeps some of its images would get another mean without a word.
+    named = {record.prompt for record, own in zip(prompts, images, strict=True) if own}
+    missing += [f"{name} of {prompt!r}" for name, prompt in gone if prompt in named]
     return PromptImages(tuple(images), tuple(missing), sum(map(len, by_prompt.values())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..catalog import nearest
-from ..errors import UserError
-from ..records import PromptRecord
+from ..errors import UserError, first_line
+from ..records import PromptRecord, parse_json
 from .folders import read_table
 
 _PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
@@ -105,9 +104,8 @@ def _download(repository: str, file: str, all_files: Sequence[str]) -> Path:
         return Path(hf_hub_download(repository, file, repo_type="dataset"))
     # Its errors of missing files and of no network are OSErrors and ValueErrors too.
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{repository}/{file}: no such file on this machine, and not to be had from the hub ({reason})",
+            f"{repository}/{file}: no such file on this machine, and not to be had from the hub ({first_line(error)})",
             f"put {_names(all_files)} from https://huggingface.co/datasets/{repository} into a folder, "
             "and give --prompts FOLDER",
         ) from error
@@ -133,16 +131,13 @@ def _read(path: Path) -> Iterator[tuple[str, str | Cells]]:
 
 def _read_json(path: Path) -> Iterator[tuple[str, str | Cells]]:
     remedy = 'write a JSON list of prompts: ["a cat", "a dog"]'
-    try:
-        found = json.loads(path.read_text("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})", remedy) from error
+    found = parse_json(path.read_bytes(), str(path), remedy)
     if not isinstance(found, list):
         kind = "an object" if isinstance(found, dict) else repr(found)[:60]
         raise UserError(f"{path}: holds {kind}, not a list", remedy)
     for number, row in enumerate(found):
         if not isinstance(row, str | dict):
-            raise UserError(f"{path}, item {number}: found {row!r}, not a prompt", remedy)
+            raise UserError(f"{path}, item {number}: found {repr(row)[:60]}, not a prompt", remedy)
         yield f"{path}, item {number}", row
 
 

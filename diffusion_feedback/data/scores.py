@@ -41,8 +41,8 @@ def write_scores(records: Sequence[ScoreRecord], path: str | Path) -> None:
 def read_scores(path: str | Path) -> list[ScoreRecord]:
     """The rows of a score table, in order.
 
-    Raises UserError naming file, row and column for a file that is no score table, an empty one, or a score that is
-    not finite.
+    Raises UserError naming file, row and column for a file that is no score table, an empty one, a score that is not
+    finite, and two different scores of one image by one recipe: neither of them can be believed.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,10 +55,10 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}", "give a table that dfb score has written")
     try:
-        table = table.select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowInvalid, ValueError) as error:
+        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+    except (pa.ArrowException, ValueError) as error:  # text that is not UTF-8 among the second
         raise UserError(f"{path}: not a score table ({error})", "write it anew with dfb score") from error
-    records = [ScoreRecord(**row) for row in table.to_pylist()]
+    records = [ScoreRecord(**row) for row in rows]
     if not records:
         raise UserError(f"{path}: holds no scores", "score at least one image")
     for number, record in enumerate(records):
@@ -67,4 +67,23 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
             if isinstance(value, float) and not math.isfinite(value):
                 problem = f"{path}, row {number}, column {field.name!r}: found {value} for {record.image}"
                 raise UserError(problem, "score the image anew, or remove the row")
+    _check_single(records, path)
     return records
+
+
+def _check_single(records: Sequence[ScoreRecord], path: Path) -> None:
+    first: dict[tuple[str, str, str], int] = {}
+    for number, record in enumerate(records):
+        row = first.setdefault((record.image_key, record.prompt, record.recipe_id), number)
+        other = records[row]
+        # Rounding differs from one batch or device to the next, so tables that were joined may differ by that much.
+        if not all(
+            math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3)
+            for a, b in ((record.score, other.score), (record.raw, other.raw))
+        ):
+            problem = (
+                f"{path}, row {number}: {record.image} has the score {record.score} (raw {record.raw}), in row {row}"
+            )
+            raise UserError(
+                f"{problem} {other.score} (raw {other.raw}), both by {record.recipe_id}", "score the image anew"
+            )

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .rows import Location, Row, match_columns, read_image
 
 PICKAPIC = {
@@ -205,7 +205,7 @@ class HubSource:
         try:
             data = datasets.load_dataset(self.name, split=self.split, revision=self.revision, streaming=self.streaming)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            problem = f"{self.name}: no such file or folder, and not to be had from the hub ({_first_line(error)})"
+            problem = f"{self.name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
             raise UserError(problem, "check the path or the hub id, the split and the revision") from error
         if data.features is None:
             raise UserError(f"{self.name}: does not say its columns before it is read", "set data.streaming: false")
@@ -231,7 +231,3 @@ class HubSource:
         where = f"{self.name}, row {location[0]}"
         first, second = (read_image(cells[columns[name]], Path(), where) for name in ("image_0", "image_1"))
         return first, second
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

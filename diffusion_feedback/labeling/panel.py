@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..catalog import nearest
 from ..errors import UserError
-from ..records import ScoreRecord
+from ..records import ScoreRecord, parse_json
 from .ensembles import ENSEMBLES, ROUNDING, BoolArray, FloatArray, Verdicts, mean, sigmoid, signs
 
 TIES = ("drop", "soft", "half")
@@ -178,11 +177,10 @@ def read_calibration(path: str | Path) -> dict[str, float]:
     path = Path(path)
     remedy = "give a file that dfb calibrate has written"
     try:
-        content = json.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", remedy) from error
-    except ValueError as error:  # JSON and UTF-8 alike
-        raise UserError(f"{path}: not JSON ({error})", remedy) from error
+    content = parse_json(data, str(path), remedy)
     scorers = content.get("scorers") if isinstance(content, dict) else None
     if not isinstance(scorers, dict) or not scorers:
         raise UserError(f"{path}: no key 'scorers' with a recipe in it", remedy)

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UserError
-from ..records import content_hash
+from ..errors import UserError, first_line
+from ..records import content_hash, parse_json
 from ..types import Scores
 from .checkpoints import fill, read_checkpoint, weights_hash
 from .scorer import Towers
@@ -144,8 +144,7 @@ def hub_file(repository: str, file: str, remedy: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{repository}/{file} cannot be had from the hub ({reason})", remedy) from error
+        raise UserError(f"{repository}/{file} cannot be had from the hub ({first_line(error)})", remedy) from error
 
 
 def _build_clip(source: str, towers: Towers) -> ClipTower:
@@ -199,7 +198,7 @@ def _read_clip(source: str) -> Any:
                 source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
     except Exception as error:  # a stranger's files: configuration and weights may fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if Path(source).is_dir():
             problem = f"{source}: not a CLIPModel that can be read ({reason})"
             raise UserError(problem, "save it again with save_pretrained (config.json, model.safetensors)") from error
@@ -227,10 +226,7 @@ def _optional_json(source: str, name: str) -> dict[str, Any] | None:
     path = _optional(source, name)
     if path is None:
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})", "correct the file, or save the model again") from error
+    found = parse_json(path.read_bytes(), str(path), "correct the file, or save the model again")
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds {type(found).__name__}, not an object", "save the model again")
     return found
@@ -246,8 +242,7 @@ def _optional(source: str, name: str) -> Path | None:
     except EntryNotFoundError:  # not there, or not in the cache of a machine without network
         return None
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        problem = f"{source}: no such folder, and cannot be had from the hub ({reason})"
+        problem = f"{source}: no such folder, and cannot be had from the hub ({first_line(error)})"
         raise UserError(problem, "give a local folder: NAME=FOLDER") from error
 
 
@@ -262,7 +257,7 @@ def _folder_tokenizer(source: str, text: Any) -> PromptTokenizer:
             with _quiet():
                 tokenizer = CLIPTokenizer.from_pretrained(source)
         except Exception as error:  # a stranger's file
-            problem = f"{source}: tokenizer cannot be read ({str(error).splitlines()[0]})"
+            problem = f"{source}: tokenizer cannot be read ({first_line(error)})"
             raise UserError(problem, "save the tokenizer again with save_pretrained") from error
     elif text.vocab_size == VOCABULARY:
         tokenizer = _standard_tokenizer()

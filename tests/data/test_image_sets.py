@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pairs_data
@@ -63,6 +64,10 @@ def test_both_images_of_pairs(tmp_path: Path) -> None:
         ([{"file_name": "gone.png", "prompt": "x"}], ["line 1", "gone.png", "missing"]),
         ([{"file_name": "a.png", "prompt": 3}], ["line 1", "found 3"]),
         ([{"file_name": "a.png", "prompt": "x"}, {"file_name": "a.png", "prompt": "y"}], ["line 2", "line 1 too"]),
+        ([{"file_name": "a.png", "prompt": "x"}, {"file_name": "./a.png", "prompt": "x"}], ["line 2", "line 1 too"]),
+        ([{"file_name": "a" * 300, "prompt": "x"}], ["line 1", "missing"]),
+        ([{"file_name": "a\0.png", "prompt": "x"}], ["line 1", "missing"]),
+        ([{"file_name": "a.png", "prompt": "\ud83d"}], ["line 1", "not JSON"]),
         ([{"file_name": "a.png", "prompt": "x"}, ["a.png"]], ["line 2"]),
     ],
 )
@@ -86,9 +91,46 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe caf\xe9")
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
         open_images(tmp_path)
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read"):
+        open_images(tmp_path)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png"}) + "\n")
     with pytest.raises(UserError, match="names its own prompts"):
         open_images(tmp_path, prompts=["one"])
+
+
+def test_prompts_of_every_kind_come_whole(tmp_path: Path) -> None:
+    """Line breaks, NUL, characters beyond 16 bits, quotation marks: as they stand, but for the space around them."""
+    prompts = ["two\nlines", "nul \0 byte", "\U0001f600 e\u0301", 'a "quoted" word, and a comma', "line\u2028separator"]
+    (tmp_path / "images").mkdir()
+    rows = [{"file_name": f"images/{i}.png", "prompt": f" {prompt}\r\n"} for i, prompt in enumerate(prompts)]
+    for row in rows:
+        png(tmp_path / row["file_name"])
+    for keep_escapes in (True, False):
+        lines = [json.dumps(row, ensure_ascii=keep_escapes) + "\r\n" for row in rows]
+        (tmp_path / "metadata.jsonl").write_text("\ufeff" + "".join(lines), "utf-8", newline="")
+        assert [item.prompt for item in open_images(tmp_path)] == prompts
+
+
+def test_links_that_lead_nowhere_are_not_passed_over(tmp_path: Path) -> None:
+    png(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "gone.png")
+    first, second, third = open_images(tmp_path)
+    assert first.handle.key == second.handle.key
+    with pytest.raises(UserError, match=r"c\.png: cannot be read"):
+        _ = third.handle.key
+
+
+def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    path = png(tmp_path / "a.png")
+    try:
+        path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(UserError, match=r"\\udcff\.png': the name is not UTF-8"):
+        open_images(tmp_path)
 
 
 def test_an_image_that_changes_is_noticed(tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ def test_without_a_network_the_files_to_get_are_named(monkeypatch: pytest.Monkey
         ("p.json", '["a", " "]', "p.json, item 1: found ' ', not a prompt"),
         ("p.json", '[{"text_of": "a"}]', "p.json, item 0: no column 'prompt'"),
         ("p.json", '[{"prompt": null}]', "p.json, item 0: found None"),
+        ("p.json", "[" * 100_000, "p.json: not JSON"),
+        ("p.json", "9" * 5000, "p.json: not JSON"),
+        ("p.json", r'["\ud83d"]', "p.json: not JSON .*surrogates not allowed"),
+        ("p.jsonl", r'{"prompt": "\uD83D"}', "p.jsonl, line 1: not JSON"),
+        ("p.csv", 'prompt\n"a cat\na dog\n', "p.csv, line 3: not CSV"),
+        ("p.csv", "prompt\n" + "x" * 200_000 + "\n", "p.csv, line 2: not CSV"),
         ("p.json", b'["caf\xe9"]', r"p.json: not UTF-8 text \(byte 5\)"),
         ("p.txt", b"caf\xe9", r"p.txt: not UTF-8 text \(byte 3\)"),
         ("p.txt", "\n \n", "p.txt: holds no prompts"),
@@ -202,7 +208,31 @@ def test_images_by_the_prompt_that_their_metadata_names(tmp_path: Path) -> None:
     assert names(found) == [["images/y.png"], [], ["images/x.png", "images/w.png"]]
     assert (found.missing, found.unused) == (("an image of 'a cat'",), 1)
     (tmp_path / "images/x.png").unlink()
-    assert names(find_images(tmp_path, PROMPTS))[2] == ["images/w.png"]
+    found = find_images(tmp_path, PROMPTS)
+    assert names(found)[2] == ["images/w.png"]
+    # The dog keeps one image of two: its mean is another one now.
+    assert found.missing == ("an image of 'a cat'", "images/x.png of 'a dog'")
+
+
+def test_an_image_of_two_prompts_is_refused(tmp_path: Path) -> None:
+    """Its score would go to one of them alone, beside the score of that prompt's own image."""
+    paint(tmp_path / "x.png")
+    rows = [{"file_name": "x.png", "prompt": "a girl"}, {"file_name": "./x.png", "prompt": "a dog"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"line 2: ./x.png stands in line 1 too"):
+        find_images(tmp_path, PROMPTS)
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
+    paint(tmp_path / "x.png")
+    rows = [{"file_name": name, "prompt": "a dog"} for name in ("x.png", "y" * 300, "z\0.png")]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = find_images(tmp_path, PROMPTS)
+    assert names(found)[2] == ["x.png"]
+    assert [line for line in found.missing if line.endswith("of 'a dog'")] == [
+        "y" * 300 + " of 'a dog'",
+        "z\0.png of 'a dog'",
+    ]
 
 
 def test_a_prompt_that_stands_twice_shares_its_images(tmp_path: Path) -> None:

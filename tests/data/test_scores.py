@@ -45,6 +45,28 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path, column: str, val
         read_scores(tmp_path / "s.parquet")
 
 
+def test_two_scores_of_one_image_are_refused(tmp_path: Path) -> None:
+    """The same row twice says the same; another number under the same recipe was not made by that recipe."""
+    again = replace(ROW, image="copy.png", raw=ROW.raw + 1e-6)
+    write_scores([ROW, again], tmp_path / "s.parquet")
+    assert len(read_scores(tmp_path / "s.parquet")) == 2
+    for field in ("score", "raw"):
+        write_scores([ROW, replace(ROW, **{field: getattr(ROW, field) + 0.1})], tmp_path / "s.parquet")
+        with pytest.raises(
+            UserError, match=rf"row 1: {ROW.image} has the score .* in row 0 .* both by {ROW.recipe_id}"
+        ):
+            read_scores(tmp_path / "s.parquet")
+
+
+def test_text_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_scores([ROW], tmp_path / "s.parquet")
+    table = pq.read_table(tmp_path / "s.parquet")
+    broken = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(2, SCHEMA.field("prompt"), broken), tmp_path / "s.parquet")
+    with pytest.raises(UserError, match="not a score table"):
+        read_scores(tmp_path / "s.parquet")
+
+
 def test_what_is_no_score_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_scores(tmp_path / "gone.parquet")
