@@ -100,13 +100,14 @@ def run(argv: Sequence[str]) -> None:
     from ..generation import read_prompts
     from ..labeling.panel import read_calibration
     from .label_output import write_built, write_relabelled
-    from .scoring import process_state
+    from .scoring import check_not_input, process_state
 
     # Settings are checked before hours of scoring, not after.
     policy, rule = _policy(arguments), _rule(arguments.rule or "best_worst")
     calibration = read_calibration(arguments.calibration) if arguments.calibration else None
     prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None
     items = open_images(arguments.images, prompts=prompts, split=arguments.split, revision=arguments.revision)
+    check_not_input(Path(arguments.output), items, arguments.scores, arguments.prompts)
     if absent := [item.name for item in items if not item.prompt]:
         problem = f"{arguments.images}: {len(absent)} images have no prompt; the first: {absent[0]}"
         raise UserError(problem, "give --prompts, a .txt beside each image, or a metadata.jsonl")
@@ -131,12 +132,9 @@ def run(argv: Sequence[str]) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from ..errors import UserError
+    from .scoring import check_output
 
-    output = Path(arguments.output)
-    if output.suffix != ".parquet":
-        raise UserError(f"{output}: the output is a parquet file", "give a name that ends in .parquet")
-    if output.exists() and not arguments.overwrite:
-        raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
+    check_output(Path(arguments.output), overwrite=arguments.overwrite)
     if (arguments.scorer is None) == (arguments.scores is None):
         problem = "neither --scorer nor --scores" if arguments.scorer is None else "both --scorer and --scores"
         raise UserError(problem, "give scorers to score the images now, or a table that dfb score has written")

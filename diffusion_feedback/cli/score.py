@@ -45,17 +45,14 @@ def run(argv: Sequence[str]) -> None:
 
     from ..data.image_sets import open_images
     from ..data.scores import write_scores
-    from ..errors import UserError
     from ..generation import read_prompts
-    from .scoring import process_state, score_items, summary
+    from .scoring import check_not_input, check_output, process_state, score_items, summary
 
     output = Path(arguments.output)
-    if output.suffix != ".parquet":
-        raise UserError(f"{output}: the output is a parquet file", "give a name that ends in .parquet")
-    if output.exists() and not arguments.overwrite:
-        raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
+    check_output(output, overwrite=arguments.overwrite)
     prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None
     items = open_images(arguments.images, prompts=prompts, split=arguments.split, revision=arguments.revision)
+    check_not_input(output, items, arguments.prompts)
     records = score_items(items, arguments)
     if process_state().is_main_process:
         write_scores(records, output)

@@ -70,7 +70,27 @@ def score_items(items: Sequence[ImageItem], arguments: argparse.Namespace) -> li
         session.flush()
         state.wait_for_everyone()
         session.report(failed)
-        return session.records(items, failed)
+        return session.records(items)
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless ``output`` names a parquet file that is not there yet, or may be replaced."""
+    from ..errors import UserError
+
+    if output.suffix != ".parquet":
+        raise UserError(f"{output}: the output is a parquet file", "give a name that ends in .parquet")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
+
+
+def check_not_input(output: Path, items: Sequence[ImageItem], *others: str | None) -> None:
+    """Raise UserError where ``output`` would replace a file that ``items`` are read from, or one of the ``others``."""
+    from ..data.image_sets import files_of_pairs
+    from ..errors import UserError
+
+    read = files_of_pairs(items) | {Path(name).resolve() for name in others if name}
+    if output.resolve() in read:
+        raise UserError(f"{output}: is an input of this command, and would be lost", "give another name for the output")
 
 
 def process_state() -> Any:
@@ -183,7 +203,11 @@ class _Session:
         groups: dict[tuple[str, ...], list[ImageItem]] = {}
         seen: set[tuple[str, str]] = set()
         num_known = 0
-        with ThreadPoolExecutor(self.arguments.workers) as pool, self._bar(len(items), desc="hash images") as bar:
+        with ExitStack() as stack:
+            bar = stack.enter_context(self._bar(len(items), desc="hash images"))
+            pool = ThreadPoolExecutor(self.arguments.workers)
+            # Whoever interrupts does not wait for the files that are still to be read.
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             for item, problem in zip(items, pool.map(_hashed, items), strict=True):
                 bar.update()
                 if problem is not None:
@@ -230,29 +254,38 @@ class _Session:
             for _, problem in failed[:20]:
                 print(f"  {problem}")
 
-    def records(self, items: Sequence[ImageItem], failed: Sequence[tuple[str, str]]) -> list[ScoreRecord]:
-        """The scores of all ``items``, read back from the caches; those that could not be decoded are left out."""
+    def records(self, items: Sequence[ImageItem]) -> list[ScoreRecord]:
+        """The scores of all ``items``, read back from the caches; an item that one scorer could not judge is left out.
+
+        For all scorers: their means would be of different images else.
+        """
         from ..errors import UserError
         from ..records import ScoreRecord
 
-        records: list[ScoreRecord] = []
-        for scorer in self.scorers:
-            cache = self.caches[scorer.recipe_id]
+        for cache in self.caches.values():
             cache.refresh()
-            for item in items:
-                if _hashed(item) is not None:
-                    continue
-                entry = cache.get(self.key(scorer, item))
-                if entry is None:
-                    if self.arguments.on_bad_image == "skip":
-                        continue
-                    raise UserError(f"{item.name}: its score is not in the cache", "run the same command again")
-                score, raw = float(entry["score"]), float(entry["raw"])
-                row = (item.name, item.handle.key, item.prompt, scorer.name, scorer.recipe_id, score, raw)
-                records.append(ScoreRecord(*row, scorer.logit_scale))
-        if not records:
+        found: list[tuple[ImageItem, list[tuple[float, float]]]] = []
+        for item in items:
+            values = self._values(item)
+            if values is not None:
+                found.append((item, values))
+            elif self.arguments.on_bad_image == "error":
+                raise UserError(f"{item.name}: its score is not in the cache", "run the same command again")
+        if not found:
             raise UserError("no image could be scored", "mend the images listed above")
-        return records
+        return [
+            ScoreRecord(item.name, item.handle.key, item.prompt, s.name, s.recipe_id, *values[number], s.logit_scale)
+            for number, s in enumerate(self.scorers)
+            for item, values in found
+        ]
+
+    def _values(self, item: ImageItem) -> list[tuple[float, float]] | None:
+        """(score, raw) of ``item`` by each scorer; None where one has none."""
+        if _hashed(item) is not None:
+            return None
+        entries = [self.caches[scorer.recipe_id].get(self.key(scorer, item)) for scorer in self.scorers]
+        values = [(float(entry["score"]), float(entry["raw"])) for entry in entries if entry is not None]
+        return values if len(values) == len(entries) else None
 
     def _bar(self, total: int, *, desc: str, initial: int = 0) -> Any:
         from tqdm import tqdm

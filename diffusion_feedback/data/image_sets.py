@@ -18,6 +18,7 @@ from .folders import IMAGE_SUFFIXES, find_metadata, find_twins, read_table
 from .images import decode_image
 from .readers import find_source
 from .rows import Location, PairSource, match_columns, read_image
+from .tables import ParquetSource
 
 _FILE_COLUMNS = ("file_name", "image", "path")
 _PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -78,6 +79,12 @@ def encoded_bytes(item: ImageItem) -> bytes:
     """The bytes of an ``item`` of ``open_images``, as they stand on disk. Raises UserError where they have changed."""
     assert isinstance(item.handle, ImageFile | PairImage)
     return item.handle.read()
+
+
+def files_of_pairs(items: Sequence[ImageItem]) -> set[Path]:
+    """The parquet files, in full, that pairs among ``items`` are read from."""
+    sources = {id(item.handle.source): item.handle.source for item in items if isinstance(item.handle, PairImage)}
+    return {file.resolve() for source in sources.values() if isinstance(source, ParquetSource) for file in source.files}
 
 
 def open_images(

@@ -64,7 +64,10 @@ def run(
 
     def views_of(item: ImageItem) -> Views:
         image = item.handle.open()
-        return {key: scorer.view(image) for key, scorer in cuts.items()}
+        try:
+            return {key: scorer.view(image) for key, scorer in cuts.items()}
+        except UserError as error:
+            raise UserError(f"{item.name}: {error.problem}", error.remedy) from error
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:

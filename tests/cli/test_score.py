@@ -12,6 +12,7 @@ import killing
 import pairs_data
 import pytest
 import shapes_images
+import tiny_clip
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
@@ -140,3 +141,35 @@ def test_a_broken_image_stops_or_is_counted(
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_devices_that_are_not_there(arguments: list[str], device: str, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, [*arguments, "--device", device], f"--device {device}: cannot be used", "here: cpu")
+
+
+def test_the_input_is_never_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs").mkdir()
+    table = tmp_path / "pairs" / "train-0.parquet"
+    pairs_data.write_pairs(table)
+    before = table.read_bytes()
+    for source in (str(table), str(tmp_path / "pairs"), str(tmp_path / "pairs" / "*.parquet")):
+        for command in ("score", "label"):
+            argv = [command, source, "--scorer", "shapes", "--cache_dir", str(tmp_path / "cache")]
+            fails(capsys, [*argv, "--output", str(table), "--overwrite"], "is an input of this command")
+    assert table.read_bytes() == before
+
+
+def test_all_scorers_speak_of_the_same_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that a scorer cannot cut is left out for all, even where another has judged it in an earlier run."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name, size in (("line", (90_000, 1)), ("square", (40, 40)), ("wide", (80, 40))):
+        Image.new("RGB", size, "blue").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text("x")
+    checkpoint, architecture = tiny_clip.save_open_clip(tmp_path / "hps")
+    boxed = f"hpsv2={checkpoint},architecture={architecture}"
+    cropped = f"pickscore={tiny_clip.save_clip(tmp_path / 'clip')}"
+    where = ["--output", str(tmp_path / "s.parquet"), "--cache_dir", str(tmp_path / "cache"), "--overwrite"]
+    assert main(["score", str(folder), *where, "--scorer", boxed]) == 0
+    assert len(read_scores(tmp_path / "s.parquet")) == 3
+    argv = ["score", str(folder), *where, "--scorer", cropped, boxed]
+    fails(capsys, argv, "line.png: an image of 90000 x 1 pixels is too narrow")
+    assert main([*argv, "--on_bad_image", "skip"]) == 0
+    found = [(row.scorer, row.image) for row in read_scores(tmp_path / "s.parquet")]
+    assert found == [(scorer, name) for scorer in ("pickscore", "hpsv2") for name in ("square.png", "wide.png")]
