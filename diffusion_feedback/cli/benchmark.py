@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> None:
     from ..catalog import resolve
     from ..data.prompt_images import find_images
     from .benchmark_page import console_summary, write_pages
-    from .benchmark_run import image_names, make_run, open_folder, write_run
+    from .benchmark_run import check_folder, image_names, make_run, open_folder, write_run
     from .scoring import process_state, score_items
 
     benchmark: Benchmark = resolve("benchmark", arguments.benchmark)()
@@ -111,9 +111,12 @@ def run(argv: Sequence[str]) -> None:
         settings["images"] = str(Path(arguments.images).resolve())
     folder = Path(arguments.output_dir)
     state = process_state()
-    if state.is_main_process:
-        open_folder(folder, settings, overwrite=arguments.overwrite)
-    if loaded is not None:
+    if loaded is None:
+        # Nothing is replaced before there is something to put in its place.
+        check_folder(folder, settings, overwrite=arguments.overwrite)
+    else:
+        if state.is_main_process:
+            open_folder(folder, settings, overwrite=arguments.overwrite)
         _generate(loaded, prompts, folder, arguments)
         loaded = None  # its memory is the scorers' now
     found = found or find_images(folder, prompts)
@@ -122,6 +125,7 @@ def run(argv: Sequence[str]) -> None:
         return
     settings["recipes"] = {record.scorer: record.recipe_id for record in records}
     done = make_run(folder, benchmark, settings, prompts, image_names(found), records)
+    open_folder(folder, settings, overwrite=arguments.overwrite and not arguments.model)
     _check_scored(done, arguments)
     comparisons, comparison = _compare(baseline, done, arguments.tie_margin)
     write_run(done, records, comparison)
@@ -132,6 +136,8 @@ def run(argv: Sequence[str]) -> None:
 
 def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     from ..errors import UserError
+    from ..scorers.loading import parse_spec
+    from .devices import find_device
 
     if bool(arguments.model) == bool(arguments.images):
         given = "both are given" if arguments.model else "neither is given"
@@ -146,7 +152,14 @@ def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     if arguments.prompts is None:
         raise UserError(f"benchmark {benchmark.name} has no prompts of its own", "give --prompts FILE")
     check_sampling_flags(arguments)
+    if arguments.baseline and Path(arguments.baseline).resolve() == Path(arguments.output_dir).resolve():
+        raise UserError(f"--baseline {arguments.baseline}: is the --output_dir", "compare with another run")
     arguments.scorer = arguments.scorer or list(benchmark.scorers)
+    # Before hours of generating, and before anything is replaced.
+    for spec in arguments.scorer:
+        parse_spec(spec)
+    if arguments.device:
+        find_device(arguments.device)
 
 
 def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[list[PromptRecord], dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.parquet", "results.json"
 REPORT, README = "report.html", "README.md"
-_NEEDED = ("benchmark", "prompts", "prompts_hash", "short")
+_NEEDED: Mapping[str, type] = {"benchmark": str, "prompts": str, "prompts_hash": str, "short": list}
+_OPTIONAL: Mapping[str, type] = {"images": str, "seeds": list, "generation": dict, "recipes": dict}
+_HOUR = 3600.0
 # What may change while the run stays the same: where its prompts and weights were read from, as their hashes decide.
 _FREE = ("prompts", "model", "lora", "recipes", "version")
 
@@ -57,30 +61,42 @@ class BenchmarkRun:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make ``folder`` this run's: keep what is there when the settings are the same, clear it when told to.
-
-    Raises UserError where it holds another run, or other things than a run.
-    """
+def check_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Raise UserError where ``folder`` holds another run that is not to be replaced, or other things than a run."""
     from ..errors import UserError
-    from ..records import atomic_write
 
-    remedy = "use another --output_dir, or --overwrite to replace what is there"
     path = folder / SETTINGS
-    if overwrite:
-        for name in (SETTINGS, PROMPTS, SCORES, RESULTS, REPORT, README):
-            (folder / name).unlink(missing_ok=True)
-    elif path.is_file():
+    if not path.is_file():
+        # Not even --overwrite replaces what no run has written.
+        if folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
+            raise UserError(f"{folder}: is there already, and holds no {SETTINGS}", "use another --output_dir")
+    elif not overwrite:
         found = _read_json(path)
         for key in sorted({*found, *settings} - set(_FREE)):
             if found.get(key) != settings.get(key):
                 problem = f"{folder}: holds a run with {key} = {_short(found.get(key))}, this one has {_short(settings.get(key))}"
-                raise UserError(problem, remedy)
+                raise UserError(problem, "use another --output_dir, or --overwrite to replace what is there")
+
+
+def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make ``folder`` this run's: keep what is there when the settings are the same, clear it when told to.
+
+    Raises UserError as ``check_folder`` does, and where the folder cannot be written.
+    """
+    from ..errors import UserError
+    from ..records import atomic_write
+
+    check_folder(folder, settings, overwrite=overwrite)
+    if (folder / SETTINGS).is_file() and not overwrite:
         return
-    elif folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
-        raise UserError(f"{folder}: is there already, and holds no {SETTINGS}", remedy)
-    with atomic_write(path) as temporary:
-        temporary.write_text(_dump(settings), "utf-8")
+    try:
+        # Results first: without them a run counts as unfinished, whenever this is interrupted.
+        for name in (RESULTS, PROMPTS, SCORES, REPORT, README):
+            (folder / name).unlink(missing_ok=True)
+        with atomic_write(folder / SETTINGS) as temporary:
+            temporary.write_text(_dump(settings), "utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})", "use another --output_dir") from error
 
 
 def _short(value: object) -> str:
@@ -94,13 +110,16 @@ def _dump(value: Mapping[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     from ..errors import UserError
+    from ..records import parse_json
 
+    remedy = "run dfb benchmark again with --overwrite"
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", "run dfb benchmark again with --overwrite") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", remedy) from error
+    found = parse_json(data, str(path), remedy)
     if not isinstance(found, dict):
-        raise UserError(f"{path}: not the settings of a run", "run dfb benchmark again with --overwrite")
+        raise UserError(f"{path}: not the settings of a run", remedy)
     return found
 
 
@@ -144,15 +163,20 @@ def write_run(run: BenchmarkRun, records: Sequence[ScoreRecord], comparison: Map
         file.write_text(_dump(run.settings), "utf-8")
     with atomic_write(run.folder / RESULTS) as file:
         file.write_text(_dump(results_json(run, comparison)), "utf-8")
-    for path in run.folder.glob(".*.tmp"):  # what a killed run left behind
-        path.unlink()
+    for path in run.folder.glob(".*.tmp"):  # what killed runs left behind; young ones may be those of a run beside
+        if path.stat().st_mtime < time.time() - _HOUR:
+            path.unlink(missing_ok=True)
 
 
 def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
-    """Read a run back. Raises UserError for a folder that holds none, or one that is not finished."""
+    """Read a run back.
+
+    Raises UserError for a folder that holds none, one that is not finished, and one whose files do not fit together.
+    """
     from ..catalog import resolve
     from ..data.scores import read_scores
     from ..errors import UserError
+    from ..evaluation.benchmarks.benchmark import prompts_hash
     from ..records import PromptRecord
 
     folder = Path(folder)
@@ -161,9 +185,12 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
     if not (folder / RESULTS).is_file():
         raise UserError(f"{folder}: no {RESULTS}, so the run is not finished", "run the same dfb benchmark again")
     settings = _read_json(folder / SETTINGS)
+    remedy = "run dfb benchmark again with --overwrite"
     if absent := [key for key in _NEEDED if key not in settings]:
-        problem = f"{folder / SETTINGS}: no {', '.join(absent)}"
-        raise UserError(problem, "run dfb benchmark again with --overwrite")
+        raise UserError(f"{folder / SETTINGS}: no {', '.join(absent)}", remedy)
+    for key, kind in {**_NEEDED, **_OPTIONAL}.items():
+        if not isinstance(settings.get(key, kind()), kind):
+            raise UserError(f"{folder / SETTINGS}: {key} is {_short(settings[key])}", remedy)
     prompts, images = [], []
     try:
         for line in (folder / PROMPTS).read_text("utf-8").split("\n"):
@@ -172,11 +199,29 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
                 images.append(tuple(map(str, row.pop("images"))))
                 prompts.append(PromptRecord(row.pop("prompt"), row))
         benchmark = resolve("benchmark", settings["benchmark"])()
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        problem = f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})"
-        raise UserError(problem, "run dfb benchmark again with --overwrite") from error
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})", remedy) from error
+    if prompts_hash(prompts) != settings["prompts_hash"]:
+        raise UserError(f"{folder / PROMPTS}: these are not the prompts that the run was made with", remedy)
     records = read_scores(folder / SCORES)
-    return make_run(folder, benchmark, settings, prompts, images, records, name=name)
+    run = make_run(folder, benchmark, settings, prompts, images, records, name=name)
+    _check_results(run)
+    return run
+
+
+def _check_results(run: BenchmarkRun) -> None:
+    """Raise UserError where results.json tells other means than the scores that stand beside it."""
+    from ..errors import UserError
+
+    path = run.folder / RESULTS
+    told = _read_json(path).get("scorers")
+    told = told if isinstance(told, dict) else {}
+    for result in run.results:
+        overall = told.get(result.scorer, {}).get("overall", {}) if isinstance(told.get(result.scorer), dict) else {}
+        mean = overall.get("mean") if isinstance(overall, dict) else None
+        if not isinstance(mean, float | int) or not math.isclose(mean, result.overall.mean, rel_tol=1e-9, abs_tol=1e-9):
+            problem = f"{path}: the mean of {result.scorer} is {mean}, by {SCORES} it is {result.overall.mean}"
+            raise UserError(problem, "one of the two was changed: run the same dfb benchmark again")
 
 
 def results_json(run: BenchmarkRun, comparison: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Callable
@@ -205,7 +206,8 @@ def test_killed_and_repeated_equals_uninterrupted(tmp_path: Path, bench: Run, ge
     whole, found = contents(tmp_path / "whole"), contents(broken)
     for name in ("scores.parquet", "results.json", "prompts.jsonl", "metadata.jsonl"):
         assert found[name] == whole[name], name
-    assert not [name for name in found if name.endswith(".tmp")]
+    for path in broken.glob("*"):  # only what a killed process was writing may be left, under a hidden name
+        assert path.name in whole or path.name == "images" or path.name.startswith("."), path
 
 
 # --- baselines -------------------------------------------------------------------------------------------------------
@@ -360,9 +362,45 @@ def test_unknown_benchmarks_and_foreign_folders(
     assert "pickapic has no prompts of its own" in capsys.readouterr().err
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "README.md").write_text("precious")
-    assert bench("run", "shapes", *given) == 2
-    assert "is there already, and holds no benchmark.json" in capsys.readouterr().err
-    assert (tmp_path / "run" / "README.md").read_text() == "precious"
+    for flags in ([], ["--overwrite"]):
+        assert bench("run", "shapes", *given, *flags) == 2
+        assert "is there already, and holds no benchmark.json" in capsys.readouterr().err
+        assert (tmp_path / "run" / "README.md").read_text() == "precious"
+    (tmp_path / "file").write_text("precious")
+    assert bench("file/run", "shapes", *given) == 2
+    assert "file/run: cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_overwriting_replaces_nothing_before_there_is_something_better(
+    tmp_path: Path, bench: Run, given: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("run", "shapes", *given) == 0
+    first = contents(tmp_path / "run")
+    for flags, named in (
+        (["--scorer", "shapez"], "unknown scorer 'shapez'"),
+        (["--scorer", f"pickscore={tmp_path / 'absent'}"], "absent: no such folder"),
+        (["--device", "gpu"], "--device gpu: cannot be used"),
+        (["--baseline", str(tmp_path / "run")], "is the --output_dir"),
+        (["--model", str(tmp_path / "absent")], "both are given"),
+    ):
+        capsys.readouterr()
+        assert bench("run", "shapes", *given, "--overwrite", *flags) == 2
+        assert named in capsys.readouterr().err
+        assert contents(tmp_path / "run") == first
+    assert bench("run", "shapes", *given, "--overwrite", "--batch_size", "3") == 0
+    assert contents(tmp_path / "run") == first
+
+
+def test_files_of_a_run_beside_are_left_alone(tmp_path: Path, bench: Run, given: tuple[str, ...]) -> None:
+    """Two runs into one folder at once: neither takes the other's half-written file away; old ones are swept."""
+    assert bench("run", "shapes", *given) == 0
+    young, old = tmp_path / "run" / ".results.json.1.tmp", tmp_path / "run" / ".results.json.2.tmp"
+    for path in (young, old):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    assert bench("run", "shapes", *given) == 0
+    assert young.exists()
+    assert not old.exists()
 
 
 def test_scores_of_other_weights_are_not_mixed(

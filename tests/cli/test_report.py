@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmark_folders import write_folder
 
 from diffusion_feedback.cli.benchmark_run import compare_runs, load_run
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
 from diffusion_feedback.records import PromptRecord
 
@@ -193,14 +195,45 @@ def test_damaged_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("prompts.jsonl", "not JSON\n", "prompts.jsonl or benchmark.json is damaged"),
         ("scores.parquet", "x", "scores.parquet: not a parquet file"),
         ("benchmark.json", "[]", "not the settings of a run"),
-        ("benchmark.json", "{", "benchmark.json: cannot be read"),
+        ("benchmark.json", "{", "benchmark.json: not JSON"),
+        ("prompts.jsonl", b"\xff\n", "prompts.jsonl or benchmark.json is damaged"),
+        ("prompts.jsonl", "", "not the prompts that the run was made with"),
         ("benchmark.json", "{}", "benchmark.json: no benchmark, prompts, prompts_hash, short"),
     ):
         before = (run / name).read_bytes()
-        (run / name).write_text(content)
+        (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         assert report(tmp_path, run) == 2
         assert named in capsys.readouterr().err
         (run / name).write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("short", "all"), ("images", 3), ("seeds", 3), ("generation", []), ("recipes", "x"), ("prompts_hash", 5)],
+)
+def test_settings_of_another_kind_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    run = folder(tmp_path / "run")
+    settings = json.loads((run / "benchmark.json").read_text())
+    (run / "benchmark.json").write_text(json.dumps(settings | {key: value}))
+    assert report(tmp_path, run) == 2
+    assert f"benchmark.json: {key} is {json.dumps(value)}" in capsys.readouterr().err
+
+
+def test_scores_and_prompts_that_were_changed_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(tmp_path / "run")
+    records = read_scores(run / "scores.parquet")
+    write_scores([replace(records[0], score=records[0].score + 1e-3), *records[1:]], run / "scores.parquet")
+    assert report(tmp_path, run) == 2
+    assert "one of the two was changed" in capsys.readouterr().err
+    write_scores(records, run / "scores.parquet")
+    prompts = (run / "prompts.jsonl").read_text()
+    (run / "prompts.jsonl").write_text(prompts.replace('"prompt": "', '"prompt": "not ', 1))
+    assert report(tmp_path, run) == 2
+    assert "not the prompts that the run was made with" in capsys.readouterr().err
+    (run / "prompts.jsonl").write_text(prompts)
+    assert report(tmp_path, run) == 0
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
