@@ -28,7 +28,7 @@ from diffusion_feedback.records import atomic_write
 JUDGES = ("ai", "human", "few")
 SAMPLING = ["--num_inference_steps", "15", "--guidance_scale", "2.0"]
 MODEL, SCORER, HUMAN_PAIRS = "assets/shapes-sd", "assets/shapes-scorer", "assets/pairs/train-00000.parquet"
-FEW_PAIRS = 48  # what the third judge is trained on; the embedded scorer has seen 2,352
+FEW_PAIRS = 24  # what the third judge is trained on; the embedded scorer has seen 2,352
 CANDIDATES = 14  # images a prompt, as many as the human pairs were made of
 
 
@@ -68,6 +68,7 @@ class Circle:
         """The candidates, the third judge, the labels, and the base model's images."""
         folder = self.folder
         few = ["--config", "configs/shapes_scorer.yaml", "--data.max_train_pairs", str(FEW_PAIRS)]
+        few += ["--training.train_batch_size", str(FEW_PAIRS)]
         seeds = [str(seed) for seed in range(CANDIDATES)]
         generate = ["generate", MODEL, "--prompts", "assets/prompts/train.txt", "--seeds", *seeds, *SAMPLING]
         first = [
@@ -140,7 +141,7 @@ def main() -> None:
     start = time.monotonic()
     circle = Circle(folder, max(1, (os.cpu_count() or 1) // arguments.jobs))
     circle.prepare(arguments.jobs)
-    runs = [(judge, seed) for seed in arguments.seeds for judge in JUDGES]
+    runs = [(judge, seed) for judge in JUDGES for seed in arguments.seeds]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for _ in pool.map(lambda run: circle.tune(*run), runs):
             pass

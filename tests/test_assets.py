@@ -14,6 +14,7 @@ from PIL import Image
 from shapes_world import degrade, render, split_scenes
 
 from diffusion_feedback.records import content_hash
+from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.shapes import score
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -74,3 +75,37 @@ def test_the_annotator_pairs_best_with_worst() -> None:
     spread = [abs(first - second) for first, second in zip(scores["score_0"], scores["score_1"], strict=True)]
     assert spread == sorted(spread, reverse=True)
     assert 0 <= label_noise(found, scores) <= 1
+
+
+def agreement(folder: Path, rows: list[dict[str, object]]) -> tuple[float, float]:
+    """How often the scorer in ``folder`` prefers what was chosen, and the negative log-likelihood of the choices."""
+    (scorer,) = load_scorers([f"pickscore={folder}"])
+    margins = []
+    for start in range(0, len(rows), 96):
+        part = rows[start : start + 96]
+        images = [Image.open(io.BytesIO(row[side])) for side in ("jpg_0", "jpg_1") for row in part]  # type: ignore[arg-type]
+        first, second = np.split(scorer.score(images, [str(row["caption"]) for row in part] * 2).double().numpy(), 2)
+        sides = np.array([1 if row["label_0"] == 1 else -1 for row in part])
+        margins.append(sides * (first - second))
+    margin = np.concatenate(margins)
+    return float(np.mean(margin > 0)), float(np.mean(np.logaddexp(0, -margin)))
+
+
+def test_the_scorer_judges_as_its_card_says(pairs: dict[str, list[dict[str, object]]]) -> None:
+    rows = pairs["validation"]
+    accuracy, loss = agreement(ASSETS / "shapes-scorer", rows)
+    assert accuracy == pytest.approx(FACTS["scorer_validation_accuracy"], abs=2 / len(rows))
+    assert loss == pytest.approx(FACTS["scorer_validation_loss"], abs=1e-3)
+    assert 0.74 <= accuracy < 1 - FACTS["validation_label_noise"] + 0.03
+    base, _ = agreement(ASSETS / "shapes-clip", rows)
+    assert base == pytest.approx(FACTS["scorer_base_validation_accuracy"], abs=2 / len(rows))
+    assert base < accuracy - 0.05
+
+
+def test_the_scorer_is_small_and_says_nothing_of_where_it_was_made() -> None:
+    files = [file for name in ("shapes-clip", "shapes-scorer") for file in (ASSETS / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 7_000_000
+    for file in files:
+        assert file.suffix == ".safetensors" or "name_or_path" not in file.read_text()
+        if file.name == "config.json":
+            assert json.loads(file.read_text())["dtype"] == "float16"
