@@ -174,7 +174,7 @@ def build_scorer(work: Path, assets: Path) -> dict[str, float]:
     for part in ("train", "validation"):
         recipe += [f"--data.{part}", str(assets / "pairs" / f"{part}-00000.parquet")]
     train(parse(build_parser("build_assets", ""), [*recipe, "--data.cache", "false"])[0], resume=True)
-    pretrain_scorer.save_clip(CLIPModel.from_pretrained(work / "scorer"), tokenizer, target)
+    pretrain_scorer.save_clip(CLIPModel.from_pretrained(work / "scorer", dtype=torch.float16), tokenizer, target)
     heldout = assets / "pairs" / "validation-00000.parquet"
     before, after = (pretrain_scorer.judge_pairs(folder, heldout) for folder in (base, target))
     named = pretrain_scorer.attribute_accuracy(

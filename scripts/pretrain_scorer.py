@@ -15,12 +15,11 @@ import pretrain
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from shapes_world import all_scenes, mixture_sample
+from shapes_world import all_scenes, render
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from diffusion_feedback.scorers.shapes import ATTRIBUTES, RESOLUTION, parse_caption
+from diffusion_feedback.scorers.shapes import ATTRIBUTES, RESOLUTION
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -134,27 +133,18 @@ def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def attribute_accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, first: int, count: int) -> dict[str, float]:
-    """How often the best of all captions names each attribute of unflawed pictures from number ``first`` on.
-
-    The pictures are those of the mixture with their true captions.
-    """
-    scenes = all_scenes()
+def attribute_accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, count: int, seed: int = 1) -> dict[str, float]:
+    """How often the best of all captions names each attribute of ``count`` clean pictures drawn for this."""
+    scenes, rng = all_scenes(), np.random.default_rng([seed, 17])
     texts = pretrain.tokenize(tokenizer, [scene.caption for scene in scenes])
-    right = dict.fromkeys(ATTRIBUTES, 0)
-    seen = 0
-    for index in tqdm(range(first, first + count), desc="attributes", mininterval=5):
-        image, caption, kind = mixture_sample(index)
-        if kind != "clean":
-            continue
-        pixels = torch.from_numpy(np.array(image)).float()[None] / 255
-        own, all_texts = features(model, normalise(pixels), texts)
-        best = scenes[int((own @ all_texts.T).argmax())]
-        named = parse_caption(caption)
-        seen += 1
-        for name in ATTRIBUTES:
-            right[name] += getattr(best, name) == getattr(named, name)
-    return {name: value / seen for name, value in right.items()}
+    shown = [scenes[int(number)] for number in rng.integers(len(scenes), size=count)]
+    pixels = torch.from_numpy(np.stack([np.asarray(render(scene, rng)) for scene in shown])).float() / 255
+    images, captions = features(model, normalise(pixels), texts)
+    named = [scenes[number] for number in (images @ captions.T).argmax(1).tolist()]
+    return {
+        name: float(np.mean([getattr(a, name) == getattr(b, name) for a, b in zip(shown, named, strict=True)]))
+        for name in ATTRIBUTES
+    }
 
 
 @torch.no_grad()
