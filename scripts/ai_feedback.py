@@ -1,7 +1,7 @@
 """The whole circle of AI feedback on the embedded world, beside people's labels and beside a scorer that knows too little.
 
-    python scripts/ai_feedback.py                    # three seeds, about an hour on two CPU cores
-    python scripts/ai_feedback.py --seeds 0          # one
+    python scripts/ai_feedback.py                              # three seeds a judge, about an hour on two CPU cores
+    python scripts/ai_feedback.py --runs ai-0 human-0 few-0    # one
 
     base model -> dfb generate -> dfb label (three judges) -> dfb train -> dfb benchmark (exact verifier) -> dfb report
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -88,10 +89,10 @@ class Circle:
         """The training pairs that ``judge`` has labelled."""
         return HUMAN_PAIRS if judge == "human" else str(self.folder / f"{judge}.parquet")
 
-    def tune(self, judge: str, seed: int) -> None:
-        """Diffusion-DPO on the judge's pairs, and its benchmark against the base."""
-        run = f"{judge}-{seed}"
-        own = ["--data.train", self.pairs(judge), "--training.seed", str(seed), "--output_dir", f"{self.folder}/{run}"]
+    def tune(self, run: str) -> None:
+        """Diffusion-DPO on the judge's pairs under the seed of ``run`` (JUDGE-SEED), and its benchmark."""
+        judge, _, seed = run.partition("-")
+        own = ["--data.train", self.pairs(judge), "--training.seed", seed, "--output_dir", f"{self.folder}/{run}"]
         own += ["--data.cache_dir", f"{self.folder}/cache"]
         started = (self.folder / run / "recipe.yaml").exists()
         resume = ["--resume"] if started else []
@@ -100,7 +101,8 @@ class Circle:
 
     def benchmark(self, run: str, *more: str) -> None:
         """The held-out prompts under the model of ``run``, judged by the exact verifier and by both scorers."""
-        command = ["benchmark", "shapes", "--model", MODEL, *SAMPLING, *self.scorers(), *more]
+        command = ["benchmark", "shapes", "--model", MODEL, *SAMPLING, "--generation_batch_size", "32"]
+        command += [*self.scorers(), *more]
         command += ["--cache_dir", f"{self.folder}/cache", "--output_dir", f"{self.folder}/benchmark/{run}"]
         self.run(f"benchmark-{run}", *command)
 
@@ -133,7 +135,8 @@ class Outcome:
 def main() -> None:
     """Parse arguments, go round the circle for every judge and seed, and join the benchmarks into one report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
+    every = [f"{judge}-{seed}" for judge in JUDGES for seed in range(3)]
+    parser.add_argument("--runs", nargs="+", default=every, metavar="JUDGE-SEED", help=f"default: {' '.join(every)}")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ai_feedback"))
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, each with one thread a core it gets")
     arguments = parser.parse_args()
@@ -141,15 +144,15 @@ def main() -> None:
     start = time.monotonic()
     circle = Circle(folder, max(1, (os.cpu_count() or 1) // arguments.jobs))
     circle.prepare(arguments.jobs)
-    runs = [(judge, seed) for judge in JUDGES for seed in arguments.seeds]
+    if unknown := [run for run in arguments.runs if not re.fullmatch(rf"({'|'.join(JUDGES)})-\d+", run)]:
+        parser.error(f"--runs: {unknown[0]!r} is not JUDGE-SEED with a judge of {', '.join(JUDGES)}")
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for _ in pool.map(lambda run: circle.tune(*run), runs):
+        for _ in pool.map(circle.tune, arguments.runs):
             pass
-    outcomes = [Outcome.read(folder, f"{judge}-{seed}") for judge, seed in runs]
+    outcomes = [Outcome.read(folder, run) for run in arguments.runs]
     with atomic_write(folder / "results.json") as file:
         file.write_text(json.dumps({outcome.run: outcome.win_rates for outcome in outcomes}, indent=2) + "\n")
-    names = [f"{judge}-{seed}" for judge, seed in runs]
-    report = ["report", *(f"{folder}/benchmark/{name}" for name in ("base", *names)), "--overwrite"]
+    report = ["report", *(f"{folder}/benchmark/{name}" for name in ("base", *arguments.runs)), "--overwrite"]
     title = "AI feedback: a good judge, people, and a judge that knows too little"
     subprocess.run(
         [sys.executable, "-m", "diffusion_feedback", *report, "--title", title, "--output", f"{folder}/report.html"],

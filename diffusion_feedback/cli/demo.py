@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   dfb demo
   dfb demo --seed 1 --output_dir runs/demo-seed1
+  dfb demo --ai_feedback
 
-Takes a few minutes on two CPU cores. The folder holds report.html (open it), results.json, the tuned model under dpo/,
-the baseline under sft/, and all images under samples/. Run the same command again to go on after an interruption.
+Takes a few minutes on two CPU cores, with --ai_feedback half as much again. The folder holds report.html (open it),
+results.json, the tuned model under dpo/, the baseline under sft/, and all images under samples/; with --ai_feedback also
+the model tuned on the embedded scorer's labels of the same pairs, under ai/. Run the same command again to go on after an interruption.
 """
+AI_PAIRS = "ai_pairs.parquet"
 TIE_MARGIN = 0.02  # verified scores closer than this count as a tie; scores lie in [0, 1]
-METHODS = ("dpo", "sft")
+SCORER = "assets/shapes-scorer"
+METHODS = {"dpo": "shapes_dpo_lora", "ai": "shapes_ai_dpo_lora", "sft": "shapes_sft_lora"}
+"""The runs of the demo and their recipes: people's labels, the embedded scorer's labels, chosen images alone."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,8 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output_dir", "--output-dir", default="runs/demo", help="folder to write (default runs/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the two training runs (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training runs (default 0)")
     parser.add_argument("--num_prompts", "--num-prompts", type=int, default=336, help="held-out prompts (default 336)")
+    parser.add_argument(
+        "--ai_feedback",
+        "--ai-feedback",
+        action="store_true",
+        help="tune a third model on the embedded scorer's labels in place of the annotator's",
+    )
     parser.add_argument("--overwrite", action="store_true", help="start over, even where the folder holds a demo")
     parser.add_argument("--configs", default="configs", help="folder of the recipes (default configs)")
     parser.add_argument("--prompts", default="assets/prompts/heldout.txt", help="held-out captions of the Shapes world")
@@ -73,14 +84,18 @@ class Story:
         if arguments.overwrite:
             for name in ("samples", *METHODS):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            (self.folder / "stages.json").unlink(missing_ok=True)
+            for name in ("stages.json", AI_PAIRS):
+                (self.folder / name).unlink(missing_ok=True)
         self.prompts = [record.prompt for record in read_prompts(arguments.prompts)][: arguments.num_prompts]
         self.seed = arguments.seed
         self.recipes: dict[str, Recipe] = {}
-        for method in METHODS:
-            config = Path(arguments.configs) / f"shapes_{method}_lora.yaml"
+        self.methods = [method for method in METHODS if method != "ai" or arguments.ai_feedback]
+        for method in self.methods:
+            config = Path(arguments.configs) / f"{METHODS[method]}.yaml"
             flags = ["--output_dir", str(self.folder / method), "--training.seed", str(self.seed)]
             flags += ["--data.cache_dir", str(self.folder / "cache")]
+            if method == "ai":
+                flags += ["--data.train", str(self.folder / AI_PAIRS)]
             self.recipes[method], _ = parse(recipe_parser("dfb train", ""), ["--config", str(config), *flags])
 
     @contextmanager
@@ -107,7 +122,10 @@ class Story:
         judged: dict[str, Judged] = {}
         with self._stage("sample base", f"base model, {len(self.prompts)} held-out prompts"):
             judged["base"] = self._sample("base", None)
-        for method in METHODS:
+        if "ai" in self.methods:
+            with self._stage("label", "the embedded scorer labels the training pairs anew"):
+                self._label()
+        for method in self.methods:
             recipe = self.recipes[method]
             steps, size = recipe.training.max_train_steps, recipe.training.train_batch_size
             with self._stage(f"train {method}", f"{method}: {steps} steps of {size} pairs"):
@@ -115,9 +133,26 @@ class Story:
             with self._stage(f"sample {method}", f"{method}: the same prompts and seeds"):
                 judged[method] = self._sample(method, str(self.folder / method))
         with self._stage("report", "judging by the exact verifier"):
-            comparisons = {method: self._compare(judged["base"], judged[method]) for method in METHODS}
+            comparisons = {method: self._compare(judged["base"], judged[method]) for method in self.methods}
         seconds = sum(self._stages().values())
         self._write(judged, comparisons, seconds)
+
+    def _label(self) -> None:
+        """The training pairs under the scorer's labels, in place of the annotator's."""
+        from ..data.image_sets import open_images
+        from ..labeling.panel import Policy
+        from .label_output import write_relabelled
+        from .scoring import add_scoring_flags, score_items
+
+        output = self.folder / AI_PAIRS
+        if output.exists():
+            return
+        parser = argparse.ArgumentParser()
+        add_scoring_flags(parser)
+        flags = ["--scorer", f"pickscore={SCORER}", "--cache_dir", str(self.folder / "cache"), "--batch_size", "64"]
+        items = open_images(self.recipes["dpo"].data.train)
+        records = score_items(items, parser.parse_args(flags))
+        print(write_relabelled(items, items, records, Policy(), None, output))
 
     def _sample(self, name: str, lora: str | None) -> Judged:
         from ..catalog import resolve
@@ -171,7 +206,8 @@ class Story:
             f"{results['ties']} ties, {results['num_prompts']} held-out prompts)\n"
             f"attribute accuracy {results['attribute_accuracy_before']:.3f} -> {results['attribute_accuracy_after']:.3f}, "
             f"cleanliness {results['cleanliness_before']:.3f} -> {results['cleanliness_after']:.3f}\n"
-            f"SFT on the chosen images: win rate {results['sft_win_rate']:.3f}\n"
+            + (f"on the embedded scorer's labels: win rate {results['ai_win_rate']:.3f}\n" if "ai" in judged else "")
+            + f"SFT on the chosen images: win rate {results['sft_win_rate']:.3f}\n"
             f"{seconds:.0f} seconds; open {self.folder / 'report.html'}"
         )
 
@@ -190,6 +226,16 @@ def _mean(values: Sequence[float]) -> float:
 def summary(judged: dict[str, Judged], comparisons: dict[str, Comparison], seconds: float) -> dict[str, Any]:
     """The figures of results.json."""
     won, sft = comparisons["dpo"].win_rate, comparisons["sft"].win_rate
+    ai: dict[str, Any] = {}
+    if "ai" in comparisons:
+        rate = comparisons["ai"].win_rate
+        ai = {
+            "ai_win_rate": rate.win_rate,
+            "ai_win_rate_low": rate.low,
+            "ai_win_rate_high": rate.high,
+            "ai_attribute_accuracy": _mean(judged["ai"].attributes),
+            "ai_cleanliness": _mean(judged["ai"].cleanliness),
+        }
     return {
         "win_rate": won.win_rate,
         "win_rate_low": won.low,
@@ -205,6 +251,7 @@ def summary(judged: dict[str, Judged], comparisons: dict[str, Comparison], secon
         "cleanliness_after": _mean(judged["dpo"].cleanliness),
         "score_before": _mean(judged["base"].scores),
         "score_after": _mean(judged["dpo"].scores),
+        **ai,
         "sft_win_rate": sft.win_rate,
         "sft_win_rate_low": sft.low,
         "sft_win_rate_high": sft.high,

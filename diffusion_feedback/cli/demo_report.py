@@ -26,7 +26,8 @@ CONTENTS = """# Demo
 | `report.html` | the page to open: win rate, cases, curves, recipe |
 | `results.json` | its figures |
 | `before_after.png` | twelve prompts, before and after, on the same noise |
-| `dpo/`, `sft/` | the two runs: weights (`load_lora_weights`), recipe, metrics, model card |
+| `dpo/`, `sft/`, with `--ai_feedback` also `ai/` | the runs: weights (`load_lora_weights`), recipe, metrics, model card |
+| `ai_pairs.parquet` | with `--ai_feedback`: the training pairs under the embedded scorer's labels, its scores beside them |
 | `samples/` | all images, by model |
 | `stages.json` | seconds of each stage |
 """
@@ -73,7 +74,12 @@ def write_demo_report(
             _metric("verified score", before.scores, after.scores, "half accuracy, half cleanliness"),
         ],
         methods=[
-            _rate("Diffusion-DPO", comparison.win_rate, "chosen against rejected"),
+            _rate("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
+            *(
+                _rate("Diffusion-DPO, AI feedback", comparisons[method].win_rate, "on the embedded scorer's labels")
+                for method in comparisons
+                if method == "ai"
+            ),
             _rate("SFT", comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
         ],
         score_name="verified score",

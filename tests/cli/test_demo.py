@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -14,7 +15,8 @@ from diffusion_feedback.cli.main import main
 ROOT = Path(__file__).resolve().parent.parent.parent
 FIGURES = (
     "win_rate", "win_rate_low", "win_rate_high", "ties", "num_prompts", "attribute_accuracy_before",
-    "attribute_accuracy_after", "cleanliness_before", "cleanliness_after", "sft_win_rate", "seconds",
+    "attribute_accuracy_after", "cleanliness_before", "cleanliness_after", "ai_win_rate", "sft_win_rate",
+    "seconds",
 )  # fmt: skip
 
 
@@ -23,7 +25,7 @@ def short_configs(tmp_path: Path) -> Path:
     """The demo's own recipes with two steps on few pairs."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    for method in ("dpo", "sft"):
+    for method in ("dpo", "ai_dpo", "sft"):
         recipe = yaml.safe_load((ROOT / "configs" / f"shapes_{method}_lora.yaml").read_text())
         recipe["data"] |= {"max_train_pairs": 16, "max_validation_pairs": 8}
         recipe["training"] |= {"max_train_steps": 2, "train_batch_size": 8}
@@ -40,6 +42,9 @@ def test_the_story_is_told(
     folder = tmp_path / "demo"
     command = ["demo", "--output_dir", str(folder), "--configs", str(short_configs), "--num_prompts", "9"]
     assert main(command) == 0
+    assert "ai_win_rate" not in json.loads((folder / "results.json").read_text())
+    command.append("--ai_feedback")
+    assert main(command) == 0, "another model may join"
     results = json.loads((folder / "results.json").read_text())
     assert set(FIGURES) <= set(results)
     assert results["num_prompts"] == 9
@@ -50,7 +55,11 @@ def test_the_story_is_told(
     assert "http://" not in page.replace("http://www.w3.org", "")
     with Image.open(folder / "before_after.png") as picture:
         assert picture.width > 400
-    assert (folder / "dpo" / "pytorch_lora_weights.safetensors").is_file()
+    for method in ("dpo", "ai", "sft"):
+        assert (folder / method / "pytorch_lora_weights.safetensors").is_file()
+    labels = pq.read_table(folder / "ai_pairs.parquet", columns=["label_0", "human_label_0"]).to_pydict()
+    agreed = [new == old for new, old in zip(labels["label_0"], labels["human_label_0"], strict=True)]
+    assert 0.6 < sum(agreed) / len(agreed) < 0.9, "the scorer agrees with most of the annotator's labels, not with all"
     capsys.readouterr()
     stages = (folder / "stages.json").read_text()
     (folder / "results.json").unlink()
