@@ -1,6 +1,6 @@
 """The whole circle of AI feedback on the embedded world, beside people's labels and beside a scorer that knows too little.
 
-    python scripts/ai_feedback.py                              # three seeds a judge, about an hour on two CPU cores
+    python scripts/ai_feedback.py                              # three seeds a judge, an hour or two on two CPU cores
     python scripts/ai_feedback.py --runs ai-0 human-0 few-0    # one
 
     base model -> dfb generate -> dfb label (three judges) -> dfb train -> dfb benchmark (exact verifier) -> dfb report
