@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_clip
+import tiny_ranker
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,7 @@ PROMPTS = ["a cat", "a much longer prompt", "x" * 100]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip.save_clip(tmp_path_factory.mktemp("clip") / "model")
+    return tiny_ranker.save_clip(tmp_path_factory.mktemp("clip") / "model")
 
 
 def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
@@ -146,4 +146,4 @@ def test_pipelines_and_absent_folders_are_refused(tiny_pipelines: dict[str, Path
     with pytest.raises(UserError, match="no such folder"):
         load(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="device nowhere|device meta:7|device cuda:99"):
-        load(str(tiny_clip.save_clip(tmp_path / "model")), device="cuda:99")
+        load(str(tiny_ranker.save_clip(tmp_path / "model")), device="cuda:99")

@@ -18,7 +18,7 @@ from typing import Any
 import pairs_data
 import pyarrow.parquet as pq
 import pytest
-import tiny_clip
+import tiny_ranker
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -39,7 +39,7 @@ MakeRecipe = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip.save_clip(tmp_path_factory.mktemp("clip") / "model")
+    return tiny_ranker.save_clip(tmp_path_factory.mktemp("clip") / "model")
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite_stop_the_run(
     make_scorer: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A logit scale of e^400 is finite, the loss is not."""
-    model = CLIPModel.from_pretrained(tiny_clip.save_clip(tmp_path / "wild"))
+    model = CLIPModel.from_pretrained(tiny_ranker.save_clip(tmp_path / "wild"))
     with torch.no_grad():
         model.logit_scale.fill_(400.0)
     model.save_pretrained(tmp_path / "wild")
