@@ -28,7 +28,9 @@ def save_clip(folder: Path, *, seed: int = 0, max_tokens: int = 40, **text: Any)
         "pad_token_id": end,
     }
     vision_config = {"num_hidden_layers": 2, "image_size": SIDE, "patch_size": 8}
-    config = CLIPConfig(text_config=common | text_config | text, vision_config=common | vision_config, projection_dim=16)
+    config = CLIPConfig(
+        text_config=common | text_config | text, vision_config=common | vision_config, projection_dim=16
+    )
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size, crop = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
