@@ -1,7 +1,7 @@
 """Builds the embedded world under assets/: a small Stable Diffusion that imitates the Shapes mixture, preference pairs,
 and a scorer that has learnt from them.
 
-    python scripts/build_assets.py                   # everything, about 100 minutes on two CPU cores
+    python scripts/build_assets.py                   # everything; model and pairs take about 80 minutes on two CPU cores
     python scripts/build_assets.py --stage pairs     # only the pairs, from the model that is there
     python scripts/build_assets.py --stage scorer    # only the scorer, from the pairs that are there
 
