@@ -1,12 +1,12 @@
-"""The whole circle of AI feedback on the embedded world, beside people's labels and beside a scorer that knows too little.
+"""The whole circle of AI feedback on the embedded world, beside people's labels and beside judges that know too little.
 
     python scripts/ai_feedback.py                              # three seeds a judge, an hour or two on two CPU cores
     python scripts/ai_feedback.py --runs ai-0 human-0 few-0    # one
 
-    base model -> dfb generate -> dfb label (three judges) -> dfb train -> dfb benchmark (exact verifier) -> dfb report
+    base model -> dfb generate -> dfb label (four judges) -> dfb train -> dfb benchmark (exact verifier) -> dfb report
 
-The judges are the embedded scorer (ai), the simulated annotator behind assets/pairs (human), and a scorer trained on too
-few pairs (few). Every arrow is a dfb command; its output goes to OUTPUT_DIR/logs, and what is done is not done again, so
+The judges are the embedded scorer (ai), the simulated annotator behind assets/pairs (human), a scorer trained on too few
+pairs (few), and one trained on the same few pairs from random weights (blank). Every arrow is a dfb command; its output goes to OUTPUT_DIR/logs, and what is done is not done again, so
 a killed run goes on. The result is OUTPUT_DIR/report.html and results.json.
 """
 
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,9 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import CLIPConfig, CLIPModel
+
 from diffusion_feedback.records import atomic_write
 
-JUDGES = ("ai", "human", "few")
+JUDGES = ("ai", "human", "few", "blank")
 SAMPLING = ["--num_inference_steps", "15", "--guidance_scale", "2.0"]
 MODEL, SCORER, HUMAN_PAIRS = "assets/shapes-sd", "assets/shapes-scorer", "assets/pairs/train-00000.parquet"
 FEW_PAIRS = 24  # what the third judge is trained on; the embedded scorer has seen 2,352
@@ -61,9 +65,10 @@ class Circle:
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
 
-    def scorers(self) -> list[str]:
-        """Every benchmark is judged by the verifier and by both scorers."""
-        return ["--scorer", "shapes", f"ai:pickscore={SCORER}", f"few:pickscore={self.folder / 'few-scorer'}"]
+    def scorers(self, judges: Sequence[str]) -> list[str]:
+        """A benchmark is judged by the verifier, by the embedded scorer, and by the judge that made the labels."""
+        own = [f"{judge}:pickscore={self.folder}/{judge}-scorer" for judge in judges if judge in ("few", "blank")]
+        return ["--scorer", "shapes", f"ai:pickscore={SCORER}", *own]
 
     def prepare(self, jobs: int) -> None:
         """The candidates, the third judge, the labels, and the base model's images."""
@@ -79,11 +84,16 @@ class Circle:
             ),
             ("few-scorer", ["train", *few, "--output_dir", f"{folder}/few-scorer"]),
         ]
+        blank_clip(folder / "blank-clip")
+        blank = ["--model.pretrained_model_name_or_path", f"{folder}/blank-clip"]
+        first.append(("blank-scorer", ["train", *few, *blank, "--output_dir", f"{folder}/blank-scorer"]))
         self.run_all(first, jobs)
         label = ["label", f"{folder}/candidates", "--rule", "opposite", "--cache_dir", f"{folder}/cache"]
         self.run("label-ai", *label, "--scorer", f"pickscore={SCORER}", "--output", f"{folder}/ai.parquet")
-        self.run("label-few", *label, "--scorer", f"pickscore={folder}/few-scorer", "--output", f"{folder}/few.parquet")
-        self.benchmark("base")
+        for judge in ("few", "blank"):
+            own = ["--scorer", f"pickscore={folder}/{judge}-scorer", "--output", f"{folder}/{judge}.parquet"]
+            self.run(f"label-{judge}", *label, *own)
+        self.benchmark("base", JUDGES)
 
     def pairs(self, judge: str) -> str:
         """The training pairs that ``judge`` has labelled."""
@@ -97,12 +107,12 @@ class Circle:
         started = (self.folder / run / "recipe.yaml").exists()
         resume = ["--resume"] if started else []
         self.run(f"train-{run}", "train", "--config", "configs/shapes_ai_dpo_lora.yaml", *own, *resume)
-        self.benchmark(run, "--lora", f"{self.folder}/{run}", "--baseline", f"{self.folder}/benchmark/base")
+        self.benchmark(run, [judge], "--lora", f"{self.folder}/{run}", "--baseline", f"{self.folder}/benchmark/base")
 
-    def benchmark(self, run: str, *more: str) -> None:
-        """The held-out prompts under the model of ``run``, judged by the exact verifier and by both scorers."""
+    def benchmark(self, run: str, judges: Sequence[str], *more: str) -> None:
+        """The held-out prompts under the model of ``run``."""
         command = ["benchmark", "shapes", "--model", MODEL, *SAMPLING, "--generation_batch_size", "32"]
-        command += [*self.scorers(), *more]
+        command += [*self.scorers(judges), *more]
         command += ["--cache_dir", f"{self.folder}/cache", "--output_dir", f"{self.folder}/benchmark/{run}"]
         self.run(f"benchmark-{run}", *command)
 
@@ -111,6 +121,16 @@ class Circle:
         with ThreadPoolExecutor(jobs) as pool:
             for _ in pool.map(lambda named: self.run(named[0], *named[1]), commands):
                 pass
+
+
+def blank_clip(folder: Path) -> None:
+    """Write the embedded CLIP model with random weights: a judge that starts from nothing."""
+    if (folder / "model.safetensors").exists():
+        return
+    shutil.copytree("assets/shapes-clip", folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig.from_pretrained(folder)).save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -124,12 +144,16 @@ class Outcome:
     def read(cls, folder: Path, run: str) -> Outcome:
         """From the run's results.json."""
         found = json.loads((folder / "benchmark" / run / "results.json").read_text())["baseline"]["scorers"]
-        rates = {name: found[name]["overall"]["win_rate"] for name in ("shapes", "ai", "few")}
+        rates = {name: comparison["overall"]["win_rate"] for name, comparison in found.items()}
         return cls(run, {name: [rate["win_rate"], rate["low"], rate["high"]] for name, rate in rates.items()})
 
     def __str__(self) -> str:
-        cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in self.win_rates.values()]
-        return f"{self.run:<10} " + "   ".join(cells)
+        names = {"shapes": "verified"}
+        cells = [
+            f"{names.get(name, name)} {value:.3f} ({low:.3f} to {high:.3f})"
+            for name, (value, low, high) in self.win_rates.items()
+        ]
+        return f"{self.run:<9} " + "   ".join(cells)
 
 
 def main() -> None:
@@ -153,14 +177,12 @@ def main() -> None:
     with atomic_write(folder / "results.json") as file:
         file.write_text(json.dumps({outcome.run: outcome.win_rates for outcome in outcomes}, indent=2) + "\n")
     report = ["report", *(f"{folder}/benchmark/{name}" for name in ("base", *arguments.runs)), "--overwrite"]
-    title = "AI feedback: a good judge, people, and a judge that knows too little"
+    title = "AI feedback: a good judge, people, and judges that know too little"
     subprocess.run(
         [sys.executable, "-m", "diffusion_feedback", *report, "--title", title, "--output", f"{folder}/report.html"],
         check=True,
     )
-    print(
-        f"\nwin rates against the base, with 95 % intervals\n{'run':<10} verified                  by the AI judge           by the few-pairs judge"
-    )
+    print("\nwin rates against the base with 95 % intervals, by judge")
     print("\n".join(map(str, outcomes)))
     print(f"{(time.monotonic() - start) / 60:.0f} minutes; open {folder / 'report.html'}")
 
