@@ -23,6 +23,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     # The kind of objective, which is the module it stands in, decides the step.
     "step": {
         "pairwise": "diffusion_feedback.training.steps:PairwiseStep",
+        "reference_free": "diffusion_feedback.training.steps:PairwiseStep",
         "pointwise": "diffusion_feedback.training.steps:PointwiseStep",
         "ranking": "diffusion_feedback.training.ranking:RankingStep",
     },
@@ -30,12 +31,18 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "sd": "diffusion_feedback.models.sd:load",
         "sdxl": "diffusion_feedback.models.sdxl:load",
         "clip": "diffusion_feedback.models.clip:load",
+        "causal_lm": "diffusion_feedback.models.causal_lm:load",
+        "reward_model": "diffusion_feedback.models.reward_model:load",
     },
-    # How a run on a model of each family is put together.
+    # How a run on a model of each family is put together; "family/kind" where a kind of objective needs a run of its own.
     "session": {
         "sd": "diffusion_feedback.cli.assemble:DenoisingSession",
         "sdxl": "diffusion_feedback.cli.assemble:DenoisingSession",
         "clip": "diffusion_feedback.cli.assemble_scorer:ScorerSession",
+        "causal_lm": "diffusion_feedback.cli.assemble_text:TextSession",
+        "causal_lm/policy_gradient": "diffusion_feedback.cli.assemble_policy_gradient:PolicyGradientSession",
+        "causal_lm/value_learning": "diffusion_feedback.cli.assemble_value_learning:ValueLearningSession",
+        "reward_model": "diffusion_feedback.cli.assemble_text:RewardSession",
     },
     "optimizer": {
         "adamw": "diffusion_feedback.training.optimizers:adamw",
@@ -73,7 +80,16 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "sd": ("pairwise", "pointwise"),
     "sdxl": ("pairwise", "pointwise"),
     "clip": ("ranking",),
-}
+    "causal_lm": (
+        "pairwise", "reference_free", "coupled", "unpaired", "pointwise", "policy_gradient", "value_learning",
+    ),
+    "reward_model": ("reward",),
+}  # fmt: skip
+
+_TEXT_FAMILIES = frozenset({"causal_lm", "reward_model"})
+
+# The kinds of objective that compare the policy with a reference.
+NEEDS_REFERENCE = frozenset({"pairwise", "coupled", "unpaired"})
 
 # Objectives whose loss on one pair depends on the other pairs of the same forward pass.
 BATCH_COUPLED = frozenset({"pickscore_in_batch"})
@@ -117,6 +133,17 @@ def objectives_for(family: str) -> list[str]:
     if kinds is None:
         raise UserError(f"unknown family {family!r}", nearest(family, names("family")))
     return [name for name in names("objective") if kind_of(name) in kinds]
+
+
+def reads_text(family: str) -> bool:
+    """Whether models of ``family`` learn from texts, not from images."""
+    return family in _TEXT_FAMILIES
+
+
+def session_of(family: str, objective: str) -> str:
+    """The name under which the run of ``objective`` on a model of ``family`` is put together."""
+    own = f"{family}/{kind_of(objective)}"
+    return own if own in CATALOG["session"] else family
 
 
 def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:

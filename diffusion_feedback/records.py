@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,46 @@ class PairRecord:
         """Identity of the pair by its content, the same whichever image comes first and wherever the row stands."""
         images = sorted((content_hash(self.image_0), content_hash(self.image_1)))
         return content_hash(self.prompt, *images)
+
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: "role" and "content", and what else the chat template reads."""
+
+Text = str | tuple[Message, ...]
+"""A plain text, or the turns of a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """One example of texts as it stands on disk; what a format does not have is empty or None.
+
+    Preferences have ``prompt``, ``chosen`` and ``rejected``; unpaired feedback and demonstrations have ``prompt`` and
+    ``chosen``, the former with a ``label`` (desirable or not); plain text and whole conversations have ``chosen`` alone,
+    with an empty prompt. ``margin`` >= 0 says by how much chosen is better; ``chosen_probability`` in [0.5, 1] is the
+    share of votes for it; ``template`` goes to the chat template (tools, and its other arguments); ``source`` says where
+    the row was read.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text | None = None
+    label: bool | None = None
+    margin: float = 0.0
+    chosen_probability: float = 1.0
+    weight: float = 1.0
+    template: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def is_conversational(self) -> bool:
+        """Whether the example is made of turns."""
+        return not isinstance(self.chosen, str)
+
+    @property
+    def pair_id(self) -> str:
+        """Identity by content; the label and its strength do not enter."""
+        parts = (self.prompt, self.chosen, self.rejected, dict(self.template))
+        return content_hash(json.dumps(parts, ensure_ascii=False, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -80,24 +82,128 @@ class PreferenceBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Token ids (T,) int32, and which of them are scored, (T,) bool: those whose log-probability counts.
+
+    The first ``prompt_length`` tokens are the prompt: none of them is scored, and the two sides of a pair may share
+    them in one forward pass. The first token of all is never scored, as nothing predicts it.
+    """
+
+    ids: NDArray[np.int32]
+    scored: NDArray[np.bool_]
+    prompt_length: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_scored(self) -> int:
+        """How many tokens count: those of the completion, its end token included."""
+        return int(self.scored.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExample:
+    """A ``records.TextRecord`` as tokens; ``pair_id`` is the record's, other fields mean what they mean there."""
+
+    pair_id: str
+    chosen: TokenSequence
+    rejected: TokenSequence | None = None
+    label: bool | None = None
+    margin: float = 0.0
+    chosen_probability: float = 1.0
+    weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer side, which is what a padded pass pays for."""
+        return max(len(self.chosen), len(self.rejected) if self.rejected is not None else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """B examples of tokens: pairs, or, with an empty ``rejected``, single samples in ``chosen``.
+
+    ``chosen_probability`` (B,) in [0.5, 1]; ``weight`` (B,) > 0; ``margin`` (B,) >= 0, by how much chosen is known to be
+    better, 0 where nothing is known; ``draw`` is the epoch.
+    """
+
+    pair_ids: Sequence[str]
+    chosen: Sequence[TokenSequence]
+    rejected: Sequence[TokenSequence]
+    chosen_probability: Tensor
+    weight: Tensor
+    margin: Tensor
+    draw: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedBatch:
+    """B single completions, each ``desirable`` (B,) bool or not; ``mismatched`` (B) are the same prompts with the
+    completions of other examples, by which KTO estimates its point of reference.
+    """
+
+    pair_ids: Sequence[str]
+    samples: Sequence[TokenSequence]
+    mismatched: Sequence[TokenSequence]
+    desirable: Tensor
+    weight: Tensor
+    draw: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+
+class Batch(Protocol):
+    """What the loop and the weighing of losses know of any batch."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
 class PairLogps:
-    """Log-probabilities of chosen and rejected samples under policy and reference, each (B,); reference-free: None."""
+    """Log-probabilities of chosen and rejected samples under policy and reference, each (B,); reference-free: None.
+
+    ``chosen_length`` and ``rejected_length`` (B,) are the numbers of scored tokens, at least 1, by which length-normalised
+    objectives divide; None where a sample has no length, as an image, which counts as 1.
+    """
 
     policy_chosen: Tensor
     policy_rejected: Tensor
     reference_chosen: Tensor | None = None
     reference_rejected: Tensor | None = None
+    chosen_length: Tensor | None = None
+    rejected_length: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedLogps:
+    """Log-probabilities (B,) of single samples under policy and reference, ``desirable`` (B,) bool, and ``kl``, a scalar
+    >= 0: the estimated divergence of policy from reference over the global batch, detached; 0 where none is estimated.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    desirable: Tensor
+    kl: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """Result of one step on one micro-batch: ``loss`` is the *sum* over its examples of weighted per-example losses.
 
-    ``metrics`` maps names to per-example values (B,), detached; the loop averages them over the global batch.
+    ``metrics`` maps names to per-example values (B,), detached; the loop averages them over the global batch, by the
+    ``weights`` (B,) of the same name where there are some (numbers of tokens, for means over tokens).
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ForwardProcess(Protocol):
@@ -172,6 +278,10 @@ class Likelihood(Protocol):
         """(2B,) float32, chosen first; (B,) for the chosen half."""
         ...
 
+    def lengths(self, inputs: Any) -> Tensor | None:
+        """Numbers of scored tokens, shaped as ``logps``; None where samples have no length."""
+        ...
+
 
 class Ranker(Protocol):
     """How well images fit prompts, under a network that is being taught to judge."""
@@ -200,6 +310,70 @@ class Objective(Protocol):
 
 
 class Step(Protocol):
-    """(network, batch) to StepOutput; the loop knows nothing else."""
+    """(network, batch) to StepOutput; the loop knows nothing else, but for the optional parts below."""
 
-    def __call__(self, network: nn.Module, batch: PreferenceBatch) -> StepOutput: ...
+    def __call__(self, network: nn.Module, batch: Any) -> StepOutput: ...
+
+
+Collect = Callable[[Tensor], list[Tensor]]
+"""A 1-D tensor of any length to the tensors of all processes, in the order of their ranks."""
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A step that checks itself before the first update."""
+
+    def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
+        """Figures of the check. Raises UserError where training must not begin."""
+        ...
+
+
+@runtime_checkable
+class Coupled(Protocol):
+    """A step whose loss on one example depends on the other examples of the *global* batch."""
+
+    def coupled(self, network: nn.Module, batches: Sequence[Any], collect: Collect) -> Step:
+        """The step for this process's ``batches`` of one update, after a look at all of them without gradients."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A step that keeps account of training: running means, target networks, a reference that follows."""
+
+    def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
+        """Called after every update, in every process, with the metrics of the global batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class BatchSource(Protocol):
+    """Which examples make up which optimizer step."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one optimizer step, over all processes."""
+        ...
+
+    def micro_batches(self, number: int) -> Iterator[Any]:
+        """This process's part of optimizer step ``number`` (from 0)."""
+        ...
+
+    def denominator(self, number: int) -> float:
+        """What the sum of the losses of step ``number`` over all processes is divided by."""
+        ...
+
+
+class TextScorer(Protocol):
+    """Judges completions of prompts: a reward model, a classifier, a function. Larger is better."""
+
+    @property
+    def recipe_id(self) -> str:
+        """Names everything that makes the number: kind, version, precision, hash of the weights."""
+        ...
+
+    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Sequence[float]:
+        """One finite number for each completion, in order; prompts and completions are texts or lists of messages."""
+        ...

@@ -36,6 +36,7 @@ from .run_parts import (
     load_pairs,
     needed_pairs,
     note_truncated,
+    pair_source,
 )
 
 
@@ -240,8 +241,7 @@ class DenoisingSession:
             folder,
             self.network,
             self.step,
-            self.train.batch,
-            len(self.train),
+            pair_source(recipe, self.order, self.train, accelerator),
             self.optimizer,
             look=lambda step, network: self.look(step, network, folder),
             look_every=recipe.validation.steps,

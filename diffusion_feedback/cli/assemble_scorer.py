@@ -29,6 +29,7 @@ from .run_parts import (
     load_pairs,
     needed_pairs,
     note_truncated,
+    pair_source,
 )
 
 
@@ -130,8 +131,7 @@ class ScorerSession:
             folder,
             self.network,
             self.step,
-            self.train.batch,
-            len(self.train),
+            pair_source(recipe, self.order, self.train, accelerator),
             self.optimizer,
             look=self.look,
             look_every=recipe.validation.steps,

@@ -20,6 +20,7 @@ from ..records import PairRecord, content_hash
 from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
+from ..training.sources import PairSource
 from ..types import PreferenceBatch
 
 
@@ -113,6 +114,12 @@ def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> P
     """Which pairs each optimizer step sees. Raises UserError where there are fewer pairs than one step takes."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
     return PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
+
+
+def pair_source(recipe: Recipe, order: PairOrder, train: PairIndex, accelerator: Accelerator) -> PairSource:
+    """The passes of each optimizer step."""
+    passes = recipe.training.gradient_accumulation_steps
+    return PairSource(order, train.batch, passes, accelerator.num_processes, accelerator.process_index)
 
 
 def needed_pairs(recipe: Recipe, train: PairIndex, order: PairOrder, accelerator: Accelerator) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalog import resolve
+from ..catalog import resolve, session_of
 from ..config import Recipe, to_dict, to_yaml
 from ..training.run_folder import RunFolder
 from .memory import estimate
@@ -20,7 +20,9 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_
             print(f"{folder.path}: already complete")
             return
     accelerator = make_accelerator(recipe)
-    session: Session = resolve("session", recipe.model.family)(recipe, accelerator)
+    session: Session = resolve("session", session_of(recipe.model.family, recipe.objective["name"]))(
+        recipe, accelerator
+    )
     if dry_run:
         _describe(session)
         return

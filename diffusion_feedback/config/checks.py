@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 
-from ..catalog import BATCH_COUPLED, kind_of, names, objectives_for, resolve
+from ..catalog import BATCH_COUPLED, kind_of, names, objectives_for, reads_text, resolve
 from ..errors import UserError
 from .recipe import SECTIONS, Recipe
 
 # What only means something where pictures are made from noise: a scorer sees whole pictures, as they are, and draws
-# nothing at random.
+# nothing at random; a text has no pixels.
+_ADAPTERS = ("model.lora_rank", "model.lora_alpha", "model.lora_targets")
+_TEXT = ("text", "rollouts")
 _DENOISING_ONLY = (
-    "model.lora_rank",
-    "model.lora_alpha",
-    "model.lora_targets",
     "data.resolution",
     "data.cache_dtype",
     "data.random_flip",
@@ -94,18 +94,28 @@ def _check_family(recipe: Recipe) -> None:
     if name not in fitting:
         problem = f"objective.name: {name!r} cannot tune a model of family {family!r}"
         raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")
+    text = [f"{section}.{item.name}" for section in _TEXT for item in dataclasses.fields(SECTIONS[section])]
+    if reads_text(family):
+        _refuse(recipe, _DENOISING_ONLY, "a model of texts")
+        return
+    _refuse(recipe, (*text, "model.reference_model_name_or_path"), "a model of images")
     if kind_of(name) != "ranking":
         return
     if recipe.model.tuning != "full":
         problem = f"model.tuning: got {recipe.model.tuning!r}, and a scorer is tuned as a whole"
         raise UserError(problem, "set model.tuning: full")
-    for key in _DENOISING_ONLY:
+    _refuse(recipe, (*_ADAPTERS, *_DENOISING_ONLY), "a scorer")
+    size = recipe.training.train_batch_size
+    _require(name not in BATCH_COUPLED or size > 1, "training.train_batch_size", size, f"2 or more with {name}")
+
+
+def _refuse(recipe: Recipe, keys: Sequence[str], what: str) -> None:
+    """Refuse ``keys`` that are set though they mean nothing for ``what``."""
+    for key in keys:
         section, _, part = key.partition(".")
         found = getattr(getattr(recipe, section), part)
         if found != _default(section, part):
-            raise UserError(f"{key}: got {found!r}, which means nothing for a scorer", "leave it out")
-    size = recipe.training.train_batch_size
-    _require(name not in BATCH_COUPLED or size > 1, "training.train_batch_size", size, f"2 or more with {name}")
+            raise UserError(f"{key}: got {found!r}, which means nothing for {what}", "leave it out")
 
 
 def _default(section: str, name: str) -> object:

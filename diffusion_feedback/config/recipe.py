@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,8 +15,8 @@ class ModelConfig:
     """Which model is tuned, and how.
 
     Args:
-        pretrained_model_name_or_path: Diffusers folder, CLIPModel folder, or hub id.
-        family: Name from the catalog: sd, sdxl, or clip for a scorer.
+        pretrained_model_name_or_path: Diffusers folder, CLIPModel folder, transformers folder, or hub id.
+        family: Name from the catalog: sd, sdxl, clip for a scorer, causal_lm, or reward_model for a judge of texts.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant, such as fp16.
         tuning: lora trains adapters over the frozen base; full trains the whole network (a scorer always).
@@ -26,6 +25,7 @@ class ModelConfig:
         lora_targets: Groups (attention, feed_forward, convolutions) or endings of layer names.
         dtype: Precision of the frozen base weights under lora; full tuning keeps float32 master weights.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        reference_model_name_or_path: Another model as the reference; the model as it is loaded when not given.
     """
 
     pretrained_model_name_or_path: str
@@ -38,6 +38,7 @@ class ModelConfig:
     lora_targets: list[str] = field(default_factory=lambda: ["attention"])
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
+    reference_model_name_or_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,48 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How texts become tokens, and tokens passes. For language models alone.
+
+    Args:
+        max_length: Longest sequence, prompt and completion, in tokens; the model's window when not given.
+        max_completion_length: Completions are cut at their end to so many tokens; no limit of their own when not given.
+        max_tokens_per_pass: Tokens of one pass, padding included; passes are formed of like lengths under this budget
+            instead of train_batch_size pairs each. The examples of an optimizer step stay the same.
+        share_prompt: Chosen and rejected share their prompt in one forward pass.
+        chat_template: File with a Jinja chat template, for a tokenizer that has none.
+        tail_weight: Weight in [0, 1] of the tokens of a pair beyond the length of its shorter side, under policy and
+            reference alike: 1 counts all, less makes any objective on pairs length-desensitised (arXiv:2409.06411).
+        cache_reference: Compute the reference's log-probabilities once and keep them on disk.
+    """
+
+    max_length: int | None = None
+    max_completion_length: int | None = None
+    max_tokens_per_pass: int | None = None
+    share_prompt: bool = False
+    chat_template: str | None = None
+    tail_weight: float = 1.0
+    cache_reference: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are drawn and judged where a policy learns from its own. For policy gradients and rounds.
+
+    Args:
+        reward: What judges: reward_model=PATH, classifier=PATH,label=POSITIVE, or function=module:attribute.
+        max_new_tokens: Longest completion, in tokens.
+        temperature: Sampling temperature, applied alike to old, new and reference log-probabilities.
+        batch_size: Completions drawn at once; changes nothing but speed.
+    """
+
+    reward: str = ""
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run.
 
@@ -157,6 +200,8 @@ class Recipe:
         optimizer: Name of the optimizer and its settings, such as {name: adamw, weight_decay: 0.01}.
         training: How long, how fast, and with what.
         validation: What is looked at while training.
+        text: How texts become tokens, and tokens passes.
+        rollouts: How completions are drawn and judged.
     """
 
     model: ModelConfig
@@ -166,6 +211,8 @@ class Recipe:
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
 
 
 SECTIONS: Mapping[str, type[Any]] = {
@@ -173,12 +220,18 @@ SECTIONS: Mapping[str, type[Any]] = {
     "data": DataConfig,
     "training": TrainingConfig,
     "validation": ValidationConfig,
+    "text": TextConfig,
+    "rollouts": RolloutConfig,
 }
+# Sections that mean nothing to most runs: a resolved recipe names them only where they say something.
+_OPTIONAL: Mapping[str, Any] = {"text": TextConfig(), "rollouts": RolloutConfig()}
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as plain nested values, in the order of the sections."""
-    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(recipe)))
+    silent = {name for name, default in _OPTIONAL.items() if getattr(recipe, name) == default}
+    whole = _plain(dataclasses.asdict(recipe))
+    return {name: value for name, value in whole.items() if name not in silent}
 
 
 def _plain(value: Any) -> Any:

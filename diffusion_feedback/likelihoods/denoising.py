@@ -91,3 +91,7 @@ class DenoisingLikelihood:
         prediction = self.denoiser.predict(network, inputs.noisy, inputs.timesteps, inputs.conditioning)
         error = prediction.float() - inputs.target.float()
         return -0.5 * error.square().flatten(1).mean(1)
+
+    def lengths(self, inputs: DenoisingInputs) -> None:
+        """An image has no length: its log-probability is a mean already."""
+        return

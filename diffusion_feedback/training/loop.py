@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..config import TrainingConfig
 from ..errors import UserError
-from ..types import PreferenceBatch, Step
+from ..types import BatchSource, Coupled, Gated, Observer, Step, StepOutput
 from .ema import WeightAverage
 from .optimizers import learning_rate_at
-from .order import PairOrder, split
 from .run_folder import RunFolder
 
-Batches = Callable[[Sequence[int], int], PreferenceBatch]
 Look = Callable[[int, nn.Module], Mapping[str, float]]
+_WEIGHT = "weight of "
+
+
+def _sums(output: StepOutput) -> dict[str, Tensor]:
+    """Weighted sums of the metrics of ``output``, and the sums of their weights under names of their own."""
+    sums: dict[str, Tensor] = {}
+    for name, values in output.metrics.items():
+        weights = output.weights.get(name)
+        wide = values.float()
+        sums[name] = (wide if weights is None else wide * weights.to(wide)).sum()
+        sums[_WEIGHT + name] = wide.new_tensor(len(wide)) if weights is None else weights.to(wide).sum()
+    return sums
 
 
 @dataclass
 class Trainer:
     """Everything one run needs; ``fit`` runs it.
 
-    ``batches(indices, draw)`` gives pairs; ``look(step, network)`` is called every ``look_every`` steps (0: only at the
+    ``source`` gives the batches of each update; ``look(step, network)`` is called every ``look_every`` steps (0: only at the
     end) with the averaged weights in place, on the main process, and returns figures for metrics.jsonl. ``identity``
     names hashes that a continued run must share with its beginning.
     """
@@ -38,8 +49,7 @@ class Trainer:
     folder: RunFolder
     network: nn.Module
     step: Step
-    batches: Batches
-    num_pairs: int
+    source: BatchSource
     optimizer: torch.optim.Optimizer
     look: Look
     look_every: int = 0
@@ -49,32 +59,18 @@ class Trainer:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
         self.weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.average = WeightAverage(self.weights, self.config.ema_decay) if self.config.ema_decay else None
-        self.order = PairOrder(self.num_pairs, self.effective_batch, self.config.seed)
 
     @property
     def effective_batch(self) -> int:
-        """Pairs in one optimizer step, over all processes."""
-        config = self.config
-        processes = int(self.accelerator.num_processes)
-        return config.train_batch_size * config.gradient_accumulation_steps * processes
-
-    def micro_batches(self, number: int) -> Iterator[PreferenceBatch]:
-        """This process's part of optimizer step ``number``."""
-        parts = split(
-            self.order.indices(number),
-            self.config.gradient_accumulation_steps,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
-        draw = self.order.epoch(number)
-        return (self.batches(indices, draw) for indices in parts)
+        """Examples in one optimizer step, over all processes."""
+        return self.source.batch_size
 
     def fit(self) -> None:
         """Train to the end, from the newest checkpoint where there is one."""
         self.network.train()
         start = self._restore()
-        if start == 0 and hasattr(self.step, "gate"):
-            gate = self.step.gate(self.policy, next(self.micro_batches(0)))
+        if start == 0 and isinstance(self.step, Gated):
+            gate = self.step.gate(self.policy, next(self.source.micro_batches(0)))
             self._log({"step": 0, **{f"gate/{name}": value for name, value in gate.items()}})
         bar = tqdm(
             total=self.config.max_train_steps,
@@ -111,24 +107,42 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        totals: dict[str, Tensor] = {}
-        last = self.config.gradient_accumulation_steps - 1
-        for micro, batch in enumerate(self.micro_batches(number)):
-            waiting = self.accelerator.no_sync(self.policy) if micro < last else nullcontext()
-            with waiting:
-                output = self.step(self.policy, batch)
-                # Gradients are averaged over processes, so the sum is scaled to the mean over the global batch.
-                scale = self.accelerator.num_processes / self.effective_batch
-                self.accelerator.backward(output.loss * scale)
-            for name, values in output.metrics.items():
-                total = values.float().sum()
-                totals[name] = totals[name] + total if name in totals else total
+        sums = self._accumulate(number)
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        return {**self._mean(totals), "grad_norm": norm, "lr": rate}
+        metrics = {**self._mean(sums), "grad_norm": norm, "lr": rate}
+        if isinstance(self.step, Observer):
+            self.step.observe(self.network, metrics)
+        return metrics
+
+    def _accumulate(self, number: int) -> dict[str, Tensor]:
+        """Gradients of one update; returns sums of metrics and of their weights, of this process."""
+        batches, step = self.source.micro_batches(number), self.step
+        if isinstance(step, Coupled):
+            held = list(batches)
+            batches, step = iter(held), step.coupled(self.policy, held, self._collect)
+        # Gradients are averaged over processes, so the sum is scaled to the mean over the global batch.
+        scale = self.accelerator.num_processes / self.source.denominator(number)
+        sums: dict[str, Tensor] = {}
+        batch = next(batches, None)
+        while batch is not None:
+            following = next(batches, None)
+            with self.accelerator.no_sync(self.policy) if following is not None else nullcontext():
+                output = step(self.policy, batch)
+                self.accelerator.backward(output.loss * scale)
+            for name, value in _sums(output).items():
+                sums[name] = sums[name] + value if name in sums else value
+            batch = following
+        return sums
+
+    def _collect(self, values: Tensor) -> list[Tensor]:
+        if self.accelerator.num_processes == 1:
+            return [values]
+        gathered = gather_object([values.tolist()])
+        return [torch.tensor(each, dtype=values.dtype, device=values.device) for each in gathered]
 
     def _clip(self) -> float:
         limit = self.config.max_grad_norm or float("inf")
@@ -141,12 +155,17 @@ class Trainer:
             )
         return value
 
-    def _mean(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
-        names = sorted(totals)
-        stacked = torch.stack([totals[name] for name in names])
+    def _mean(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        names = sorted(sums)
+        stacked = torch.stack([sums[name] for name in names])
         summed = self.accelerator.reduce(stacked, reduction="sum")
         assert isinstance(summed, Tensor)
-        return dict(zip(names, (summed / self.effective_batch).tolist(), strict=True))
+        totals = dict(zip(names, summed.tolist(), strict=True))
+        return {
+            name: total / totals[_WEIGHT + name] if totals[_WEIGHT + name] else float("nan")
+            for name, total in totals.items()
+            if not name.startswith(_WEIGHT)
+        }
 
     @contextmanager
     def result(self) -> Iterator[nn.Module]:
@@ -175,6 +194,8 @@ class Trainer:
         tensors: dict[str, Mapping[str, Tensor]] = {"policy": {name: p.detach() for name, p in self.weights.items()}}
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
+        if isinstance(self.step, Observer):
+            tensors["step"] = self.step.state_dict()
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "identity": self._identity()}
         self.folder.save_checkpoint(done, tensors, state, self.config.checkpoints_total_limit)
@@ -200,6 +221,8 @@ class Trainer:
                     parameter.copy_(tensors["policy"][name])
             if self.average is not None:
                 self.average.load_state_dict(tensors["average"])
+            if isinstance(self.step, Observer):
+                self.step.load_state_dict(tensors["step"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -92,6 +92,9 @@ class Constant:
     def logps(self, network: nn.Module, inputs: None) -> Tensor:
         return self.values.pop(0)
 
+    def lengths(self, inputs: None) -> None:
+        return None
+
 
 def parts(values: list[Tensor], **settings: float) -> StepParts:
     from contextlib import nullcontext
