@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,57 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
 TARGETS = {"attention": ATTENTION, "feed_forward": FEED_FORWARD, "convolutions": CONVOLUTIONS}
+# Of each group those layers are adapted that a language model has: Llama's and its kin's names, and GPT-2's.
+TEXT_TARGETS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "attn.c_attn", "attn.c_proj"),
+    "feed_forward": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "mlp.c_fc", "mlp.c_proj"),
+}
 
 
-def add(network: Any, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+def add(
+    network: Any,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    seed: int,
+    groups: Mapping[str, Sequence[str]] = TARGETS,
+    adapter: str = ADAPTER,
+) -> None:
     """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
 
-    ``targets`` are keys of ``TARGETS`` or endings of layer names. The second factor starts at zero, so the network's
+    ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
     output does not change. Raises UserError for targets that match no layer.
     """
-    modules = [name for target in targets for name in TARGETS.get(target, (target,))]
-    layers = [name for name, _ in network.named_modules()]
-    for module in modules:
-        if module not in CONVOLUTIONS and not any(name == module or name.endswith("." + module) for name in layers):
-            groups = ", ".join(TARGETS)
-            raise UserError(f"model.lora_targets: no layer of the network ends in {module!r}", f"use {groups}")
+    modules = _modules(network, targets, groups)
+    is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=modules)
-        network.add_adapter(config, adapter_name=ADAPTER)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            init_lora_weights="gaussian",
+            target_modules=modules,
+            fan_in_fan_out=is_transposed,
+        )
+        network.add_adapter(config, adapter_name=adapter)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _modules(network: Any, targets: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Endings of the names of all layers that ``targets`` means."""
+    layers = [name for name, _ in network.named_modules()]
+    found: list[str] = []
+    for target in targets:
+        endings = groups.get(target, (target,))
+        present = [end for end in endings if any(name == end or name.endswith("." + end) for name in layers)]
+        if not present:
+            problem = f"model.lora_targets: no layer of the network ends in {', '.join(map(repr, endings))}"
+            raise UserError(problem, f"use {', '.join(groups)}, or endings of layer names")
+        found += present
+    return found
 
 
 def is_adapted(network: Any) -> bool:

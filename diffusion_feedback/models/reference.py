@@ -40,3 +40,18 @@ class FrozenCopy:
     @contextmanager
     def _give(self, policy: nn.Module) -> Iterator[nn.Module]:
         yield self.network.train(policy.training)
+
+
+class FrozenModel:
+    """Another model than the policy, loaded for the purpose."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.requires_grad_(False)
+
+    def __call__(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Give the model, in the same mode (train or eval) as ``policy``."""
+        return self._give(policy)
+
+    @contextmanager
+    def _give(self, policy: nn.Module) -> Iterator[nn.Module]:
+        yield self.network.train(policy.training)

@@ -1,0 +1,229 @@
+"""Language models (transformers' causal LMs): hidden states and head apart, loading, counted sampling, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..errors import UserError, first_line
+from .latent_diffusion import check_finite, weights_hash
+from .quiet import quiet
+from .text_sampling import complete
+
+Read = Callable[[Tensor, nn.Module], Any]
+"""Takes hidden states (B, T, H) after the last norm, and the output head; what it returns, the forward pass returns."""
+
+_FOLDER = "give a folder that save_pretrained wrote for a causal language model, its adapter folder, or a hub id"
+
+
+class LanguageModel(nn.Module):
+    """A transformers causal LM whose output head is called by the reader, so that only what is asked is projected."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read) -> Any:
+        """Ids and positions (B, T), mask (B, T) or (B, 1, T, T) bool, to what ``read`` makes of the hidden states."""
+        trunk = self.model.base_model
+        hidden = trunk(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        return read(hidden, self.model.get_output_embeddings())
+
+    def disable_adapters(self) -> None:
+        """The base alone, as the reference."""
+        self.model.disable_adapters()
+
+    def enable_adapters(self) -> None:
+        """Base and adapters again."""
+        self.model.enable_adapters()
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLM:
+    """A language model with its tokenizer; ``network`` is what is trained."""
+
+    network: LanguageModel
+    tokenizer: Any
+
+    @property
+    def window(self) -> int:
+        """Longest sequence, prompt and completion, in tokens."""
+        return window_of(self.network.model.config, self.tokenizer)
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: the tokenizer's own end token first, then those of the generation settings."""
+        stated = self.network.model.generation_config.eos_token_id
+        found = [self.tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])]
+        vocabulary = self.network.model.config.vocab_size
+        return tuple(dict.fromkeys(token for token in found if token is not None and token < vocabulary))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.network.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.network.model.enable_input_require_grads()
+
+    def model_hash(self) -> str:
+        """Identity of weights, configuration and vocabulary."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return weights_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
+
+    def sample(
+        self,
+        network: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+    ) -> list[list[int]]:
+        """One completion (token ids, the end token included where it was drawn) a prompt and seed, in one batch.
+
+        Each depends on its own prompt and seed alone, up to rounding. ``temperature`` 0 takes the likeliest token;
+        ``top_k`` 0 and ``top_p`` 1 leave all tokens in. ``processors`` change the scores (N, V) before that. Raises
+        UserError for a prompt without tokens, and for one that leaves no room for a token.
+        """
+        model = network.model
+        for number, prompt in enumerate(prompts):
+            if not 0 < len(prompt) < self.window:
+                problem = f"prompt {number}: {len(prompt)} tokens, the model's window holds {self.window}"
+                raise UserError(problem, "prompts need at least one token, and leave room for one more")
+        room = self.window - max(map(len, prompts), default=0)
+        return complete(
+            model,
+            prompts,
+            seeds,
+            max_new_tokens=min(max_new_tokens, room),
+            end_ids=self.end_token_ids,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            processors=processors,
+        )
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write weights (or adapters) and tokenizer as plain transformers and peft load them."""
+        assert isinstance(network, LanguageModel)
+        with quiet():
+            network.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+
+def window_of(config: Any, tokenizer: Any) -> int:
+    """Longest sequence that both model and tokenizer know, in tokens."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(min(positions or 10**9, tokenizer.model_max_length))
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Switch all dropout off: its draws could not be repeated, and policy and reference would differ."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "activation_dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id. Raises UserError where there is none."""
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{path}: no tokenizer could be loaded: {first_line(error)}"
+        raise UserError(problem, "give a folder with tokenizer.json, or a hub id") from error
+
+
+def check_path(path: str) -> None:
+    """Raise UserError for a local path without a transformers model or an adapter."""
+    folder = Path(path)
+    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        is_pipeline = (folder / "model_index.json").is_file()
+        what = "is a diffusers pipeline" if is_pipeline else "has no config.json"
+        raise UserError(f"{path}: not a language model, it {what}", _FOLDER)
+    if not folder.exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
+        raise UserError(f"{path}: no such folder", "check model.pretrained_model_name_or_path")
+
+
+def load(
+    path: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> CausalLM:
+    """Load a causal LM folder or hub id in ``dtype``, eval mode, frozen, without dropout; an adapter is merged.
+
+    Raises UserError for a path that is neither, another kind of model, missing weights, weights that are not finite, a
+    tokenizer with more tokens than the model, and models whose logits are not their head's output (soft caps, scales).
+    """
+    check_path(path)
+    try:
+        with quiet():
+            if (Path(path) / "adapter_config.json").is_file():
+                model, missing = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload(), set()
+            else:
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True
+                )
+                missing = set(found["missing_keys"])
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path}: could not be loaded as a language model: {first_line(error)}", _FOLDER) from error
+    tokenizer = load_tokenizer(path, revision=revision)
+    if missing:
+        raise UserError(f"{path}: {len(missing)} weights are missing, the first is {min(missing)!r}", _FOLDER)
+    check_vocabulary(path, tokenizer, model)
+    prepare(model, path, device)
+    _check_head(model, path)
+    return CausalLM(LanguageModel(model), tokenizer)
+
+
+def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:
+    """Raise UserError where ``tokenizer`` gives ids that ``model`` has no embedding for."""
+    largest, known = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().num_embeddings
+    if largest >= known:
+        problem = f"{path}: the tokenizer's ids go to {largest}, the model knows {known} tokens"
+        raise UserError(problem, "use the tokenizer that the model was trained with")
+
+
+def prepare(model: Any, path: str, device: torch.device | str) -> None:
+    """Freeze ``model``, in eval mode, without dropout, on ``device``. Raises UserError for damaged weights."""
+    check_finite(model, path)
+    no_dropout(model)
+    model.requires_grad_(False).eval()
+    try:
+        model.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
+        raise UserError(f"device {device}: {first_line(error)}", "use another device") from error
+
+
+@torch.no_grad()
+def _check_head(model: Any, path: str) -> None:
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+    if not torch.allclose(
+        model.get_output_embeddings()(hidden).float(), model(ids).logits.float(), atol=1e-3, rtol=1e-3
+    ):
+        problem = f"{path}: the logits of a {type(model).__name__} are not its output head's (a soft cap, or a scale)"
+        raise UserError(
+            problem, "use a model whose logits are the head's output, such as Llama, Qwen, Mistral or GPT-2"
+        )
