@@ -57,6 +57,12 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "shapes": "diffusion_feedback.scorers.shapes:load",
         "imagereward": "diffusion_feedback.scorers.imagereward:load",
     },
+    # Judges of completions, as they stand in front of the "=" of a spec.
+    "text_scorer": {
+        "reward_model": "diffusion_feedback.scorers.texts.reward_model:load",
+        "classifier": "diffusion_feedback.scorers.texts.classifier:load",
+        "function": "diffusion_feedback.scorers.texts.function:load",
+    },
     "benchmark": {
         "hpsv2": "diffusion_feedback.evaluation.benchmarks.hpsv2:benchmark",
         "pickapic": "diffusion_feedback.evaluation.benchmarks.pickapic:benchmark",

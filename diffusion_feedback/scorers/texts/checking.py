@@ -1,0 +1,49 @@
+"""What every judge of texts makes sure of: one finite number for each completion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...errors import UserError
+
+_SHOWN = 80  # characters of a text that a message quotes
+
+
+def check_equal_length(prompts: Sequence[Any], completions: Sequence[Any]) -> None:
+    """Raise ValueError unless there is one prompt for each completion."""
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts, {len(completions)} completions: give one prompt for each completion")
+
+
+def finite(values: Iterable[Any], prompts: Sequence[Any], completions: Sequence[Any], judge: str) -> list[float]:
+    """``values`` as floats, one for each of ``completions``.
+
+    Raises UserError naming ``judge``, and the prompt and completion where a value is no number or not finite.
+    """
+    found = list(values)
+    if len(found) != len(completions):
+        problem = f"{judge}: {len(found)} scores for {len(completions)} completions"
+        raise UserError(problem, "return one number for each completion, in order")
+    scores: list[float] = []
+    for value, prompt, completion in zip(found, prompts, completions, strict=True):
+        try:
+            score = float(value)
+        except (TypeError, ValueError) as error:
+            problem = f"{judge}: {value!r} for the completion {quote(completion)} of the prompt {quote(prompt)}"
+            raise UserError(problem, "return a number for each completion") from error
+        if not math.isfinite(score):
+            problem = (
+                f"{judge}: the score of the completion {quote(completion)} of the prompt {quote(prompt)} is {score}"
+            )
+            raise UserError(problem, "give a judge whose scores are finite numbers")
+        scores.append(score)
+    return scores
+
+
+def quote(text: Any) -> str:
+    """The beginning of a text, or of a conversation's last turn, in quotation marks."""
+    if not isinstance(text, str):
+        text = str(text[-1].get("content")) if text else ""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -1,0 +1,206 @@
+"""A transformers model for sequence classification with its tokenizer: what reward models and classifiers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ...errors import UserError, first_line
+from ..checkpoints import weights_hash
+
+_FOLDER = "give a folder that AutoModelForSequenceClassification loads, or a hub id"
+_NO_LIMIT = 10**9  # tokenizers without a limit of their own claim an astronomical one
+_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Model, tokenizer, and how texts become tokens.
+
+    ``ends`` appends the tokenizer's end token to plain texts, as training on them does; ``max_length`` is the most
+    tokens that are read, ``cut_left`` says which end of a longer text is dropped.
+    """
+
+    model: Any
+    tokenizer: Any
+    source: str
+    max_length: int
+    batch_size: int
+    ends: bool
+    cut_left: bool
+
+    @property
+    def recipe(self) -> str:
+        """Precision, limit, and hash of weights and vocabulary: the part of a recipe id that is alike for both."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        state = {**self.model.state_dict(), "vocabulary": torch.tensor([*repr(vocabulary).encode()], dtype=torch.uint8)}
+        precision = _PRECISION[next(self.model.parameters()).dtype]
+        return f"{self.max_length} tokens{'+end' if self.ends else ''}/{precision}/{weights_hash(state)}"
+
+    def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
+        """Token ids of ``texts``; ``rendered`` ones come from a chat template and bring their special tokens along."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=not rendered, truncation=False, verbose=False)
+        sequences: list[list[int]] = []
+        for ids, text in zip(encoded.input_ids, texts, strict=True):
+            if self.ends and not rendered and ids[-1:] != [self.tokenizer.eos_token_id]:
+                ids = [*ids, self.tokenizer.eos_token_id]
+            if not ids:
+                raise UserError(f"{self.source}: the text {text!r} has no tokens", "leave empty texts out")
+            sequences.append(list(ids[-self.max_length :] if self.cut_left else self._cut_right(text, ids)))
+        return sequences
+
+    def _cut_right(self, text: str, ids: list[int]) -> list[int]:
+        if len(ids) <= self.max_length:
+            return ids
+        # By the tokenizer, so that special tokens at the end stay.
+        cut: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_length).input_ids
+        return cut
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (N, labels) float32 on the CPU, row by row what ``sequences`` alone would give."""
+        order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+        rows: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for start in range(0, len(order), self.batch_size):
+            chunk = order[start : start + self.batch_size]
+            found = self._forward([sequences[index] for index in chunk]).float().cpu()
+            for index, row in zip(chunk, found, strict=True):
+                rows[index] = row
+        return torch.stack(rows)
+
+    def _forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        device = next(self.model.parameters()).device
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        width = int(lengths.max())
+        mask = torch.arange(width)[None] < lengths[:, None]
+        # Which id stands on the padding does not matter: it is masked, and never looked at.
+        ids = torch.zeros(mask.shape, dtype=torch.long)
+        ids[mask] = torch.tensor([token for sequence in sequences for token in sequence])
+        call = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
+        head = getattr(self.model, "score", None)
+        if not isinstance(head, nn.Module):  # an encoder, which pools by itself
+            pooled: Tensor = self.model(**call).logits
+            return pooled
+        # A decoder's own forward looks for the last token that is not the padding's, and misses an end token of that id.
+        hidden = self.model.base_model(**call, use_cache=False).last_hidden_state
+        scored: Tensor = head(hidden[torch.arange(len(sequences), device=device), (lengths - 1).to(device)])
+        return scored
+
+
+def load_classification(
+    path: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    num_labels: int | None,
+    ends: bool,
+    max_length: str,
+    batch_size: str,
+) -> Classification:
+    """Load model and tokenizer from ``path``, a folder (a LoRA adapter's too) or a hub id; dropout is off.
+
+    ``num_labels`` is what the model must have, None for any number; ``ends`` applies to decoders with an end token.
+    Raises UserError where there is no such model, its head is missing, or numbers are out of range.
+    """
+    wanted = {} if num_labels is None else {"num_labels": num_labels}
+    if Path(path).expanduser().is_dir():
+        path = str(Path(path).expanduser())
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, **wanted
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be loaded as a judge of texts: {first_line(error)}", _FOLDER) from error
+    missing = sorted(name for name in report["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        problem = f"{path}: weights are missing, such as {missing[0]}: it was not trained to judge"
+        raise UserError(problem, "train one with dfb train (family reward_model), or give another folder")
+    is_decoder = isinstance(getattr(model, "score", None), nn.Module)
+    limit = min(int(tokenizer.model_max_length), _positions(model.config))
+    return Classification(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        source=path,
+        max_length=min(whole_number("max_length", max_length), limit) if max_length else limit,
+        batch_size=whole_number("batch_size", batch_size),
+        ends=ends and is_decoder and tokenizer.eos_token_id is not None,
+        cut_left=is_decoder,
+    )
+
+
+def _positions(config: Any) -> int:
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # Of RoBERTa's table of positions the first ones belong to padding.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return int(found) - offset if found else _NO_LIMIT
+
+
+def render(prompt: Any, completion: Any, tokenizer: Any, source: str) -> str:
+    """Prompt and completion as one conversation by the tokenizer's chat template; texts become user and assistant turns.
+
+    Raises UserError where the tokenizer has no template, or the template refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"{source}: its tokenizer has no chat template", "judge plain texts, or give another judge")
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+    try:
+        text: str = tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False)
+    except Exception as error:  # a stranger's template may fail in any way
+        problem = f"{source}: its chat template refuses a conversation: {first_line(error)}"
+        raise UserError(problem, "give conversations of the form that this judge was trained on") from error
+    return text
+
+
+def encode_pairs(
+    judge: Classification, prompts: Sequence[Any], completions: Sequence[Any], *, as_chat: bool
+) -> list[list[int]]:
+    """Token ids of each prompt with its completion: plain texts are joined, conversations go through the template."""
+    sequences: list[list[int]] = [[]] * len(completions)
+    groups: Mapping[bool, list[int]] = {False: [], True: []}
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        groups[as_chat or not (isinstance(prompt, str) and isinstance(completion, str))].append(index)
+    for rendered, indices in groups.items():
+        if not indices:
+            continue
+        pairs = [(prompts[index], completions[index]) for index in indices]
+        texts = [render(*pair, judge.tokenizer, judge.source) if rendered else "".join(pair) for pair in pairs]
+        for index, ids in zip(indices, judge.encode(texts, rendered=rendered), strict=True):
+            sequences[index] = ids
+    return sequences
+
+
+def whole_number(name: str, value: str) -> int:
+    """A setting's ``value`` as a number of 1 or more. Raises UserError for another."""
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{name}={value}: not a whole number", "allowed: 1 or more")
+    return int(value)
+
+
+def yes_or_no(name: str, value: str) -> bool:
+    """A setting's ``value`` as a truth value. Raises UserError for another word than true or false."""
+    if value not in ("true", "false"):
+        raise UserError(f"{name}={value}: neither yes nor no", "allowed: true, false")
+    return value == "true"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
