@@ -19,6 +19,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "sft": "diffusion_feedback.objectives.pointwise:sft",
         "pickscore": "diffusion_feedback.objectives.ranking:pickscore",
         "pickscore_in_batch": "diffusion_feedback.objectives.ranking:pickscore_in_batch",
+        "bradley_terry": "diffusion_feedback.objectives.reward:bradley_terry",
     },
     # The kind of objective, which is the module it stands in, decides the step.
     "step": {
@@ -26,6 +27,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "reference_free": "diffusion_feedback.training.steps:PairwiseStep",
         "pointwise": "diffusion_feedback.training.steps:PointwiseStep",
         "ranking": "diffusion_feedback.training.ranking:RankingStep",
+        "reward": "diffusion_feedback.training.reward:RewardStep",
     },
     "family": {
         "sd": "diffusion_feedback.models.sd:load",
@@ -48,6 +50,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "adamw": "diffusion_feedback.training.optimizers:adamw",
         "adamw_8bit": "diffusion_feedback.training.optimizers:adamw_8bit",
         "adafactor": "diffusion_feedback.training.optimizers:adafactor",
+        "rmsprop": "diffusion_feedback.training.optimizers:rmsprop",
     },
     "scorer": {
         "pickscore": "diffusion_feedback.scorers.pickscore:load",

@@ -71,6 +71,21 @@ def adafactor(
     )
 
 
+def rmsprop(
+    parameters: Parameters,
+    learning_rate: float,
+    *,
+    alpha: float = 0.99,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    epsilon: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """RMSprop (Tieleman & Hinton, 2012): half of Adam's states; what the experiments of arXiv:2305.18290 ran with."""
+    return torch.optim.RMSprop(
+        parameters, lr=learning_rate, alpha=alpha, momentum=momentum, weight_decay=weight_decay, eps=epsilon
+    )
+
+
 def _constant(progress: float) -> float:
     return 1.0
 

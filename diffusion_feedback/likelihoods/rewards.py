@@ -1,0 +1,49 @@
+"""Scores of prompts and completions under a reward model: one number a text, read at its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..types import TextBatch, TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class RewardInputs:
+    """N right-padded texts: ids and positions (N, T) int64, mask (N, T) bool, index of the last token (N,) int64."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRewards:
+    """What a reward model says of whole texts. Padding and the other texts of a pass change nothing but the rounding."""
+
+    device: torch.device | str
+
+    def prepare(self, batch: TextBatch) -> RewardInputs:
+        """The 2B texts of ``batch``, the chosen ones first."""
+        return self.prepare_sequences([*batch.chosen, *batch.rejected])
+
+    def prepare_sequences(self, sequences: Sequence[TokenSequence]) -> RewardInputs:
+        """Pad ``sequences`` on the right. The mask comes from their lengths, never from ids: padding may be the end token."""
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = torch.from_numpy(sequence.ids.astype(np.int64))
+        positions = torch.arange(ids.shape[1]).expand_as(ids)
+        mask = positions < lengths[:, None]
+        tensors = (ids, mask, positions, lengths - 1)
+        return RewardInputs(*(tensor.to(self.device) for tensor in tensors))
+
+    def rewards(self, network: nn.Module, inputs: RewardInputs) -> Tensor:
+        """(N,) float32."""
+        scores: Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.last)
+        return scores.float()
