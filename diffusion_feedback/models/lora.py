@@ -36,15 +36,17 @@ def add(
     seed: int,
     groups: Mapping[str, Sequence[str]] = TARGETS,
     adapter: str = ADAPTER,
+    task_type: str | None = None,
 ) -> None:
     """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
 
     ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
-    output does not change. Raises UserError for targets that match no layer.
+    output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Raises UserError for
+    targets that match no layer.
     """
     modules = _modules(network, targets, groups)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         config = LoraConfig(
             r=rank,
@@ -52,6 +54,7 @@ def add(
             init_lora_weights="gaussian",
             target_modules=modules,
             fan_in_fan_out=is_transposed,
+            task_type=task_type,
         )
         network.add_adapter(config, adapter_name=adapter)
     for parameter in network.parameters():

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ..errors import UserError, first_line
-from .causal_lm import check_path, check_vocabulary, load_tokenizer, prepare, window_of
+from .causal_lm import check_path, check_vocabulary, enable_checkpointing, load_tokenizer, prepare, window_of
 from .latent_diffusion import weights_hash
 from .quiet import quiet
 
@@ -69,8 +69,7 @@ class RewardModel:
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
-        self.network.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.network.model.enable_input_require_grads()
+        enable_checkpointing(self.network.model)
 
     def model_hash(self) -> str:
         """Identity of weights, configuration and vocabulary."""
@@ -104,16 +103,17 @@ def load(
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            _check_labels(path, AutoConfig.from_pretrained(path, revision=revision))
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True, num_labels=1
             )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path}: could not be loaded as a reward model: {first_line(error)}", _FOLDER) from error
     missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in _HEADS)
     if missing:
         raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]!r}", _FOLDER)
-    if found["mismatched_keys"]:
-        raise UserError(f"{path}: its head has several labels, a reward model has one", _FOLDER)
     if not any(hasattr(model, name) for name in _HEADS):
         raise UserError(f"{path}: {type(model).__name__} has no head of the names {_HEADS}", _FOLDER)
     check_vocabulary(path, tokenizer, model)
@@ -124,3 +124,9 @@ def load(
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
     return RewardModel(RewardNetwork(model), tokenizer)
+
+
+def _check_labels(path: str, config: Any) -> None:
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if is_classifier and config.num_labels != 1:
+        raise UserError(f"{path}: its head has {config.num_labels} labels, a reward model has one", _FOLDER)
