@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +11,7 @@ from typing import Literal
 from ..errors import UserError
 from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_metadata, find_twins
+from .places import files_of_split, glob_files, hub_id, is_glob
 from .rows import BadRow, Location, PairSource, Row, to_record, unlabelled
 from .tables import HubSource, ParquetSource
 
@@ -23,11 +22,6 @@ FORMATS_HELP = (
     "give a parquet file, a glob of parquet files, a folder (parquet files, images with metadata.jsonl or metadata.csv,"
     " or chosen/ and rejected/), or a hub id such as owner/name"
 )
-
-_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_PREFIX = "hf://datasets/"
-_GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(slots=True)
@@ -177,16 +171,13 @@ def find_source(name: str, *, split: str, revision: str | None, streaming: bool)
         if path.suffix == ".parquet":
             return ParquetSource([path])
         raise UserError(f"{path}: not a file of pairs", FORMATS_HELP)
-    if _GLOB.search(name):
-        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if file.endswith(".parquet"))
+    if is_glob(name):
+        files = glob_files(name, [".parquet"])
         if not files:
             raise UserError(f"{name}: no parquet file has such a name", FORMATS_HELP)
         return ParquetSource(files)
-    hub_id = name.removeprefix(_HUB_PREFIX)
-    # Where the folder exists, a file in it was meant: better to say so at once than to ask the hub for it.
-    is_hub_id = bool(_HUB_ID.fullmatch(name)) and path.suffix != ".parquet" and not path.parent.is_dir()
-    if is_hub_id or hub_id != name:
-        return HubSource(hub_id, split, revision, streaming)
+    if (hub := hub_id(name, [".parquet"])) is not None:
+        return HubSource(hub, split, revision, streaming)
     raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
 
 
@@ -200,17 +191,5 @@ def _folder_source(folder: Path, split: str) -> PairSource:
         if (twins := find_twins(place)) is not None:
             return TwinFolderSource(*twins)
         if files := sorted(place.glob("*.parquet")):
-            return ParquetSource(files if place.name == split else _files_of_split(folder, files, split))
+            return ParquetSource(files if place.name == split else files_of_split(folder, files, split, "parquet"))
     raise UserError(f"{folder}: no pairs in this folder", FORMATS_HELP)
-
-
-def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files whose names begin with ``split``; where none does, those that no other split claims."""
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        prefix = re.split(r"[-.]", file.name)[0]
-        by_split.setdefault(prefix if prefix in (*_SPLITS, split) else "", []).append(file)
-    chosen = by_split.get(split) or by_split.get("")
-    if chosen is None:
-        raise UserError(f"{folder}: no parquet files of split {split!r}", f"found splits: {', '.join(by_split)}")
-    return chosen

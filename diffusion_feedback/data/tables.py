@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError, first_line
+from ..errors import UserError
+from .places import load_hub
 from .rows import Location, Row, match_columns, read_image
 
 PICKAPIC = {
@@ -56,7 +57,8 @@ class Layout:
         return Row(source, values, self.columns, location, folder)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -66,7 +68,8 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _is_image(kind: pa.DataType) -> bool:
+def is_image(kind: pa.DataType) -> bool:
+    """Whether a column holds images: their bytes, or a struct of bytes and path."""
     if pa.types.is_struct(kind):
         return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
     return _is_binary(kind)
@@ -77,9 +80,9 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 _TYPES: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
-    "prompt": (_is_text, "text"),
-    "image_0": (_is_image, "image bytes (binary, or a struct of bytes and path)"),
-    "image_1": (_is_image, "image bytes (binary, or a struct of bytes and path)"),
+    "prompt": (is_text, "text"),
+    "image_0": (is_image, "image bytes (binary, or a struct of bytes and path)"),
+    "image_1": (is_image, "image bytes (binary, or a struct of bytes and path)"),
     "label_0": (_is_number, "a number"),
     "label_1": (_is_number, "a number"),
     "num_example_per_prompt": (_is_number, "a whole number"),
@@ -95,6 +98,15 @@ def _check_type(name: str, column: pa.Field, where: str) -> None:
         raise UserError(problem, f"write the column as {wanted}")
 
 
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Open ``file`` to be read page by page. Raises UserError where it is no parquet file."""
+    try:
+        # By default whole row groups of encoded images would be held, twice over.
+        return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a parquet file ({error})", "write it anew, or copy it again") from error
+
+
 @dataclass(frozen=True)
 class ParquetSource:
     """Pairs in parquet files, read in small batches; a location is (file, row group, row in the group)."""
@@ -104,7 +116,7 @@ class ParquetSource:
 
     @cached_property
     def _layouts(self) -> list[Layout]:
-        return [Layout.of(self._open(file).schema_arrow, str(file)) for file in self.files]
+        return [Layout.of(open_parquet(file).schema_arrow, str(file)) for file in self.files]
 
     @property
     def format(self) -> str:
@@ -115,19 +127,12 @@ class ParquetSource:
     @cached_property
     def num_rows(self) -> int:
         """Rows of all files."""
-        return sum(self._open(file).metadata.num_rows for file in self.files)
-
-    def _open(self, file: Path) -> pq.ParquetFile:
-        try:
-            # Read page by page: by default whole row groups of encoded images would be held, twice over.
-            return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file}: not a parquet file ({error})", "write it anew, or copy it again") from error
+        return sum(open_parquet(file).metadata.num_rows for file in self.files)
 
     def rows(self) -> Iterator[Row]:
         """Every row of every file. Raises UserError for a file that cannot be read or lacks a column."""
         for number, layout in enumerate(self._layouts):
-            with self._open(self.files[number]) as parquet:
+            with open_parquet(self.files[number]) as parquet:
                 yield from self._rows_of(number, parquet, layout)
 
     def _rows_of(self, number: int, parquet: pq.ParquetFile, layout: Layout) -> Iterator[Row]:
@@ -136,7 +141,7 @@ class ParquetSource:
         for group in range(parquet.num_row_groups):
             in_group = 0
             batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
-            while (batch := _next_batch(batches, file, group)) is not None:
+            while (batch := next_batch(batches, file, group)) is not None:
                 for cells in batch.to_pylist():
                     yield layout.row(f"{file}, row {position}", cells, (number, group, in_group), file.parent)
                     position, in_group = position + 1, in_group + 1
@@ -157,7 +162,7 @@ class ParquetSource:
             self._kept.move_to_end((number, group))
             return self._kept[number, group]
         columns = self._layouts[number].columns
-        with self._open(self.files[number]) as parquet:
+        with open_parquet(self.files[number]) as parquet:
             try:
                 table = parquet.read_row_group(group, [columns["image_0"], columns["image_1"]])
             except (pa.ArrowException, OSError) as error:
@@ -168,7 +173,8 @@ class ParquetSource:
         return table
 
 
-def _next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.RecordBatch | None:
+def next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.RecordBatch | None:
+    """The next of ``batches``, None at the end. Raises UserError naming ``file`` and ``group`` where it is damaged."""
     try:
         return next(batches, None)
     except (pa.ArrowException, OSError) as error:
@@ -200,19 +206,7 @@ class HubSource:
 
     @cached_property
     def _data(self) -> Any:
-        import datasets
-
-        try:
-            data = datasets.load_dataset(self.name, split=self.split, revision=self.revision, streaming=self.streaming)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            problem = f"{self.name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
-            raise UserError(problem, "check the path or the hub id, the split and the revision") from error
-        if data.features is None:
-            raise UserError(f"{self.name}: does not say its columns before it is read", "set data.streaming: false")
-        for name, feature in data.features.items():
-            if isinstance(feature, datasets.Image):
-                data = data.cast_column(name, datasets.Image(decode=False))
-        return data
+        return load_hub(self.name, self.split, self.revision, self.streaming)
 
     @cached_property
     def _layout(self) -> Layout:

@@ -1,0 +1,72 @@
+"""Where data lies: files of one split in a folder, files under a glob, or a data set on the hub."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, first_line
+
+_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_PREFIX = "hf://datasets/"
+_GLOB = re.compile(r"[*?\[]")
+
+
+def is_glob(name: str) -> bool:
+    """Whether ``name`` stands for all files of like names."""
+    return bool(_GLOB.search(name))
+
+
+def glob_files(name: str, suffixes: Sequence[str]) -> list[Path]:
+    """The files that the glob ``name`` stands for and that end in one of ``suffixes``, sorted."""
+    found = glob.glob(str(Path(name).expanduser()), recursive=True)
+    return sorted(Path(file) for file in found if file.endswith(tuple(suffixes)))
+
+
+def hub_id(name: str, suffixes: Sequence[str]) -> str | None:
+    """The hub's id for ``name`` where it is one: owner/name, or hf://datasets/owner/name."""
+    path = Path(name).expanduser()
+    if name.startswith(_HUB_PREFIX):
+        return name.removeprefix(_HUB_PREFIX)
+    # Where the folder exists, a file in it was meant: better to say so at once than to ask the hub for it.
+    is_id = bool(_HUB_ID.fullmatch(name)) and not name.endswith(tuple(suffixes)) and not path.parent.is_dir()
+    return name if is_id else None
+
+
+def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -> list[Path]:
+    """The ``files`` whose names begin with ``split``; where none does, those that no other split claims.
+
+    Raises UserError naming ``folder``, the ``kind`` of file and the splits found, where all belong to other splits.
+    """
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        prefix = re.split(r"[-.]", file.name)[0]
+        by_split.setdefault(prefix if prefix in (*_SPLITS, split) else "", []).append(file)
+    chosen = by_split.get(split) or by_split.get("")
+    if chosen is None:
+        raise UserError(f"{folder}: no {kind} files of split {split!r}", f"found splits: {', '.join(by_split)}")
+    return chosen
+
+
+def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> Any:
+    """The split of a data set on the hub, as ``datasets`` gives it, pictures not decoded.
+
+    Raises UserError where it is not to be had, or does not say its columns.
+    """
+    import datasets
+
+    try:
+        data = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        problem = f"{name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
+        raise UserError(problem, "check the path or the hub id, the split and the revision") from error
+    if data.features is None:
+        raise UserError(f"{name}: does not say its columns before it is read", "set data.streaming: false")
+    for column, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+    return data
