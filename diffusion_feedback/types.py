@@ -157,6 +157,22 @@ class UnpairedBatch:
         return len(self.pair_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class TrajectoryBatch:
+    """B completions with rewards: ``rewards[b]`` (``sequences[b].num_scored``,) float32 are what came with each scored
+    token, in order. ``weight`` (B,) > 0; ``draw`` is the epoch.
+    """
+
+    pair_ids: Sequence[str]
+    sequences: Sequence[TokenSequence]
+    rewards: Sequence[NDArray[np.float32]]
+    weight: Tensor
+    draw: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+
 class Batch(Protocol):
     """What the loop and the weighing of losses know of any batch."""
 
