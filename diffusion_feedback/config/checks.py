@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Sequence
 
 from ..catalog import BATCH_COUPLED, kind_of, names, objectives_for, reads_text, resolve
 from ..errors import UserError
-from .recipe import SECTIONS, Recipe
+from .meaning import keys_of, refuse, require
+from .recipe import Recipe
+from .text_checks import check_text
 
 # What only means something where pictures are made from noise: a scorer sees whole pictures, as they are, and draws
-# nothing at random; a text has no pixels.
+# nothing at random.
 _ADAPTERS = ("model.lora_rank", "model.lora_alpha", "model.lora_targets")
 _TEXT = ("text", "rollouts")
 _DENOISING_ONLY = (
@@ -29,37 +29,33 @@ _DENOISING_ONLY = (
 )
 
 
-def _require(condition: bool, key: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{key}: got {value!r}", f"allowed: {allowed}")
-
-
 def check(recipe: Recipe) -> None:
     """Refuse values out of range and settings that contradict each other. Raises UserError naming the key."""
     training, data, model = recipe.training, recipe.data, recipe.model
     positive = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps")
     for key in (*positive, "checkpoints_total_limit"):
-        _require(getattr(training, key) >= 1, f"training.{key}", getattr(training, key), "1 or more")
+        require(getattr(training, key) >= 1, f"training.{key}", getattr(training, key), "1 or more")
     for key in ("learning_rate", "lr_warmup_steps", "max_grad_norm", "seed"):
         value = getattr(training, key)
-        _require(0 <= value < float("inf"), f"training.{key}", value, "0 or more")
-    _require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 (none) to below 1")
+        require(0 <= value < float("inf"), f"training.{key}", value, "0 or more")
+    require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 (none) to below 1")
     low, high = training.timestep_range
-    _require(0 <= low < high <= 1, "training.timestep_range", training.timestep_range, "0 <= low < high <= 1")
-    _require(0 <= data.caption_dropout <= 1, "data.caption_dropout", data.caption_dropout, "0 to 1")
-    _require(model.lora_rank >= 1, "model.lora_rank", model.lora_rank, "1 or more")
-    _require(
+    require(0 <= low < high <= 1, "training.timestep_range", training.timestep_range, "0 <= low < high <= 1")
+    require(0 <= data.caption_dropout <= 1, "data.caption_dropout", data.caption_dropout, "0 to 1")
+    require(model.lora_rank >= 1, "model.lora_rank", model.lora_rank, "1 or more")
+    require(
         data.resolution is None or (data.resolution >= 8 and data.resolution % 8 == 0),
         "data.resolution",
         data.resolution,
         "multiples of 8",
     )
     for key in ("max_train_pairs", "max_validation_pairs"):
-        _require(getattr(data, key) is None or getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "1 or more")
+        require(getattr(data, key) is None or getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "1 or more")
     steps = recipe.validation.num_inference_steps
-    _require(steps >= 1, "validation.num_inference_steps", steps, "1 or more")
+    require(steps >= 1, "validation.num_inference_steps", steps, "1 or more")
     half = model.dtype == "float32" or training.mixed_precision != "no"
-    _require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
+    require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
+    _check_family(recipe)
     if data.random_crop and data.cache:
         raise UserError("data.random_crop: random crops cannot be cached", "set data.cache: false, or drop random_crop")
     if data.streaming and not data.cache:
@@ -70,7 +66,6 @@ def check(recipe: Recipe) -> None:
             "use float32 and training.mixed_precision",
         )
     _check_labels(recipe)
-    _check_family(recipe)
 
 
 def _takes_soft(objective: str) -> bool:
@@ -94,30 +89,16 @@ def _check_family(recipe: Recipe) -> None:
     if name not in fitting:
         problem = f"objective.name: {name!r} cannot tune a model of family {family!r}"
         raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")
-    text = [f"{section}.{item.name}" for section in _TEXT for item in dataclasses.fields(SECTIONS[section])]
     if reads_text(family):
-        _refuse(recipe, _DENOISING_ONLY, "a model of texts")
+        check_text(recipe)
         return
-    _refuse(recipe, (*text, "model.reference_model_name_or_path"), "a model of images")
+    text = [key for section in _TEXT for key in keys_of(section)]
+    refuse(recipe, (*text, "model.reference_model_name_or_path"), "a model of images")
     if kind_of(name) != "ranking":
         return
     if recipe.model.tuning != "full":
         problem = f"model.tuning: got {recipe.model.tuning!r}, and a scorer is tuned as a whole"
         raise UserError(problem, "set model.tuning: full")
-    _refuse(recipe, (*_ADAPTERS, *_DENOISING_ONLY), "a scorer")
+    refuse(recipe, (*_ADAPTERS, *_DENOISING_ONLY), "a scorer")
     size = recipe.training.train_batch_size
-    _require(name not in BATCH_COUPLED or size > 1, "training.train_batch_size", size, f"2 or more with {name}")
-
-
-def _refuse(recipe: Recipe, keys: Sequence[str], what: str) -> None:
-    """Refuse ``keys`` that are set though they mean nothing for ``what``."""
-    for key in keys:
-        section, _, part = key.partition(".")
-        found = getattr(getattr(recipe, section), part)
-        if found != _default(section, part):
-            raise UserError(f"{key}: got {found!r}, which means nothing for {what}", "leave it out")
-
-
-def _default(section: str, name: str) -> object:
-    field = next(field for field in dataclasses.fields(SECTIONS[section]) if field.name == name)
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    require(name not in BATCH_COUPLED or size > 1, "training.train_batch_size", size, f"2 or more with {name}")

@@ -1,0 +1,58 @@
+"""Which recipes for models of texts make sense."""
+
+from __future__ import annotations
+
+from ..catalog import NEEDS_REFERENCE, kind_of
+from ..errors import UserError
+from .meaning import keys_of, refuse, require
+from .recipe import Recipe
+
+# A text has no pixels and no noise; it is read whole, and nothing but the reference is worth a cache (text.cache_reference).
+_IMAGES_ONLY = (
+    "data.resolution",
+    "data.streaming",
+    "data.cache",
+    "data.cache_dtype",
+    "data.random_flip",
+    "data.random_crop",
+    "data.caption_dropout",
+    "training.timestep_range",
+    "validation.num_inference_steps",
+    "validation.guidance_scale",
+)
+_SAMPLES = ("validation.prompts", "validation.num_prompts", "validation.seed")
+_REFERENCE = ("text.cache_reference", "model.reference_model_name_or_path")
+_SIDES = ("text.share_prompt", "text.tail_weight")
+# The kinds of objective that see the two completions of a pair in one pass.
+_PAIRED = frozenset({"pairwise", "reference_free", "coupled"})
+_LEARNS_FROM_ITS_OWN = frozenset({"policy_gradient"})
+_DIFFUSION_DEFAULT = {"name": "dpo", "beta": 5000.0}
+
+
+def check_text(recipe: Recipe) -> None:
+    """Refuse values out of range, and settings that mean nothing for texts. Raises UserError naming the key."""
+    refuse(recipe, _IMAGES_ONLY, "a model of texts")
+    if recipe.objective == _DIFFUSION_DEFAULT:
+        problem = "objective: dpo with beta 5000 is the default for images, and a thousand times too steep for texts"
+        raise UserError(problem, "set it, for example objective: {name: dpo, beta: 0.1}")
+    _check_ranges(recipe)
+    name = recipe.objective["name"]
+    kind = kind_of(name)
+    if kind not in _PAIRED:
+        refuse(recipe, _SIDES, f"objective {name!r}, which sees completions one at a time")
+    if kind not in NEEDS_REFERENCE | _LEARNS_FROM_ITS_OWN:
+        refuse(recipe, _REFERENCE, f"objective {name!r}, which has no reference")
+    if kind == "unpaired":
+        refuse(recipe, ("text.cache_reference",), f"objective {name!r}: other prompts meet other completions each time")
+    if kind == "reward":
+        refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), "a reward model, which writes nothing")
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    text = recipe.text
+    least = {"max_length": 2, "max_completion_length": 1, "max_tokens_per_pass": 1}
+    for key, low in least.items():
+        value = getattr(text, key)
+        require(value is None or value >= low, f"text.{key}", value, f"{low} or more")
+    require(0 <= text.tail_weight <= 1, "text.tail_weight", text.tail_weight, "0 to 1")
+    require(recipe.validation.num_prompts >= 0, "validation.num_prompts", recipe.validation.num_prompts, "0 or more")
