@@ -157,6 +157,46 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionRecord:
+    """One completion that a language model drew: a row of ``completions.jsonl``.
+
+    ``prompt_index`` is the place of the prompt in its file, ``sample`` counts the draws of one prompt under one ``seed``.
+    ``token_ids`` are the completion's tokens as drawn, the end token included where it was drawn (``is_finished``);
+    ``completion`` is their text without special tokens.
+    """
+
+    prompt_index: int
+    sample: int
+    seed: int
+    prompt: Text
+    completion: str
+    token_ids: tuple[int, ...]
+    is_finished: bool
+    settings: Mapping[str, Any]
+    model_hash: str
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Which draw this is, whatever the model: prompt, seed and sample."""
+        return self.prompt_index, self.seed, self.sample
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(row | {"settings": dict(self.settings)}, ensure_ascii=False, default=dict, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> CompletionRecord:
+        """Read one line of JSON. Raises KeyError, TypeError or ValueError for a line that is not such a record."""
+        row = {name: json.loads(line)[name] for name in cls.__slots__}
+        if not isinstance(row["prompt"], str):
+            row["prompt"] = tuple(row["prompt"])
+        if not isinstance(row["completion"], str):
+            raise ValueError("the completion is no text")
+        return cls(**{**row, "token_ids": tuple(map(int, row["token_ids"]))})
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreRecord:
     """One image judged against one prompt by one scorer: a row of a score table.
 

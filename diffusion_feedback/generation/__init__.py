@@ -1,0 +1,21 @@
+"""Prompts and a model to files: images with their manifest, completions; resumable, whole whenever the writer is killed."""
+
+from .completions import COMPLETIONS, Completion, CompletionSampler, complete_prompts, load_completions
+from .images import IMAGES, METADATA, Sampler, generate, load_generated, own_noise
+from .prompts import PROMPT_COLUMNS, read_prompts
+
+__all__ = [
+    "COMPLETIONS",
+    "IMAGES",
+    "METADATA",
+    "PROMPT_COLUMNS",
+    "Completion",
+    "CompletionSampler",
+    "Sampler",
+    "complete_prompts",
+    "generate",
+    "load_completions",
+    "load_generated",
+    "own_noise",
+    "read_prompts",
+]

@@ -1,0 +1,177 @@
+"""Prompts and a language model to a file of completions: resumable, and whole whenever it is killed.
+
+``completions.jsonl`` holds one ``CompletionRecord`` a line, by prompt, seed and sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..records import CompletionRecord, Text, atomic_write, content_hash
+
+COMPLETIONS = "completions.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model drew: the ``text`` of ``token_ids`` without special tokens; ``is_finished`` where it ended by itself."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    is_finished: bool
+
+
+CompletionSampler = Callable[[Sequence[Text], Sequence[int]], Sequence[Completion]]
+"""(prompts, seeds) of equal length to one completion each, which depends on its own prompt and seed alone."""
+
+
+def draw_seed(prompt: Text, seed: int, sample: int) -> int:
+    """The seed of one draw: a function of the prompt's content, the run's ``seed`` and the number of the ``sample``."""
+    content = json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+    return int(content_hash(f"{content}/{seed}/{sample}")[:15], 16)
+
+
+def complete_prompts(
+    prompts: Sequence[Text],
+    path: Path,
+    *,
+    sampler: CompletionSampler,
+    seeds: Sequence[int] = (0,),
+    num_samples: int = 1,
+    model_hash: str,
+    settings: Mapping[str, Any],
+    batch_size: int,
+    overwrite: bool = False,
+) -> list[CompletionRecord]:
+    """Draw ``num_samples`` completions of each of ``prompts`` under each of ``seeds`` into ``path``; return them in order.
+
+    Each draw is a function of the prompt's content, seed and sample number, so it depends neither on its batch nor on
+    what was interrupted, and two models draw from the same numbers. Whole batches that are there are kept: the same call
+    goes on after a kill and ends in the same bytes. Equal prompts share their draws. ``settings`` must be JSON. Raises
+    UserError where ``path`` holds completions of another run, unless ``overwrite``; ValueError for an empty request.
+    """
+    if not prompts or not seeds or num_samples < 1 or batch_size < 1:
+        counts = f"{len(prompts)} prompts, {len(seeds)} seeds, {num_samples} samples, batch_size {batch_size}"
+        raise ValueError(f"nothing to do: {counts}")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds must be distinct and not negative, got {list(seeds)}")
+    settings = json.loads(json.dumps(dict(settings)))  # as they come back from the disk: tuples are lists
+    wanted = [(i, seed, sample) for i in range(len(prompts)) for seed in sorted(seeds) for sample in range(num_samples)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        path.unlink(missing_ok=True)
+    found = _resume(path, wanted, prompts, model_hash, settings, batch_size)
+    with tqdm(total=len(wanted), initial=len(found), unit="text", desc="complete", delay=1.0) as progress:
+        # Batches are cut from the whole request, so that an interrupted run hands the sampler the same ones.
+        for start in range(len(found), len(wanted), batch_size):
+            batch = wanted[start : start + batch_size]
+            texts = [prompts[index] for index, _, _ in batch]
+            drawn = sampler(texts, [draw_seed(prompts[i], seed, sample) for i, seed, sample in batch])
+            records = [
+                CompletionRecord(
+                    i, sample, seed, prompts[i], one.text, one.token_ids, one.is_finished, settings, model_hash
+                )
+                for (i, seed, sample), one in zip(batch, drawn, strict=True)
+            ]
+            _append(path, records)
+            found += records
+            progress.update(len(records))
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()
+    return found
+
+
+def load_completions(path: Path | str) -> list[CompletionRecord]:
+    """The completions of a file, or of the ``completions.jsonl`` of a folder, in its order.
+
+    Raises UserError for a file that is not there, is empty, or has a line that is no such record.
+    """
+    path = Path(path)
+    path = path / COMPLETIONS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "give completions that dfb generate wrote")
+    records, is_cut = _read(path)
+    if is_cut or not records:
+        what = "its last line was cut off" if is_cut else "holds no completions"
+        raise UserError(f"{path}: {what}", "run the generation again")
+    return records
+
+
+def _append(path: Path, records: Sequence[CompletionRecord]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(record.to_json() + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
+    """The rows of ``path``, and whether a last line was dropped because its writer was killed in the middle of it."""
+    *lines, tail = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(CompletionRecord.from_json(line.decode()))
+        except (KeyError, ValueError, TypeError) as error:
+            problem = f"{path}, line {number}: not the record of a completion ({error!r})"
+            raise UserError(problem, "mend or remove the line, or use another folder or --overwrite") from error
+    return records, bool(tail)
+
+
+def _resume(
+    path: Path,
+    wanted: Sequence[tuple[int, int, int]],
+    prompts: Sequence[Text],
+    model_hash: str,
+    settings: Mapping[str, Any],
+    batch_size: int,
+) -> list[CompletionRecord]:
+    """The completions of whole batches that are there; the file is cut down to these."""
+    if not path.exists():
+        return []
+    records, is_cut = _read(path)
+    remedy = "use another folder, or --overwrite to replace its completions"
+    for record, identity in zip(records, wanted, strict=False):
+        _check_same_run(path, record, identity, prompts, model_hash, settings, remedy)
+    if len(records) > len(wanted):
+        problem = f"{path}: holds {len(records)} completions, this run asks for {len(wanted)}"
+        raise UserError(problem, remedy)
+    # The rest of a batch alone would be another batch, in which numbers round differently.
+    whole = len(records) if len(records) == len(wanted) else len(records) // batch_size * batch_size
+    if is_cut or whole < len(records):
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(record.to_json() + "\n" for record in records[:whole]), "utf-8")
+    return records[:whole]
+
+
+def _check_same_run(
+    path: Path,
+    found: CompletionRecord,
+    identity: tuple[int, int, int],
+    prompts: Sequence[Text],
+    model_hash: str,
+    settings: Mapping[str, Any],
+    remedy: str,
+) -> None:
+    if found.model_hash != model_hash:
+        problem = f"{path}: holds completions of model {found.model_hash!r}, this run is of {model_hash!r}"
+        raise UserError(problem, remedy)
+    for key in sorted({*found.settings, *settings}):
+        old, new = found.settings.get(key, "unset"), settings.get(key, "unset")
+        if old != new:
+            raise UserError(
+                f"{path}: holds completions made with {key} = {old!r}, this run has {key} = {new!r}", remedy
+            )
+    if found.identity != identity or found.prompt != prompts[identity[0]]:
+        place = "prompt {}, seed {}, sample {}"
+        problem = f"{path}: holds {place.format(*found.identity)} where this run has {place.format(*identity)}"
+        if found.identity == identity:
+            problem = f"{path}: prompt {identity[0]} was {found.prompt!r}, this run has {prompts[identity[0]]!r}"
+        raise UserError(problem, remedy)
