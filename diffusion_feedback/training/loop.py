@@ -40,8 +40,9 @@ class Trainer:
     """Everything one run needs; ``fit`` runs it.
 
     ``source`` gives the batches of each update; ``look(step, network)`` is called every ``look_every`` steps (0: only at the
-    end) with the averaged weights in place, on the main process, and returns figures for metrics.jsonl. ``identity``
-    names hashes that a continued run must share with its beginning.
+    end; with ``look_first`` also before the first update) with the averaged weights in place, on the main process, and
+    returns figures for metrics.jsonl. ``figures_of(number)`` are figures of update ``number`` that are known without
+    running it. ``identity`` names hashes that a continued run must share with its beginning.
     """
 
     accelerator: Accelerator
@@ -54,6 +55,8 @@ class Trainer:
     look: Look
     look_every: int = 0
     identity: Mapping[str, str] = field(default_factory=dict)
+    look_first: bool = False
+    figures_of: Callable[[int], Mapping[str, float]] = lambda number: {}
 
     def __post_init__(self) -> None:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
@@ -72,6 +75,8 @@ class Trainer:
         if start == 0 and isinstance(self.step, Gated):
             gate = self.step.gate(self.policy, next(self.source.micro_batches(0)))
             self._log({"step": 0, **{f"gate/{name}": value for name, value in gate.items()}})
+        if start == 0 and self.look_first:
+            self._look(0)
         bar = tqdm(
             total=self.config.max_train_steps,
             initial=start,
@@ -83,7 +88,7 @@ class Trainer:
             for number in range(start, self.config.max_train_steps):
                 metrics = self.update(number)
                 done = number + 1
-                self._log({"step": done, **metrics})
+                self._log({"step": done, **metrics, **self.figures_of(number)})
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0.0) * self.effective_batch
                 shown = {"loss": f"{metrics['loss']:.4f}", "pairs/s": f"{rate:.1f}"}
