@@ -16,7 +16,7 @@ from .images import decode_image
 Location = tuple[int | str, ...]
 """Where a source finds the two images of a row again; each source has its own form."""
 
-Problem = Literal["caption", "label", "image", "identical", "missing"]
+Problem = Literal["caption", "label", "image", "identical", "missing", "json", "text", "empty", "turns", "score"]
 
 OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")
 SKIP_REMEDY = "mend or remove the row, or leave such rows out with on_bad_row: skip (--on-bad-row skip)"

@@ -1,0 +1,258 @@
+"""Rows of texts as they stand: JSON and JSON Lines, parquet, and the hub, one mapping of columns a row."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from ..errors import UserError, first_line
+from ..records import parse_json
+from .places import load_hub
+from .rows import BadRow
+from .tables import is_image, next_batch, open_parquet
+
+JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+
+_ROWS_AT_ONCE = 1024
+_REMEDY = "write one JSON object on each line"
+
+Cells = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """One raw row: ``source`` names file and row, ``cells`` are its columns, or why there are none."""
+
+    source: str
+    cells: Cells | BadRow
+
+
+class TextSource(Protocol):
+    """Rows in order; may be gone through any number of times."""
+
+    @property
+    def storage(self) -> str:
+        """How the rows stand, in words."""
+        ...
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows, where it is known without reading them."""
+        ...
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns: of the first usable row, where rows have columns of their own."""
+        ...
+
+    def rows(self) -> Iterator[TextRow]:
+        """Every row. Raises UserError for what is wrong with a whole file."""
+        ...
+
+
+@dataclass(frozen=True)
+class JsonSource:
+    """A file with one JSON object a line, or one JSON list of objects; gzip is unpacked on the way."""
+
+    file: Path
+
+    @property
+    def storage(self) -> str:
+        """How the rows stand."""
+        return "JSON list" if self._is_list else "JSON Lines"
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of a list; not known of lines before they are read."""
+        return len(self._items) if self._is_list else None
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """Columns of the first row that is an object; none where there is no such row."""
+        return next((frozenset(row.cells) for row in self.rows() if isinstance(row.cells, Mapping)), frozenset())
+
+    @cached_property
+    def _is_list(self) -> bool:
+        first = next((line for line in self._lines() if line.strip()), b"")
+        return first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+    @cached_property
+    def _items(self) -> list[Any]:
+        found: list[Any] = parse_json(b"".join(self._lines()), str(self.file), "write a JSON list of objects")
+        return found
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with gzip.open(self.file, "rb") if self.file.suffix == ".gz" else self.file.open("rb") as file:
+                yield from file
+        except (OSError, EOFError) as error:
+            raise UserError(f"{self.file}: cannot be read ({first_line(error)})", "copy the file again") from error
+
+    def rows(self) -> Iterator[TextRow]:
+        """Every object; a line that is none is a bad row."""
+        if self._is_list:
+            for number, item in enumerate(self._items):
+                yield _json_row(f"{self.file}, item {number}", item)
+            return
+        for number, line in enumerate(self._lines(), start=1):
+            if line.strip():
+                source = f"{self.file}, line {number}"
+                try:
+                    item = parse_json(line, source, _REMEDY)
+                except UserError as error:
+                    yield TextRow(source, BadRow("json", error.problem))
+                else:
+                    yield _json_row(source, item)
+
+
+def _json_row(source: str, item: Any) -> TextRow:
+    if isinstance(item, dict):
+        return TextRow(source, item)
+    return TextRow(source, BadRow("json", f"{source}: found {repr(item)[:60]}, not an object of columns"))
+
+
+@dataclass(frozen=True)
+class ParquetTexts:
+    """A parquet file; pictures in it are not read."""
+
+    file: Path
+    storage: str = "parquet"
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns and types. Raises UserError where the file is no parquet file."""
+        with open_parquet(self.file) as parquet:
+            return parquet.schema_arrow
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns that hold no pictures."""
+        return text_columns(self.schema)
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+        with open_parquet(self.file) as parquet:
+            return int(parquet.metadata.num_rows)
+
+    def rows(self) -> Iterator[TextRow]:
+        """Every row. Raises UserError for a damaged file."""
+        columns = [name for name in self.schema.names if name in self.columns]
+        position = 0
+        with open_parquet(self.file) as parquet:
+            for group in range(parquet.num_row_groups):
+                batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+                while (batch := next_batch(batches, self.file, group)) is not None:
+                    for index in range(len(batch)) if (rows := _decoded(batch)) is None else ():
+                        yield _single_row(f"{self.file}, row {position + index}", batch.slice(index, 1))
+                    for index, cells in enumerate(rows or ()):
+                        yield TextRow(f"{self.file}, row {position + index}", _present(cells))
+                    position += len(batch)
+
+
+@dataclass(frozen=True)
+class HubTexts:
+    """A data set on the hub, or a folder that ``datasets`` reads."""
+
+    name: str
+    split: str
+    revision: str | None = None
+    streaming: bool = False
+
+    @property
+    def storage(self) -> str:
+        """How the rows stand."""
+        return f"data set {self.name} through datasets"
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the split; None for a stream."""
+        return None if self.streaming else len(self._data)
+
+    @cached_property
+    def _data(self) -> Any:
+        return load_hub(self.name, self.split, self.revision, self.streaming)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and types. Raises UserError where the hub cannot be reached."""
+        schema: pa.Schema = self._data.features.arrow_schema
+        return schema
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns that hold no pictures."""
+        return text_columns(self.schema)
+
+    def rows(self) -> Iterator[TextRow]:
+        """Every row of the split. Raises UserError where the hub cannot be reached."""
+        data = self._data.select_columns([name for name in self.schema.names if name in self.columns])
+        for number, cells in enumerate(data):
+            yield TextRow(f"{self.name}, split {self.split!r}, row {number}", _present(cells))
+
+
+@dataclass(frozen=True)
+class PromptLines:
+    """A text file of prompts, one a line."""
+
+    file: Path
+    storage: str = "lines of text"
+    num_rows: int | None = None
+    columns: frozenset[str] = frozenset({"prompt"})
+
+    def rows(self) -> Iterator[TextRow]:
+        """Every line that is not blank. Raises UserError for text that is not UTF-8."""
+        try:
+            lines = self.file.read_text("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            problem = f"{self.file}: not UTF-8 text (byte {error.start})"
+            raise UserError(problem, "save the file as UTF-8") from error
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield TextRow(f"{self.file}, line {number}", {"prompt": line.rstrip("\r")})
+
+
+def text_columns(schema: pa.Schema) -> frozenset[str]:
+    """The columns that hold no pictures."""
+    return frozenset(field.name for field in schema if not is_image(field.type))
+
+
+def file_source(file: Path) -> TextSource:
+    """The source of one file, by its ending."""
+    return ParquetTexts(file) if file.suffix == ".parquet" else JsonSource(file)
+
+
+def _decoded(batch: pa.RecordBatch) -> Sequence[dict[str, Any]] | None:
+    """The rows of ``batch``; None where one of its texts is not UTF-8, which parquet does not check."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        return None
+    return rows
+
+
+def _single_row(source: str, batch: pa.RecordBatch) -> TextRow:
+    rows = _decoded(batch)
+    if rows is None:
+        return TextRow(source, BadRow("text", f"{source}: holds text that is not UTF-8"))
+    return TextRow(source, _present(rows[0]))
+
+
+def _present(cells: dict[str, Any]) -> dict[str, Any]:
+    """``cells`` without the empty fields of turns: a column of structs gives every turn the fields of all turns."""
+    return {name: _without_none(value) if isinstance(value, list) else value for name, value in cells.items()}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_none(part) for part in value]
+    return value

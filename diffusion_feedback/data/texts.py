@@ -1,0 +1,237 @@
+"""Texts from whatever form they stand in: finds the format by looking, and checks every row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError
+from ..records import Text, TextRecord
+from .folders import find_metadata, find_twins
+from .places import files_of_split, glob_files, hub_id, is_glob
+from .readers import OnBadRow
+from .rows import BadRow
+from .text_cells import Row
+from .text_formats import TextFormat, detect, unknown_columns
+from .text_sources import JSON_SUFFIXES, SUFFIXES, HubTexts, ParquetTexts, PromptLines, TextSource, file_source
+
+FORMATS_HELP = (
+    "give a file of JSON Lines, JSON or parquet, a glob of such files, a folder of them, or a hub id such as owner/name"
+)
+_IMAGE_COLUMNS = frozenset(
+    {"jpg_0", "jpg_1", "image_0", "image_1", "image_0_file_name", "image_1_file_name", "file_name"}
+    | {"jpg_0_file_name", "jpg_1_file_name"}
+)
+
+
+@dataclass(slots=True)
+class TextCounts:
+    """What one pass met: ``examples`` were given out; ``silent`` rows say nothing by their own account (all scores
+    alike, or marked as no good); ``bad`` is by kind of reason.
+    """
+
+    rows: int = 0
+    examples: int = 0
+    silent: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        named = [(self.silent, "without a preference, or marked as no good"), (self.bad.total(), "bad")]
+        found = [f"{count:,} {name}" for count, name in named if count]
+        return f"{self.rows:,} rows" + (f", of which {', '.join(found)}" if found else "")
+
+
+class TextReader:
+    """The usable examples of some sources, in their order; may be iterated any number of times, never holds them all.
+
+    After (and during) a pass, ``counts`` says what was met and ``skipped`` lists (source, reason) of bad rows left out.
+    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", for columns of no known format, for a source
+    of prompts alone, and at the end where no example was usable.
+    """
+
+    def __init__(
+        self, sources: list[TextSource], name: str, *, on_bad_row: OnBadRow = "error", prompts_alone: bool = False
+    ) -> None:
+        self.sources = sources
+        self.name = name
+        self.on_bad_row = on_bad_row
+        self.prompts_alone = prompts_alone
+        self.counts = TextCounts()
+        self.skipped: list[tuple[str, str]] = []
+
+    @property
+    def format(self) -> str:
+        """The format found, in words."""
+        number = f", {len(self.sources)} files" if len(self.sources) > 1 else ""
+        formats = dict.fromkeys(form.name for source in self.sources if (form := detect(source.columns)) is not None)
+        return f"{self.sources[0].storage} with {' and '.join(formats) or 'no known columns'}{number}"
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows, usable or not; None where that is not known before reading."""
+        numbers = [source.num_rows for source in self.sources]
+        known = [number for number in numbers if number is not None]
+        return sum(known) if len(known) == len(numbers) else None
+
+    def __length_hint__(self) -> int:
+        return self.num_rows or 0
+
+    def __iter__(self) -> Iterator[TextRecord]:
+        yield from self.scan()
+        self.require_examples()
+
+    def scan(self) -> Iterator[TextRecord]:
+        """One pass over the usable examples; no example at all is no error here."""
+        self.counts, self.skipped = TextCounts(), []
+        for source in self.sources:
+            form: TextFormat | None = None
+            for row in source.rows():
+                self.counts.rows += 1
+                form = form or self._format_of(source, row.cells)
+                try:
+                    record = _record(row.source, row.cells, form)
+                except BadRow as error:
+                    if self.on_bad_row == "error":
+                        raise
+                    self.counts.bad[error.kind] += 1
+                    self.skipped.append((row.source, error.problem))
+                    continue
+                if record is None:
+                    self.counts.silent += 1
+                else:
+                    self.counts.examples += 1
+                    yield record
+
+    def require_examples(self) -> None:
+        """Raise UserError where the last pass found no usable example, saying why."""
+        if self.counts.examples:
+            return
+        problem = f"{self.name}: 0 usable examples ({self.counts})"
+        if self.skipped:
+            raise UserError(
+                f"{problem}; the first: {self.skipped[0][1]}", "mend the rows; dfb data check lists them all"
+            )
+        raise UserError(problem, "give data with preferences" if self.counts.rows else "the data holds no rows")
+
+    def _format_of(self, source: TextSource, cells: object) -> TextFormat | None:
+        if isinstance(cells, BadRow):
+            return None
+        columns = source.columns
+        form = detect(columns)
+        where = str(getattr(source, "file", self.name))
+        if form is None:
+            raise unknown_columns(where, columns)
+        if form.is_prompts and not self.prompts_alone:
+            problem = f"{where}: holds prompts alone (columns {', '.join(sorted(columns))})"
+            raise UserError(problem, "give completions too: prompt and completion, or prompt, chosen and rejected")
+        return form
+
+
+def _record(source: str, cells: Mapping[str, object] | BadRow, form: TextFormat | None) -> TextRecord | None:
+    if isinstance(cells, BadRow):
+        raise cells
+    assert form is not None
+    return form.read(Row(source, cells))
+
+
+def open_texts(
+    path: str | Path,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    streaming: bool = False,
+) -> TextReader:
+    """Find out what ``path`` is, and open its texts: preferences, unpaired feedback, demonstrations, or plain texts.
+
+    A file of JSON Lines, JSON (either may be gzipped) or parquet, a glob or folder of such files, or a hub id. The
+    format is known by its columns: TRL's (prompt, chosen, rejected; chosen, rejected; prompt, completion, label;
+    prompt, completion; messages; text; as texts or as turns), UltraFeedback's, Anthropic HH's, SHP's and others of
+    ``text_formats``. ``split`` picks files whose names begin with it, a folder of that name, or the hub's split;
+    ``revision`` and ``streaming`` matter for the hub only. Raises UserError for a path that is none of these.
+    """
+    sources = find_texts(str(path), split=split, revision=revision, streaming=streaming)
+    return TextReader(sources, str(path), on_bad_row=on_bad_row)
+
+
+def open_prompts(
+    path: str | Path,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    unique: bool = True,
+) -> list[Text]:
+    """The prompts of ``path``, in its order: of any format that has prompts, or of prompts alone, also ``.txt``, one a line.
+
+    ``unique`` leaves out a prompt that came before, as each prompt of preferences recurs. Raises UserError as
+    ``open_texts`` does, and where an example has no prompt.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix == ".txt":
+        sources: list[TextSource] = [PromptLines(path)]
+    else:
+        sources = find_texts(str(path), split=split, revision=revision)
+    found: list[Text] = []
+    known: set[str] = set()
+    for record in TextReader(sources, str(path), on_bad_row=on_bad_row, prompts_alone=True):
+        if not record.prompt:
+            problem = f"{record.source}: no prompt to generate from"
+            raise UserError(problem, "give a column prompt; whole texts do not say where their prompts end")
+        key = repr(record.prompt)
+        if not unique or key not in known:
+            found.append(record.prompt)
+        known.add(key)
+    return found
+
+
+def find_texts(name: str, *, split: str, revision: str | None, streaming: bool = False) -> list[TextSource]:
+    """The sources that ``name`` stands for, by looking at the disk. Raises UserError where it is none."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return [file_source(file) for file in _files_in(path, split)]
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: not a file of texts", FORMATS_HELP)
+        return [file_source(path)]
+    if is_glob(name):
+        files = glob_files(name, SUFFIXES)
+        if not files:
+            raise UserError(f"{name}: no file of {', '.join(SUFFIXES)} has such a name", FORMATS_HELP)
+        return [file_source(file) for file in files]
+    if (hub := hub_id(name, SUFFIXES)) is not None:
+        return [HubTexts(hub, split, revision, streaming)]
+    raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
+
+
+def holds_texts(
+    path: str | Path, *, split: str = "train", revision: str | None = None, streaming: bool = False
+) -> bool:
+    """Whether ``path`` holds texts rather than images, by a look at its columns; False where nothing of texts is found.
+
+    Raises UserError for a file that cannot be read, and where the hub cannot be reached.
+    """
+    name, place = str(path), Path(path).expanduser()
+    if place.is_dir() and (find_metadata(place) is not None or find_twins(place) is not None):
+        return False
+    try:
+        source = find_texts(name, split=split, revision=revision, streaming=streaming)[0]
+    except UserError:
+        return False
+    columns = source.columns
+    if isinstance(source, ParquetTexts | HubTexts):
+        # Images may stand in chosen and rejected; pictures' columns are not among the columns of texts.
+        return detect(columns) is not None and not _IMAGE_COLUMNS & set(source.schema.names)
+    return not _IMAGE_COLUMNS & columns
+
+
+def _files_in(folder: Path, split: str) -> list[Path]:
+    # The split's own folder comes first; "data" is where data sets from the hub keep their files.
+    for place in (folder / split, folder, folder / "data"):
+        for suffixes in (JSON_SUFFIXES, (".parquet",)):
+            if files := sorted(path for path in place.glob("*") if path.name.endswith(suffixes) and path.is_file()):
+                kind = "JSON" if suffixes is JSON_SUFFIXES else "parquet"
+                return files if place.name == split else files_of_split(folder, files, split, kind)
+    raise UserError(f"{folder}: no texts in this folder", FORMATS_HELP)

@@ -1,0 +1,174 @@
+"""Random access to examples of tokens, in an order that the files do not matter for; every example stands in it once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..records import content_hash
+from ..types import TextBatch, TokenExample, TokenSequence, UnpairedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """One row: its example with the sides in sorted order, and the share of votes for the first of them."""
+
+    example: TokenExample
+    share: float
+    margin: float
+
+
+class TokenIndex:
+    """Examples sorted by ``pair_id``, so that the order of files and rows never matters.
+
+    Rows of the same tokens, whichever side is chosen, are merged: the share of votes and the (signed) margin are their
+    means, of the weights the largest counts. Pairs without a majority are ties: ``ties`` "drop" leaves them out, "soft"
+    keeps them at 0.5. Of single completions with labels the majority decides, and evenly split ones are left out.
+
+    ``num_duplicates`` rows repeat others; ``num_contradicting`` examples had rows on both sides; ``num_ties`` examples
+    have no majority. Raises UserError where nothing is left, and for pairs beside single completions or labels on some
+    of the examples alone.
+    """
+
+    def __init__(self, examples: Iterable[TokenExample], *, ties: Literal["drop", "soft"] = "drop") -> None:
+        rows = list(examples)
+        _check_alike(rows)
+        votes: dict[str, list[_Vote]] = {}
+        for example in rows:
+            votes.setdefault(_content(example), []).append(_vote(example))
+        merged = [_merged(same) for same in votes.values()]
+        is_soft = ties == "soft" and rows[0].rejected is not None
+        kept = [example for example, share in merged if share != 0.5 or is_soft]
+        if not kept:
+            problem = f"0 usable examples: all {len(merged)} are ties, or their rows contradict each other evenly"
+            raise UserError(problem, "keep tied pairs as soft labels with data.ties: soft, or label more examples")
+        self._examples: Sequence[TokenExample] = sorted(kept, key=lambda example: example.pair_id)
+        self._longest = max(example.length for example in kept)
+        self.num_duplicates = len(rows) - len(votes)
+        self.num_contradicting = sum(min(v.share for v in v_) < 0.5 < max(v.share for v in v_) for v_ in votes.values())
+        self.num_ties = sum(share == 0.5 for _, share in merged)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @property
+    def examples(self) -> Sequence[TokenExample]:
+        """The examples in the order of the index."""
+        return self._examples
+
+    def head(self, number: int) -> TokenIndex:
+        """The index of the first ``number`` examples: as they are sorted by hash, a fixed random sample."""
+        return TokenIndex(self._examples[:number], ties="soft")
+
+    def batch(self, indices: Sequence[int], draw: int) -> TextBatch:
+        """The examples at ``indices``: pairs, or single completions with an empty ``rejected``. ``draw`` is the epoch."""
+        examples = [self._examples[index] for index in indices]
+        return TextBatch(
+            pair_ids=[example.pair_id for example in examples],
+            chosen=[example.chosen for example in examples],
+            rejected=[example.rejected for example in examples if example.rejected is not None],
+            chosen_probability=torch.tensor([example.chosen_probability for example in examples]),
+            weight=torch.tensor([example.weight for example in examples]),
+            margin=torch.tensor([example.margin for example in examples]),
+            draw=draw,
+        )
+
+    def unpaired(self, indices: Sequence[int], partners: Sequence[int], draw: int) -> UnpairedBatch:
+        """The labelled completions at ``indices``, and the prompts of these with the completions at ``partners``.
+
+        A mismatched sequence is cut at its end where it is longer than every example of the index, so that it fits
+        where they do. Raises UserError for examples without labels.
+        """
+        examples = [self._examples[index] for index in indices]
+        if any(example.label is None for example in examples):
+            raise UserError("the data has no column 'label'", "give prompt, completion and label (true or false)")
+        others = [self._examples[index].chosen for index in partners]
+        return UnpairedBatch(
+            pair_ids=[example.pair_id for example in examples],
+            samples=[example.chosen for example in examples],
+            mismatched=[
+                _mismatched(example.chosen, other, self._longest)
+                for example, other in zip(examples, others, strict=True)
+            ],
+            desirable=torch.tensor([bool(example.label) for example in examples]),
+            weight=torch.tensor([example.weight for example in examples]),
+            draw=draw,
+        )
+
+    def labels_hash(self) -> str:
+        """Identity of the examples and labels that a run learns from."""
+        return content_hash(
+            *(f"{e.pair_id} {e.label} {e.chosen_probability} {e.margin} {e.weight}" for e in self._examples)
+        )
+
+
+def unpair(examples: Iterable[TokenExample]) -> list[TokenExample]:
+    """Pairs as two labelled completions each, the chosen one desirable; labelled completions stay as they are."""
+    found: list[TokenExample] = []
+    for example in examples:
+        if example.rejected is None:
+            found.append(example)
+            continue
+        for name, side, label in (("chosen", example.chosen, True), ("rejected", example.rejected, False)):
+            found.append(TokenExample(content_hash(example.pair_id, name), side, label=label, weight=example.weight))
+    return found
+
+
+def _check_alike(rows: Sequence[TokenExample]) -> None:
+    if not rows:
+        raise UserError("0 usable examples", "give data with at least one example")
+    pairs = sum(example.rejected is not None for example in rows)
+    if 0 < pairs < len(rows):
+        problem = f"{pairs} of {len(rows)} examples are pairs, the others single completions"
+        raise UserError(problem, "give one kind of data")
+    labelled = sum(example.label is not None for example in rows)
+    if 0 < labelled < len(rows):
+        raise UserError(f"{labelled} of {len(rows)} examples have a label", "label all of them, or none")
+
+
+def _side(sequence: TokenSequence | None) -> bytes:
+    if sequence is None:
+        return b""
+    return b"%d " % sequence.prompt_length + sequence.ids.tobytes() + sequence.scored.tobytes()
+
+
+def _content(example: TokenExample) -> str:
+    """The same for rows of the same tokens, whichever side is chosen."""
+    return content_hash(*sorted((_side(example.chosen), _side(example.rejected))))
+
+
+def _vote(example: TokenExample) -> _Vote:
+    if example.rejected is None:
+        return _Vote(example, 1.0 if example.label in (None, True) else 0.0, 0.0)
+    if _side(example.chosen) <= _side(example.rejected):
+        return _Vote(example, example.chosen_probability, example.margin)
+    swapped = replace(example, chosen=example.rejected, rejected=example.chosen)
+    return _Vote(swapped, 1 - example.chosen_probability, -example.margin)
+
+
+def _merged(votes: Sequence[_Vote]) -> tuple[TokenExample, float]:
+    """One example of rows with the same tokens, and the share of votes for the side that comes first when sorted."""
+    share = math.fsum(vote.share for vote in votes) / len(votes)
+    # With ties too, the same side and the same name are taken whichever row comes first.
+    agreeing = [vote for vote in votes if (vote.share >= 0.5) == (share >= 0.5)]
+    example = min((vote.example for vote in agreeing), key=lambda example: example.pair_id)
+    weight = max(vote.example.weight for vote in votes)
+    if example.rejected is None:
+        return replace(example, label=None if example.label is None else share > 0.5, weight=weight), share
+    margin = math.fsum(vote.margin for vote in votes) / len(votes)
+    if share < 0.5:
+        example, margin = replace(example, chosen=example.rejected, rejected=example.chosen), -margin
+    return replace(example, weight=weight, margin=max(margin, 0.0), chosen_probability=max(share, 1 - share)), share
+
+
+def _mismatched(sequence: TokenSequence, other: TokenSequence, longest: int) -> TokenSequence:
+    prompt = sequence.prompt_length
+    ids = np.concatenate([sequence.ids[:prompt], other.ids[other.prompt_length :]])
+    scored = np.concatenate([sequence.scored[:prompt], other.scored[other.prompt_length :]])
+    return TokenSequence(ids[:longest], scored[:longest], prompt)
