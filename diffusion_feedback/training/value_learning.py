@@ -1,0 +1,206 @@
+"""The step that learns values of tokens from trajectories with rewards, while its policy imitates them (ILQL)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ..catalog import settings_of
+from ..objectives.value_learning import (
+    ActionValues,
+    awac_losses,
+    cql_losses,
+    next_values,
+    q_losses,
+    v_losses,
+)
+from ..types import Objective, StepOutput, TrajectoryBatch
+from .steps import Autocast, check_first_loss, weighted_total
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryInputs:
+    """A batch padded to the right: ids and positions (B, T) int64, mask (B, T) bool; and its N actions, (N,) each.
+
+    Action n is token ``actions[n]`` at ``columns[n]`` of row ``rows[n]``, rows in rising order, with ``rewards[n]``.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    actions: Tensor
+    rewards: Tensor
+
+
+def prepare(batch: TrajectoryBatch, device: torch.device) -> TrajectoryInputs:
+    """``batch`` as tensors on ``device``. Raises ValueError where a sequence has no action, or not one reward for each."""
+    width = max(map(len, batch.sequences))
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    scored = torch.zeros(len(batch), width, dtype=torch.bool)
+    for row, (sequence, rewards) in enumerate(zip(batch.sequences, batch.rewards, strict=True)):
+        if not 0 < sequence.num_scored == len(rewards) or sequence.scored[0]:
+            problem = f"{sequence.num_scored} scored tokens, {len(rewards)} rewards"
+            raise ValueError(f"{batch.pair_ids[row]}: {problem}; the first token of all is never scored")
+        ids[row, : len(sequence)] = torch.from_numpy(sequence.ids).long()
+        scored[row, : len(sequence)] = torch.from_numpy(sequence.scored)
+    lengths = torch.tensor([len(sequence) for sequence in batch.sequences])
+    positions = torch.arange(width).expand(len(batch), width)
+    rows, columns = scored.nonzero(as_tuple=True)
+    rewards = torch.cat([torch.from_numpy(rewards).float() for rewards in batch.rewards])
+    tensors = (ids, positions < lengths[:, None], positions, rows, columns, ids[rows, columns], rewards)
+    return TrajectoryInputs(*[tensor.to(device) for tensor in tensors])
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """Its input as it is; the gradient times ``factor``."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+class ValueLearningStep:
+    """Q and V heads and the policy's imitation, learnt together from the actions of trajectories.
+
+    The network is called as ``network(input_ids, attention_mask, position_ids, read)``, where ``read`` gets the hidden
+    states (B, T, H), the output head and ``heads``, which have ``q``, ``v``, ``target_q`` and ``sync_targets``
+    (``models.value_heads``). The targets move after updates, by ``observe``; they and the number of updates are the state
+    of this step. The loss of a trajectory is the sum over its actions, so divide by the number of actions of the global
+    batch.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        settings: Mapping[str, Any],
+        heads: Any,
+        *,
+        device: torch.device,
+        autocast: Autocast = nullcontext,
+    ) -> None:
+        defaults = {name: parameter.default for name, parameter in settings_of(objective).items()}
+        self.objective, self.settings = objective, {**defaults, **settings}
+        self.heads, self.device, self.autocast = heads, device, autocast
+        self.updates = 0
+
+    def check(self) -> None:
+        """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
+        one, two = torch.zeros(1), torch.zeros(2, 1)
+        self.objective(ActionValues(one, two, two, one, one, one, one), **self.settings)
+
+    def values(self, network: nn.Module, inputs: TrajectoryInputs) -> ActionValues:
+        """What policy and heads say of the actions of ``inputs``, in float32 or wider."""
+
+        def read(hidden: Tensor, output_head: nn.Module, heads: Any) -> ActionValues:
+            states = hidden[inputs.rows, inputs.columns - 1]
+            watched = _ScaledGradient.apply(states, self.settings["value_gradient"])
+            logits, q, v = (_wide(values) for values in (output_head(states), heads.q(watched), heads.v(watched)))
+            with torch.no_grad():
+                target_q = _wide(heads.target_q(states))
+            return ActionValues(
+                logps=-functional.cross_entropy(logits, inputs.actions, reduction="none"),
+                q=q.gather(2, inputs.actions.expand(2, -1)[..., None]).squeeze(2),
+                q_logsumexp=q.logsumexp(2),
+                v=v,
+                next_v=next_values(v.detach(), inputs.rows),
+                target_q=target_q.gather(1, inputs.actions[:, None]).squeeze(1),
+                rewards=inputs.rewards.to(v),
+            )
+
+        with self.autocast():
+            found: ActionValues = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
+        return found
+
+    def __call__(self, network: nn.Module, batch: TrajectoryBatch) -> StepOutput:
+        """Sum of weighted losses over trajectories, and metrics as means over actions."""
+        inputs = prepare(batch, self.device)
+        values = self.values(network, inputs)
+        losses = self.objective(values, **self.settings)
+
+        def by_trajectory(each: Tensor) -> Tensor:
+            return each.new_zeros(len(batch)).index_add(0, inputs.rows, each)
+
+        counts = by_trajectory(torch.ones_like(losses))
+        metrics = {
+            name: by_trajectory(each.detach()) / counts
+            for name, each in {"loss": losses, **self._watched(values)}.items()
+        }
+        metrics["return"] = by_trajectory(values.rewards)
+        weights = {name: counts for name in metrics if name != "return"}
+        return StepOutput(weighted_total(by_trajectory(losses), batch, weighted=True), metrics, weights)
+
+    def _watched(self, values: ActionValues) -> dict[str, Tensor]:
+        settings = self.settings
+        return {
+            "losses/q": q_losses(values, gamma=settings["gamma"]),
+            "losses/v": v_losses(values, tau=settings["tau"]),
+            "losses/cql": cql_losses(values),
+            "losses/awac": awac_losses(values, beta=settings["beta"]),
+            "nll": -values.logps,
+            "values/q": values.q.mean(0),
+            "values/v": values.v,
+            "values/advantage": values.target_q - values.v,
+        }
+
+    def gate(self, network: nn.Module, batch: TrajectoryBatch) -> dict[str, float]:
+        """Check that the first loss is finite. Raises UserError when it is not."""
+        with torch.no_grad():
+            loss = float(self(network, batch).metrics["loss"].mean())
+        check_first_loss(loss)
+        return {"loss": loss}
+
+    def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
+        """Count the update, and move the targets where their turn has come."""
+        self.updates += 1
+        if self.updates % self.settings["target_sync_steps"] == 0:
+            self.heads.sync_targets(self.settings["target_alpha"])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The targets, and the number of updates under the name "updates"."""
+        return {**self.heads.target_q_heads.state_dict(), "updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state_dict`` gave."""
+        self.updates = int(state["updates"])
+        self.heads.target_q_heads.load_state_dict({name: each for name, each in state.items() if name != "updates"})
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def heldout_figures(
+    step: ValueLearningStep,
+    network: nn.Module,
+    batches: Callable[[Sequence[int], int], TrajectoryBatch],
+    *,
+    num_trajectories: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """The step's metrics over held-out trajectories: means over actions, and the mean return of a trajectory."""
+    sums: dict[str, float] = {}
+    totals: dict[str, float] = {}
+    starts = range(0, num_trajectories, batch_size)
+    for start in tqdm(starts, desc="held-out trajectories", unit="batch", leave=False, disable=len(starts) < 20):
+        batch = batches(list(range(start, min(start + batch_size, num_trajectories))), 0)
+        with torch.no_grad():
+            output = step(network, batch)
+        for name, values in output.metrics.items():
+            weights = output.weights.get(name, torch.ones_like(values)).double()
+            sums[name] = sums.get(name, 0.0) + float((values.double() * weights).sum())
+            totals[name] = totals.get(name, 0.0) + float(weights.sum())
+    return {name: value / totals[name] for name, value in sums.items()}
