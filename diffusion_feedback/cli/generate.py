@@ -1,4 +1,4 @@
-"""``dfb generate``: prompts x seeds x model (+ LoRA) to a folder of images with its manifest."""
+"""``dfb generate``: prompts x seeds x model (+ LoRA) to a folder of images, or a file of completions."""
 
 from __future__ import annotations
 
@@ -6,28 +6,52 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .completing import (
+    add_completion_flags,
+    drawing_of,
+    fill_completion_flags,
+    given_completion_flags,
+    is_language_model,
+    load_writer,
+    read_text_prompts,
+)
 from .sampling import add_sampling_flags, check_sampling_flags, load_sampler
 
 EPILOG = """examples:
   dfb generate assets/shapes-sd --prompts assets/prompts/heldout.txt --output_dir out/base
   dfb generate assets/shapes-sd --lora runs/demo/dpo --prompts prompts.txt --seeds 0 1 2 3 --output_dir out/tuned
   dfb generate stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype float16 --prompts prompts.jsonl --output_dir out
+  dfb generate runs/text_dpo --prompts prompts.jsonl --num_samples 4 --max_new_tokens 32 --output_dir out/completions
+  dfb generate Qwen/Qwen2.5-0.5B-Instruct --family causal_lm --prompts prompts.jsonl --output_dir out/completions
 
-The folder is an imagefolder: images/00012-s3.png is prompt 12 under seed 3, metadata.jsonl holds prompt, seed, settings
-and the hash of the model. Run the same command again to go on after an interruption.
+Of images the folder is an imagefolder: images/00012-s3.png is prompt 12 under seed 3, metadata.jsonl holds prompt, seed,
+settings and the hash of the model. Of a language model (a transformers or adapter folder, or --family causal_lm) it holds
+completions.jsonl: prompt, completion, its tokens, seed, number of the sample, settings and the hash of the model; prompts
+are texts or conversations in any form that dfb train reads. Run the same command again to go on after an interruption.
 """
+
+_IMAGE_FLAGS = (
+    "noise",
+    "lora",
+    "variant",
+    "num_inference_steps",
+    "guidance_scale",
+    "negative_prompt",
+    "height",
+    "width",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
     parser = argparse.ArgumentParser(
         prog="dfb generate",
-        description="Generate one image for each prompt under each seed.",
+        description="Generate one image, or some completions, for each prompt under each seed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="diffusers folder or hub id")
+    add("model", metavar="MODEL", help="diffusers or transformers folder, or hub id")
     add("--prompts", required=True, help=".txt (one a line), .jsonl, .csv or .parquet (column prompt, caption or text)")
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--seeds", type=int, nargs="+", default=[0], help="each prompt is generated under each seed (default 0)")
@@ -38,24 +62,47 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from the noise of the bare seed, as diffusers does, the same for every prompt; or from noise of its "
         "own for each prompt and seed, so that prompts are independent (default seed)",
     )
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, families="sd, sdxl or causal_lm (default: what the folder's files are, else sd)")
+    parser.set_defaults(family=None)
+    add_completion_flags(parser.add_argument_group("completions of a language model"))
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision of the network")
     add("--device", help="cuda, cpu, ...; the best one there is by default")
-    add("--batch_size", "--batch-size", type=int, default=8, help="images at once (default 8)")
-    add("--overwrite", action="store_true", help="replace the images of another run in the folder")
+    add("--batch_size", "--batch-size", type=int, default=8, help="images or completions at once (default 8)")
+    add("--overwrite", action="store_true", help="replace what another run wrote in the folder")
     return parser
 
 
 def run(argv: Sequence[str]) -> None:
-    """Generate images as ``argv`` says. Raises UserError for bad input."""
-    arguments = build_parser().parse_args(argv)
+    """Generate as ``argv`` says. Raises UserError for bad input."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
 
     from ..errors import UserError
-    from ..generation import generate, own_noise, read_prompts
 
     if arguments.batch_size < 1:
         raise UserError(f"--batch_size: got {arguments.batch_size}", "allowed: 1 or more")
     check_sampling_flags(arguments)
+    if is_language_model(arguments.model, arguments.family):
+        given = [name for name in _IMAGE_FLAGS if getattr(arguments, name) != parser.get_default(name)]
+        _refuse(given, arguments.model, "writes texts")
+        _complete(arguments)
+    else:
+        _refuse(given_completion_flags(arguments), arguments.model, "makes images")
+        arguments.family = arguments.family or "sd"
+        _draw_images(arguments)
+
+
+def _refuse(given: Sequence[str], model: str, what: str) -> None:
+    from ..errors import UserError
+
+    if given:
+        problem = f"--{given[0]}: means nothing for {model}, which {what}"
+        raise UserError(problem, "leave it out, or say with --family what the model is")
+
+
+def _draw_images(arguments: argparse.Namespace) -> None:
+    from ..generation import generate, own_noise, read_prompts
+
     prompts = [record.prompt for record in read_prompts(arguments.prompts)]
     loaded = load_sampler(arguments, dtype=arguments.dtype)
     loaded.note_truncated(prompts)
@@ -71,3 +118,32 @@ def run(argv: Sequence[str]) -> None:
         overwrite=arguments.overwrite,
     )
     print(f"{len(records)} images in {arguments.output_dir}")
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    from ..generation import COMPLETIONS, complete_prompts
+
+    fill_completion_flags(arguments)
+    prompts = read_text_prompts(arguments.prompts)
+    writer = load_writer(
+        arguments.model,
+        drawing_of(arguments),
+        revision=arguments.revision,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        chat_template=arguments.chat_template,
+    )
+    path = Path(arguments.output_dir) / COMPLETIONS
+    records = complete_prompts(
+        prompts,
+        path,
+        sampler=writer,
+        seeds=arguments.seeds,
+        num_samples=arguments.num_samples,
+        model_hash=writer.model.model_hash(),
+        settings=writer.settings,
+        batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
+    )
+    ended = sum(record.is_finished for record in records)
+    print(f"{path}: {len(records)} completions of {len(prompts)} prompts, {ended} of them came to their end")

@@ -33,10 +33,10 @@ class LoadedSampler:
             )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, *, families: str = "sd or sdxl (default sd)") -> None:
     """The flags that say which weights a model has, and how images are drawn from it."""
     add = parser.add_argument
-    add("--family", default="sd", help="model family: sd or sdxl (default sd)")
+    add("--family", default="sd", help=f"model family: {families}")
     add("--lora", help="folder, file or hub id of LoRA weights")
     add("--revision", help="branch, tag or commit on the hub")
     add("--variant", help="weight variant, such as fp16")

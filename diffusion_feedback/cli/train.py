@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import build_parser, parse, to_yaml
+from ..config import RoundsConfig, build_parser, parse, to_yaml
 from ..errors import UserError
 
 EPILOG = """examples:
@@ -30,6 +30,8 @@ def run(argv: Sequence[str]) -> None:
         return
     if flags.resume and flags.overwrite:
         raise UserError("--resume and --overwrite contradict each other", "give one of them")
+    if recipe.rounds != RoundsConfig():
+        raise UserError("rounds: means nothing for one training run", "run the recipe with dfb rounds --config")
     from .training_run import train
 
     train(recipe, resume=flags.resume, overwrite=flags.overwrite, dry_run=flags.dry_run)

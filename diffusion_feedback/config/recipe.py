@@ -189,6 +189,46 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class RoundsConfig:
+    """Rounds of drawing, judging, pairing and training. For dfb rounds alone, where data.train holds prompts.
+
+    Args:
+        num_rounds: How many rounds; may be raised later, to go on.
+        num_prompts: Prompts of one round, taken from data.train without a repeat until all were used; all when not given.
+        num_samples: Samples of each prompt in a round.
+        rule: How pairs are picked from the ranked samples of a prompt: a rule of dfb label, as NAME or NAME,key=value.
+        start_from: What a round trains: the model of the round before (previous), or the initial one.
+        reference: What its objective compares with: the initial model, the previous round's, or an average (ema).
+        reference_decay: Share of itself that an averaged reference keeps from round to round, in [0, 1).
+        scorer: Who judges images: a scorer of dfb score. Texts are judged by rollouts.reward.
+        reward_recipe: Recipe by which the reward model is trained anew in every round, on the pairs of all rounds so far;
+            the judge stays as it is when not given.
+        labels_from: Who labels those pairs, such as function=module:attribute.
+        heldout_prompts: File of prompts on which every round is measured.
+        num_heldout_prompts: Use only so many of them.
+        num_heldout_samples: Samples of each held-out prompt.
+        heldout_judge: Who judges the held-out samples; labels_from where it is given, else what judges in the rounds.
+        batch_size: Images drawn at once; texts go by rollouts.batch_size.
+    """
+
+    num_rounds: int = 0
+    num_prompts: int | None = None
+    num_samples: int = 4
+    rule: str = "best_worst"
+    start_from: Literal["previous", "initial"] = "previous"
+    reference: Literal["initial", "previous", "ema"] = "initial"
+    reference_decay: float = 0.5
+    scorer: str = ""
+    reward_recipe: str | None = None
+    labels_from: str | None = None
+    heldout_prompts: str = ""
+    num_heldout_prompts: int | None = None
+    num_heldout_samples: int = 1
+    heldout_judge: str | None = None
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run.
 
@@ -202,6 +242,7 @@ class Recipe:
         validation: What is looked at while training.
         text: How texts become tokens, and tokens passes.
         rollouts: How completions are drawn and judged.
+        rounds: Rounds of drawing, judging, pairing and training.
     """
 
     model: ModelConfig
@@ -213,6 +254,7 @@ class Recipe:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     text: TextConfig = field(default_factory=TextConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
 
 
 SECTIONS: Mapping[str, type[Any]] = {
@@ -222,9 +264,10 @@ SECTIONS: Mapping[str, type[Any]] = {
     "validation": ValidationConfig,
     "text": TextConfig,
     "rollouts": RolloutConfig,
+    "rounds": RoundsConfig,
 }
 # Sections that mean nothing to most runs: a resolved recipe names them only where they say something.
-_OPTIONAL: Mapping[str, Any] = {"text": TextConfig(), "rollouts": RolloutConfig()}
+_OPTIONAL: Mapping[str, Any] = {"text": TextConfig(), "rollouts": RolloutConfig(), "rounds": RoundsConfig()}
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

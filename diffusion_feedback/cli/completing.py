@@ -1,0 +1,165 @@
+"""A language model and its settings to completions, for the commands that draw them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..generation import Completion
+    from ..records import Text
+
+_DEFAULTS: Mapping[str, Any] = {
+    "num_samples": 1,
+    "max_new_tokens": 64,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "chat_template": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How completions are drawn; ``top_k`` 0 and ``top_p`` 1 leave all tokens in, ``temperature`` 0 takes the likeliest."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A loaded language model that turns prompts and seeds to completions, with all that decides what comes out."""
+
+    model: Any
+    drawing: Drawing
+    chat_template: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a file of completions records besides prompts, seeds and the hash of the model."""
+        drawing = {name: getattr(self.drawing, name) for name in Drawing.__slots__}
+        template = {"chat_template": self.chat_template} if self.chat_template else {}
+        return {**drawing, **template, "dtype": str(self.model.network.model.dtype).removeprefix("torch.")}
+
+    def encode(self, prompts: Sequence[Text]) -> list[list[int]]:
+        """Token ids of ``prompts``, cut at their beginning where they leave no room for a completion."""
+        from ..likelihoods.tokenization import Tokenization
+
+        room = self.model.window - self.drawing.max_new_tokens
+        return Tokenization(self.model.tokenizer, room, chat_template=self.chat_template).encode_prompts(prompts)
+
+    def __call__(self, prompts: Sequence[Text], seeds: Sequence[int]) -> list[Completion]:
+        """One completion of each prompt, under its own seed."""
+        from ..generation import Completion
+
+        settings = {name: getattr(self.drawing, name) for name in Drawing.__slots__}
+        drawn = self.model.sample(self.model.network, self.encode(prompts), seeds, **settings)
+        ends = self.model.end_token_ids
+        return [Completion(self.decode(ids), tuple(ids), bool(ids) and ids[-1] in ends) for ids in drawn]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion, without its end token and other special ones."""
+        text: str = self.model.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def add_completion_flags(parser: argparse._ActionsContainer) -> None:
+    """The flags that say how completions are drawn. They have no defaults here, so that a model of images refuses them."""
+    add = parser.add_argument
+    add("--num_samples", "--num-samples", type=int, help="completions of each prompt under each seed (default 1)")
+    add("--max_new_tokens", "--max-new-tokens", type=int, help="longest completion, in tokens (default 64)")
+    add("--temperature", type=float, help="sampling temperature; 0 takes the likeliest token (default 1)")
+    add("--top_k", "--top-k", type=int, help="draw from so many of the likeliest tokens; 0 for all (default 0)")
+    add("--top_p", "--top-p", type=float, help="draw from the likeliest tokens of this share; 1 for all (default 1)")
+    add("--chat_template", "--chat-template", help="file with a Jinja chat template, for a tokenizer that has none")
+
+
+def given_completion_flags(arguments: argparse.Namespace) -> list[str]:
+    """The names of the flags of ``add_completion_flags`` that were given."""
+    return [name for name in _DEFAULTS if getattr(arguments, name) is not None]
+
+
+def fill_completion_flags(arguments: argparse.Namespace) -> None:
+    """Put defaults in the place of flags that were not given. Raises UserError for values out of range."""
+    from ..errors import UserError
+
+    for name, default in _DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+    for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("top_k", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name}: got {getattr(arguments, name)}", f"allowed: {least} or more")
+    if not 0 <= arguments.temperature < float("inf"):
+        raise UserError(f"--temperature: got {arguments.temperature}", "allowed: 0 or more")
+    if not 0 < arguments.top_p <= 1:
+        raise UserError(f"--top_p: got {arguments.top_p}", "allowed: above 0, up to 1")
+
+
+def drawing_of(arguments: argparse.Namespace) -> Drawing:
+    """How ``arguments`` say that completions are drawn."""
+    return Drawing(arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p)
+
+
+def load_writer(
+    path: str,
+    drawing: Drawing,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    chat_template: str | None = None,
+) -> Writer:
+    """Load the language model at ``path``; ``chat_template`` is a file. Raises UserError where it cannot be used."""
+    import torch
+
+    from ..errors import UserError
+    from ..models import causal_lm
+    from .devices import find_device
+
+    place = find_device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = causal_lm.load(path, revision=revision, dtype=getattr(torch, dtype), device=place)
+    if drawing.max_new_tokens >= model.window:
+        problem = (
+            f"{drawing.max_new_tokens} new tokens leave no room for a prompt in the model's window of {model.window}"
+        )
+        raise UserError(problem, "draw fewer tokens")
+    return Writer(model, drawing, read_template(chat_template) if chat_template else None)
+
+
+def read_template(path: str) -> str:
+    """The chat template in the file ``path``. Raises UserError where there is none."""
+    from ..errors import UserError
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file", "give a file with a Jinja chat template")
+    return Path(path).read_text("utf-8")
+
+
+def read_text_prompts(path: str) -> list[Text]:
+    """The prompts of a text or CSV file, or of texts in any of the formats that are trained on."""
+    from ..data.texts import open_prompts
+    from ..generation import read_prompts
+
+    if Path(path).suffix.lower() in (".txt", ".csv"):
+        return [record.prompt for record in read_prompts(path)]
+    return list(open_prompts(path))
+
+
+def is_language_model(model: str, family: str | None = None) -> bool:
+    """Whether ``model`` writes texts: by its ``family`` where that is given, else by the files of its folder."""
+    from ..catalog import reads_text
+
+    if family is not None:
+        return reads_text(family)
+    folder = Path(model)
+    if (folder / "model_index.json").is_file():
+        return False
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
