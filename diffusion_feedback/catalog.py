@@ -13,9 +13,31 @@ from .errors import UserError
 CATALOG: Mapping[str, Mapping[str, str]] = {
     "objective": {
         "dpo": "diffusion_feedback.objectives.pairwise:dpo",
+        "cdpo": "diffusion_feedback.objectives.pairwise:cdpo",
+        "robust": "diffusion_feedback.objectives.pairwise:robust",
         "ipo": "diffusion_feedback.objectives.pairwise:ipo",
         "hinge": "diffusion_feedback.objectives.pairwise:hinge",
-        "robust": "diffusion_feedback.objectives.pairwise:robust",
+        "exo": "diffusion_feedback.objectives.pairwise:exo",
+        "dpo_norm": "diffusion_feedback.objectives.pairwise:dpo_norm",
+        "odpo": "diffusion_feedback.objectives.pairwise:odpo",
+        "rdpo": "diffusion_feedback.objectives.pairwise:rdpo",
+        "dpop": "diffusion_feedback.objectives.pairwise:dpop",
+        "discopop": "diffusion_feedback.objectives.pairwise:discopop",
+        "nca": "diffusion_feedback.objectives.pairwise:nca",
+        "sppo": "diffusion_feedback.objectives.pairwise:sppo",
+        "apo_zero": "diffusion_feedback.objectives.pairwise:apo_zero",
+        "apo_down": "diffusion_feedback.objectives.pairwise:apo_down",
+        "bco": "diffusion_feedback.objectives.shifted:bco",
+        "aot": "diffusion_feedback.objectives.coupled:aot",
+        "aot_unpaired": "diffusion_feedback.objectives.coupled:aot_unpaired",
+        "cpo": "diffusion_feedback.objectives.reference_free:cpo",
+        "simpo": "diffusion_feedback.objectives.reference_free:simpo",
+        "alphapo": "diffusion_feedback.objectives.reference_free:alphapo",
+        "slic": "diffusion_feedback.objectives.reference_free:slic",
+        "orpo": "diffusion_feedback.objectives.reference_free:orpo",
+        "kto": "diffusion_feedback.objectives.unpaired:kto",
+        "apo_zero_unpaired": "diffusion_feedback.objectives.unpaired:apo_zero_unpaired",
+        "weighted_sum": "diffusion_feedback.objectives.weighted_sum:weighted_sum",
         "sft": "diffusion_feedback.objectives.pointwise:sft",
         "ppo": "diffusion_feedback.objectives.policy_gradient:PPO",
         "grpo": "diffusion_feedback.objectives.policy_gradient:GRPO",
@@ -29,6 +51,10 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     "step": {
         "pairwise": "diffusion_feedback.training.steps:PairwiseStep",
         "reference_free": "diffusion_feedback.training.steps:PairwiseStep",
+        "shifted": "diffusion_feedback.training.shifted:ShiftedStep",
+        "weighted_sum": "diffusion_feedback.training.shifted:ShiftedStep",
+        "coupled": "diffusion_feedback.training.coupled:CoupledStep",
+        "unpaired": "diffusion_feedback.training.unpaired:UnpairedStep",
         "pointwise": "diffusion_feedback.training.steps:PointwiseStep",
         "value_learning": "diffusion_feedback.training.value_learning:ValueLearningStep",
         "ranking": "diffusion_feedback.training.ranking:RankingStep",
@@ -90,24 +116,46 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+_ON_SAMPLES = ("pairwise", "shifted", "weighted_sum", "coupled", "reference_free", "unpaired", "pointwise")
+
 # Which kinds of objective a family can be tuned by.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "sd": ("pairwise", "pointwise"),
-    "sdxl": ("pairwise", "pointwise"),
+    "sd": _ON_SAMPLES,
+    "sdxl": _ON_SAMPLES,
     "clip": ("ranking",),
-    "causal_lm": (
-        "pairwise", "reference_free", "coupled", "unpaired", "pointwise", "policy_gradient", "value_learning",
-    ),
+    "causal_lm": (*_ON_SAMPLES, "policy_gradient", "value_learning"),
     "reward_model": ("reward",),
-}  # fmt: skip
+}
+
+_NO_LENGTH = "an image has no length"
+_NOT_FOR_IMAGES = {
+    "dpo_norm": f"{_NO_LENGTH} to divide by: it is dpo",
+    "rdpo": f"{_NO_LENGTH} to hold against it: it is dpo",
+    "odpo": "pairs of images carry no margin to ask for: it is dpo",
+    "simpo": "without a reference the error at the drawn timestep drowns the margin that gamma asks for; use dpo or cpo",
+    "alphapo": "it bends the probability of a token, and an image has none; use dpo or cpo",
+}
+_DIVERGENCE = "log-ratios of images are means of small errors, where every divergence is the reverse KL with another beta"
+
+# Objectives that a family could be tuned by, were it not for the reason.
+REFUSED: Mapping[str, Mapping[str, str]] = {"sd": _NOT_FOR_IMAGES, "sdxl": _NOT_FOR_IMAGES}
+
+# Settings of objectives that mean nothing for a family, and why.
+REFUSED_SETTINGS: Mapping[str, Mapping[str, str]] = {
+    family: {"f_divergence_type": _DIVERGENCE, "f_alpha_divergence_coef": _DIVERGENCE} for family in ("sd", "sdxl")
+}
 
 _TEXT_FAMILIES = frozenset({"causal_lm", "reward_model"})
 
 # The kinds of objective that compare the policy with a reference.
-NEEDS_REFERENCE = frozenset({"pairwise", "coupled", "unpaired"})
+NEEDS_REFERENCE = frozenset({"pairwise", "shifted", "coupled", "unpaired"})
 
-# Objectives whose loss on one pair depends on the other pairs of the same forward pass.
-BATCH_COUPLED = frozenset({"pickscore_in_batch"})
+# Objectives whose loss on one example depends on the others: those of the same forward pass (pickscore_in_batch), or those
+# of the whole update, however it is cut into passes and processes (all others).
+BATCH_COUPLED = frozenset({"pickscore_in_batch", "kto", "aot", "aot_unpaired"})
+
+# What a term of a weighted sum can be.
+_TERM_KINDS = frozenset({"pairwise", "reference_free", "shifted", "pointwise"})
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -147,7 +195,8 @@ def objectives_for(family: str) -> list[str]:
     kinds = KINDS.get(family)
     if kinds is None:
         raise UserError(f"unknown family {family!r}", nearest(family, names("family")))
-    return [name for name in names("objective") if kind_of(name) in kinds]
+    refused = REFUSED.get(family, {})
+    return [name for name in names("objective") if kind_of(name) in kinds and name not in refused]
 
 
 def reads_text(family: str) -> bool:
@@ -159,6 +208,36 @@ def session_of(family: str, objective: str) -> str:
     """The name under which the run of ``objective`` on a model of ``family`` is put together."""
     own = f"{family}/{kind_of(objective)}"
     return own if own in CATALOG["session"] else family
+
+
+def parts_of(objective: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The terms of a weighted sum; of any other ``objective`` (name and settings) itself."""
+    return list(objective.get("terms", [objective]))
+
+
+def needs_reference(objective: Mapping[str, Any]) -> bool:
+    """Whether ``objective`` (name and settings) compares the policy with a reference: a sum does where a term does."""
+    return any(kind_of(part["name"]) in NEEDS_REFERENCE for part in parts_of(objective))
+
+
+def check_terms(terms: Any) -> None:
+    """Refuse ``terms`` of a weighted sum that are no list of {name, weight, settings}, and what cannot be summed.
+
+    Raises UserError naming the term.
+    """
+    form = "give a list such as [{name: dpo, weight: 0.8, beta: 0.1}, {name: sft, weight: 1.0}]"
+    if not isinstance(terms, list) or not terms:
+        raise UserError(f"objective.terms: got {terms!r}", form)
+    for number, term in enumerate(terms, 1):
+        if not isinstance(term, Mapping) or not isinstance(term.get("name"), str) or "weight" not in term:
+            raise UserError(f"objective.terms: term {number} is {term!r}, without a name or a weight", form)
+        name = term["name"]
+        kind = kind_of(name)
+        if kind not in _TERM_KINDS:
+            fitting = ", ".join(other for other in names("objective") if kind_of(other) in _TERM_KINDS)
+            reason = "depends on other examples than its own pair" if kind in ("coupled", "unpaired") else "is of another kind"
+            raise UserError(f"objective.terms: {name!r} cannot be a term of a sum, as it {reason}", f"allowed: {fitting}")
+        check_settings("objective", name, {key: value for key, value in term.items() if key not in ("name", "weight")})
 
 
 def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:

@@ -119,9 +119,14 @@ class Trainer:
         if self.average is not None:
             self.average.update()
         metrics = {**self._mean(sums), "grad_norm": norm, "lr": rate}
-        if isinstance(self.step, Observer):
-            self.step.observe(self.network, metrics)
+        for observer in self._observers().values():
+            observer.observe(self.network, metrics)
         return metrics
+
+    def _observers(self) -> dict[str, Observer]:
+        """What keeps a state of its own: the step, and a source that draws its examples from the policy."""
+        parts: dict[str, object] = {"step": self.step, "source": self.source}
+        return {name: part for name, part in parts.items() if isinstance(part, Observer)}
 
     def _accumulate(self, number: int) -> dict[str, Tensor]:
         """Gradients of one update; returns sums of metrics and of their weights, of this process."""
@@ -199,8 +204,7 @@ class Trainer:
         tensors: dict[str, Mapping[str, Tensor]] = {"policy": {name: p.detach() for name, p in self.weights.items()}}
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
-        if isinstance(self.step, Observer):
-            tensors["step"] = self.step.state_dict()
+        tensors |= {name: observer.state_dict() for name, observer in self._observers().items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "identity": self._identity()}
         self.folder.save_checkpoint(done, tensors, state, self.config.checkpoints_total_limit)
@@ -226,8 +230,8 @@ class Trainer:
                     parameter.copy_(tensors["policy"][name])
             if self.average is not None:
                 self.average.load_state_dict(tensors["average"])
-            if isinstance(self.step, Observer):
-                self.step.load_state_dict(tensors["step"])
+            for name, observer in self._observers().items():
+                observer.load_state_dict(tensors[name])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,235 @@
+"""The updates that are made from each iteration of rollouts: a source of passes that keeps what was drawn.
+
+Completions are drawn at the first update of an iteration by the policy as it then is, and measured once; then the
+updates go through them in counted permutations. Advantages are estimated, and whitened, over the whole iteration, which
+a checkpoint holds: what was drawn is never drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..objectives.policy_gradient import Estimates, Experience, PolicyGradient
+from ..objectives.returns import k1, per_completion
+from ..types import TokenSequence
+from .order import PairOrder
+from .rollouts import Rollouts
+from .sources import under_budget
+
+
+@dataclass(frozen=True, slots=True)
+class Pretraining:
+    """Text that the policy must not unlearn: ``batch_size`` sequences each update, their loss weighed by ``coef``.
+
+    ``order`` decides which of ``sequences`` an update sees. The loss is the mean over their scored tokens of - log p,
+    the last term of Eq. 2 in arXiv:2203.02155 per token.
+    """
+
+    sequences: Sequence[TokenSequence]
+    order: PairOrder
+    coef: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """B completions of one pass, tokens flat (N,): what was measured when they were drawn, and what they are worth.
+
+    ``figures`` describe the whole iteration. ``pretraining`` are sequences of the pretraining text, their summed loss
+    weighed by ``pretraining_scale``, which makes it ``coef`` times their mean per token once the loop has divided.
+    """
+
+    sequences: Sequence[TokenSequence]
+    lengths: Tensor
+    old: Tensor
+    advantages: Tensor
+    reference: Tensor | None
+    old_values: Tensor | None
+    returns: Tensor | None
+    figures: Mapping[str, float]
+    pretraining: Sequence[TokenSequence] = ()
+    pretraining_scale: float = 0.0
+
+    @property
+    def weight(self) -> Tensor:
+        """Every completion counts alike, (B,)."""
+        return torch.ones(len(self.sequences))
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+
+@dataclass
+class RolloutSource:
+    """Mini-batches of rollouts: a ``types.BatchSource`` that is also an ``Observer``, as it has a state to keep.
+
+    ``draw`` gives the ``num_completions`` rollouts of an iteration; each is gone through ``num_ppo_epochs`` times in
+    ``num_mini_batches`` updates. A pass holds completions of like lengths: ``pass_size`` of them, or with
+    ``max_tokens`` as many as fit, padding included.
+
+    Raises UserError where the mini-batches do not divide the completions, or are smaller than the processes.
+    """
+
+    draw: Callable[[int], Rollouts]
+    algorithm: PolicyGradient
+    num_completions: int
+    num_generations: int = 1
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 1
+    seed: int = 0
+    pass_size: int = 8
+    max_tokens: int | None = None
+    processes: int = 1
+    rank: int = 0
+    pretraining: Pretraining | None = None
+    iteration: int = -1
+    kl_coef: float = field(init=False)
+    rollouts: Rollouts | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.kl_coef = self.algorithm.kl_coef
+        if self.num_completions % self.num_mini_batches:
+            problem = f"rollouts.num_mini_batches: {self.num_mini_batches} parts of {self.num_completions} completions"
+            raise UserError(problem, "use a number that divides num_prompts * num_generations")
+        if self.batch_size < self.processes:
+            problem = (
+                f"rollouts: {self.batch_size} completions in an update are fewer than the {self.processes} processes"
+            )
+            raise UserError(problem, "raise rollouts.num_prompts, or lower rollouts.num_mini_batches")
+
+    @property
+    def batch_size(self) -> int:
+        """Completions in one update, over all processes."""
+        return self.num_completions // self.num_mini_batches
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps that are made from the rollouts of one iteration."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    def micro_batches(self, number: int) -> Iterator[RolloutBatch]:
+        """This process's passes of update ``number`` (from 0)."""
+        rollouts = self._current(number)
+        indices = self._indices(number)
+        lengths = [len(sequence) for sequence in rollouts.sequences]
+        by_length = sorted(indices, key=lambda index: (-lengths[index], index))
+        budget, sizes = (self.pass_size, [1] * len(lengths)) if self.max_tokens is None else (self.max_tokens, lengths)
+        runs = under_budget(by_length[self.rank :: self.processes], sizes, budget)
+        texts, scale = self._pretraining(number)
+        return (self._batch(run, texts[place :: len(runs)], scale) for place, run in enumerate(runs))
+
+    def denominator(self, number: int) -> float:
+        """Tokens, or completions, of update ``number``, as the algorithm counts."""
+        lengths = self._current(number).lengths[self._indices(number)]
+        return float(self.algorithm.counts(lengths).sum())
+
+    def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
+        """An update changes nothing here."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The iteration in progress, and the KL coefficient that it was estimated with."""
+        if self.rollouts is None:
+            return {}
+        counters = {"iteration": torch.tensor(self.iteration), "kl_coef": torch.tensor(self.kl_coef).double()}
+        return {**counters, **self.rollouts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what ``state_dict`` wrote."""
+        if state:
+            self.iteration, self.kl_coef = int(state["iteration"]), float(state["kl_coef"])
+            self._hold(Rollouts.from_state(state))
+
+    def _current(self, number: int) -> Rollouts:
+        iteration = number // self.updates_per_iteration
+        if self.rollouts is None or iteration != self.iteration:
+            if self.rollouts is not None:
+                self.kl_coef = self.algorithm.next_kl_coef(self.kl_coef, self._kl(), self.num_completions)
+            drawn = self.draw(iteration)
+            self.iteration = iteration
+            self._hold(drawn)
+        assert self.rollouts is not None
+        return self.rollouts
+
+    def _hold(self, rollouts: Rollouts) -> None:
+        measured = rollouts.measured
+        self.rollouts, self._lengths = rollouts, rollouts.lengths
+        experience = Experience(
+            measured.logps,
+            self._lengths,
+            rollouts.scores,
+            measured.reference,
+            measured.values,
+            self.num_generations,
+        )
+        self._estimates: Estimates = self.algorithm.estimate(experience, self.kl_coef)
+        self._figures = self._describe(rollouts)
+
+    def _kl(self) -> float:
+        """Mean over completions of the sum of log(pi / pi_ref), nats; 0 without a reference."""
+        assert self.rollouts is not None
+        measured = self.rollouts.measured
+        if measured.reference is None:
+            return 0.0
+        return float(per_completion(k1(measured.logps, measured.reference), self._lengths).mean())
+
+    def _describe(self, rollouts: Rollouts) -> dict[str, float]:
+        """Means over the iteration's completions, under the names of TRL's PPO."""
+        score, other = float(rollouts.scores.mean()), float(self._estimates.non_score.mean())
+        figures = {
+            "objective/entropy": float(-per_completion(rollouts.measured.logps, self._lengths).mean()),
+            "objective/scores": score,
+            "objective/non_score_reward": other,
+            "objective/rlhf_reward": score + other,
+            "val/num_eos_tokens": float(rollouts.finished.sum()),
+            "completions/mean_length": float(self._lengths.float().mean()),
+            "episode": float((self.iteration + 1) * self.num_completions),
+        }
+        if rollouts.measured.reference is not None:
+            figures |= {"objective/kl": self._kl(), "objective/kl_coef": self.kl_coef}
+        if rollouts.measured.entropy is not None:
+            figures["policy/entropy_avg"] = float(rollouts.measured.entropy.mean())
+        if rollouts.seconds:
+            figures["eps"] = self.num_completions / rollouts.seconds
+        return figures
+
+    def _indices(self, number: int) -> list[int]:
+        epoch, part = divmod(number % self.updates_per_iteration, self.num_mini_batches)
+        iteration = number // self.updates_per_iteration
+        permutation = np.random.default_rng([self.seed, iteration, epoch]).permutation(self.num_completions)
+        return [int(index) for index in permutation[part * self.batch_size : (part + 1) * self.batch_size]]
+
+    def _pretraining(self, number: int) -> tuple[list[TokenSequence], float]:
+        """This process's pretraining sequences of update ``number``, and the factor of their summed loss."""
+        ptx = self.pretraining
+        if ptx is None:
+            return [], 0.0
+        whole = [ptx.sequences[index] for index in ptx.order.indices(number)]
+        tokens = sum(sequence.num_scored for sequence in whole)
+        return whole[self.rank :: self.processes], ptx.coef * self.denominator(number) / tokens
+
+    def _batch(self, run: Sequence[int], texts: Sequence[TokenSequence], scale: float) -> RolloutBatch:
+        assert self.rollouts is not None
+        starts = self._lengths.cumsum(0) - self._lengths
+        tokens = torch.cat([torch.arange(int(self._lengths[i])) + starts[i] for i in run])
+
+        def taken(flat: Tensor | None) -> Tensor | None:
+            return None if flat is None else flat[tokens]
+
+        measured, estimates = self.rollouts.measured, self._estimates
+        return RolloutBatch(
+            [self.rollouts.sequences[index] for index in run],
+            self._lengths[list(run)],
+            measured.logps[tokens],
+            estimates.advantages[tokens],
+            taken(measured.reference),
+            taken(measured.values),
+            taken(estimates.returns),
+            self._figures,
+            texts,
+            scale,
+        )
