@@ -54,6 +54,7 @@ def add(
             init_lora_weights="gaussian",
             target_modules=modules,
             fan_in_fan_out=is_transposed,
+            modules_to_save=list(heads) or None,
             task_type=task_type,
         )
         network.add_adapter(config, adapter_name=adapter)
