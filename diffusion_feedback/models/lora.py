@@ -37,12 +37,13 @@ def add(
     groups: Mapping[str, Sequence[str]] = TARGETS,
     adapter: str = ADAPTER,
     task_type: str | None = None,
+    heads: Sequence[str] = (),
 ) -> None:
     """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
 
     ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
-    output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Raises UserError for
-    targets that match no layer.
+    output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Layers that end in
+    ``heads`` are trained as a whole, and saved with the adapter. Raises UserError for targets that match no layer.
     """
     modules = _modules(network, targets, groups)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
