@@ -98,6 +98,9 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "classifier": "diffusion_feedback.scorers.texts.classifier:load",
         "function": "diffusion_feedback.scorers.texts.function:load",
     },
+    "pair_judge": {
+        "llm": "diffusion_feedback.scorers.texts.llm_judge:load",
+    },
     "benchmark": {
         "hpsv2": "diffusion_feedback.evaluation.benchmarks.hpsv2:benchmark",
         "pickapic": "diffusion_feedback.evaluation.benchmarks.pickapic:benchmark",

@@ -66,7 +66,8 @@ class EncodedImages:
 class PreferenceBatch:
     """B pairs. ``draw`` counts how often the data was gone through (the epoch), so that every pass draws anew.
 
-    ``chosen_probability`` (B,) in [0.5, 1]; ``weight`` (B,) > 0.
+    ``chosen_probability`` (B,) in [0.5, 1]; ``weight`` (B,) > 0. ``mismatched`` (B) are prompts of other pairs, where the
+    images are learnt from one by one: by them KTO estimates its point of reference.
     """
 
     pair_ids: Sequence[str]
@@ -76,6 +77,7 @@ class PreferenceBatch:
     chosen_probability: Tensor
     weight: Tensor
     draw: int = 0
+    mismatched: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -199,14 +201,11 @@ class PairLogps:
 
 @dataclass(frozen=True, slots=True)
 class UnpairedLogps:
-    """Log-probabilities (B,) of single samples under policy and reference, ``desirable`` (B,) bool, and ``kl``, a scalar
-    >= 0: the estimated divergence of policy from reference over the global batch, detached; 0 where none is estimated.
-    """
+    """Log-probabilities (B,) of single samples under policy and reference, and whether each is ``desirable`` (B,) bool."""
 
     policy: Tensor
     reference: Tensor
     desirable: Tensor
-    kl: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,4 +391,20 @@ class TextScorer(Protocol):
 
     def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Sequence[float]:
         """One finite number for each completion, in order; prompts and completions are texts or lists of messages."""
+        ...
+
+
+class PairJudge(Protocol):
+    """Compares two completions of one prompt, as a reader does who is shown both."""
+
+    @property
+    def recipe_id(self) -> str:
+        """Names everything that makes the verdict: kind, version, question, precision, hash of the weights."""
+        ...
+
+    def judge(self, prompts: Sequence[Any], firsts: Sequence[Any], seconds: Sequence[Any]) -> Sequence[float]:
+        """Preference in [0, 1] for the completion shown first, one for each prompt.
+
+        A judge may favour a place: whoever asks, asks in both orders.
+        """
         ...

@@ -18,7 +18,7 @@ from ..checkpoints import weights_hash
 
 _FOLDER = "give a folder that AutoModelForSequenceClassification loads, or a hub id"
 _NO_LIMIT = 10**9  # tokenizers without a limit of their own claim an astronomical one
-_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Classification:
         """Precision, limit, and hash of weights and vocabulary: the part of a recipe id that is alike for both."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         state = {**self.model.state_dict(), "vocabulary": torch.tensor([*repr(vocabulary).encode()], dtype=torch.uint8)}
-        precision = _PRECISION[next(self.model.parameters()).dtype]
+        precision = PRECISION[next(self.model.parameters()).dtype]
         return f"{self.max_length} tokens{'+end' if self.ends else ''}/{precision}/{weights_hash(state)}"
 
     def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
@@ -113,7 +113,7 @@ def load_classification(
     wanted = {} if num_labels is None else {"num_labels": num_labels}
     if Path(path).expanduser().is_dir():
         path = str(Path(path).expanduser())
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -195,7 +195,8 @@ def yes_or_no(name: str, value: str) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """No remarks and no bars from transformers; what matters is said by us, once."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,0 +1,151 @@
+"""A language model as a judge of pairs: shown a prompt and two answers, it says which is better, A or B (arXiv:2306.05685)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ...errors import UserError, first_line
+from ...records import content_hash
+from ..checkpoints import weights_hash
+from .checking import check_equal_length
+from .classification import PRECISION, quiet, whole_number
+
+TEMPLATE = """Which of two answers to the request is better: more helpful, more truthful, and closer to what is asked?
+The order of the answers and their length must not matter.
+
+[Request]
+{prompt}
+
+[Answer A]
+{first}
+
+[Answer B]
+{second}
+
+Reply with one letter, A or B. The better answer is:"""
+_ANSWERS = ("A", "B")
+_FIELDS = ("prompt", "first", "second")
+_FIELD = re.compile("{(" + "|".join(_FIELDS) + ")}")
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelJudge:
+    """Reads the log-probabilities of the replies A and B; ``template`` is the question."""
+
+    name: str
+    recipe_id: str
+    model: Any
+    tokenizer: Any
+    template: str
+    batch_size: int
+
+    def judge(self, prompts: Sequence[Any], firsts: Sequence[Any], seconds: Sequence[Any]) -> list[float]:
+        """p(A) / (p(A) + p(B)) for each prompt with the answers in this order, in [0, 1].
+
+        Raises UserError for a question beyond the model's window: cut anywhere, it would be another question.
+        """
+        check_equal_length(prompts, firsts)
+        check_equal_length(prompts, seconds)
+        questions = [self._question(*row) for row in zip(prompts, firsts, seconds, strict=True)]
+        preferences: list[float] = []
+        for start in range(0, len(questions), self.batch_size):
+            preferences += self._answer(questions[start : start + self.batch_size])
+        return preferences
+
+    def _question(self, prompt: Any, first: Any, second: Any) -> str:
+        texts = {name: _plain(value) for name, value in zip(_FIELDS, (prompt, first, second), strict=True)}
+        # Filled in at once: a prompt that speaks of {first} stays as it is.
+        question = _FIELD.sub(lambda found: texts[found[1]], self.template)
+        if not self.tokenizer.chat_template:
+            return question
+        turn = [{"role": "user", "content": question}]
+        rendered: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return rendered
+
+    @torch.inference_mode()
+    def _answer(self, questions: Sequence[str]) -> list[float]:
+        is_chat = bool(self.tokenizer.chat_template)
+        # A reply in plain text follows a space; the first token in which the two replies differ decides.
+        replies = [question + ("" if is_chat else " ") + answer for question in questions for answer in _ANSWERS]
+        rows = self.tokenizer(replies, add_special_tokens=not is_chat, verbose=False).input_ids
+        shared = [_common(*rows[place : place + 2]) for place in range(0, len(rows), 2)]
+        self._check_length(max(map(len, rows)))
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        ids = torch.zeros(mask.shape, dtype=torch.long)
+        ids[mask] = torch.tensor([token for row in rows for token in row])
+        device = self.model.device
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
+        logps = torch.log_softmax(logits.float(), -1)[:, :-1].gather(2, ids[:, 1:, None].to(device)).squeeze(2).cpu()
+        sums = [
+            sum(float(logps[number, place - 1]) for place in range(shared[number // 2], len(row)))
+            for number, row in enumerate(rows)
+        ]
+        favour = torch.tensor(sums, dtype=torch.float64)
+        preferences: list[float] = torch.sigmoid(favour[0::2] - favour[1::2]).tolist()
+        return preferences
+
+    def _check_length(self, length: int) -> None:
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 10**9
+        if length > limit:
+            problem = f"llm={self.name}: a question of {length} tokens, its window holds {limit}"
+            raise UserError(problem, "judge shorter texts, shorten the template, or use a model with a longer window")
+
+
+def load(
+    source: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    template: str = "",
+    batch_size: str = "8",
+) -> LanguageModelJudge:
+    """The causal language model in the folder or under the hub id ``source``, as a judge.
+
+    ``template`` is a file with the question, which holds {prompt}, {first} and {second} once or more each, and is
+    answered by A or B; it goes through the model's chat template where there is one. Raises UserError for another file
+    or model.
+    """
+    question = _read_template(template) if template else TEMPLATE
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            problem = f"llm={source}: cannot be loaded as a language model: {first_line(error)}"
+            raise UserError(problem, "give a folder that AutoModelForCausalLM loads, or a hub id") from error
+    recipe = f"llm.1/question {content_hash(question)[:8]}/{PRECISION[dtype]}/{weights_hash(model.state_dict())}"
+    return LanguageModelJudge(source, recipe, model, tokenizer, question, whole_number("batch_size", batch_size))
+
+
+def _read_template(path: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"template={path}: no such file", "give a file with the question to the judge")
+    text = Path(path).read_text("utf-8").rstrip("\n")
+    missing = [name for name in _FIELDS if "{" + name + "}" not in text]
+    if missing:
+        raise UserError(f"{path}: does not hold {{{missing[0]}}}", "show the judge {prompt}, {first} and {second}")
+    return text
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences share from the start, at least one: the first has no log-probability."""
+    pairs = zip(one, other, strict=False)
+    shared = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return max(shared, 1)
+
+
+def _plain(text: Any) -> str:
+    """A text, or the turns of a conversation as text."""
+    if isinstance(text, str):
+        return text
+    if len(text) == 1:
+        return str(text[0]["content"])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
