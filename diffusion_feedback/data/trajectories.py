@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..catalog import nearest
 from ..errors import UserError
-from ..records import Text, TextRecord
+from ..records import TextRecord
 from ..types import TokenExample, TokenSequence, TrajectoryBatch
-from .places import files_of_split, glob_files, hub_id, is_glob
 from .readers import OnBadRow
 from .rows import BadRow
-from .text_sources import SUFFIXES, Cells, HubTexts, TextRow, TextSource, file_source
+from .text_cells import Row
+from .text_formats import TextFormat, detect, unknown_columns
+from .text_sources import TextRow, TextSource
+from .texts import find_texts
 
-_COMPLETIONS = ("completion", "text", "messages")
-_FORMATS = (
-    "give rows of prompt (or none), completion, and reward (a number) or rewards (a list), in JSON Lines or parquet: "
-    "a file, a glob, a folder, or a hub id"
+_REMEDY = (
+    "give rows of prompt and completion (or messages, or text) with reward, a number, or rewards, a list of numbers"
 )
 
 
@@ -39,9 +34,10 @@ class TrajectoryRecord:
 
 
 class TrajectoryReader:
-    """The usable trajectories of a source, in its order. ``skipped`` lists (source, reason) of bad rows left out.
+    """The usable trajectories of some sources, in their order. ``skipped`` lists (source, reason) of bad rows left out.
 
-    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", and at the end where no row was usable.
+    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", for columns of no known format, and at the end
+    where no row was usable.
     """
 
     def __init__(self, sources: Sequence[TextSource], name: str, *, on_bad_row: OnBadRow = "error") -> None:
@@ -51,14 +47,18 @@ class TrajectoryReader:
     def __iter__(self) -> Iterator[TrajectoryRecord]:
         self.skipped = []
         count = 0
-        for row in chain.from_iterable(source.rows() for source in self.sources):
-            try:
-                record = to_trajectory(row)
-            except BadRow as error:
-                self.leave_out(row.source, error)
-            else:
-                count += 1
-                yield record
+        for source in self.sources:
+            form = detect(source.columns)
+            if form is None:
+                raise unknown_columns(str(getattr(source, "file", self.name)), source.columns)
+            for row in source.rows():
+                try:
+                    record = _trajectory(row, form)
+                except BadRow as error:
+                    self.leave_out(row.source, error)
+                else:
+                    count += 1
+                    yield record
         self.require(count)
 
     def leave_out(self, source: str, error: BadRow) -> None:
@@ -71,92 +71,54 @@ class TrajectoryReader:
         """Raise UserError where ``count``, the number of usable rows, is 0."""
         if not count:
             reason = f"; the first bad row: {self.skipped[0][1]}" if self.skipped else ""
-            raise UserError(f"{self.name}: no usable trajectories{reason}", _FORMATS)
+            raise UserError(f"{self.name}: no usable trajectories{reason}", _REMEDY)
 
 
 def open_trajectories(
     path: str, *, split: str = "train", revision: str | None = None, on_bad_row: OnBadRow = "error"
 ) -> TrajectoryReader:
-    """Open the trajectories at ``path``: a file, a glob, a folder of files, or a hub id.
+    """Open the trajectories at ``path``: a file, a glob, a folder of files, or a hub id, as ``texts.open_texts`` does.
 
-    Each row has ``completion`` (or ``text``, or ``messages``), texts or lists of turns, ``prompt`` where there is one, and
-    either ``reward``, a number that comes with the last token, or ``rewards``: one for each of the assistant's turns, or
-    for each token of the completion; the end token's may be left out and is 0 then. Raises UserError for a path that is
-    none of these.
+    Each row has a text in one of the forms of single texts (prompt and completion; messages; text), and either ``reward``,
+    a number that comes with the last token, or ``rewards``: one for each of the assistant's turns, or for each token of the
+    completion; the end token's may be left out and is 0 then. Raises UserError for a path that is none of these.
     """
-    return TrajectoryReader(_find(path, split, revision), path, on_bad_row=on_bad_row)
+    return TrajectoryReader(find_texts(path, split=split, revision=revision), path, on_bad_row=on_bad_row)
 
 
-def _find(name: str, split: str, revision: str | None) -> list[TextSource]:
-    path = Path(name).expanduser()
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{name}: trajectories are not read from a file of this kind", _FORMATS)
-        return [file_source(path)]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-        if not files:
-            raise UserError(f"{name}: no file of trajectories in this folder", _FORMATS)
-        return [file_source(file) for file in files_of_split(path, files, split, "trajectory")]
-    if is_glob(name):
-        if not (files := glob_files(name, SUFFIXES)):
-            raise UserError(f"{name}: no file has such a name", _FORMATS)
-        return [file_source(file) for file in files]
-    if (found := hub_id(name, SUFFIXES)) is not None:
-        return [HubTexts(found, split, revision)]
-    raise UserError(f"{name}: no such file or folder", _FORMATS)
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def to_trajectory(row: TextRow) -> TrajectoryRecord:
+def _trajectory(row: TextRow, form: TextFormat) -> TrajectoryRecord:
     """The trajectory of ``row``. Raises BadRow naming file, row and column."""
-    cells = row.cells
-    if isinstance(cells, BadRow):
-        raise cells
-    column = next((name for name in _COMPLETIONS if cells.get(name) is not None), None)
-    if column is None:
-        problem = f"{row.source}: no column {', '.join(map(repr, _COMPLETIONS))}"
-        raise BadRow("missing", f"{problem}; {nearest('completion', list(map(str, cells)))}")
-    completion = _text(cells[column], f"{row.source}, column {column!r}")
-    prompt = "" if cells.get("prompt") is None else _text(cells["prompt"], f"{row.source}, column 'prompt'", empty=True)
-    if prompt and isinstance(prompt, str) != isinstance(completion, str):
-        raise BadRow("text", f"{row.source}: prompt and {column} must both be texts, or both lists of turns")
-    rewards, is_total = _rewards(cells, row.source)
-    return TrajectoryRecord(TextRecord(prompt, completion, source=row.source), rewards, is_total)
+    if isinstance(row.cells, BadRow):
+        raise row.cells
+    cells = Row(row.source, row.cells)
+    rewards, is_total = _rewards(cells)
+    record = form.read(cells)
+    if record is None or record.rejected is not None or not record.chosen:
+        problem = f"{row.source}: one completion is needed in each row, and this is a row of {form.name}"
+        raise BadRow("text", problem)
+    return TrajectoryRecord(record, rewards, is_total)
 
 
-def _text(value: Any, where: str, *, empty: bool = False) -> Text:
-    if isinstance(value, str) and (value or empty):
-        return value
-    is_turns = isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value)
-    if is_turns and (value or empty):
-        for turn in value:
-            if not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-                raise BadRow("text", f"{where}: the turn {str(dict(turn))[:60]} has no text in 'role' and 'content'")
-        return tuple(value)
-    raise BadRow("text", f"{where}: found {str(value)[:60]!r}, not a text of at least one character, nor turns")
-
-
-def _rewards(cells: Cells, source: str) -> tuple[tuple[float, ...], bool]:
-    given = [name for name in ("reward", "rewards") if cells.get(name) is not None]
+def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
+    given = [name for name in ("reward", "rewards") if row.cells.get(name) is not None]
     if len(given) != 1:
-        found = "both 'reward' and 'rewards'" if given else "neither 'reward' nor 'rewards'"
-        raise BadRow("label", f"{source}: {found}; one of them is needed")
-    value, where = cells[given[0]], f"{source}, column {given[0]!r}"
+        found = "both of them" if given else "none"
+        raise row.bad("score", "reward' or 'rewards", f"found {found}; one is needed")
     if given == ["reward"]:
-        return (_number(value, where),), True
-    if not isinstance(value, list) or not value:
-        raise BadRow("label", f"{where}: found {str(value)[:60]!r}, not a list of numbers")
-    return tuple(_number(each, f"{where}, item {number}") for number, each in enumerate(value)), False
+        value = row.number("reward")
+        assert value is not None
+        return (value,), True
+    values = row.raw("rewards")
+    if not isinstance(values, list) or not values:
+        raise row.bad("score", "rewards", f"found {str(values)[:60]!r}, not a list of numbers")
+    return tuple(_item(row, number, value) for number, value in enumerate(values)), False
 
 
-def _number(value: Any, where: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise BadRow("label", f"{where}: found {value!r}, not a finite number")
-    return float(value)
+def _item(row: Row, number: int, value: object) -> float:
+    found = Row(row.source, {f"rewards[{number}]": value}).number(f"rewards[{number}]")
+    if found is None:
+        raise row.bad("score", "rewards", f"item {number} is empty (null)")
+    return found
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -164,12 +126,12 @@ def _number(value: Any, where: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A completion as tokens, with one reward for each scored token, (``sequence.num_scored``,) float32."""
+    """A completion as tokens, with one reward for each scored token, (``sequence.num_scored``,) float32; ``weight`` > 0."""
 
     pair_id: str
     sequence: TokenSequence
     rewards: NDArray[np.float32]
-    source: str
+    weight: float = 1.0
 
 
 def place_rewards(found: TrajectoryRecord, sequence: TokenSequence) -> NDArray[np.float32]:
@@ -196,7 +158,7 @@ def place_rewards(found: TrajectoryRecord, sequence: TokenSequence) -> NDArray[n
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryIndex:
-    """Trajectories as tokens, in order."""
+    """Trajectories as tokens, sorted by content, so that the order of files and rows never matters."""
 
     trajectories: Sequence[Trajectory]
 
@@ -224,7 +186,7 @@ class TrajectoryIndex:
             pair_ids=[each.pair_id for each in found],
             sequences=[each.sequence for each in found],
             rewards=[each.rewards for each in found],
-            weight=torch.ones(len(found)),
+            weight=torch.tensor([each.weight for each in found]),
             draw=draw,
         )
 
@@ -250,9 +212,9 @@ def index_trajectories(
         except BadRow as error:
             reader.leave_out(found.record.source, error)
         else:
-            kept.append(Trajectory(found.record.pair_id, example.chosen, rewards, found.record.source))
+            kept.append(Trajectory(found.record.pair_id, example.chosen, rewards, example.weight))
     reader.require(len(kept))
-    return TrajectoryIndex(kept)
+    return TrajectoryIndex(sorted(kept, key=lambda each: (each.pair_id, each.rewards.tobytes(), each.weight)))
 
 
 def _fitting(

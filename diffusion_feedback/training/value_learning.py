@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
 from ..catalog import settings_of
+from ..likelihoods.heads import token_logps
+from ..likelihoods.tokens import TokenLikelihood
 from ..objectives.value_learning import (
     ActionValues,
     awac_losses,
@@ -25,39 +26,11 @@ from ..types import Objective, StepOutput, TrajectoryBatch
 from .steps import Autocast, check_first_loss, weighted_total
 
 
-@dataclass(frozen=True, slots=True)
-class TrajectoryInputs:
-    """A batch padded to the right: ids and positions (B, T) int64, mask (B, T) bool; and its N actions, (N,) each.
-
-    Action n is token ``actions[n]`` at ``columns[n]`` of row ``rows[n]``, rows in rising order, with ``rewards[n]``.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    rows: Tensor
-    columns: Tensor
-    actions: Tensor
-    rewards: Tensor
-
-
-def prepare(batch: TrajectoryBatch, device: torch.device) -> TrajectoryInputs:
-    """``batch`` as tensors on ``device``. Raises ValueError where a sequence has no action, or not one reward for each."""
-    width = max(map(len, batch.sequences))
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    scored = torch.zeros(len(batch), width, dtype=torch.bool)
-    for row, (sequence, rewards) in enumerate(zip(batch.sequences, batch.rewards, strict=True)):
-        if not 0 < sequence.num_scored == len(rewards) or sequence.scored[0]:
-            problem = f"{sequence.num_scored} scored tokens, {len(rewards)} rewards"
-            raise ValueError(f"{batch.pair_ids[row]}: {problem}; the first token of all is never scored")
-        ids[row, : len(sequence)] = torch.from_numpy(sequence.ids).long()
-        scored[row, : len(sequence)] = torch.from_numpy(sequence.scored)
-    lengths = torch.tensor([len(sequence) for sequence in batch.sequences])
-    positions = torch.arange(width).expand(len(batch), width)
-    rows, columns = scored.nonzero(as_tuple=True)
-    rewards = torch.cat([torch.from_numpy(rewards).float() for rewards in batch.rewards])
-    tensors = (ids, positions < lengths[:, None], positions, rows, columns, ids[rows, columns], rewards)
-    return TrajectoryInputs(*[tensor.to(device) for tensor in tensors])
+def check_rewards(batch: TrajectoryBatch) -> None:
+    """Raise ValueError where a sequence has no action, or not one reward for each."""
+    for pair_id, sequence, rewards in zip(batch.pair_ids, batch.sequences, batch.rewards, strict=True):
+        if not 0 < sequence.num_scored == len(rewards):
+            raise ValueError(f"{pair_id}: {sequence.num_scored} scored tokens, {len(rewards)} rewards")
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -69,7 +42,7 @@ class _ScaledGradient(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None
 
 
@@ -87,14 +60,14 @@ class ValueLearningStep:
         self,
         objective: Objective,
         settings: Mapping[str, Any],
+        likelihood: TokenLikelihood,
         heads: Any,
         *,
-        device: torch.device,
         autocast: Autocast = nullcontext,
     ) -> None:
         defaults = {name: parameter.default for name, parameter in settings_of(objective).items()}
         self.objective, self.settings = objective, {**defaults, **settings}
-        self.heads, self.device, self.autocast = heads, device, autocast
+        self.likelihood, self.heads, self.autocast = likelihood, heads, autocast
         self.updates = 0
 
     def check(self) -> None:
@@ -102,37 +75,40 @@ class ValueLearningStep:
         one, two = torch.zeros(1), torch.zeros(2, 1)
         self.objective(ActionValues(one, two, two, one, one, one, one), **self.settings)
 
-    def values(self, network: nn.Module, inputs: TrajectoryInputs) -> ActionValues:
-        """What policy and heads say of the actions of ``inputs``, in float32 or wider."""
+    def values(self, network: nn.Module, batch: TrajectoryBatch) -> tuple[ActionValues, Tensor]:
+        """What policy and heads say of the N actions of ``batch``, in float32 or wider, and the trajectory of each, (N,)."""
+        check_rewards(batch)
+        inputs = self.likelihood.prepare_sequences(batch.sequences)
+        rewards = torch.from_numpy(np.concatenate(batch.rewards))
 
         def read(hidden: Tensor, output_head: nn.Module, heads: Any) -> ActionValues:
-            states = hidden[inputs.rows, inputs.columns - 1]
+            states = hidden.flatten(0, 1).index_select(0, inputs.read)
             watched = _ScaledGradient.apply(states, self.settings["value_gradient"])
-            logits, q, v = (_wide(values) for values in (output_head(states), heads.q(watched), heads.v(watched)))
+            logps, _ = token_logps(states, output_head, inputs.targets)
+            q, v = _wide(heads.q(watched)), _wide(heads.v(watched))
             with torch.no_grad():
                 target_q = _wide(heads.target_q(states))
             return ActionValues(
-                logps=-functional.cross_entropy(logits, inputs.actions, reduction="none"),
-                q=q.gather(2, inputs.actions.expand(2, -1)[..., None]).squeeze(2),
+                logps=logps,
+                q=q.gather(2, inputs.targets.expand(2, -1)[..., None]).squeeze(2),
                 q_logsumexp=q.logsumexp(2),
                 v=v,
                 next_v=next_values(v.detach(), inputs.rows),
-                target_q=target_q.gather(1, inputs.actions[:, None]).squeeze(1),
-                rewards=inputs.rewards.to(v),
+                target_q=target_q.gather(1, inputs.targets[:, None]).squeeze(1),
+                rewards=rewards.to(v),
             )
 
         with self.autocast():
             found: ActionValues = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
-        return found
+        return found, inputs.rows
 
     def __call__(self, network: nn.Module, batch: TrajectoryBatch) -> StepOutput:
         """Sum of weighted losses over trajectories, and metrics as means over actions."""
-        inputs = prepare(batch, self.device)
-        values = self.values(network, inputs)
+        values, rows = self.values(network, batch)
         losses = self.objective(values, **self.settings)
 
         def by_trajectory(each: Tensor) -> Tensor:
-            return each.new_zeros(len(batch)).index_add(0, inputs.rows, each)
+            return each.new_zeros(len(batch)).index_add(0, rows, each)
 
         counts = by_trajectory(torch.ones_like(losses))
         metrics = {
