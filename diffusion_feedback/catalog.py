@@ -138,7 +138,9 @@ _NOT_FOR_IMAGES = {
     "simpo": "without a reference the error at the drawn timestep drowns the margin that gamma asks for; use dpo or cpo",
     "alphapo": "it bends the probability of a token, and an image has none; use dpo or cpo",
 }
-_DIVERGENCE = "log-ratios of images are means of small errors, where every divergence is the reverse KL with another beta"
+_DIVERGENCE = (
+    "log-ratios of images are means of small errors, where every divergence is the reverse KL with another beta"
+)
 
 # Objectives that a family could be tuned by, were it not for the reason.
 REFUSED: Mapping[str, Mapping[str, str]] = {"sd": _NOT_FOR_IMAGES, "sdxl": _NOT_FOR_IMAGES}
@@ -238,8 +240,10 @@ def check_terms(terms: Any) -> None:
         kind = kind_of(name)
         if kind not in _TERM_KINDS:
             fitting = ", ".join(other for other in names("objective") if kind_of(other) in _TERM_KINDS)
-            reason = "depends on other examples than its own pair" if kind in ("coupled", "unpaired") else "is of another kind"
-            raise UserError(f"objective.terms: {name!r} cannot be a term of a sum, as it {reason}", f"allowed: {fitting}")
+            depends = kind in ("coupled", "unpaired")
+            reason = "looks at more than one pair" if depends else "is no loss on pairs of samples"
+            problem = f"objective.terms: {name!r} cannot be a term of a sum, as it {reason}"
+            raise UserError(problem, f"allowed: {fitting}")
         check_settings("objective", name, {key: value for key, value in term.items() if key not in ("name", "weight")})
 
 
@@ -255,3 +259,5 @@ def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:
     for key, parameter in schema.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"{kind} {name!r} needs a value for {key!r}", f"set {kind}.{key} in the recipe")
+    if "terms" in schema:
+        check_terms(settings["terms"])

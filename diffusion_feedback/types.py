@@ -281,7 +281,7 @@ class TextEncoder(Protocol):
 class Likelihood(Protocol):
     """log p(sample | prompt) under any network, up to a constant."""
 
-    def prepare(self, batch: PreferenceBatch) -> Any:
+    def prepare(self, batch: Any) -> Any:
         """Encode ``batch`` and make every random draw, once."""
         ...
 

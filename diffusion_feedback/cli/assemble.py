@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..catalog import kind_of, resolve
+from ..catalog import kind_of, needs_reference, resolve
 from ..config import Recipe, to_dict
 from ..data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from ..data.images import EncodedImage
@@ -25,7 +25,7 @@ from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
 from ..training.steps import PairwiseStep, StepParts
-from ..types import ImageView, PreferenceBatch, Reference
+from ..types import BatchSource, ImageView, PreferenceBatch, Reference
 from .memory import weight_bytes
 from .run_parts import (
     build_optimizer,
@@ -34,6 +34,7 @@ from .run_parts import (
     encode_ahead,
     labels_hash,
     load_pairs,
+    mismatched_source,
     needed_pairs,
     note_truncated,
     pair_source,
@@ -163,7 +164,8 @@ def build_step(
     )
     parts = StepParts(
         likelihood,
-        reference,
+        # Held-out pairs are judged against the model that training started from, whatever the objective.
+        reference if heldout or needs_reference(recipe.objective) else None,
         objective,
         {key: value for key, value in recipe.objective.items() if key != "name"},
         soft_labels=recipe.data.soft_labels,
@@ -231,6 +233,12 @@ class DenoisingSession:
             return self.recipe.validation.prompts
         return sorted({pair.prompt for pair in self.heldout.pairs})[: self.recipe.validation.num_prompts]
 
+    def source(self) -> BatchSource:
+        """The passes of each optimizer step."""
+        is_unpaired = kind_of(self.recipe.objective["name"]) == "unpaired"
+        build = mismatched_source if is_unpaired else pair_source
+        return build(self.recipe, self.order, self.train, self.accelerator)
+
     def fit(self, folder: RunFolder) -> Trainer:
         """Fill the caches and train to the end, in ``folder``."""
         recipe, accelerator = self.recipe, self.accelerator
@@ -241,7 +249,7 @@ class DenoisingSession:
             folder,
             self.network,
             self.step,
-            pair_source(recipe, self.order, self.train, accelerator),
+            self.source(),
             self.optimizer,
             look=lambda step, network: self.look(step, network, folder),
             look_every=recipe.validation.steps,

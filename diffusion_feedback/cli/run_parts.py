@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from ..records import PairRecord, content_hash
 from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
-from ..training.sources import PairSource
+from ..training.sources import PairSource, UnpairedSource
 from ..types import PreferenceBatch
 
 
@@ -120,6 +121,17 @@ def pair_source(recipe: Recipe, order: PairOrder, train: PairIndex, accelerator:
     """The passes of each optimizer step."""
     passes = recipe.training.gradient_accumulation_steps
     return PairSource(order, train.batch, passes, accelerator.num_processes, accelerator.process_index)
+
+
+def mismatched_source(recipe: Recipe, order: PairOrder, train: PairIndex, accelerator: Accelerator) -> UnpairedSource:
+    """The passes of each optimizer step, each pair with the prompt of another one, for objectives on single samples."""
+
+    def batches(indices: Sequence[int], partners: Sequence[int], draw: int) -> PreferenceBatch:
+        mismatched = [train.pairs[partner].prompt for partner in partners]
+        return replace(train.batch(indices, draw), mismatched=mismatched)
+
+    passes = recipe.training.gradient_accumulation_steps
+    return UnpairedSource(order, batches, passes, accelerator.num_processes, accelerator.process_index)
 
 
 def needed_pairs(recipe: Recipe, train: PairIndex, order: PairOrder, accelerator: Accelerator) -> list[int]:

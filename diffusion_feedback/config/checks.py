@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import inspect
 
-from ..catalog import BATCH_COUPLED, kind_of, names, objectives_for, reads_text, resolve
+from ..catalog import (
+    BATCH_COUPLED,
+    REFUSED,
+    REFUSED_SETTINGS,
+    kind_of,
+    names,
+    objectives_for,
+    parts_of,
+    reads_text,
+    resolve,
+)
 from ..errors import UserError
 from .meaning import keys_of, refuse, require
 from .recipe import Recipe
@@ -86,6 +96,14 @@ def _check_family(recipe: Recipe) -> None:
     """Refuse an objective that a family cannot be tuned by, and settings that mean nothing for a scorer."""
     name, family = recipe.objective["name"], recipe.model.family
     fitting = objectives_for(family)
+    for part in parts_of(recipe.objective):
+        if part["name"] in REFUSED.get(family, {}):
+            problem = f"objective {part['name']!r} means nothing for family {family!r}: {REFUSED[family][part['name']]}"
+            raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")
+        for key in part:
+            if key in REFUSED_SETTINGS.get(family, {}):
+                problem = f"objective.{key} means nothing for family {family!r}: {REFUSED_SETTINGS[family][key]}"
+                raise UserError(problem, "leave it out, and tune beta")
     if name not in fitting:
         problem = f"objective.name: {name!r} cannot tune a model of family {family!r}"
         raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")

@@ -123,9 +123,23 @@ def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     function = resolve(kind, name)
     hints = typing.get_type_hints(function)
     for key in settings_of(function):
-        if hints.get(key) is float and key in own:
-            try:
-                own[key] = float(own[key])
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{kind}.{key}: expected a number, got {own[key]!r}", "give a number") from error
+        is_number = hints.get(key) is float or (hints.get(key) == float | None and own.get(key) is not None)
+        if is_number and key in own:
+            own[key] = _number(f"{kind}.{key}", own[key])
+    if kind == "objective" and "terms" in own:
+        own["terms"] = [_coerce_term(number, dict(term)) for number, term in enumerate(own["terms"], 1)]
     return {"name": name, **own}
+
+
+def _coerce_term(number: int, term: dict[str, Any]) -> dict[str, Any]:
+    """A term of a weighted sum: an objective's name and settings, and its weight."""
+    weight = _number(f"objective.terms: weight of term {number}", term.pop("weight"))
+    coerced = _coerce("objective", term)
+    return {"name": coerced.pop("name"), "weight": weight, **coerced}
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: expected a number, got {value!r}", "give a number") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..catalog import NEEDS_REFERENCE, kind_of
+from ..catalog import kind_of, needs_reference
 from ..errors import UserError
 from .meaning import keys_of, refuse, require
 from .recipe import Recipe
@@ -24,7 +24,7 @@ _SAMPLES = ("validation.prompts", "validation.num_prompts", "validation.seed")
 _REFERENCE = ("text.cache_reference", "model.reference_model_name_or_path")
 _SIDES = ("text.share_prompt", "text.tail_weight")
 # The kinds of objective that see the two completions of a pair in one pass.
-_PAIRED = frozenset({"pairwise", "reference_free", "coupled"})
+_PAIRED = frozenset({"pairwise", "reference_free", "coupled", "shifted", "weighted_sum"})
 _LEARNS_FROM_ITS_OWN = frozenset({"policy_gradient"})
 _DIFFUSION_DEFAULT = {"name": "dpo", "beta": 5000.0}
 
@@ -40,7 +40,7 @@ def check_text(recipe: Recipe) -> None:
     kind = kind_of(name)
     if kind not in _PAIRED:
         refuse(recipe, _SIDES, f"objective {name!r}, which sees completions one at a time")
-    if kind not in NEEDS_REFERENCE | _LEARNS_FROM_ITS_OWN:
+    if not needs_reference(recipe.objective) and kind not in _LEARNS_FROM_ITS_OWN:
         refuse(recipe, _REFERENCE, f"objective {name!r}, which has no reference")
     if kind == "unpaired":
         refuse(recipe, ("text.cache_reference",), f"objective {name!r}: other prompts meet other completions each time")

@@ -1,6 +1,7 @@
 """What every objective starts from: log-ratios of policy to reference, in float32 or wider, and checked settings.
 
-Notation: h = log p_policy - log p_reference of one sample; d = h_chosen - h_rejected; z = beta * d.
+Notation: s = log p_policy of one sample, r = log p_reference, n its number of scored tokens; h = s - r; d = h_chosen -
+h_rejected; z = beta * d. Indices: w for the chosen sample, l for the rejected one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..types import PairLogps
+
+# exp of more than this leaves float32 when it is squared in a gradient.
+LARGEST_EXPONENT = 80.0
 
 
 def widen(values: Tensor) -> Tensor:
@@ -43,6 +47,42 @@ def log_ratio_margin(logps: PairLogps) -> Tensor:
     return chosen - rejected
 
 
+def policy_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """s of the chosen and of the rejected samples, each (B,). Raises ValueError when they are not of one shape (B,)."""
+    chosen, rejected = widen(logps.policy_chosen), widen(logps.policy_rejected)
+    if chosen.ndim != 1 or chosen.shape != rejected.shape:
+        shapes = [tuple(chosen.shape), tuple(rejected.shape)]
+        raise ValueError(f"log-probabilities must all have one shape (B,), got {shapes}")
+    return chosen, rejected
+
+
+def lengths(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """n of the chosen and of the rejected samples, each (B,) >= 1; ones where samples have no length.
+
+    Raises ValueError for lengths of another shape.
+    """
+    like = widen(logps.policy_chosen).detach()
+    given = (logps.chosen_length, logps.rejected_length)
+    found = [torch.ones_like(like) if length is None else length.to(like) for length in given]
+    if any(length.shape != like.shape for length in found):
+        shapes = [tuple(length.shape) for length in found]
+        raise ValueError(f"lengths must have shape {tuple(like.shape)}, got {shapes}")
+    # A completion that was cut away whole has no tokens: its log-probability 0 is its mean too.
+    chosen, rejected = (length.clamp(min=1) for length in found)
+    return chosen, rejected
+
+
+def token_means(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """s / n of the chosen and of the rejected samples, each (B,): mean log-probabilities of tokens."""
+    (chosen, rejected), (n_chosen, n_rejected) = policy_logps(logps), lengths(logps)
+    return chosen / n_chosen, rejected / n_rejected
+
+
+def chosen_nll(logps: PairLogps) -> Tensor:
+    """-s_w / n_w, (B,): mean negative log-likelihood of the chosen sample's tokens; the SFT term of a pair."""
+    return -token_means(logps)[0]
+
+
 def check_beta(beta: float) -> None:
     """Raise UserError unless ``beta`` is finite and above 0."""
     if not 0 < beta < math.inf:
@@ -53,3 +93,15 @@ def check_label_smoothing(label_smoothing: float) -> None:
     """Raise UserError unless ``label_smoothing`` lies in [0, 0.5); at 0.5 a label says nothing, beyond it lies."""
     if not 0 <= label_smoothing < 0.5:
         raise UserError(f"objective.label_smoothing: got {label_smoothing!r}", "allowed: 0 to below 0.5")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise UserError unless ``value`` of the setting ``name`` is finite and 0 or more."""
+    if not 0 <= value < math.inf:
+        raise UserError(f"objective.{name}: got {value!r}", "allowed: a finite number, 0 or more")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise UserError unless ``value`` of the setting ``name`` is finite and above 0."""
+    if not 0 < value < math.inf:
+        raise UserError(f"objective.{name}: got {value!r}", "allowed: a finite number above 0")

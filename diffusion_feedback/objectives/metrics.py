@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..types import PairLogps
-from .log_ratios import check_beta, log_ratios, widen
+from .log_ratios import check_beta, chosen_nll, log_ratios, token_means, widen
 
 
-def pair_metrics(logps: PairLogps, *, beta: float) -> dict[str, Tensor]:
+def reward_scale(settings: Mapping[str, Any]) -> float:
+    """The beta by which an objective with ``settings`` measures rewards: its own, that of its first term with one, or 1."""
+    with_beta = (part for part in (settings, *settings.get("terms", ())) if "beta" in part)
+    return float(next(with_beta, {"beta": 1.0})["beta"])
+
+
+def pair_metrics(logps: PairLogps, *, beta: float, per_token: bool = False) -> dict[str, Tensor]:
     """Implicit rewards and what follows from them, each (B,) and detached; ``beta`` > 0.
 
-    - rewards/chosen, rewards/rejected: beta * log(policy / reference), and beta * log(policy) without a reference
-      (Sec. 5, arXiv:2305.18290);
+    - rewards/chosen, rewards/rejected: beta * log(policy / reference) (Sec. 5, arXiv:2305.18290); without a reference
+      beta * log(policy), or with ``per_token`` its mean over tokens, as simpo and orpo reward;
     - rewards/margins: their difference z;
     - rewards/accuracies: 1 where z > 0, 1/2 for a tie, so that a model equal to its reference scores 1/2;
     - logps/chosen, logps/rejected: those of the policy;
-    - gradient_factor: sigmoid(-z), the weight of the pair in dpo's gradient, 1/2 at the start (Sec. 4, same paper).
+    - gradient_factor: sigmoid(-z), the weight of the pair in dpo's gradient, 1/2 at the start (Sec. 4, same paper);
+    - nll_loss, without a reference and where samples have lengths: mean negative log-likelihood of the chosen tokens.
 
     Raises UserError for a beta out of range.
     """
     check_beta(beta)
     policy = widen(logps.policy_chosen).detach(), widen(logps.policy_rejected).detach()
     is_reference_free = logps.reference_chosen is None and logps.reference_rejected is None
-    chosen, rejected = policy if is_reference_free else log_ratios(logps)
+    more: dict[str, Tensor] = {}
+    if is_reference_free:
+        chosen, rejected = token_means(logps) if per_token else policy
+        if logps.chosen_length is not None:
+            more["nll_loss"] = chosen_nll(logps).detach()
+    else:
+        chosen, rejected = log_ratios(logps)
     # The margin comes from the log-ratios and not from the rewards, so that it is the z of the loss to the last digit.
     margins = (beta * (chosen - rejected)).detach()
     return {
@@ -35,6 +51,7 @@ def pair_metrics(logps: PairLogps, *, beta: float) -> dict[str, Tensor]:
         "logps/chosen": policy[0],
         "logps/rejected": policy[1],
         "gradient_factor": torch.sigmoid(-margins),
+        **more,
     }
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..types import PairLogps
+from .labels import label_entropy, label_probability
 from .log_ratios import widen
-from .pairwise import bradley_terry, label_entropy, label_probability
+from .pairwise import bradley_terry
 
 
 def own_logits(logits: Tensor) -> PairLogps:

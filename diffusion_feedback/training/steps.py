@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..objectives.metrics import denoising_metrics, pair_metrics
-from ..types import Batch, Likelihood, Objective, PairLogps, Reference, StepOutput
+from ..objectives.metrics import denoising_metrics, pair_metrics, reward_scale
+from ..objectives.reference_free import PER_TOKEN_REWARDS
+from ..types import Batch, Likelihood, Objective, PairLogps, Reference, StepOutput, TextBatch
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -55,6 +57,40 @@ def check_first_loss(loss: float) -> None:
         raise UserError(f"step 0: the loss is {loss}", "the weights or images hold values that are not finite")
 
 
+def takes(objective: Objective, name: str) -> bool:
+    """Whether ``objective`` asks for ``name`` besides log-probabilities."""
+    return name in inspect.signature(objective).parameters
+
+
+def gate_against_reference(
+    parts: StepParts, logps: PairLogps, losses: Callable[[PairLogps], Tensor]
+) -> dict[str, float]:
+    """Figures of the check before the first update: ``losses`` at ``logps``, and how far these are from the reference.
+
+    The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
+    loss is ln 2 and the accuracy one half, up to rounding. Raises UserError where it does not, and for a loss that is
+    not finite; without a reference, or with one that policy does not start from, that is all that is checked.
+    """
+    loss = float(losses(logps).mean())
+    if logps.reference_chosen is None or logps.reference_rejected is None or not parts.starts_at_reference:
+        check_first_loss(loss)
+        return {"loss": loss}
+    differences = torch.cat(
+        [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
+    )
+    gap = reward_scale(parts.settings) * float(differences.abs().max())  # NaN where any is NaN
+    equal = dataclasses.replace(logps, policy_chosen=logps.reference_chosen, policy_rejected=logps.reference_rejected)
+    expected = float(losses(equal).mean())
+    if not gap < 1e-2:
+        problem = (
+            f"step 0: policy and reference differ by {gap:.3g} in logit units; loss {loss:.6f}, expected {expected:.6f}"
+        )
+        raise UserError(
+            problem, "the adapters do not start at zero, or the weights are not finite; nothing was trained"
+        )
+    return {"loss": loss, "expected_loss": expected, "max_logit_gap": gap}
+
+
 @dataclass(frozen=True, slots=True)
 class PairwiseStep:
     """Chosen against rejected, policy against reference: Diffusion-DPO and its relatives."""
@@ -63,7 +99,10 @@ class PairwiseStep:
 
     def check(self) -> None:
         """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
-        self.parts.objective(PairLogps(*[torch.zeros(1) for _ in range(4)]), **self.parts.settings)
+        parts = self.parts
+        soft = parts.soft_labels and takes(parts.objective, "chosen_probability")
+        label = {"chosen_probability": torch.ones(1)} if soft else {}
+        parts.objective(PairLogps(*[torch.zeros(1) for _ in range(4)]), **label, **parts.settings)
 
     def logps(self, network: nn.Module, batch: Any) -> PairLogps:
         """Log-probabilities of ``batch`` under policy and reference, on the very same inputs."""
@@ -89,46 +128,32 @@ class PairwiseStep:
         with torch.no_grad(), parts.autocast(), parts.reference(parts.unwrap(network)) as frozen:
             return parts.likelihood.logps(frozen, inputs)
 
-    def losses(self, logps: PairLogps, batch: Any) -> Tensor:
-        """Per-pair losses (B,), unweighted."""
-        soft: dict[str, Tensor] = {}
-        if self.parts.soft_labels and "chosen_probability" in inspect.signature(self.parts.objective).parameters:
-            soft["chosen_probability"] = batch.chosen_probability.to(logps.policy_chosen)
-        return self.parts.objective(logps, **soft, **self.parts.settings)
+    def losses(self, logps: PairLogps, batch: Any, **more: Any) -> Tensor:
+        """Per-pair losses (B,), unweighted; ``more`` goes to the objective as it is."""
+        parts = self.parts
+        if parts.soft_labels and takes(parts.objective, "chosen_probability"):
+            more["chosen_probability"] = batch.chosen_probability.to(logps.policy_chosen)
+        if isinstance(batch, TextBatch) and takes(parts.objective, "margin"):
+            more["margin"] = batch.margin.to(logps.policy_chosen)
+        return parts.objective(logps, **more, **parts.settings)
+
+    def output(self, logps: PairLogps, losses: Tensor, batch: Any) -> StepOutput:
+        """Sum of weighted ``losses`` (B,), and per-pair metrics."""
+        parts = self.parts
+        per_token = parts.objective in PER_TOKEN_REWARDS
+        rewards = pair_metrics(logps, beta=reward_scale(parts.settings), per_token=per_token)
+        return StepOutput(parts.total(losses, batch), {"loss": losses.detach(), **rewards, **parts.pair_figures(logps)})
 
     def __call__(self, network: nn.Module, batch: Any) -> StepOutput:
         """Sum of weighted losses, and per-pair metrics."""
-        parts, logps = self.parts, self.logps(network, batch)
-        losses = self.losses(logps, batch)
-        beta = float(parts.settings.get("beta", 1.0))
-        metrics = {"loss": losses.detach(), **pair_metrics(logps, beta=beta), **parts.pair_figures(logps)}
-        return StepOutput(parts.total(losses, batch), metrics)
+        logps = self.logps(network, batch)
+        return self.output(logps, self.losses(logps, batch), batch)
 
     def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
-        """Check that policy and reference agree before the first update. Raises UserError when they do not.
-
-        The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
-        loss is ln 2 and the accuracy one half, up to rounding.
-        """
+        """Check that policy and reference agree before the first update. Raises UserError when they do not."""
         with torch.no_grad():
             logps = self.logps(network, batch)
-            loss = float(self.losses(logps, batch).mean())
-        if logps.reference_chosen is None or logps.reference_rejected is None or not self.parts.starts_at_reference:
-            check_first_loss(loss)
-            return {"loss": loss}
-        differences = torch.cat(
-            [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
-        )
-        beta = float(self.parts.settings.get("beta", 1.0))
-        gap = float(differences.abs().max())  # NaN where any is NaN
-        equal = PairLogps(*[torch.zeros_like(logps.policy_chosen) for _ in range(4)])
-        expected = float(self.losses(equal, batch).mean())
-        if not beta * gap < 1e-2:
-            problem = f"step 0: policy and reference differ by {beta * gap:.3g} in logit units; loss {loss:.6f}, expected {expected:.6f}"
-            raise UserError(
-                problem, "the adapters do not start at zero, or the weights are not finite; nothing was trained"
-            )
-        return {"loss": loss, "expected_loss": expected, "max_logit_gap": beta * gap}
+            return gate_against_reference(self.parts, logps, lambda given: self.losses(given, batch))
 
 
 @dataclass(frozen=True, slots=True)
