@@ -46,8 +46,11 @@ class Row:
         return value
 
     def text(self, column: str, *, blank: bool = False) -> Text:
-        """A text, or turns."""
-        return self.turns(column) if isinstance(self.raw(column), list | tuple) else self.string(column, blank=blank)
+        """A text, or turns; ``blank`` allows an empty text, or no turns."""
+        value = self.raw(column)
+        if not isinstance(value, list | tuple):
+            return self.string(column, blank=blank)
+        return self.turns(column) if value or not blank else ()
 
     def turns(self, column: str) -> tuple[Message, ...]:
         """Turns of a conversation, at least one: {role, content}, or ShareGPT's {from, value}."""

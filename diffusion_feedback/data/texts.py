@@ -222,8 +222,10 @@ def holds_texts(
         return False
     columns = source.columns
     if isinstance(source, ParquetTexts | HubTexts):
-        # Images may stand in chosen and rejected; pictures' columns are not among the columns of texts.
-        return detect(columns) is not None and not _IMAGE_COLUMNS & set(source.schema.names)
+        # Images may stand in chosen and rejected: their prompts are then all that is text.
+        names, form = set(source.schema.names), detect(columns)
+        is_known = form is not None and (not form.is_prompts or columns == names)
+        return is_known and not _IMAGE_COLUMNS & names
     return not _IMAGE_COLUMNS & columns
 
 

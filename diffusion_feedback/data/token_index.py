@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from ..types import TextBatch, TokenExample, TokenSequence, UnpairedBatch
 
 @dataclass(frozen=True, slots=True)
 class _Vote:
-    """One row: its example with the sides in sorted order, and the share of votes for the first of them."""
+    """One row, its share of votes for the side that comes first when sorted, and the margin of that side."""
 
     example: TokenExample
     share: float
@@ -32,8 +33,8 @@ class TokenIndex:
     keeps them at 0.5. Of single completions with labels the majority decides, and evenly split ones are left out.
 
     ``num_duplicates`` rows repeat others; ``num_contradicting`` examples had rows on both sides; ``num_ties`` examples
-    have no majority. Raises UserError where nothing is left, and for pairs beside single completions or labels on some
-    of the examples alone.
+    have no majority; ``num_identical`` pairs have the same tokens on both sides, and are left out. Raises UserError where
+    nothing is left, and for pairs beside single completions or labels on some of the examples alone.
     """
 
     def __init__(self, examples: Iterable[TokenExample], *, ties: Literal["drop", "soft"] = "drop") -> None:
@@ -42,17 +43,22 @@ class TokenIndex:
         votes: dict[str, list[_Vote]] = {}
         for example in rows:
             votes.setdefault(_content(example), []).append(_vote(example))
-        merged = [_merged(same) for same in votes.values()]
+        different = [
+            same for same in votes.values() if _side(same[0].example.chosen) != _side(same[0].example.rejected)
+        ]
+        merged = [_merged(same) for same in different]
         is_soft = ties == "soft" and rows[0].rejected is not None
         kept = [example for example, share in merged if share != 0.5 or is_soft]
         if not kept:
-            problem = f"0 usable examples: all {len(merged)} are ties, or their rows contradict each other evenly"
-            raise UserError(problem, "keep tied pairs as soft labels with data.ties: soft, or label more examples")
+            problem = f"0 usable examples: all {len(votes)} are ties, contradict each other, or have two sides alike"
+            raise UserError(problem, "keep tied pairs as soft labels with data.ties: soft, or give more examples")
         self._examples: Sequence[TokenExample] = sorted(kept, key=lambda example: example.pair_id)
         self._longest = max(example.length for example in kept)
+        shares = [[vote.share for vote in same] for same in different]
         self.num_duplicates = len(rows) - len(votes)
-        self.num_contradicting = sum(min(v.share for v in v_) < 0.5 < max(v.share for v in v_) for v_ in votes.values())
+        self.num_contradicting = sum(min(same) < 0.5 < max(same) for same in shares)
         self.num_ties = sum(share == 0.5 for _, share in merged)
+        self.num_identical = len(votes) - len(different)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -64,7 +70,9 @@ class TokenIndex:
 
     def head(self, number: int) -> TokenIndex:
         """The index of the first ``number`` examples: as they are sorted by hash, a fixed random sample."""
-        return TokenIndex(self._examples[:number], ties="soft")
+        head = copy.copy(self)
+        head._examples = self._examples[:number]
+        return head
 
     def batch(self, indices: Sequence[int], draw: int) -> TextBatch:
         """The examples at ``indices``: pairs, or single completions with an empty ``rejected``. ``draw`` is the epoch."""
@@ -148,23 +156,23 @@ def _vote(example: TokenExample) -> _Vote:
         return _Vote(example, 1.0 if example.label in (None, True) else 0.0, 0.0)
     if _side(example.chosen) <= _side(example.rejected):
         return _Vote(example, example.chosen_probability, example.margin)
-    swapped = replace(example, chosen=example.rejected, rejected=example.chosen)
-    return _Vote(swapped, 1 - example.chosen_probability, -example.margin)
+    return _Vote(example, 1 - example.chosen_probability, -example.margin)
 
 
 def _merged(votes: Sequence[_Vote]) -> tuple[TokenExample, float]:
     """One example of rows with the same tokens, and the share of votes for the side that comes first when sorted."""
+    if len(votes) == 1:
+        return votes[0].example, votes[0].share
     share = math.fsum(vote.share for vote in votes) / len(votes)
-    # With ties too, the same side and the same name are taken whichever row comes first.
-    agreeing = [vote for vote in votes if (vote.share >= 0.5) == (share >= 0.5)]
-    example = min((vote.example for vote in agreeing), key=lambda example: example.pair_id)
+    # Those that have the majority on their side; whichever row comes first, one and the same name is taken.
+    agreeing = [vote.example for vote in votes if (vote.share >= 0.5) == (share >= 0.5)]
+    example = min(agreeing, key=lambda example: example.pair_id)
     weight = max(vote.example.weight for vote in votes)
     if example.rejected is None:
-        return replace(example, label=None if example.label is None else share > 0.5, weight=weight), share
+        return replace(example, weight=weight), share
     margin = math.fsum(vote.margin for vote in votes) / len(votes)
-    if share < 0.5:
-        example, margin = replace(example, chosen=example.rejected, rejected=example.chosen), -margin
-    return replace(example, weight=weight, margin=max(margin, 0.0), chosen_probability=max(share, 1 - share)), share
+    margin = max(margin if share >= 0.5 else -margin, 0.0)
+    return replace(example, weight=weight, margin=margin, chosen_probability=max(share, 1 - share)), share
 
 
 def _mismatched(sequence: TokenSequence, other: TokenSequence, longest: int) -> TokenSequence:
