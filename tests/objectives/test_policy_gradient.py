@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_text
 import torch
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from diffusion_feedback.objectives.returns import (
     token_rewards,
     whiten,
 )
-import tiny_text
 
 LENGTHS = [3, 1, 5, 2, 4, 1, 2, 6]
 
