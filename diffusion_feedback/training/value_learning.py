@@ -52,8 +52,8 @@ class ValueLearningStep:
     The network is called as ``network(input_ids, attention_mask, position_ids, read)``, where ``read`` gets the hidden
     states (B, T, H), the output head and ``heads``, which have ``q``, ``v``, ``target_q`` and ``sync_targets``
     (``models.value_heads``). The targets move after updates, by ``observe``; they and the number of updates are the state
-    of this step. The loss of a trajectory is the sum over its actions, so divide by the number of actions of the global
-    batch.
+    of this step. The loss of a trajectory is the sum over its actions, times its weight where ``weighted``, so divide by the
+    number of actions of the global batch.
     """
 
     def __init__(
@@ -63,11 +63,13 @@ class ValueLearningStep:
         likelihood: TokenLikelihood,
         heads: Any,
         *,
+        weighted: bool = True,
         autocast: Autocast = nullcontext,
     ) -> None:
         defaults = {name: parameter.default for name, parameter in settings_of(objective).items()}
         self.objective, self.settings = objective, {**defaults, **settings}
-        self.likelihood, self.heads, self.autocast = likelihood, heads, autocast
+        self.likelihood, self.heads = likelihood, heads
+        self.weighted, self.autocast = weighted, autocast
         self.updates = 0
 
     def check(self) -> None:
@@ -117,7 +119,7 @@ class ValueLearningStep:
         }
         metrics["return"] = by_trajectory(values.rewards)
         weights = {name: counts for name in metrics if name != "return"}
-        return StepOutput(weighted_total(by_trajectory(losses), batch, weighted=True), metrics, weights)
+        return StepOutput(weighted_total(by_trajectory(losses), batch, weighted=self.weighted), metrics, weights)
 
     def _watched(self, values: ActionValues) -> dict[str, Tensor]:
         settings = self.settings

@@ -1,0 +1,322 @@
+"""Random walks on a directed graph: what ILQL makes of them, beside behaviour cloning on the same walks.
+
+    python scripts/random_walks.py                       # three graphs, the table below
+    python scripts/random_walks.py --prepare             # only the walks and the model that configs/text_ilql_walks.yaml reads
+
+The task is that of trlX's example (github.com/CarperAI/trlx, examples/randomwalks), rebuilt: a directed graph of 21 nodes
+where each edge is there with probability 0.1, a goal, and 1,000 walks that take a random edge at each node until they are
+at the goal or have visited 10 nodes. A walk's reward is its optimality: 1 for a shortest path to the goal, falling to 0
+for one of 10 nodes, and 0 for one that does not arrive, or takes an edge that is not there. A small GPT-2 of 23 tokens
+(the nodes, an end token and padding) learns from walks alone, without the graph; samples are drawn at temperature 1 for
+every start.
+
+Three runs a graph, with the same walks in the same order: behaviour cloning (objective sft), ILQL, and ILQL whose values
+leave the trunk alone (value_gradient 0), the policy of which has to be behaviour cloning's to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import t as student
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from diffusion_feedback.cli.assemble_value_learning import load_trajectories
+from diffusion_feedback.cli.run_parts import build_optimizer
+from diffusion_feedback.cli.training_run import train
+from diffusion_feedback.config import Recipe, build_parser, parse
+from diffusion_feedback.data.trajectories import TrajectoryIndex
+from diffusion_feedback.likelihoods.tokens import TokenLikelihood
+from diffusion_feedback.models import causal_lm, value_heads
+from diffusion_feedback.objectives.pointwise import sft
+from diffusion_feedback.records import atomic_write
+from diffusion_feedback.training.loop import Trainer
+from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.run_folder import RunFolder
+from diffusion_feedback.training.sources import TokenSource
+from diffusion_feedback.training.steps import PointwiseStep, StepParts
+from diffusion_feedback.types import TextBatch
+
+NODES, EDGE, LONGEST, WALKS = 21, 0.1, 10, 1000
+LETTERS = "abcdefghijklmnopqrstu"
+GOAL = 0
+END, PADDING = "<end>", "<pad>"
+RECIPE = "configs/text_ilql_walks.yaml"
+BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)
+SAMPLES = 50  # of each start
+
+
+# --- the world -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Graph:
+    """``edges`` (21, 21) bool, from row to column; ``shortest`` (21,) nodes of the shortest path to the goal, both ends."""
+
+    edges: NDArray[np.bool_]
+    shortest: NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Graph:
+        """A graph in which every node leads somewhere, and has a path to the goal of fewer than 10 nodes."""
+        while True:
+            edges = rng.random((NODES, NODES)) < EDGE
+            np.fill_diagonal(edges, False)
+            for node in np.flatnonzero(~edges.any(1)):
+                edges[node, rng.choice([other for other in range(NODES) if other != node])] = True
+            shortest = _shortest_paths(edges)
+            if shortest.max() < LONGEST:
+                return cls(edges, shortest)
+
+    def walk(self, rng: np.random.Generator) -> list[int]:
+        """A walk from any node but the goal, along random edges, to the goal or to ten nodes."""
+        path = [int(rng.integers(1, NODES))]
+        while path[-1] != GOAL and len(path) < LONGEST:
+            path.append(int(rng.choice(np.flatnonzero(self.edges[path[-1]]))))
+        return path
+
+    def optimality(self, path: Sequence[int]) -> float:
+        """The reward of a path, in [0, 1]."""
+        is_walk = all(self.edges[node, other] for node, other in pairwise(path))
+        if not is_walk or path[-1] != GOAL or len(path) > LONGEST:
+            return 0.0
+        least = int(self.shortest[path[0]])
+        return 1 - (len(path) - least) / (LONGEST - least)
+
+
+def _shortest_paths(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Nodes on the shortest path from each node to the goal, by breadth-first search backwards from it."""
+    found = np.full(NODES, 10**6)
+    found[GOAL] = 1
+    queue = deque([GOAL])
+    while queue:
+        node = queue.popleft()
+        for other in np.flatnonzero(edges[:, node]):
+            if found[other] > found[node] + 1:
+                found[other] = found[node] + 1
+                queue.append(other)
+    return found
+
+
+def spell(path: Sequence[int]) -> str:
+    """A path as letters."""
+    return "".join(LETTERS[node] for node in path)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a node, then the end token and padding: 23."""
+    vocabulary = {word: number for number, word in enumerate((*LETTERS, END, PADDING))}
+    spelling = Tokenizer(models.WordLevel(vocabulary, unk_token=PADDING))
+    spelling.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=spelling, eos_token=END, pad_token=PADDING)
+
+
+def prepare(folder: Path, seed: int) -> Graph:
+    """Write the walks (half as many again are held out) and a model with random weights; gives the graph."""
+    rng = np.random.default_rng(seed)
+    graph = Graph.draw(rng)
+    for name, number in (("train", WALKS), ("validation", WALKS // 2)):
+        walks = [graph.walk(rng) for _ in range(number)]
+        rows = [
+            {"prompt": spell(path[:1]), "completion": spell(path[1:]), "reward": graph.optimality(path)}
+            for path in walks
+        ]
+        with atomic_write(folder / f"{name}.jsonl") as file:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(seed)
+    spelling = tokenizer()
+    ids = {"eos_token_id": spelling.eos_token_id, "pad_token_id": spelling.pad_token_id, "bos_token_id": None}
+    config = GPT2Config(vocab_size=len(spelling), n_positions=16, n_embd=64, n_layer=3, n_head=4, **ids)
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    spelling.save_pretrained(folder / "model")
+    return graph
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def recipe_of(folder: Path, name: str, seed: int, *flags: str) -> Recipe:
+    """The recipe of one run on the walks in ``folder``."""
+    paths = [("model.pretrained_model_name_or_path", "model"), ("data.train", "train.jsonl")]
+    paths += [("data.validation", "validation.jsonl"), ("output_dir", name)]
+    where = [part for key, value in paths for part in (f"--{key}", str(folder / value))]
+    argv = ["--config", RECIPE, *where, "--training.seed", str(seed), *flags]
+    return parse(build_parser("dfb train", ""), argv)[0]
+
+
+def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
+    """Behaviour cloning: objective sft on the walks of ``recipe``, in the same order, by the same optimizer."""
+    training, accelerator = recipe.training, Accelerator(cpu=True)
+    model = causal_lm.load(recipe.model.pretrained_model_name_or_path)
+    model.network.requires_grad_(True)
+    index = load_trajectories(recipe, model, accelerator)
+    assert index is not None
+
+    def batch(indices: Sequence[int], draw: int) -> TextBatch:
+        found = index.batch(indices, draw)
+        ones = torch.ones(len(found))
+        return TextBatch(found.pair_ids, found.sequences, [], ones, found.weight, torch.zeros(len(found)), draw)
+
+    order = PairOrder(len(index), training.train_batch_size * training.gradient_accumulation_steps, training.seed)
+    budget = training.train_batch_size * max(index.lengths)
+    source = TokenSource(order, batch, index.lengths, budget, counts=index.counts)
+    step = PointwiseStep(StepParts(TokenLikelihood(), None, sft, {}))
+    optimizer = build_optimizer(recipe, list(model.network.parameters()))
+    run = RunFolder(folder)
+    run.path.mkdir(parents=True, exist_ok=True)
+    Trainer(accelerator, training, run, model.network, step, source, optimizer, look=lambda *_: {}).fit()
+    model.save(model.network, folder)
+    return model
+
+
+def learnt(folder: Path) -> tuple[causal_lm.CausalLM, value_heads.ValueNetwork]:
+    """The model and the value network of a finished run."""
+    model = causal_lm.load(str(folder))
+    return model, value_heads.attach(model.network, str(folder), seed=0)
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def judge(model: causal_lm.CausalLM, network: Any, graph: Graph) -> dict[str, float]:
+    """Mean optimality of samples from every start, in [0, 1], and how many of them arrive."""
+    starts = [start for start in range(1, NODES) for _ in range(SAMPLES)]
+    found = model.sample(network, [[start] for start in starts], range(len(starts)), max_new_tokens=LONGEST)
+    end = model.tokenizer.eos_token_id
+    paths = [[start, *(token for token in tokens if token != end)] for start, tokens in zip(starts, found, strict=True)]
+    scores = [graph.optimality(path) if max(path) < NODES else 0.0 for path in paths]
+    return {"optimality": float(np.mean(scores)), "arrived": float(np.mean([path[-1] == GOAL for path in paths]))}
+
+
+@torch.no_grad()
+def distributions(network: nn.Module, index: TrajectoryIndex) -> torch.Tensor:
+    """Next-token distributions (N, V) at every action of the walks."""
+    inputs = TokenLikelihood().prepare_sequences([each.sequence for each in index.trajectories])
+
+    def read(hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
+        scores: torch.Tensor = head(hidden.flatten(0, 1)[inputs.read])
+        return scores.softmax(1)
+
+    found: torch.Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
+    return found
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean total variation of two lists of distributions, in [0, 1]."""
+    return float((one - other).abs().sum(1).mean() / 2)
+
+
+def run_seed(folder: Path, seed: int) -> dict[str, Any]:
+    """All runs on one graph, and what became of them."""
+    graph = prepare(folder, seed)
+    runs = {"ilql": recipe_of(folder, "ilql", seed)}
+    runs["apart"] = recipe_of(folder, "apart", seed, "--objective.value_gradient", "0")
+    began = time.process_time()
+    for recipe in runs.values():
+        train(recipe, overwrite=True)
+    cloned = clone(runs["ilql"], folder / "cloning")
+    rewards = [json.loads(line)["reward"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    index = load_trajectories(runs["ilql"], cloned, Accelerator(cpu=True), heldout=True)
+    assert index is not None
+    reference = distributions(cloned.network, index)
+    found: dict[str, Any] = {"seed": seed, "walks": float(np.mean(rewards))}
+    found["cloning"] = judge(cloned, cloned.network, graph)
+    for name in runs:
+        model, network = learnt(folder / name)
+        found[f"distance of {name} from cloning"] = distance(reference, distributions(model.network, index))
+        for beta in BETAS:
+            with value_heads.steered(network, beta=beta) as policy:
+                found[f"{name} beta {beta:g}"] = judge(model, policy, graph)
+    found["cpu_seconds"] = time.process_time() - began
+    return found
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean and the half width of its 95 % interval (Student's t over the graphs)."""
+    spread = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return {"mean": float(np.mean(values)), "half_width": float(student.ppf(0.975, len(values) - 1)) * spread}
+
+
+def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every figure over the graphs."""
+    rows: dict[str, Any] = {}
+    for name, value in seeds[0].items():
+        if name in ("seed", "cpu_seconds"):
+            continue
+        if isinstance(value, Mapping):
+            rows[name] = {key: interval([found[name][key] for found in seeds]) for key in value}
+        else:
+            rows[name] = interval([found[name] for found in seeds])
+    return rows
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """The summary as text."""
+    lines = [f"{'':34}{'optimality':>18}{'arrived':>18}"]
+    for name, row in rows.items():
+        cells = [row] if "mean" in row else [row["optimality"], row["arrived"]]
+        lines.append(f"{name:34}" + "".join(f"{cell['mean']:>9.3f} +- {cell['half_width']:.3f}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw(rows: Mapping[str, Any], path: Path) -> None:
+    """Optimality over beta, with behaviour cloning and the walks themselves."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(BETAS))
+    for name, label in (("ilql", "ILQL"), ("apart", "ILQL, values apart from the trunk")):
+        cells = [rows[f"{name} beta {beta:g}"]["optimality"] for beta in BETAS]
+        widths = [cell["half_width"] for cell in cells]
+        axes.errorbar(places, [cell["mean"] for cell in cells], widths, marker="o", capsize=3, label=label)
+    axes.axhline(rows["cloning"]["optimality"]["mean"], color="grey", linestyle="--", label="behaviour cloning")
+    axes.axhline(rows["walks"]["mean"], color="grey", linestyle=":", label="the walks learnt from")
+    axes.set_xticks(list(places), [f"{beta:g}" for beta in BETAS])
+    axes.set_xlabel("beta of decoding")
+    axes.set_ylabel("optimality of sampled walks")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def main() -> None:
+    """Prepare, or run everything and write results.json and optimality.png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/random_walks"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one graph each")
+    parser.add_argument("--prepare", action="store_true", help="only write the walks and the model of the first seed")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.prepare:
+        prepare(options.output_dir / f"graph-{options.seeds[0]}", options.seeds[0])
+        return
+    seeds = [run_seed(options.output_dir / f"graph-{seed}", seed) for seed in options.seeds]
+    rows = summary(seeds)
+    results = {"graphs": seeds, "summary": rows, "recipe": yaml.safe_load(Path(RECIPE).read_text())}
+    with atomic_write(options.output_dir / "results.json") as file:
+        file.write_text(json.dumps(results, indent=2) + "\n")
+    draw(rows, options.output_dir / "optimality.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
