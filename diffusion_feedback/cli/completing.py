@@ -144,13 +144,13 @@ def read_template(path: str) -> str:
 
 
 def read_text_prompts(path: str) -> list[Text]:
-    """The prompts of a text or CSV file, or of texts in any of the formats that are trained on."""
+    """The different prompts of a text or CSV file, or of texts in any of the formats that are trained on."""
     from ..data.texts import open_prompts
     from ..generation import read_prompts
 
-    if Path(path).suffix.lower() in (".txt", ".csv"):
-        return [record.prompt for record in read_prompts(path)]
-    return list(open_prompts(path))
+    if Path(path).suffix.lower() == ".csv":
+        return list(dict.fromkeys(record.prompt for record in read_prompts(path)))
+    return open_prompts(path)
 
 
 def is_language_model(model: str, family: str | None = None) -> bool:

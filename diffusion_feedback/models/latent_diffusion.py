@@ -123,6 +123,13 @@ class LatentDiffusion:
         """Add the LoRA weights at ``path`` to the pipeline. Raises UserError where there are none."""
         lora.load_into(self.pipeline, path)
 
+    def save_merged(self, folder: Path) -> None:
+        """Write the whole pipeline, what ``load_lora`` added merged into its weights."""
+        with quiet():
+            self.pipeline.fuse_lora()
+            self.pipeline.unload_lora_weights()
+            self.pipeline.save_pretrained(folder)
+
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write LoRA weights (``load_lora_weights``) or the whole pipeline (``from_pretrained``) to ``folder``."""
         if lora.is_adapted(network):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .calibration import CalibrationPart
-from .figures import Curve
+from .figures import Curve, PointsFigure
 from .parts import Notice, Table
 
 ReportImage = Image.Image | Path | bytes
@@ -169,7 +169,8 @@ class Report:
 
     ``headline`` is the win rate of ``after_name`` over ``before_name``; ``methods`` are win rates of several models
     against ``before_name``. ``score_name`` says what the cases were scored by, ``facts`` are a few words at the top,
-    ``is_same_seed`` says that both images of a case start from one seed. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
+    ``is_same_seed`` says that both images of a case start from one seed,
+    ``medium`` what a model draws for a prompt; ``curves_title`` stands above the curves. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
     ``tables`` and ``rate_groups`` (win rates against ``before_name``, by scorer) below the headline; ``setup`` says
     how several models were run, with their differences marked.
     """
@@ -184,7 +185,7 @@ class Report:
     methods: Sequence[Rate] = ()
     score_name: str = "score"
     cases: Sequence[CaseGroup] = ()
-    curves: Sequence[CurveFigure] = ()
+    curves: Sequence[CurveFigure | PointsFigure] = ()
     calibration: CalibrationPart | None = None
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -195,6 +196,8 @@ class Report:
     samples: Sequence[SampleGroup] = ()
     setup: Table | None = None
     is_same_seed: bool = True
+    medium: str = "an image"
+    curves_title: str = "Training"
 
     def __post_init__(self) -> None:
         if not self.title.strip():

@@ -197,6 +197,61 @@ def curves_svg(
         return inline_svg(figure)
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measured point with the bounds (low, high) of its 95 % intervals, and a few letters beside it."""
+
+    x: float
+    y: float
+    x_bounds: tuple[float, float]
+    y_bounds: tuple[float, float]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PointsFigure:
+    """One figure of two measures against each other, such as reward against KL; each series is joined in its order."""
+
+    title: str
+    series: Mapping[str, Sequence[Point]]
+    detail: str = ""
+    x_label: str = ""
+    y_label: str = ""
+
+
+def points_svg(
+    series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, size: tuple[float, float] = (4.9, 2.7)
+) -> str:
+    """Draw ``series`` of points with their intervals as inline SVG, equal bytes for equal numbers; ``size`` in inches.
+
+    Raises UserError for no series, an empty one, and numbers that are not finite.
+    """
+    if not series or not all(series.values()):
+        raise UserError("no points to draw", "give at least one point in each series")
+    for name, points in series.items():
+        numbers = [value for p in points for value in (p.x, p.y, *p.x_bounds, *p.y_bounds)]
+        if not np.isfinite(numbers).all():
+            raise UserError(f"series {name!r}: holds a number that is not finite", "leave the point out")
+    with svg_style((sorted(series.items()), x_label, y_label, size)):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(series.items()):
+            color = SERIES_COLORS[number % len(SERIES_COLORS)]
+            axes.plot([p.x for p in points], [p.y for p in points], color=color, linewidth=1.2, alpha=0.6)
+            for point in points:
+                axes.plot(point.x_bounds, (point.y, point.y), color=color, linewidth=1)
+                axes.plot((point.x, point.x), point.y_bounds, color=color, linewidth=1)
+                place = (point.x, point.y)
+                axes.annotate(point.label, place, (4, 4), textcoords="offset points", color=INK, fontsize=8.5)
+            axes.plot([p.x for p in points], [p.y for p in points], "o", color=color, markersize=4.5, label=name)
+        dress(axes, x_label, y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
+        return inline_svg(figure)
+
+
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Centred mean over ``window`` points, fewer at the ends; points that are not finite stay gaps, no wider."""
     finite = np.isfinite(values)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..records import atomic_write
 from .calibration import coverage_svg, reliability_svg
 from .content import CurveFigure, Rate, Report, ReportImage
-from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, curves_svg
+from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, PointsFigure, curves_svg, points_svg
 
 _SMALL_SIDE = 160  # px; up to here pixels are shown as pixels, and stored without loss
 _MINUS, _NO_SPLIT = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
@@ -148,8 +148,10 @@ def _open(image: ReportImage) -> Image.Image:
         raise UserError(f"{name}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
 
 
-def _figure(curve: CurveFigure) -> Markup:
-    """The curves as inline SVG whose colours follow the page's theme."""
+def _figure(curve: CurveFigure | PointsFigure) -> Markup:
+    """The curves or points as inline SVG whose colours follow the page's theme."""
+    if isinstance(curve, PointsFigure):
+        return _themed(points_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label))
     return _themed(curves_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label, reference=curve.reference))
 
 

@@ -1,0 +1,337 @@
+"""Rounds of drawing, judging, pairing and training: what is done in which order, and what is done already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+from ..catalog import NEEDS_REFERENCE, kind_of, reads_text
+from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
+from ..errors import UserError
+from ..records import Text, atomic_write, content_hash
+from ..training.run_folder import RunFolder
+from .rounds_figures import RoundFigures, measure
+from .rounds_page import write_page
+from .training_run import train
+
+_SCORES, _DRAWN, _MODEL = "scores.parquet", "drawn.json", "model"
+# What a later call may change: rounds are added, and speed is nobody's business.
+_FREE = {("rounds", "num_rounds"), ("rounds", "batch_size"), ("rollouts", "batch_size"), ("output_dir",)}
+
+
+class Side(Protocol):
+    """What a round does to texts, or to images."""
+
+    @property
+    def pairs_name(self) -> str:
+        """File name of the pairs of a round."""
+        ...
+
+    def prompts(self, path: str) -> list[Text]:
+        """The different prompts of a file."""
+        ...
+
+    def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
+        """Draw samples of every prompt into ``folder``; resumable. Returns how many there are."""
+        ...
+
+    def judge(self, spec: str, drawn: Path, output: Path) -> None:
+        """Write the score of every sample, in order, to the table ``output``."""
+        ...
+
+    def pair(self, drawn: Path, scores: Path, output: Path) -> str:
+        """Write pairs of the samples by the recipe's rule; returns the summary."""
+        ...
+
+    def merge(self, run: Path, start: str, folder: Path) -> None:
+        """Write the model that ``run`` trained from ``start`` as one of its own, adapters merged in."""
+        ...
+
+    def divergence(self, model: str, initial: str, drawn: Path) -> Mapping[str, list[float]]:
+        """Estimates of KL(model || initial), one for each sample (or prompt, for ``exact``); empty where there are none."""
+        ...
+
+    def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
+        """Prompt and text, or prompt and picture, of every sample, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """All rounds of one recipe, in its folder."""
+
+    recipe: Recipe
+    side: Side
+    prompts: Sequence[Text]
+    heldout: Sequence[Text]
+    state: PartialState
+
+    @classmethod
+    def open(cls, recipe: Recipe, *, overwrite: bool = False) -> Rounds:
+        """Start or continue rounds. Raises UserError for a folder that holds something else, or rounds of another recipe."""
+        from .rounds_images import ImageSide
+        from .rounds_text import TextSide
+
+        side: Side = TextSide(recipe) if reads_text(recipe.model.family) else ImageSide(recipe)
+        prompts, heldout = side.prompts(recipe.data.train), side.prompts(recipe.rounds.heldout_prompts)
+        shared = {repr(prompt) for prompt in prompts} & {repr(prompt) for prompt in heldout}
+        if shared:
+            problem = f"rounds.heldout_prompts: {len(shared)} of its {len(heldout)} prompts are trained on"
+            raise UserError(problem, "measure on prompts that are not in data.train")
+        heldout = heldout[: recipe.rounds.num_heldout_prompts]
+        if len(heldout) < 2:
+            raise UserError(f"rounds.heldout_prompts: {len(heldout)} prompts", "give two or more")
+        state = _process()
+        if state.is_main_process:
+            _claim(recipe, {"prompts": content_hash(repr((prompts, heldout))), "model": _identity(recipe)}, overwrite)
+        state.wait_for_everyone()
+        return cls(recipe, side, prompts, heldout, state)
+
+    @property
+    def folder(self) -> Path:
+        """Where all rounds lie."""
+        return Path(self.recipe.output_dir)
+
+    @property
+    def initial(self) -> str:
+        """The model that the first round starts from."""
+        return self.recipe.model.pretrained_model_name_or_path
+
+    def run(self) -> None:
+        """Go through the rounds, then report."""
+        figures = [self._measure(0, self.initial, None)]
+        models, reference = [self.initial], self.initial
+        for number in range(1, self.recipe.rounds.num_rounds + 1):
+            place = self.folder / f"round-{number}"
+            if number > 1:
+                reference = self._reference(place, reference, models[-1])
+            start = models[-1] if self.recipe.rounds.start_from == "previous" else self.initial
+            pairs = self._pairs(number, place, models[-1])
+            models.append(self._train(place, start, reference, pairs))
+            figures.append(self._measure(number, models[-1], figures[-1]))
+            self._note(f"round {number}: {figures[-1].line()}")
+        self._main(lambda: write_page(self.folder, self.recipe, figures, self.side.samples))
+
+    def _pairs(self, number: int, place: Path, model: str) -> Path:
+        """Samples of the round's prompts, judged and paired."""
+        rounds, drawn, output = self.recipe.rounds, place / "samples", place / self.side.pairs_name
+        if output.exists():
+            return output
+        self._note(f"\n== round {number}: {rounds.num_samples} samples a prompt")
+        self._draw(model, self._prompts_of(number), drawn, seed=self._seed(str(number)), number=rounds.num_samples)
+        judge = self._judge(number, place, drawn)
+        self._main(lambda: _once(place / _SCORES, lambda: self.side.judge(judge, drawn, place / _SCORES)))
+        self._main(lambda: print(self.side.pair(drawn, place / _SCORES, output), flush=True))
+        return output
+
+    def _judge(self, number: int, place: Path, drawn: Path) -> str:
+        """Who judges the round: the recipe's own judge, or a reward model trained on what was labelled so far."""
+        from .rounds_text import join_lines
+
+        rounds = self.recipe.rounds
+        if rounds.reward_recipe is None:
+            return self.recipe.rollouts.reward or rounds.scorer
+        labels, labelled = place / f"labels-{_SCORES}", place / f"labelled-{self.side.pairs_name}"
+        spec = str(rounds.labels_from)
+        self._main(lambda: _once(labels, lambda: self.side.judge(spec, drawn, labels)))
+        self._main(lambda: _once(labelled, lambda: print(self.side.pair(drawn, labels, labelled))))
+        joined = place / f"reward-{self.side.pairs_name}"
+        parts = [self.folder / f"round-{k}" / labelled.name for k in range(1, number + 1)]
+        self._main(lambda: _once(joined, lambda: join_lines(parts, joined)))
+        flags = ["--data.train", str(joined), "--output_dir", str(place / "reward")]
+        recipe, _ = parse(build_parser("dfb train", ""), ["--config", rounds.reward_recipe, *flags])
+        self._fit(recipe)
+        return f"reward_model={place / 'reward'}"
+
+    def _prompts_of(self, number: int) -> list[Text]:
+        """The prompts of a round: the next ones in an order that is drawn anew each time that all were used."""
+        size = min(self.recipe.rounds.num_prompts or len(self.prompts), len(self.prompts))
+        chosen: list[Text] = []
+        for place in range((number - 1) * size, number * size):
+            epoch, offset = divmod(place, len(self.prompts))
+            order = sorted(self.prompts, key=lambda prompt: content_hash(f"{self._seed('prompts')}/{epoch}/{prompt!r}"))
+            chosen.append(order[offset])
+        # Where a round begins in one pass and ends in the next, a prompt may come twice.
+        return [prompt for place, prompt in enumerate(chosen) if prompt not in chosen[:place]]
+
+    def _reference(self, place: Path, before: str, previous: str) -> str:
+        kind, share = self.recipe.rounds.reference, self.recipe.rounds.reference_decay
+        if kind == "ema":
+            from .rounds_text import average
+
+            folder = place / "reference"
+            self._main(lambda: _once(folder, lambda: self._whole(folder, average, before, previous, share)))
+            return str(folder)
+        return previous if kind == "previous" else self.initial
+
+    def _train(self, place: Path, start: str, reference: str, pairs: Path) -> str:
+        """Train on ``pairs``; returns the folder of the model, which stands on its own."""
+        model = replace(
+            self.recipe.model,
+            pretrained_model_name_or_path=start,
+            reference_model_name_or_path=reference if reference != start and self._compares() else None,
+        )
+        text = self.recipe.text
+        if reads_text(model.family) and text.max_completion_length is None:
+            # A completion that was cut then stays cut: it gets no end token that nobody drew.
+            text = replace(text, max_completion_length=self.recipe.rollouts.max_new_tokens)
+        recipe = replace(
+            self.recipe,
+            model=model,
+            text=text,
+            data=replace(self.recipe.data, train=str(pairs)),
+            output_dir=str(place / "run"),
+            rounds=RoundsConfig(),
+            rollouts=RolloutConfig(),
+        )
+        self._fit(recipe)
+        if model.tuning == "full":
+            return recipe.output_dir
+        folder = place / _MODEL
+        self._main(lambda: _once(folder, lambda: self._whole(folder, self.side.merge, Path(recipe.output_dir), start)))
+        return str(folder)
+
+    def _compares(self) -> bool:
+        """Whether the objective compares with a reference."""
+        return kind_of(self.recipe.objective["name"]) in NEEDS_REFERENCE
+
+    def _fit(self, recipe: Recipe) -> None:
+        """Train ``recipe`` to its end, from where it stands."""
+        folder = RunFolder(Path(recipe.output_dir))
+        if folder.is_complete():
+            return
+        # One state is kept for a process, with one precision: a reward model may be trained in another than the policy.
+        AcceleratorState._reset_state(reset_partial_state=False)
+        train(recipe, resume=(folder.path / "recipe.yaml").exists())
+        AcceleratorState._reset_state(reset_partial_state=False)
+
+    def _measure(self, number: int, model: str, before: RoundFigures | None) -> RoundFigures:
+        """Samples of the held-out prompts with their scores and divergence from the initial model."""
+        rounds, place = self.recipe.rounds, self.folder / f"round-{number}" / "evaluation"
+        drawn, scores, kl = place / "samples", place / _SCORES, place / "divergence.json"
+        if not (scores.exists() and kl.exists()):
+            self._note(f"\n== round {number}: held-out prompts")
+            self._draw(model, self.heldout, drawn, seed=self._seed("heldout"), number=rounds.num_heldout_samples)
+        judge = rounds.heldout_judge or rounds.labels_from or self.recipe.rollouts.reward or rounds.scorer
+        self._main(lambda: _once(scores, lambda: self.side.judge(judge, drawn, scores)))
+
+        def diverge() -> None:
+            _write_json(kl, dict(self.side.divergence(model, self.initial, drawn)))
+
+        self._main(lambda: _once(kl, diverge))
+        place = self.folder / f"round-{number}"
+        figures = measure(number, scores, json.loads(kl.read_text()), place, before)
+        self._main(lambda: _write_json(place / "summary.json", figures.summary()))
+        return figures
+
+    def _draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, number: int) -> None:
+        def work() -> None:
+            count = self.side.draw(model, prompts, folder, seed=seed, num_samples=number)
+            _write_json(folder / _DRAWN, {"samples": count})
+
+        self._main(lambda: _once(folder / _DRAWN, work))
+
+    def _seed(self, what: str) -> int:
+        return int(content_hash(f"rounds/{self.recipe.training.seed}/{what}")[:6], 16)
+
+    def _note(self, text: str) -> None:
+        if self.state.is_main_process:
+            print(text, flush=True)
+
+    def _whole(self, folder: Path, work: Callable[..., None], *inputs: Any) -> None:
+        with _whole_folder(folder) as temporary:
+            work(*inputs, temporary)
+
+    def _main(self, work: Callable[[], None]) -> None:
+        """Let one process do ``work`` while the others wait."""
+        if self.state.is_main_process:
+            work()
+        self.state.wait_for_everyone()
+
+
+def _once(output: Path, work: Callable[[], None]) -> None:
+    """Do ``work``, which writes ``output`` whole, unless it is there."""
+    if not output.exists():
+        work()
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder``, which takes its name when everything is in it."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    temporary.rename(folder)
+
+
+def _process() -> PartialState:
+    from datetime import timedelta
+
+    # The others wait while one draws samples; the default of ten minutes is too short for that.
+    return PartialState(timeout=timedelta(hours=12))
+
+
+def _identity(recipe: Recipe) -> str:
+    """Hash of the files of the initial model; of its name, where it is on the hub."""
+    folder = Path(recipe.model.pretrained_model_name_or_path)
+    if not folder.is_dir():
+        return content_hash(str(folder), str(recipe.model.revision))
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".bin"))
+    return content_hash(*(part for file in files for part in (str(file.relative_to(folder)), file.read_bytes())))
+
+
+def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None:
+    """Make sure that the folder is empty or holds rounds of the same recipe, prompts and model, and write the recipe."""
+    folder = Path(recipe.output_dir)
+    told = {"recipe": to_dict(recipe), "identity": dict(identity)}
+    path = folder / "recipe.yaml"
+    if overwrite and path.exists():
+        for old in folder.glob("round-*"):
+            shutil.rmtree(old)
+        for name in ("rounds.json", "report.html", "identity.json", "recipe.yaml"):
+            (folder / name).unlink(missing_ok=True)
+    if path.exists() and (folder / "identity.json").exists():
+        before = {
+            "recipe": yaml.safe_load(path.read_text()),
+            "identity": json.loads((folder / "identity.json").read_text()),
+        }
+        _check_same(folder, before, told)
+    elif not path.exists() and folder.exists() and any(folder.glob("[!.]*")):
+        raise UserError(f"{folder}: is there and holds no rounds", "choose another output_dir")
+    with atomic_write(path) as file:
+        file.write_text(yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True))
+    _write_json(folder / "identity.json", told["identity"])
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = _flat(before["recipe"]), _flat(now["recipe"])
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in _FREE]
+    remedy = "choose another output_dir, or --overwrite to start over"
+    if changed:
+        key = changed[0]
+        problem = f"{folder}: holds rounds with {'.'.join(key)} = {old.get(key)!r}, the recipe has {new.get(key)!r}"
+        raise UserError(problem, remedy)
+    for name, value in now["identity"].items():
+        if before["identity"].get(name) != value:
+            raise UserError(f"{folder}: holds rounds of another content of the {name}", remedy)
+
+
+def _flat(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if isinstance(value, Mapping):
+        return {key: item for name, inner in value.items() for key, item in _flat(inner, (*prefix, str(name))).items()}
+    return {prefix: value}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")
