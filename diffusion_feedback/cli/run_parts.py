@@ -25,6 +25,15 @@ from ..training.sources import PairSource, UnpairedSource
 from ..types import PreferenceBatch
 
 
+class Examples(Protocol):
+    """What a run learns from, or is measured on."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Sequence[int], draw: int) -> Any:
+        """The examples at ``indices``; ``draw`` is the epoch."""
+        ...
+
+
 class Session(Protocol):
     """One training run, ready to go: ``fit`` trains, ``finish`` writes the result."""
 
@@ -37,9 +46,9 @@ class Session(Protocol):
     @property
     def step(self) -> Any: ...
     @property
-    def train(self) -> PairIndex: ...
+    def train(self) -> Examples: ...
     @property
-    def heldout(self) -> PairIndex | None: ...
+    def heldout(self) -> Examples | None: ...
     @property
     def order(self) -> PairOrder: ...
     def parameters(self) -> list[nn.Parameter]:

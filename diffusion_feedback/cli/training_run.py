@@ -39,13 +39,13 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_
 
 
 def _describe(session: Session) -> None:
-    """Print pairs, effective batch, steps, parameters, notes and memory."""
+    """Print examples, effective batch, steps, parameters, notes and memory."""
     training = session.recipe.training
     size = session.order.batch_size
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
     epochs = training.max_train_steps * size / len(session.train)
-    print(f"pairs            {len(session.train)} for training", end="")
+    print(f"examples         {len(session.train)} for training", end="")
     print(f", {len(session.heldout)} held out" if session.heldout is not None else ", none held out")
     print(
         f"effective batch  {size} = {training.train_batch_size} a pass x {training.gradient_accumulation_steps}", end=""

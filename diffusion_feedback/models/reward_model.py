@@ -28,9 +28,14 @@ class RewardNetwork(nn.Module):
         self.model = model
 
     @property
+    def head_name(self) -> str:
+        """Where the head stands in the model."""
+        return next(name for name in _HEADS if hasattr(self.model, name))
+
+    @property
     def head(self) -> nn.Module:
         """Hidden states (..., H) to scores (..., 1)."""
-        head: nn.Module = next(getattr(self.model, name) for name in _HEADS if hasattr(self.model, name))
+        head: nn.Module = getattr(self.model, self.head_name)
         return head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:

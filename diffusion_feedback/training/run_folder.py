@@ -38,6 +38,10 @@ _WEIGHTS = (
     "vocab.json",
     "merges.txt",
     "preprocessor_config.json",
+    "adapter_*",
+    "generation_config.json",
+    "chat_template.jinja",
+    "tokenizer.model",
 )
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
 # These may differ between a run and its continuation: they change neither data, draws nor updates.

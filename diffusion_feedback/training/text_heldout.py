@@ -65,7 +65,7 @@ def heldout_figures(means: Means, *, chosen_logps: float, num_tokens: int, start
     """The figures of one look.
 
     ``chosen_logps`` is the sum of the log-likelihoods of all chosen completions (nats), ``num_tokens`` the number of
-    their tokens, ``start`` the same sum before the first update, None at that moment.
+    their tokens (0 where none was called good), ``start`` the same sum before the first update, None at that moment.
 
     - nll, perplexity: of the chosen completions, per token;
     - logps/chosen_change: mean over examples, against the reference, or against the start where there is none;
@@ -75,13 +75,14 @@ def heldout_figures(means: Means, *, chosen_logps: float, num_tokens: int, start
     """
     kept = ("loss", "rewards/", "logps/", "kl")
     figures = {name: value for name, value in means.values.items() if name.startswith(kept)}
-    nll = -chosen_logps / num_tokens
-    figures |= {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
     num = means.weights.get("logps/chosen", 0.0)
-    if "logps/chosen_change" not in figures and start is not None and num:
-        figures["logps/chosen_change"] = (chosen_logps - start) / num
-    if "logps/chosen_change" in figures:
-        figures["log_ratio"] = figures["logps/chosen_change"] * num / num_tokens
+    if num_tokens:
+        nll = -chosen_logps / num_tokens
+        figures |= {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
+        if "logps/chosen_change" not in figures and start is not None:
+            figures["logps/chosen_change"] = (chosen_logps - start) / num
+        if "logps/chosen_change" in figures:
+            figures["log_ratio"] = figures["logps/chosen_change"] * num / num_tokens
     if "rewards/accuracies" in figures:
         count = round(means.weights["rewards/accuracies"])
         accuracy = proportion_interval(figures.pop("rewards/accuracies") * count, count)
