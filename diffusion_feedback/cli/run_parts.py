@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -65,6 +65,15 @@ class Session(Protocol):
 
     def fit(self, folder: RunFolder) -> Trainer: ...
     def finish(self, trainer: Trainer) -> None: ...
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A session whose steps are no passes over its examples, and which says itself what they are."""
+
+    def plan(self) -> list[str]:
+        """Lines on what is learnt from, and in how many steps."""
+        ...
 
 
 def load_pairs(

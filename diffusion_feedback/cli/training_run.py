@@ -8,7 +8,7 @@ from ..catalog import resolve, session_of
 from ..config import Recipe, to_dict, to_yaml
 from ..training.run_folder import RunFolder
 from .memory import estimate
-from .run_parts import Session, make_accelerator
+from .run_parts import Planned, Session, make_accelerator
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
@@ -40,18 +40,23 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_
 
 def _describe(session: Session) -> None:
     """Print examples, effective batch, steps, parameters, notes and memory."""
-    training = session.recipe.training
-    size = session.order.batch_size
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
-    epochs = training.max_train_steps * size / len(session.train)
-    print(f"examples         {len(session.train)} for training", end="")
-    print(f", {len(session.heldout)} held out" if session.heldout is not None else ", none held out")
-    print(
-        f"effective batch  {size} = {training.train_batch_size} a pass x {training.gradient_accumulation_steps}", end=""
-    )
-    print(f" accumulated x {session.accelerator.num_processes} processes")
-    print(f"steps            {training.max_train_steps} ({epochs:.2f} epochs)")
+    for line in session.plan() if isinstance(session, Planned) else _plan(session):
+        print(line)
     print(f"parameters       {trained:,} trained of {total:,} in the network")
     for line in [*session.notes(), *estimate(session)]:
         print(line)
+
+
+def _plan(session: Session) -> list[str]:
+    """Examples, effective batch and steps of a run that goes through its examples."""
+    training, size = session.recipe.training, session.order.batch_size
+    epochs = training.max_train_steps * size / len(session.train)
+    held = f"{len(session.heldout)} held out" if session.heldout is not None else "none held out"
+    passes = f"{training.train_batch_size} a pass x {training.gradient_accumulation_steps} accumulated"
+    return [
+        f"examples         {len(session.train)} for training, {held}",
+        f"effective batch  {size} = {passes} x {session.accelerator.num_processes} processes",
+        f"steps            {training.max_train_steps} ({epochs:.2f} epochs)",
+    ]

@@ -180,12 +180,30 @@ class RolloutConfig:
         max_new_tokens: Longest completion, in tokens.
         temperature: Sampling temperature, applied alike to old, new and reference log-probabilities.
         batch_size: Completions drawn at once; changes nothing but speed.
+        num_prompts: Prompts of one iteration of a policy gradient, taken from data.train.
+        num_generations: Completions of each of them; 2 or more for grpo and rloo.
+        num_ppo_epochs: Times that the updates go through the completions of an iteration.
+        num_mini_batches: Updates in one of these times: parts that the completions are cut into.
+        missing_eos_penalty: Taken from the reward of a completion without an end token.
+        reward_clip: Rewards are clipped to plus and minus this; not at all when not given.
+        ptx_data: Texts that the policy must not unlearn, in any form of data.train; none when not given.
+        ptx_coef: Weight of their negative log-likelihood per token, added to every update's loss.
+        ptx_batch_size: Texts of one update; as many as it has completions when not given.
     """
 
     reward: str = ""
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch_size: int = 64
+    num_prompts: int = 32
+    num_generations: int = 4
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 1
+    missing_eos_penalty: float | None = None
+    reward_clip: float | None = None
+    ptx_data: str | None = None
+    ptx_coef: float = 1.0
+    ptx_batch_size: int | None = None
 
 
 @dataclass(frozen=True)

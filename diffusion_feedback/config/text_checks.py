@@ -6,6 +6,7 @@ from ..catalog import kind_of, needs_reference
 from ..errors import UserError
 from .meaning import keys_of, refuse, require
 from .recipe import Recipe
+from .rollout_checks import check_rollouts
 
 # A text has no pixels and no noise; it is read whole, and nothing but the reference is worth a cache (text.cache_reference).
 _IMAGES_ONLY = (
@@ -46,6 +47,7 @@ def check_text(recipe: Recipe) -> None:
         refuse(recipe, ("text.cache_reference",), f"objective {name!r}: other prompts meet other completions each time")
     if kind == "reward":
         refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), "a reward model, which writes nothing")
+    check_rollouts(recipe)
 
 
 def _check_ranges(recipe: Recipe) -> None:

@@ -1,0 +1,81 @@
+"""Which settings of rollouts make sense."""
+
+from __future__ import annotations
+
+import math
+
+from ..catalog import kind_of, resolve
+from ..errors import UserError
+from .meaning import refuse, require
+from .recipe import Recipe
+
+_POLICY_GRADIENT_ONLY = (
+    "rollouts.num_prompts",
+    "rollouts.num_generations",
+    "rollouts.num_ppo_epochs",
+    "rollouts.num_mini_batches",
+    "rollouts.missing_eos_penalty",
+    "rollouts.reward_clip",
+    "rollouts.ptx_data",
+    "rollouts.ptx_coef",
+    "rollouts.ptx_batch_size",
+)
+# Completions are not labelled, and how many an update has follows from the rollouts.
+_LABELS = (
+    "data.ties",
+    "data.soft_labels",
+    "data.prompt_weights",
+    "training.gradient_accumulation_steps",
+    "text.cache_reference",
+    "text.max_completion_length",
+)
+
+
+def check_rollouts(recipe: Recipe) -> None:
+    """Refuse values out of range, and settings that mean nothing for the objective. Raises UserError naming the key."""
+    name, rollouts = recipe.objective["name"], recipe.rollouts
+    _check_ranges(recipe)
+    if kind_of(name) != "policy_gradient":
+        refuse(recipe, _POLICY_GRADIENT_ONLY, f"objective {name!r}, which does not learn from its own completions")
+        return
+    refuse(recipe, _LABELS, f"objective {name!r}, which learns from its own completions")
+    algorithm = resolve("objective", name)(**{key: value for key, value in recipe.objective.items() if key != "name"})
+    require(
+        bool(rollouts.reward), "rollouts.reward", rollouts.reward, "what judges completions, such as reward_model=PATH"
+    )
+    require(rollouts.temperature > 0, "rollouts.temperature", rollouts.temperature, f"above 0 with {name}")
+    least = algorithm.min_generations
+    require(
+        rollouts.num_generations >= least,
+        "rollouts.num_generations",
+        rollouts.num_generations,
+        f"{least} or more with {name}",
+    )
+    completions = rollouts.num_prompts * rollouts.num_generations
+    require(
+        completions % rollouts.num_mini_batches == 0,
+        "rollouts.num_mini_batches",
+        rollouts.num_mini_batches,
+        f"a divisor of the {completions} completions of an iteration (num_prompts * num_generations)",
+    )
+    if algorithm.kl_coef == 0:
+        refuse(recipe, ("model.reference_model_name_or_path",), f"{name} without a KL, which asks no reference")
+    if rollouts.ptx_data is None:
+        refuse(recipe, ("rollouts.ptx_coef", "rollouts.ptx_batch_size"), "a run without rollouts.ptx_data")
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    rollouts = recipe.rollouts
+    for key in ("max_new_tokens", "batch_size", "num_prompts", "num_generations", "num_ppo_epochs", "num_mini_batches"):
+        value = getattr(rollouts, key)
+        require(value >= 1, f"rollouts.{key}", value, "1 or more")
+    require(0 <= rollouts.temperature < math.inf, "rollouts.temperature", rollouts.temperature, "0 or more")
+    for key, low in (("missing_eos_penalty", 0.0), ("reward_clip", 0.0), ("ptx_coef", 0.0)):
+        value = getattr(rollouts, key)
+        if value is not None and not low <= value < math.inf:
+            raise UserError(f"rollouts.{key}: got {value!r}", "allowed: a finite number, 0 or more")
+    require(
+        rollouts.reward_clip != 0, "rollouts.reward_clip", rollouts.reward_clip, "above 0; leave it out for no clipping"
+    )
+    size = rollouts.ptx_batch_size
+    require(size is None or size >= 1, "rollouts.ptx_batch_size", size, "1 or more")
