@@ -72,9 +72,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     wide = _wide(left.dtype)
     if left.dtype == wide:
         return left @ right
-    if left.device.type == "cuda":
-        return torch.mm(left, right, out_dtype=wide)
-    return left.to(wide) @ right.to(wide)
+    is_cuda = left.device.type == "cuda"
+    return torch.mm(left, right, out_dtype=wide) if is_cuda else left.to(wide) @ right.to(wide)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, tile: slice) -> Tensor:

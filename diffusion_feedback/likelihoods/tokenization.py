@@ -1,0 +1,308 @@
+"""Texts to tokens: prompt and completion tokenised together, the end token exactly once, masks that come from lengths.
+
+The prompt ends where its own tokens and those of prompt + completion part, on either side of a pair: a last token that
+merges with the completion belongs to the completion, and neither text loses a character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from ..records import Message, Text, TextRecord
+from ..types import TokenExample, TokenSequence
+from .conversations import Conversations, SideText, read_template
+
+_AT_ONCE = 1024
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """What was done to the texts: of ``examples``, those whose prompt was cut at its beginning; of all completions,
+    those cut at their end, those given the tokenizer's end token, and those whose end-of-turn token was scored though
+    the template does not count it in; and pairs that are no longer different after the cut.
+    """
+
+    examples: int = 0
+    cut_prompts: int = 0
+    cut_completions: int = 0
+    added_end_tokens: int = 0
+    added_stop_tokens: int = 0
+    cut_alike: int = 0
+
+    def notes(self) -> list[str]:
+        """One line for each kind of change that should be known; none where nothing was lost."""
+        said = {
+            "cut_prompts": "prompts were cut at their beginning to fit text.max_length",
+            "cut_completions": "completions were cut at their end, and have no end token",
+            "added_stop_tokens": "turns are followed by a stop token that the template leaves out, and that is scored",
+            "cut_alike": "pairs are no longer different after the cut",
+        }
+        return [f"{getattr(self, name)} {words}" for name, words in said.items() if getattr(self, name)]
+
+
+@dataclass(slots=True)
+class _Side:
+    """Tokens of one side: those from ``prompt`` on are the completion, of which ``scored`` tells what counts."""
+
+    ids: list[int]
+    scored: NDArray[np.bool_]
+    prompt: int
+
+
+class Tokenization:
+    """Turns records of texts into tokens.
+
+    ``tokenizer`` is one of transformers'. ``max_length`` >= 2 bounds prompt and completion together: prompts lose tokens
+    at their beginning (not the beginning token), then completions at their end. ``max_completion_length`` >= 1 bounds
+    completions alone. ``chat_template`` is a file with a Jinja template, in place of the tokenizer's own. ``vocab_size``:
+    number of tokens that the model knows. ``counts`` tells what was cut and added so far.
+    Raises UserError for values out of range and a template that cannot be read.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        max_completion_length: int | None = None,
+        chat_template: str | Path | None = None,
+        *,
+        vocab_size: int | None = None,
+    ) -> None:
+        if max_length < 2:
+            remedy = "2 or more: a prompt's last token and a completion's first"
+            raise UserError(f"text.max_length: got {max_length!r}", f"allowed: {remedy}")
+        if max_completion_length is not None and max_completion_length < 1:
+            raise UserError(f"text.max_completion_length: got {max_completion_length!r}", "allowed: 1 or more")
+        self.tokenizer, self.max_length, self.vocab_size = tokenizer, max_length, vocab_size
+        self.max_completion_length = max_completion_length or max_length
+        self.conversations = Conversations(tokenizer, read_template(chat_template))
+        self.counts = TokenCounts()
+
+    def encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
+        """One example a record, in order.
+
+        Raises UserError naming the row for an empty completion, chosen and rejected that are the same, a conversation
+        that no chat template takes, and a plain text where the tokenizer has no end token.
+        """
+        examples: list[TokenExample] = []
+        for start in range(0, len(records), _AT_ONCE):
+            examples += self._encode(records[start : start + _AT_ONCE])
+        return examples
+
+    def encode_prompts(
+        self, prompts: Sequence[Text], templates: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[list[int]]:
+        """Token ids of each prompt, ready to be completed: conversations with the opening of the assistant's turn.
+
+        Prompts lose tokens at their beginning where less than ``max_completion_length`` (1 where it is not given) tokens
+        would be left for the completion. ``templates`` are each prompt's arguments of the chat template.
+        """
+        arguments = templates if templates is not None else [{}] * len(prompts)
+        texts = [
+            text if isinstance(text, str) else self.conversations.render(text, own, f"prompt {number}", opening=True)
+            for number, (text, own) in enumerate(zip(prompts, arguments, strict=True))
+        ]
+        plain = self._tokenize(text for text, prompt in zip(texts, prompts, strict=True) if isinstance(prompt, str))
+        turns = self._tokenize(
+            (text for text, prompt in zip(texts, prompts, strict=True) if not isinstance(prompt, str)), special=False
+        )
+        room = self.max_completion_length if self.max_completion_length < self.max_length else 1
+        adds_end = self._adds_end()
+        encoded = []
+        for text, prompt in zip(texts, prompts, strict=True):
+            ids = (plain if isinstance(prompt, str) else turns)[text]
+            if adds_end and isinstance(prompt, str):
+                ids = ids[:-1]
+            encoded.append(self._cut_left(ids, len(ids), max(0, len(ids) + room - self.max_length)))
+        return encoded
+
+    def _encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
+        planned = [self._plan(record) for record in records]
+        texts: tuple[list[str], list[str]] = ([], [])
+        for record, sides in zip(records, planned, strict=True):
+            for side in sides:
+                if isinstance(side, SideText):
+                    texts[record.is_conversational].extend([side.full, *(text for span in side.spans for text in span)])
+        plain, turns = self._tokenize(texts[False]), self._tokenize(texts[True], special=False)
+        return [
+            self._example(record, [self._side(side, turns if record.is_conversational else plain) for side in sides])
+            for record, sides in zip(records, planned, strict=True)
+        ]
+
+    def _plan(self, record: TextRecord) -> list[SideText | _Side]:
+        """The sides of ``record``, chosen first, as texts, or as tokens where the template marks them."""
+        completions = [record.chosen, *([record.rejected] if record.rejected is not None else [])]
+        if len(completions) == 2 and completions[0] == completions[1]:
+            raise UserError(f"{record.source}: chosen and rejected are the same", "leave the row out")
+        for name, completion in zip(("chosen", "rejected"), completions, strict=False):
+            if isinstance(completion, str) != isinstance(record.chosen, str):
+                raise UserError(f"{record.source}: one side is a text, the other a conversation", "make both alike")
+            if _is_empty(completion):
+                raise UserError(f"{record.source}: {name} is empty", "give a completion, or leave the row out")
+        return [self._plan_side(record, completion) for completion in completions]
+
+    def _plan_side(self, record: TextRecord, completion: Text) -> SideText | _Side:
+        prompt = record.prompt
+        if isinstance(completion, str):
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"{record.source}: the prompt is a conversation, the completion is not", "make them alike"
+                )
+            return SideText(prompt + completion, [(prompt, prompt + completion)])
+        if isinstance(prompt, str):
+            if prompt:
+                raise UserError(
+                    f"{record.source}: the completion is a conversation, the prompt is not", "make them alike"
+                )
+            if self.conversations.marks_assistant(record):
+                return self._marked(record, completion)
+            prompt = ()
+        return self.conversations.side(record, prompt, completion)
+
+    def _marked(self, record: TextRecord, messages: Sequence[Message]) -> _Side:
+        """A conversation whose template marks what the assistant says."""
+        ids, mask = self.conversations.marked(record, messages)
+        scored = np.array(mask, np.bool_)
+        if not scored.any():
+            remedy = "check the row's roles, and where {% generation %} stands in the template"
+            raise UserError(f"{record.source}: the chat template marks nothing as the assistant's", remedy)
+        # A turn whose stop token stands right behind the mark would teach everything but stopping.
+        special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
+        is_special = np.array([token in special for token in ids], np.bool_)
+        stops = np.flatnonzero(scored[:-1] & ~scored[1:] & ~is_special[:-1] & is_special[1:]) + 1
+        scored[stops] = True
+        self.counts.added_stop_tokens += len(stops)
+        return _Side(ids, scored, int(scored.argmax()))
+
+    def _tokenize(self, texts: Iterable[str], *, special: bool = True) -> dict[str, list[int]]:
+        """Token ids of the distinct ``texts``, in one call; ``special``: with what the tokenizer puts around a text."""
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return {}
+        given = self.tokenizer(
+            distinct,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return dict(zip(distinct, given["input_ids"], strict=True))
+
+    def _side(self, side: SideText | _Side, tokens: Mapping[str, list[int]]) -> _Side:
+        if isinstance(side, _Side):
+            return side
+        ids = tokens[side.full]
+        scored = np.zeros(len(ids), np.bool_)
+        starts = []
+        for opened, closed in side.spans:
+            start, end = common_prefix(tokens[opened], ids), common_prefix(tokens[closed], ids)
+            # A token that spans the border belongs to what comes before it here: the end of the turn is scored.
+            end += end < len(tokens[closed])
+            scored[start:end] = True
+            starts.append(start)
+        return _Side(list(ids), scored, starts[0])
+
+    def _example(self, record: TextRecord, sides: list[_Side]) -> TokenExample:
+        if not record.is_conversational:
+            for side in sides:
+                self._end_once(side, record)
+        if record.prompt:
+            # One border for both sides, so that they have the same prompt.
+            border = min(side.prompt for side in sides)
+            for side in sides:
+                side.scored[border : side.prompt] = True
+                side.prompt = border
+        for side in sides:
+            if len(side.ids) <= side.prompt:
+                raise UserError(
+                    f"{record.source}: a completion has no token", "give a completion, or leave the row out"
+                )
+            if self.vocab_size is not None and max(side.ids) >= self.vocab_size:
+                problem = f"{record.source}: token {max(side.ids)} is beyond the model's {self.vocab_size} tokens"
+                raise UserError(problem, "use the tokenizer that the model was trained with")
+        sequences = self._cut(record, sides)
+        self.counts.examples += 1
+        return TokenExample(
+            pair_id=record.pair_id,
+            chosen=sequences[0],
+            rejected=sequences[1] if len(sequences) == 2 else None,
+            label=record.label,
+            margin=record.margin,
+            chosen_probability=record.chosen_probability,
+            weight=record.weight,
+        )
+
+    def _end_once(self, side: _Side, record: TextRecord) -> None:
+        """Let a plain completion end with exactly one end token."""
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            remedy = "use one that has, or conversations, whose turns end by their chat template"
+            raise UserError(f"{record.source}: a plain text, and the tokenizer has no end token", remedy)
+        bare = len(side.ids)
+        while bare > side.prompt and side.ids[bare - 1] == end:
+            bare -= 1
+        if bare == len(side.ids):
+            if bare == side.prompt:
+                return
+            self.counts.added_end_tokens += 1
+        side.ids = [*side.ids[:bare], end]
+        side.scored = np.append(side.scored[:bare], True)
+
+    def _cut(self, record: TextRecord, sides: list[_Side]) -> list[TokenSequence]:
+        over = []
+        for side in sides:
+            kept = side.prompt + min(len(side.ids) - side.prompt, self.max_completion_length)
+            over.append(max(0, kept - self.max_length))
+        if len({tuple(side.ids[: side.prompt]) for side in sides}) == 1:
+            over = [max(over)] * len(sides)
+        before = [len(side.ids) for side in sides]
+        cut = [self._cut_side(side, drop, record) for side, drop in zip(sides, over, strict=True)]
+        lost = [was - len(sequence) for was, sequence in zip(before, cut, strict=True)]
+        from_prompt = [side.prompt - sequence.prompt_length for side, sequence in zip(sides, cut, strict=True)]
+        self.counts.cut_prompts += any(from_prompt)
+        self.counts.cut_completions += sum(total > own for total, own in zip(lost, from_prompt, strict=True))
+        self.counts.cut_alike += len(cut) == 2 and any(lost) and np.array_equal(cut[0].ids, cut[1].ids)
+        return cut
+
+    def _cut_side(self, side: _Side, drop: int, record: TextRecord) -> TokenSequence:
+        ids = self._cut_left(side.ids, side.prompt, drop)
+        prompt = side.prompt - (len(side.ids) - len(ids))
+        stop = min(len(ids), self.max_length, prompt + self.max_completion_length)
+        scored = np.append(np.zeros(prompt, np.bool_), side.scored[side.prompt :])[:stop]
+        scored[0] = False  # nothing predicts the first token
+        if not scored.any():
+            problem = f"{record.source}: no token of a completion of {len(side.ids) - side.prompt} can be scored"
+            raise UserError(problem, "nothing predicts the first token of a text: give a prompt, or longer texts")
+        return TokenSequence(np.array(ids[:stop], np.int32), scored, prompt)
+
+    def _cut_left(self, ids: list[int], prompt: int, drop: int) -> list[int]:
+        """``ids`` without ``drop`` tokens of its prompt, of which one is left; the beginning token stays."""
+        begins = prompt > 0 and ids[0] == self.tokenizer.bos_token_id
+        drop = min(drop, max(0, prompt - 1))
+        return [*ids[:begins], *ids[begins + drop :]] if drop else ids
+
+    def _adds_end(self) -> bool:
+        """Whether the tokenizer puts an end token behind a text of its own accord."""
+        return bool(self.tokenizer("a")["input_ids"][-1] == self.tokenizer.eos_token_id)
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common from the start."""
+    for position, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return position
+    return min(len(one), len(other))
+
+
+def _is_empty(completion: Text) -> bool:
+    """Whether a completion says nothing: no character, no turn, or turns with neither content nor calls of tools."""
+    if isinstance(completion, str):
+        return not completion
+    return not any(value for message in completion for name, value in message.items() if name != "role")
