@@ -34,7 +34,7 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A loaded language model that turns prompts and seeds to completions, with all that decides what comes out."""
+    """A loaded language model that turns prompts and seeds to completions; ``chat_template`` is a file."""
 
     model: Any
     drawing: Drawing
@@ -44,15 +44,15 @@ class Writer:
     def settings(self) -> dict[str, Any]:
         """What a file of completions records besides prompts, seeds and the hash of the model."""
         drawing = {name: getattr(self.drawing, name) for name in Drawing.__slots__}
-        template = {"chat_template": self.chat_template} if self.chat_template else {}
+        template = {"chat_template": Path(self.chat_template).read_text("utf-8")} if self.chat_template else {}
         return {**drawing, **template, "dtype": str(self.model.network.model.dtype).removeprefix("torch.")}
 
     def encode(self, prompts: Sequence[Text]) -> list[list[int]]:
         """Token ids of ``prompts``, cut at their beginning where they leave no room for a completion."""
         from ..likelihoods.tokenization import Tokenization
 
-        room = self.model.window - self.drawing.max_new_tokens
-        return Tokenization(self.model.tokenizer, room, chat_template=self.chat_template).encode_prompts(prompts)
+        most = self.drawing.max_new_tokens
+        return Tokenization(self.model.tokenizer, self.model.window, most, self.chat_template).encode_prompts(prompts)
 
     def __call__(self, prompts: Sequence[Text], seeds: Sequence[int]) -> list[Completion]:
         """One completion of each prompt, under its own seed."""
@@ -131,16 +131,7 @@ def load_writer(
             f"{drawing.max_new_tokens} new tokens leave no room for a prompt in the model's window of {model.window}"
         )
         raise UserError(problem, "draw fewer tokens")
-    return Writer(model, drawing, read_template(chat_template) if chat_template else None)
-
-
-def read_template(path: str) -> str:
-    """The chat template in the file ``path``. Raises UserError where there is none."""
-    from ..errors import UserError
-
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file", "give a file with a Jinja chat template")
-    return Path(path).read_text("utf-8")
+    return Writer(model, drawing, chat_template)
 
 
 def read_text_prompts(path: str) -> list[Text]:

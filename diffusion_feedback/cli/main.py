@@ -18,11 +18,13 @@ from ..errors import UserError
 
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
-    "generate": "prompts and a model to a folder of images",
+    "rounds": "draw, judge, pair and train, round after round",
+    "generate": "prompts and a model to a folder of images, or to completions",
     "score": "images and scorers to a table of scores",
     "label": "scored images to preference pairs; pairs to new labels",
     "calibrate": "scorers against labelled pairs: accuracy, logit scale, report",
     "benchmark": "a benchmark's prompts, a model or its images, and scorers to figures",
+    "judge": "two language models on the same prompts: win rate, perplexity, divergence",
     "report": "several benchmark runs on one page, side by side",
     "data": "check preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",

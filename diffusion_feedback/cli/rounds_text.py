@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from ..config import Recipe
 from ..data.scores import read_scores, write_scores
@@ -19,16 +17,12 @@ from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..labeling.candidates import join_scores
 from ..labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ..labeling.panel import Policy, convene
-from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_divergence
-from ..likelihoods.tokens import TokenLikelihood
 from ..models import causal_lm
 from ..records import CompletionRecord, ScoreRecord, Text, atomic_write, content_hash
 from ..scorers.texts.loading import load_text_scorer, parse_text_spec
-from ..types import TokenSequence
 from .completing import Drawing, Writer, load_writer, read_text_prompts
 from .rounds_checks import rule_of
-
-_MOST_PREFIXES = 20_000  # of one prompt; beyond it a divergence is estimated on samples alone
+from .text_judging import completion_of, divergence_of, prompt_name, score_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +67,21 @@ class TextSide:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scorer = load_text_scorer(spec, device)
         records = load_completions(drawn)
-        keys = [(prompt_name(record.prompt), content_hash(record.completion)) for record in records]
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        asked = sorted(first.values())
-        found = scorer.score(
-            [records[place].prompt for place in asked], [completion_of(records[place]) for place in asked]
-        )
-        scores = {keys[place]: score for place, score in zip(asked, found, strict=True)}
+        scores = score_records(scorer, records)
         # The difference of two rewards is a Bradley-Terry logit; other judges have no such scale.
         scale = 1.0 if parse_text_spec(spec).kind == "reward_model" else None
         rows = [
             ScoreRecord(
                 f"prompt {record.prompt_index}, sample {record.sample}",
-                key[1],
-                key[0],
+                content_hash(record.completion),
+                prompt_name(record.prompt),
                 "judge",
                 scorer.recipe_id,
-                scores[key],
-                scores[key],
+                score,
+                score,
                 scale,
             )
-            for record, key in zip(records, keys, strict=True)
+            for record, score in zip(records, scores, strict=True)
         ]
         write_scores(rows, output)
 
@@ -151,55 +139,6 @@ def join_lines(files: Sequence[Path], output: Path) -> None:
     """Write all lines of ``files`` to one file."""
     with atomic_write(output) as file:
         file.write_text("".join(part.read_text("utf-8") for part in files), "utf-8")
-
-
-def divergence_of(writer: Writer, reference: nn.Module, records: Sequence[CompletionRecord]) -> dict[str, list[float]]:
-    """Estimates of KL(writer || reference) on completions that ``writer`` drew with all tokens allowed, nats.
-
-    ``log_ratio`` and ``token_kl`` for every completion, ``exact`` for every prompt where there are few enough.
-    """
-    model, drawing = writer.model, writer.drawing
-    device = next(model.network.parameters()).device
-    prompts = writer.encode([record.prompt for record in records])
-    sequences = [sequence_of(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
-    likelihood = TokenLikelihood(device, temperature=drawing.temperature)
-    found = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
-    figures = {"log_ratio": found.log_ratio.tolist(), "token_kl": found.token_kl.tolist()}
-    vocabulary, ends = int(model.network.model.config.vocab_size), model.end_token_ids
-    if num_prefixes(vocabulary, len(ends), drawing.max_new_tokens) <= _MOST_PREFIXES:
-        different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
-        figures["exact"] = [
-            exact_divergence(
-                model.network,
-                reference,
-                prompt,
-                max_new_tokens=drawing.max_new_tokens,
-                end_ids=ends,
-                temperature=drawing.temperature,
-                device=device,
-            )
-            for _, prompt in sorted(different.items())
-        ]
-    return figures
-
-
-def sequence_of(prompt: Sequence[int], completion: Sequence[int]) -> TokenSequence:
-    """The tokens as they were drawn: nothing is decoded and read again."""
-    scored = np.zeros(len(prompt) + len(completion), np.bool_)
-    scored[len(prompt) :] = True
-    return TokenSequence(np.array([*prompt, *completion], np.int32), scored, len(prompt))
-
-
-def prompt_name(prompt: Text) -> str:
-    """A prompt as one text, by which a table of scores knows it."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=dict, sort_keys=True)
-
-
-def completion_of(record: CompletionRecord) -> Text:
-    """The completion as its prompt stands: a text, or the assistant's turn."""
-    if isinstance(record.prompt, str):
-        return record.completion
-    return ({"role": "assistant", "content": record.completion},)
 
 
 def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,143 @@
+"""What ``dfb judge`` measures of each model alone: perplexity on texts, divergence from a reference."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.texts import open_texts
+from ..errors import UserError
+from ..evaluation.judging import clustered_mean, perplexity, standard_error
+from ..evaluation.statistics import Interval
+from ..generation import COMPLETIONS
+from ..likelihoods.tokenization import Tokenization
+from ..likelihoods.tokens import TokenLikelihood
+from ..records import CompletionRecord, TextRecord
+from .completing import Writer, drawing_of, load_writer
+from .text_judging import divergence_of, prompt_name
+
+
+@dataclass(frozen=True, slots=True)
+class Fluency:
+    """How well a model knows held-out texts: ``perplexity`` a token, ``bits_per_byte`` whatever the tokenizer."""
+
+    perplexity: Interval
+    bits_per_byte: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """KL(model || reference) in nats a completion: ``kl`` by the divergences along the way, ``log_ratio`` by the tokens
+    drawn, each with its standard error; ``exact`` the mean over prompts, where it could be had.
+    """
+
+    kl: Interval
+    kl_error: float
+    log_ratio: float
+    log_ratio_error: float
+    exact: float | None
+
+
+def holds_completions(path: str) -> bool:
+    """Whether ``path`` holds completions, not a model."""
+    given = Path(path)
+    has_model = any((given / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return given.suffix == ".jsonl" or (not has_model and (given / COMPLETIONS).is_file())
+
+
+def load_model(path: str, arguments: argparse.Namespace) -> Writer:
+    """The language model at ``path``, drawing as the flags say."""
+    return load_writer(
+        path,
+        drawing_of(arguments),
+        dtype=arguments.dtype,
+        device=arguments.device,
+        chat_template=arguments.chat_template,
+    )
+
+
+def measure_fluency(arguments: argparse.Namespace, called: Sequence[str]) -> tuple[dict[str, Fluency], list[str]]:
+    """Perplexity of each model on ``--texts``, and what should be known of it."""
+    if not arguments.texts:
+        return {}, []
+    records = list(open_texts(arguments.texts))
+    found: dict[str, Fluency] = {}
+    notes: list[str] = []
+    vocabularies = []
+    for name, path in zip(called, (arguments.a, arguments.b), strict=True):
+        if holds_completions(path):
+            raise UserError(f"--texts: {path} holds completions, not a model", "leave --texts out, or give the model")
+        writer = load_model(path, arguments)
+        tokenization = Tokenization(writer.model.tokenizer, writer.model.window, None, arguments.chat_template)
+        losses, tokens = _losses(writer, tokenization, records, arguments.batch_size)
+        size = sum(len(text.encode()) for record in records for text in _scored_texts(record))
+        found[name] = Fluency(perplexity(losses, tokens), sum(losses) / size / math.log(2), sum(tokens))
+        notes += [f"{name}: {note}" for note in tokenization.counts.notes()]
+        vocabularies.append(writer.model.tokenizer.get_vocab())
+    if vocabularies[0] != vocabularies[1]:
+        notes.append("note: the two tokenizers differ: compare bits a byte, not perplexities a token")
+    return found, notes
+
+
+def _losses(
+    writer: Writer, tokenization: Tokenization, records: Sequence[TextRecord], batch_size: int
+) -> tuple[list[float], list[int]]:
+    """Negative log-likelihood of each record's completion (the chosen one of a pair), nats, and its number of tokens."""
+    sequences = [example.chosen for example in tokenization.encode(records)]
+    likelihood = TokenLikelihood(next(writer.model.network.parameters()).device)
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    losses = [0.0] * len(sequences)
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            inputs = likelihood.prepare_sequences([sequences[index] for index in chunk])
+            logps = likelihood.logps(writer.model.network, inputs).double().tolist()
+            for index, logp in zip(chunk, logps, strict=True):
+                losses[index] = -logp
+    return losses, [sequence.num_scored for sequence in sequences]
+
+
+def _scored_texts(record: TextRecord) -> list[str]:
+    """What of a record is predicted: its completion, or what the assistant says in it."""
+    if isinstance(record.chosen, str):
+        return [record.chosen]
+    return [str(turn["content"]) for turn in record.chosen if turn["role"] == "assistant"]
+
+
+def measure_distance(
+    arguments: argparse.Namespace, called: Sequence[str], sides: Sequence[Sequence[CompletionRecord]]
+) -> dict[str, Distance]:
+    """KL of each model from ``--reference`` on its own completions."""
+    if not arguments.reference:
+        return {}
+    reference = load_model(arguments.reference, arguments)
+    found: dict[str, Distance] = {}
+    for name, path, records in zip(called, (arguments.a, arguments.b), sides, strict=True):
+        if holds_completions(path):
+            problem = f"--reference: {path} holds completions, not a model"
+            raise UserError(problem, "leave --reference out, or give the model")
+        writer = load_model(path, arguments)
+        if writer.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
+            problem = f"--reference: {arguments.reference} and {path} have different tokenizers"
+            raise UserError(problem, "measure against a model with the same tokens")
+        prompts = [prompt_name(record.prompt) for record in records]
+        figures = divergence_of(writer, reference.model.network, records)
+        found[name] = _as_distance(figures, prompts)
+    return found
+
+
+def _as_distance(figures: Mapping[str, Sequence[float]], prompts: Sequence[str]) -> Distance:
+    exact = figures.get("exact")
+    return Distance(
+        clustered_mean(figures["token_kl"], prompts),
+        standard_error(figures["token_kl"], prompts),
+        clustered_mean(figures["log_ratio"], prompts).value,
+        standard_error(figures["log_ratio"], prompts),
+        sum(exact) / len(exact) if exact else None,
+    )

@@ -1,0 +1,78 @@
+"""Completions and who judges them: scores, and divergence from another model, for the commands that compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_divergence
+from ..likelihoods.tokens import TokenLikelihood
+from ..records import CompletionRecord, Text
+from ..types import TextScorer, TokenSequence
+from .completing import Writer
+
+_MOST_PREFIXES = 20_000  # of one prompt; beyond it a divergence is estimated on samples alone
+
+
+def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> list[float]:
+    """The score of each completion; equal ones of one prompt are scored once, so that rounding does not part them."""
+    keys = [(prompt_name(record.prompt), record.completion) for record in records]
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    asked = [records[place] for place in sorted(first.values())]
+    found = scorer.score([record.prompt for record in asked], [completion_of(record) for record in asked])
+    scores = {
+        (prompt_name(record.prompt), record.completion): score for record, score in zip(asked, found, strict=True)
+    }
+    return [scores[key] for key in keys]
+
+
+def prompt_name(prompt: Text) -> str:
+    """A prompt as one text, by which a table of scores knows it."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=dict, sort_keys=True)
+
+
+def completion_of(record: CompletionRecord) -> Text:
+    """The completion as its prompt stands: a text, or the assistant's turn."""
+    if isinstance(record.prompt, str):
+        return record.completion
+    return ({"role": "assistant", "content": record.completion},)
+
+
+def divergence_of(writer: Writer, reference: nn.Module, records: Sequence[CompletionRecord]) -> dict[str, list[float]]:
+    """Estimates of KL(writer || reference) on completions that ``writer`` drew with all tokens allowed, nats.
+
+    ``log_ratio`` and ``token_kl`` for every completion, ``exact`` for every prompt where there are few enough.
+    """
+    model, drawing = writer.model, writer.drawing
+    device = next(model.network.parameters()).device
+    prompts = writer.encode([record.prompt for record in records])
+    sequences = [sequence_of(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
+    likelihood = TokenLikelihood(device, temperature=drawing.temperature)
+    found = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
+    figures = {"log_ratio": found.log_ratio.tolist(), "token_kl": found.token_kl.tolist()}
+    vocabulary, ends = int(model.network.model.config.vocab_size), model.end_token_ids
+    if num_prefixes(vocabulary, len(ends), drawing.max_new_tokens) <= _MOST_PREFIXES:
+        different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
+        figures["exact"] = [
+            exact_divergence(
+                model.network,
+                reference,
+                prompt,
+                max_new_tokens=drawing.max_new_tokens,
+                end_ids=ends,
+                temperature=drawing.temperature,
+                device=device,
+            )
+            for _, prompt in sorted(different.items())
+        ]
+    return figures
+
+
+def sequence_of(prompt: Sequence[int], completion: Sequence[int]) -> TokenSequence:
+    """The tokens as they were drawn: nothing is decoded and read again."""
+    scored = np.zeros(len(prompt) + len(completion), np.bool_)
+    scored[len(prompt) :] = True
+    return TokenSequence(np.array([*prompt, *completion], np.int32), scored, len(prompt))
