@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..types import PairLogps
-from .log_ratios import check_beta, chosen_nll, log_ratios, token_means, widen
+from .log_ratios import check_beta, log_ratios, token_means, widen
 
 
 def reward_scale(settings: Mapping[str, Any]) -> float:
@@ -26,19 +26,15 @@ def pair_metrics(logps: PairLogps, *, beta: float, per_token: bool = False) -> d
     - rewards/margins: their difference z;
     - rewards/accuracies: 1 where z > 0, 1/2 for a tie, so that a model equal to its reference scores 1/2;
     - logps/chosen, logps/rejected: those of the policy;
-    - gradient_factor: sigmoid(-z), the weight of the pair in dpo's gradient, 1/2 at the start (Sec. 4, same paper);
-    - nll_loss, without a reference and where samples have lengths: mean negative log-likelihood of the chosen tokens.
+    - gradient_factor: sigmoid(-z), the weight of the pair in dpo's gradient, 1/2 at the start (Sec. 4, same paper).
 
     Raises UserError for a beta out of range.
     """
     check_beta(beta)
     policy = widen(logps.policy_chosen).detach(), widen(logps.policy_rejected).detach()
     is_reference_free = logps.reference_chosen is None and logps.reference_rejected is None
-    more: dict[str, Tensor] = {}
     if is_reference_free:
         chosen, rejected = token_means(logps) if per_token else policy
-        if logps.chosen_length is not None:
-            more["nll_loss"] = chosen_nll(logps).detach()
     else:
         chosen, rejected = log_ratios(logps)
     # The margin comes from the log-ratios and not from the rewards, so that it is the z of the loss to the last digit.
@@ -51,7 +47,6 @@ def pair_metrics(logps: PairLogps, *, beta: float, per_token: bool = False) -> d
         "logps/chosen": policy[0],
         "logps/rejected": policy[1],
         "gradient_factor": torch.sigmoid(-margins),
-        **more,
     }
 
 

@@ -26,7 +26,8 @@ def _losses(logps: UnpairedLogps, z: Tensor, desirable_weight: float, undesirabl
     check_not_negative("desirable_weight", desirable_weight)
     check_not_negative("undesirable_weight", undesirable_weight)
     is_desirable = logps.desirable.to(device=z.device, dtype=torch.bool)
-    weights = torch.where(is_desirable, desirable_weight, undesirable_weight).to(z)
+    share = is_desirable.to(z)
+    weights = desirable_weight * share + undesirable_weight * (1 - share)
     return weights * torch.sigmoid(torch.where(is_desirable, -z, z))
 
 

@@ -1,4 +1,4 @@
-"""The pointwise loss, what is watched while training on pairs, and that no objective of the catalog goes untested."""
+"""The pointwise loss, and what is watched while training on pairs."""
 
 from __future__ import annotations
 
@@ -9,40 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_feedback.catalog import CATALOG, check_settings, names, resolve, settings_of
+from diffusion_feedback.catalog import settings_of
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.objectives.metrics import denoising_metrics, pair_metrics
+from diffusion_feedback.objectives.metrics import denoising_metrics, pair_metrics, reward_scale
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.objectives.pointwise import sft
 from diffusion_feedback.types import PairLogps
 
-VALUES = {"beta": 0.1, "label_smoothing": 0.1}
-
 
 def doubles(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("name", names("objective"))
-def test_every_objective_gives_one_loss_an_example(name: str) -> None:
-    """Whatever the kind: (B,) out, no mean, float32 from halves, a gradient that makes the chosen more likely."""
-    objective, kind = resolve("objective", name), CATALOG["objective"][name].split(":")[0].rpartition(".")[2]
-    assert kind in names("step")
-    settings = {key: VALUES[key] for key in settings_of(objective)}
-    check_settings("objective", name, settings)
-    chosen = torch.tensor([-1.0, -2.0, 0.5], dtype=torch.bfloat16, requires_grad=True)
-    fixed = chosen.detach()
-    inputs = {
-        "pairwise": PairLogps(chosen, fixed, fixed, fixed),
-        "pointwise": chosen,
-        "ranking": torch.cat([chosen.diag_embed(), torch.zeros(3, 3, dtype=torch.bfloat16)], 1),
-    }
-    loss = objective(inputs[kind], **settings)
-    assert loss.shape == (3,)
-    assert loss.dtype == torch.float32
-    loss.sum().backward()
-    assert chosen.grad is not None
-    assert (chosen.grad < 0).all()
 
 
 def test_sft_is_the_negative_log_likelihood() -> None:
@@ -130,3 +106,17 @@ def test_the_two_errors_apart() -> None:
 def test_without_a_reference_there_is_no_change_to_tell() -> None:
     metrics = denoising_metrics(PairLogps(doubles(-0.08), doubles(-0.09)))
     assert {name: values.item() for name, values in metrics.items()} == {"error/chosen": 0.16, "error/rejected": 0.18}
+
+
+def test_rewards_of_tokens_are_means() -> None:
+    free = PairLogps(doubles(-6, -3), doubles(-2, -1), None, None, doubles(3, 1), doubles(2, 4))
+    metrics = pair_metrics(free, beta=2.0, per_token=True)
+    assert metrics["rewards/chosen"].tolist() == [-4, -6]
+    assert metrics["rewards/rejected"].tolist() == [-2, -0.5]
+    assert metrics["logps/chosen"].tolist() == [-6, -3]
+
+
+def test_the_scale_of_rewards_is_the_first_beta() -> None:
+    assert reward_scale({"beta": 3, "label_smoothing": 0.1}) == 3.0
+    assert reward_scale({"delta": 1.0}) == 1.0
+    assert reward_scale({"terms": [{"name": "sft", "weight": 1}, {"name": "dpo", "beta": 0.2, "weight": 1}]}) == 0.2
