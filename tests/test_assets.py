@@ -13,9 +13,11 @@ from build_assets import label_groups, label_noise
 from PIL import Image
 from shapes_world import degrade, render, split_scenes
 
+from diffusion_feedback.models.causal_lm import load
 from diffusion_feedback.records import content_hash
 from diffusion_feedback.scorers.loading import load_scorers
-from diffusion_feedback.scorers.shapes import score
+from diffusion_feedback.scorers.shapes import Scene, score
+from diffusion_feedback.scorers.texts.captions import prompt_of, reward
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FACTS = json.loads((ASSETS / "facts.json").read_text())
@@ -109,3 +111,32 @@ def test_the_scorer_is_small_and_says_nothing_of_where_it_was_made() -> None:
         assert file.suffix == ".safetensors" or "name_or_path" not in file.read_text()
         if file.name == "config.json":
             assert json.loads(file.read_text())["dtype"] == "float16"
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("part", "scenes"), zip(("train", "validation"), split_scenes(), strict=True))
+def test_captions_and_their_labels(part: str, scenes: list[Scene]) -> None:
+    """Prompts are of their part alone, the stored scores are the verifier's, and the labels err as the card says."""
+    rows = [json.loads(line) for line in (ASSETS / "captions" / f"{part}.jsonl").read_text().splitlines()]
+    assert len(rows) == FACTS[f"text_{part}_pairs"] > 500
+    assert {row["prompt"] for row in rows} <= {prompt_of(scene) for scene in scenes}
+    for side in ("chosen", "rejected"):
+        assert reward([r["prompt"] for r in rows], [r[side] for r in rows]) == [r[f"verified_{side}"] for r in rows]
+    differences = np.array([row["verified_chosen"] - row["verified_rejected"] for row in rows])
+    assert np.mean(differences[differences != 0] < 0) == pytest.approx(FACTS[f"text_{part}_label_noise"], abs=1e-4)
+    sets = {(row["prompt"], frozenset((row["chosen"], row["rejected"]))) for row in rows}
+    assert len(sets) == len(rows)
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+
+
+def test_the_language_model_imitates_the_mixture() -> None:
+    """Fresh completions of held-out prompts score as the card says."""
+    model = load(str(ASSETS / "captions-lm"))
+    prompts = [prompt_of(scene) for scene in split_scenes()[1]]
+    ids = [model.tokenizer(prompt).input_ids for prompt in prompts]
+    drawn = model.sample(model.network, ids, range(len(ids)), max_new_tokens=24)
+    completions = [model.tokenizer.decode(completion, skip_special_tokens=True) for completion in drawn]
+    assert np.mean(reward(prompts, completions)) == pytest.approx(FACTS["text_validation_mean_score"], abs=0.06)
+    assert all(completion[-1] == model.tokenizer.eos_token_id for completion in drawn)
