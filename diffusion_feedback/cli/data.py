@@ -1,46 +1,64 @@
-"""``dfb data``: check preference pairs of any form, and convert them to one Pick-a-Pic parquet file."""
+"""``dfb data``: check preference pairs or texts of any form, and convert them to one file of the field's form."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 CHECK_EPILOG = """examples:
   dfb data check pairs.parquet
   dfb data check "pickapic/train-*.parquet"
   dfb data check my_images --split validation
   dfb data check data-is-better-together/open-image-preferences-v1-binarized
+  dfb data check answers.jsonl
+  dfb data check HuggingFaceH4/ultrafeedback_binarized --split train_prefs
+  dfb data check answers.jsonl --tokenizer my_model --max_length 1024
 
 PATH is a parquet file, a glob, a folder (parquet files; images with metadata.jsonl or metadata.csv; or chosen/ and
-rejected/ with the same file names), or a hub id.
+rejected/ with the same file names), or a hub id. Texts stand in parquet, JSON Lines or JSON files, known by their
+columns: prompt, chosen, rejected; chosen, rejected; prompt, completion, label; prompt, completion; messages; text; and
+those of UltraFeedback, SHP and Anthropic HH.
 """
 
 CONVERT_EPILOG = """examples:
   dfb data convert my_images pairs.parquet
   dfb data convert "pickapic/train-*.parquet" clean.parquet --on_bad_row skip
   dfb data convert data-is-better-together/open-image-preferences-v1-binarized pairs.parquet --split train
+  dfb data convert hh-rlhf/train.jsonl.gz pairs.jsonl --on_bad_row skip
 
-The output holds the images themselves and has Pick-a-Pic's columns: caption, jpg_0, jpg_1, label_0, label_1, ...
-Ties are kept, as label_0 0.5.
+Pairs of images: the output holds the images themselves and has Pick-a-Pic's columns: caption, jpg_0, jpg_1, label_0,
+label_1, ... Ties are kept, as label_0 0.5. Texts: the output, .jsonl or .parquet, has TRL's columns, with the prompt
+told apart: prompt, chosen, rejected; prompt, completion, label; prompt, completion; messages; or text.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of both commands."""
-    parser = argparse.ArgumentParser(prog="dfb data", description="Check and convert preference pairs.")
+    parser = argparse.ArgumentParser(prog="dfb data", description="Check and convert preference pairs and texts.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,convert}")
     layout = argparse.RawDescriptionHelpFormatter
     says = "Say what a data set holds and what is wrong with it."
     check = commands.add_parser("check", description=says, help=says, epilog=CHECK_EPILOG, formatter_class=layout)
-    says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns."
+    says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns, texts as one file with TRL's."
     convert = commands.add_parser("convert", description=says, help=says, epilog=CONVERT_EPILOG, formatter_class=layout)
     for command in (check, convert):
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
         command.add_argument("--split", default="train", help="split, where the source has splits (default train)")
         command.add_argument("--revision", help="branch, tag or commit on the hub")
         command.add_argument("--streaming", action="store_true", help="read hub data without downloading it first")
-    convert.add_argument("output", metavar="OUTPUT.parquet", help="file to write")
+    check.add_argument(
+        "--tokenizer", metavar="FOLDER", help="texts: count in this tokenizer's tokens, and try its template"
+    )
+    check.add_argument(
+        "--max_length", "--max-length", type=int, help="texts: longest example in tokens (default: its own)"
+    )
+    check.add_argument(
+        "--max_completion_length", "--max-completion-length", type=int, help="texts: longest completion in tokens"
+    )
+    check.add_argument("--chat_template", "--chat-template", metavar="FILE", help="texts: a Jinja chat template")
+    convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     convert.add_argument(
         "--on_bad_row",
         "--on-bad-row",
@@ -61,15 +79,49 @@ def run(argv: Sequence[str]) -> None:
         _convert(arguments)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from ..data.check import check_pairs
+def _holds_texts(arguments: argparse.Namespace) -> bool:
+    from ..data.texts import holds_texts
 
-    report = check_pairs(
+    return holds_texts(
         arguments.path, split=arguments.split, revision=arguments.revision, streaming=arguments.streaming
     )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from ..data.check import check_pairs
+    from ..data.text_check import check_texts
+
+    where = {"split": arguments.split, "revision": arguments.revision, "streaming": arguments.streaming}
+    if _holds_texts(arguments):
+        report: Any = check_texts(arguments.path, tokens=_token_check(arguments), **where)
+    else:
+        _refuse_token_flags(arguments)
+        report = check_pairs(arguments.path, **where)
     print(report.to_text())
     if not report.is_ready:
         raise SystemExit(2)  # everything has been said, so no message on top
+
+
+def _token_check(arguments: argparse.Namespace) -> Any:
+    if arguments.tokenizer is None:
+        _refuse_token_flags(arguments)
+        return None
+    from ..models.causal_lm import load_tokenizer
+    from .token_check import TokenCheck
+
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    return TokenCheck(
+        tokenizer, arguments.tokenizer, arguments.max_length, arguments.max_completion_length, arguments.chat_template
+    )
+
+
+def _refuse_token_flags(arguments: argparse.Namespace) -> None:
+    from ..errors import UserError
+
+    for flag in ("tokenizer", "max_length", "max_completion_length", "chat_template"):
+        if getattr(arguments, flag) is not None:
+            what = "means nothing for images" if arguments.tokenizer else "means nothing without --tokenizer"
+            raise UserError(f"--{flag}: {what}", "leave it out, or check texts with --tokenizer FOLDER")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -77,22 +129,26 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     from ..data.pickapic import write_pickapic
     from ..data.readers import open_pairs
+    from ..data.text_output import write_texts
+    from ..data.texts import open_texts
     from ..errors import UserError
 
     output = Path(arguments.output)
-    if output.suffix != ".parquet":
-        raise UserError(f"{output}: the output is a parquet file", "give a name that ends in .parquet")
+    is_text = _holds_texts(arguments)
+    if output.suffix != ".parquet" and not (is_text and output.suffix == ".jsonl"):
+        what = "a .jsonl or .parquet file" if is_text else "a parquet file"
+        raise UserError(f"{output}: the output is {what}", "give a name that ends in .parquet")
     if output.exists() and not arguments.overwrite:
         raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
-    reader = open_pairs(
-        arguments.path,
-        split=arguments.split,
-        revision=arguments.revision,
-        streaming=arguments.streaming,
-        on_bad_row=arguments.on_bad_row,
-        ties="soft",
-    )
-    number = write_pickapic(tqdm(reader, desc="convert", total=reader.num_rows, unit="pair"), output)
+    where = {"split": arguments.split, "revision": arguments.revision, "streaming": arguments.streaming}
+    reader: Any
+    if is_text:
+        reader = open_texts(arguments.path, on_bad_row=arguments.on_bad_row, **where)
+    else:
+        reader = open_pairs(arguments.path, on_bad_row=arguments.on_bad_row, ties="soft", **where)
+    unit = "example" if is_text else "pair"
+    write = write_texts if is_text else write_pickapic
+    number = write(tqdm(reader, desc="convert", total=reader.num_rows, unit=unit), output)
     for _, reason in reader.skipped:
         print(f"left out: {reason}")
-    print(f"{output}: {number:,} pairs from {reader.format} ({reader.counts})")
+    print(f"{output}: {number:,} {unit}s from {reader.format} ({reader.counts})")

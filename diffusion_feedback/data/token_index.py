@@ -165,7 +165,7 @@ def _merged(votes: Sequence[_Vote]) -> tuple[TokenExample, float]:
         return votes[0].example, votes[0].share
     share = math.fsum(vote.share for vote in votes) / len(votes)
     # Those that have the majority on their side; whichever row comes first, one and the same name is taken.
-    agreeing = [vote.example for vote in votes if (vote.share >= 0.5) == (share >= 0.5)]
+    agreeing = [vote.example for vote in votes if (vote.share - 0.5) * (share - 0.5) > 0 or share == 0.5]
     example = min(agreeing, key=lambda example: example.pair_id)
     weight = max(vote.example.weight for vote in votes)
     if example.rejected is None:

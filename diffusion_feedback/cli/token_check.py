@@ -1,0 +1,103 @@
+"""What texts become as tokens, for ``dfb data check``: lengths, what is cut, and whether the model is taught to stop."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import UserError
+from ..likelihoods.tokenization import Tokenization
+from ..records import TextRecord
+from ..types import TokenExample, TokenSequence
+
+# The stop token may be followed by what the template puts between turns, such as a line break.
+_TAIL = 3
+_NO_LIMIT = 2**30
+
+
+class TokenCheck:
+    """A tally of examples as tokens; gathers the rows that cannot become tokens instead of stopping at them.
+
+    ``tokenizer`` is one of transformers'; ``max_length`` is its own limit where it is not given. Raises UserError as
+    ``Tokenization`` does.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        max_length: int | None = None,
+        max_completion_length: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.name = name
+        self.max_length = max_length or min(int(tokenizer.model_max_length), _NO_LIMIT)
+        self.tokenization = Tokenization(tokenizer, self.max_length, max_completion_length, chat_template)
+        self.prompts: list[int] = []
+        self.completions: list[int] = []
+        self.refused: list[str] = []
+        self.num_turns = 0
+        self.num_stopping = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every example becomes tokens, and conversations end with a stop token."""
+        return not self.refused and (self.num_stopping > 0 or not self.num_turns)
+
+    def add(self, records: Sequence[TextRecord]) -> None:
+        """Take in ``records``; those that cannot become tokens are noted."""
+        counts = replace(self.tokenization.counts)
+        try:
+            examples = self.tokenization.encode(records)
+        except UserError as error:
+            self.tokenization.counts = counts
+            if len(records) == 1:
+                self.refused.append(f"{error.problem} -> {error.remedy}")
+                return
+            # Halves find the few bad rows among many in few calls.
+            middle = len(records) // 2
+            self.add(records[:middle])
+            self.add(records[middle:])
+            return
+        for record, example in zip(records, examples, strict=True):
+            self._count(record, example)
+
+    def _count(self, record: TextRecord, example: TokenExample) -> None:
+        self.prompts.append(example.chosen.prompt_length)
+        for sequence in (example.chosen, example.rejected):
+            if sequence is not None:
+                self.completions.append(sequence.num_scored)
+                # Of a completion that was cut nothing can be said.
+                if record.is_conversational and len(sequence) < self.max_length:
+                    self.num_turns += 1
+                    self.num_stopping += self._stops(sequence)
+
+    def _stops(self, sequence: TokenSequence) -> bool:
+        tokenizer = self.tokenization.tokenizer
+        stops = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+        return any(int(token) in stops for token in sequence.ids[sequence.scored][-_TAIL:])
+
+    def lines(self) -> list[str]:
+        """The findings in plain words."""
+        limit = f"at most {self.max_length:,}" if self.max_length < _NO_LIMIT else "no limit on their number"
+        lines = [f"  tokens of {self.name}, {limit}:"]
+        if self.prompts:
+            lines += [f"    prompts {_range(self.prompts)}; scored of each completion {_range(self.completions)}"]
+        lines += [f"  ! {note}" for note in self.tokenization.counts.notes()]
+        if self.refused:
+            lines.append(f"  ! {len(self.refused):,} examples cannot become tokens; the first:")
+            lines.append(f"      {self.refused[0]}")
+        if self.num_turns and self.num_stopping < self.num_turns:
+            missing = self.num_turns - self.num_stopping
+            lines.append(f"  ! {missing:,} of {self.num_turns:,} answers end without a stop token that is scored")
+            lines.append("      -> the model would not learn to stop; give a template that ends each turn with one")
+        elif self.num_turns:
+            lines.append("    the chat template keeps the assistant's turns, and a stop token is scored in each")
+        return lines
+
+
+def _range(values: Sequence[int]) -> str:
+    low, middle, high = min(values), statistics.median_low(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}, median {middle:,}"
