@@ -116,7 +116,7 @@ def test_the_scorer_is_small_and_says_nothing_of_where_it_was_made() -> None:
 # --- captions ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("part", "scenes"), zip(("train", "validation"), split_scenes(), strict=True))
+@pytest.mark.parametrize(("part", "scenes"), list(zip(("train", "validation"), split_scenes(), strict=True)))
 def test_captions_and_their_labels(part: str, scenes: list[Scene]) -> None:
     """Prompts are of their part alone, the stored scores are the verifier's, and the labels err as the card says."""
     rows = [json.loads(line) for line in (ASSETS / "captions" / f"{part}.jsonl").read_text().splitlines()]
