@@ -40,14 +40,17 @@ def hub_id(name: str, suffixes: Sequence[str]) -> str | None:
 def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -> list[Path]:
     """The ``files`` whose names begin with ``split``; where none does, those that no other split claims.
 
-    Raises UserError naming ``folder``, the ``kind`` of file and the splits found, where all belong to other splits.
+    A split may have parts of its own (train_prefs, train_sft): where there is one alone, it is the split. Raises
+    UserError naming ``folder``, the ``kind`` of file and the splits found, where all belong to other splits.
     """
     by_split: dict[str, list[Path]] = {}
     for file in files:
         prefix = re.split(r"[-.]", file.name)[0]
-        by_split.setdefault(prefix if prefix in (*_SPLITS, split) else "", []).append(file)
-    chosen = by_split.get(split) or by_split.get("")
-    if chosen is None:
+        is_split = prefix == split or prefix in _SPLITS or prefix.split("_")[0] in _SPLITS
+        by_split.setdefault(prefix if is_split else "", []).append(file)
+    parts = [name for name in by_split if name.startswith(f"{split}_")]
+    chosen = by_split.get(split) or (by_split[parts[0]] if len(parts) == 1 else by_split.get("", []))
+    if not chosen or (len(parts) > 1 and split not in by_split):
         raise UserError(f"{folder}: no {kind} files of split {split!r}", f"found splits: {', '.join(by_split)}")
     return chosen
 

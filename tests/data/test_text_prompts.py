@@ -103,3 +103,18 @@ def test_breaks_that_were_written_out() -> None:
     assert unescape_dialogue(r"\n\nHuman: a\n\nAssistant: b") == "\n\nHuman: a\n\nAssistant: b"
     for text in (r"print('\n\n')", "\n\nHuman: say \\n", ""):
         assert unescape_dialogue(text) == text
+
+
+def test_as_trl_where_trl_is_right() -> None:
+    from trl.data_utils import extract_prompt
+
+    ask, rule = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be short."}
+    answers = [{"role": "assistant", "content": text} for text in ("Hello", "Go away")]
+    conversations = [[rule, ask, answer] for answer in answers]
+    found = extract_prompt(dict(zip(("chosen", "rejected"), conversations, strict=True)))
+    assert [list(part) for part in split_turns(*conversations)] == [
+        found[name] for name in ("prompt", "chosen", "rejected")
+    ]
+    texts = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    found = extract_prompt(texts)
+    assert split_texts(*texts.values()) == (found["prompt"], found["chosen"], found["rejected"])

@@ -342,6 +342,16 @@ def test_where_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert open_texts(folder).format == "parquet with columns prompt, chosen, rejected, 2 files"
     with pytest.raises(UserError, match=r"no parquet files of split 'dev'[\s\S]*found splits: test, train"):
         open_texts(folder, split="dev")
+    # UltraFeedback binarized: a split of several parts is not guessed at, nor mixed with the test data.
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name in ("train_prefs", "test_prefs"):
+        jsonl(parts / f"{name}.jsonl", PAIR | {"prompt": name})
+    assert only(parts).prompt == "train_prefs"
+    assert only(parts, split="test_prefs").prompt == "test_prefs"
+    jsonl(parts / "train_sft.jsonl", PAIR)
+    with pytest.raises(UserError, match=r"of split 'train'[\s\S]*found splits: test_prefs, train_prefs, train_sft"):
+        open_texts(parts)
     jsonl(folder / "validation.jsonl", PAIR | {"prompt": "of JSON"})
     assert only(folder, split="validation").prompt == "of JSON"
     for wrong, says in (
