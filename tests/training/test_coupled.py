@@ -1,0 +1,247 @@
+"""Objectives that look beyond their own example are exact, however a batch is cut into passes and processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import coupled_run
+import pytest
+import torch
+from coupled_run import OBJECTIVES, build_parts, build_source, model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffusion_feedback.catalog import kind_of, resolve
+from diffusion_feedback.errors import UserError
+from diffusion_feedback.training.coupled import CoupledStep
+from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.shifted import ShiftedStep
+from diffusion_feedback.training.sources import UnpairedSource
+from diffusion_feedback.training.steps import PairwiseStep
+from diffusion_feedback.training.unpaired import UnpairedStep
+from diffusion_feedback.types import Coupled, Gated, Observer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def assert_same_run(first: Path, second: Path, policy: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert policy.keys() == other.keys()
+    for name, value in policy.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=2e-6, msg=name)
+    for one, two in zip(coupled_run.metrics(first), coupled_run.metrics(second), strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_passes_do_not_matter(tmp_path: Path, name: str) -> None:
+    """1 x 8, 4 x 2 and passes under a budget of tokens: losses, gradients, weights."""
+    wide = coupled_run.run(name, tmp_path / "wide", 1)
+    assert len(coupled_run.metrics(tmp_path / "wide")) == coupled_run.STEPS
+    for label, passes, budget in (("long", 4, None), ("budget", 1, 60)):
+        other = coupled_run.run(name, tmp_path / label, passes, budget)
+        assert_same_run(tmp_path / "wide", tmp_path / label, wide, other)
+
+
+def test_processes_do_not_matter(tmp_path: Path) -> None:
+    """Two processes of two passes each, over gloo, are one process with one pass."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(ROOT / "tests" / "coupled_run.py"), str(tmp_path / "both"), "2", *OBJECTIVES]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in OBJECTIVES:
+        alone = coupled_run.run(name, tmp_path / "alone" / name, 1)
+        both = load_file(next((tmp_path / "both" / name / "checkpoints").glob("*")) / "policy.safetensors")
+        assert_same_run(tmp_path / "alone" / name, tmp_path / "both" / name, alone, both)
+
+
+# --- kto ----------------------------------------------------------------------------------------------------------------
+
+
+def test_partners_rotate_over_the_whole_step() -> None:
+    """Whatever the passes and processes: the next example of the step, never the example itself."""
+    order = PairOrder(12, 6, 3)
+
+    def partners(passes: int, processes: int, lengths: Sequence[int] | None = None) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for rank in range(processes):
+            source = UnpairedSource(
+                order, lambda own, others, draw: zip(own, others, strict=True), passes, processes, rank, lengths, 20
+            )
+            for batch in source.micro_batches(1):
+                found.update(batch)
+        return found
+
+    indices = order.indices(1)
+    expected = {index: indices[(place + 1) % 6] for place, index in enumerate(indices)}
+    assert partners(1, 1) == partners(3, 1) == partners(1, 3) == partners(3, 2) == expected
+    assert partners(1, 2, lengths=[5 + index % 3 for index in range(12)]) == expected
+    assert all(own != other for own, other in expected.items())
+
+
+def test_one_example_has_no_partner() -> None:
+    with pytest.raises(UserError, match="no mismatched completion"):
+        UnpairedSource(PairOrder(4, 1, 0), lambda *_: None, 1)
+
+
+def test_kl_is_the_mean_over_the_global_batch() -> None:
+    """By hand: log-ratios of each mismatched sequence by itself, token by token, in float64."""
+    policy, reference = model(1), model(2)
+    batches = list(build_source("kto", PairOrder(32, 8, 0), 4).micro_batches(0))
+    step = UnpairedStep(build_parts(OBJECTIVES["kto"], reference))
+    placed = step.coupled(policy, batches, lambda values: [values])
+    ratios = []
+    for sequence in (sequence for batch in batches for sequence in batch.mismatched):
+        ids = torch.from_numpy(sequence.ids.astype("int64"))[None]
+        scores = []
+        for network in (policy, reference):
+            with torch.no_grad():
+                logps = network.model.double()(input_ids=ids).logits[0].log_softmax(-1)
+            network.model.float()
+            scores.append(
+                sum(logps[place - 1, ids[0, place]].item() for place in range(len(sequence)) if sequence.scored[place])
+            )
+        ratios.append(scores[0] - scores[1])
+    assert placed.kl is not None
+    assert len(ratios) == 8
+    assert placed.kl.item() == pytest.approx(max(0.0, sum(ratios) / 8), abs=1e-5)
+    # The other way round the mean has the other sign: one of the two is cut at 0.
+    turned = UnpairedStep(build_parts(OBJECTIVES["kto"], policy)).coupled(reference, batches, lambda values: [values])
+    assert turned.kl is not None
+    assert turned.kl.item() == pytest.approx(max(0.0, -sum(ratios) / 8), abs=1e-5)
+    assert min(placed.kl.item(), turned.kl.item()) == 0.0 < max(placed.kl.item(), turned.kl.item())
+
+
+def test_only_kto_asks_for_the_divergence() -> None:
+    batches = list(build_source("kto", PairOrder(32, 8, 0), 2).micro_batches(0))
+    parts = build_parts({"name": "apo_zero_unpaired", "beta": 0.5}, model(2))
+    step = UnpairedStep(parts)
+
+    def never(values: Tensor) -> list[Tensor]:
+        raise AssertionError(values)
+
+    assert step.coupled(model(1), batches, never) is step
+    assert "kl" not in step(model(1), batches[0]).metrics
+
+
+def test_desirable_and_undesirable_figures_are_kept_apart() -> None:
+    batch = next(build_source("kto", PairOrder(32, 8, 0), 1).micro_batches(0))
+    output = UnpairedStep(build_parts(OBJECTIVES["kto"], model(2)))(model(1), batch)
+    assert 0 < int(batch.desirable.sum()) < 8
+    chosen, rejected = output.weights["rewards/chosen"], output.weights["logps/rejected"]
+    assert chosen.bool().tolist() == batch.desirable.tolist()
+    assert rejected.bool().tolist() == (~batch.desirable).tolist()
+
+
+# --- aot ----------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_and_order_of_examples_do_not_matter() -> None:
+    """The whole batch in another order, in one or in two processes, gives every example the same loss."""
+    policy, step = model(1), CoupledStep(build_parts(OBJECTIVES["aot"], model(2)))
+    first, second = build_source("aot", PairOrder(16, 8, 0), 2).micro_batches(0)
+    kept: list[Tensor] = []
+    step.coupled(policy, [second], lambda values: [kept.append(values) or values][:1])
+
+    def losses(placed: Any, *batches: Any) -> dict[str, float]:
+        return {
+            pair_id: loss
+            for batch in batches
+            for pair_id, loss in zip(batch.pair_ids, placed(policy, batch).metrics["loss"].tolist(), strict=True)
+        }
+
+    here = losses(step.coupled(policy, [first, second], lambda values: [values]), first, second)
+    turned = losses(step.coupled(policy, [second, first], lambda values: [values]), first, second)
+    apart = losses(step.coupled(policy, [first], lambda values: [kept[0], values]), first)
+    assert here == turned
+    assert apart == {pair_id: here[pair_id] for pair_id in first.pair_ids}
+    alone = losses(step, first)
+    assert alone != apart
+
+
+# --- bco ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shift_is_the_mean_of_earlier_updates() -> None:
+    policy, parts = model(1), build_parts(OBJECTIVES["bco"], model(2))
+    step, source = ShiftedStep(parts), build_source("bco", PairOrder(16, 8, 0), 1)
+    ratios: list[float] = []
+    for number in range(3):
+        batch = next(source.micro_batches(number))
+        output = step(policy, batch)
+        logps = PairwiseStep(parts).logps(policy, batch)
+        shift = torch.tensor(sum(ratios) / len(ratios) if ratios else 0.0)
+        expected = parts.objective(logps, shift, beta=0.5)
+        torch.testing.assert_close(output.metrics["loss"], expected.detach())
+        step.observe(policy, {name: float(value.mean()) for name, value in output.metrics.items()})
+        assert logps.reference_chosen is not None
+        assert logps.reference_rejected is not None
+        ratios += (logps.policy_chosen - logps.reference_chosen).tolist()
+        ratios += (logps.policy_rejected - logps.reference_rejected).tolist()
+    assert step.mean_log_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
+    assert step.updates == 3
+    again = ShiftedStep(parts)
+    again.load_state_dict(step.state_dict())
+    assert (again.mean_log_ratio, again.updates) == (step.mean_log_ratio, 3)
+
+
+def test_a_killed_run_goes_on_with_the_same_shift(tmp_path: Path) -> None:
+    whole = coupled_run.run("bco", tmp_path / "whole", 2)
+    before, coupled_run.STEPS = coupled_run.STEPS, 2
+    try:
+        coupled_run.run("bco", tmp_path / "broken", 2)
+    finally:
+        coupled_run.STEPS = before
+    resumed = coupled_run.run("bco", tmp_path / "broken", 2)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert coupled_run.metrics(tmp_path / "broken") == coupled_run.metrics(tmp_path / "whole")
+
+
+# --- all ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
+    policy = model(1)
+    batch = next(build_source(name, PairOrder(16, 8, 0), 1).micro_batches(0))
+    build: Any = resolve("step", kind_of(name))
+    changes: dict[str, Any] = {"starts_at_reference": True, "reference": lambda given: nullcontext(given)}
+    step = build(build_parts(OBJECTIVES[name], policy, **changes))
+    assert isinstance(step, Gated)
+    figures = step.gate(policy, batch)
+    assert figures["loss"] == pytest.approx(figures["expected_loss"], abs=1e-6)
+    assert figures["max_logit_gap"] == 0
+    away = build(build_parts(OBJECTIVES[name], model(2), starts_at_reference=True))
+    with pytest.raises(UserError, match="policy and reference differ"):
+        away.gate(policy, batch)
+    assert set(build(build_parts(OBJECTIVES[name], model(2))).gate(policy, batch)) == {"loss"}
+
+
+def test_steps_say_what_they_are() -> None:
+    kinds: dict[str, tuple[type[Any], bool, bool]] = {
+        "coupled": (CoupledStep, True, False), "unpaired": (UnpairedStep, True, False),
+        "shifted": (ShiftedStep, False, True), "weighted_sum": (ShiftedStep, False, True),
+    }  # fmt: skip
+    for kind, (step_class, is_coupled, observes) in kinds.items():
+        assert resolve("step", kind) is step_class
+        step = step_class(build_parts(OBJECTIVES["bco"], nn.Identity()))
+        assert isinstance(step, Coupled) == is_coupled
+        assert isinstance(step, Observer) == observes
+
+
+def test_a_missing_reference_is_named() -> None:
+    batch = next(build_source("kto", PairOrder(32, 8, 0), 1).micro_batches(0))
+    step = UnpairedStep(dataclasses.replace(build_parts(OBJECTIVES["kto"], nn.Identity()), reference=None))
+    with pytest.raises(UserError, match="use a reference"):
+        step(model(1), batch)
