@@ -32,10 +32,13 @@ def pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_recipe(folder: Path, model: Path, name: str = "run", **changes: Any) -> Path:
-    """Write a recipe with changes such as ``training={"seed": 1}`` to a file in ``folder``, and return its path."""
+def write_recipe(folder: Path, path: Path, name: str = "run", **changes: Any) -> Path:
+    """Write a recipe with changes such as ``training={"seed": 1}`` to a file in ``folder``, and return its path.
+
+    A section that is None is left out.
+    """
     recipe: dict[str, Any] = {
-        "model": {"pretrained_model_name_or_path": str(model), "family": "causal_lm", "tuning": "full"},
+        "model": {"pretrained_model_name_or_path": str(path), "family": "causal_lm", "tuning": "full"},
         "data": {
             "train": str(folder / "train.jsonl"),
             "validation": str(folder / "validation.jsonl"),
@@ -51,7 +54,8 @@ def write_recipe(folder: Path, model: Path, name: str = "run", **changes: Any) -
         write_jsonl(folder / "train.jsonl", pairs(24))
         write_jsonl(folder / "validation.jsonl", pairs(10, seed=1))
     for section, values in changes.items():
-        recipe[section] = values if section in ("objective", "optimizer") else {**recipe.get(section, {}), **values}
+        is_whole = values is None or section in ("objective", "optimizer")
+        recipe[section] = values if is_whole else {**recipe.get(section, {}), **values}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value is not None}))
     return path

@@ -19,7 +19,8 @@ from ..training.order import PairOrder
 from ..training.reward import RewardStep, reward_accuracy
 from ..training.run_folder import RunFolder
 from ..training.sources import TokenSource, UnpairedSource
-from ..training.text_heldout import Means, chosen_logps, heldout_figures, step_means
+from ..training.steps import PairwiseStep
+from ..training.text_heldout import Means, chosen_logps, heldout_figures, implicit_accuracy, step_means
 from .run_parts import Examples, build_optimizer
 from .text_data import TextData, examples_hash, load_texts
 from .text_parts import (
@@ -191,13 +192,22 @@ class TextSession:
         means = step_means(self.step, network, self._examples(heldout).batch, passes)
         examples = [example for example in heldout.examples if example.label is not False]
         tokens = sum(example.chosen.num_scored for example in examples)
+        pairs = self.data.heldout_pairs
+        own = {} if pairs is None else self._accuracy_on(pairs, network)
         start = next((row for row in folder.read_metrics() if row["step"] == 0 and "validation/nll" in row), None)
-        return heldout_figures(
+        figures = heldout_figures(
             means,
             chosen_logps=self._chosen_logps(means, network, passes),
             num_tokens=tokens,
             start=None if start is None else -start["validation/nll"] * tokens,
         )
+        return figures | own
+
+    def _accuracy_on(self, pairs: TokenIndex, network: nn.Module) -> dict[str, float]:
+        """Implicit accuracy where the two sides of held-out pairs are learnt from one at a time."""
+        lengths = lengths_of(pairs, share_prompt=False)
+        passes = passes_of(range(len(pairs)), lengths, budget_of(self.recipe, lengths))
+        return implicit_accuracy(PairwiseStep(self.step.parts), network, pairs.batch, passes)
 
     def _chosen_logps(self, means: Means, network: nn.Module, passes: Sequence[Sequence[int]]) -> float:
         """Sum over all chosen completions; the step's own, but where it counts the tails of completions less."""

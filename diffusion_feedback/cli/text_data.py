@@ -58,6 +58,7 @@ _FITS: Mapping[str, Fit] = {
 class TextData:
     """The examples of a run; ``heldout`` is None where the recipe names none. ``notes`` say what was left out.
 
+    ``heldout_pairs`` are the held-out examples as pairs, where a run takes their sides apart and they were pairs.
     ``is_conversational``: the training examples are made of turns.
     """
 
@@ -65,6 +66,7 @@ class TextData:
     heldout: TokenIndex | None
     notes: Sequence[str]
     is_conversational: bool
+    heldout_pairs: TokenIndex | None = None
 
 
 def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelerator) -> TextData:
@@ -74,20 +76,24 @@ def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelera
     objective, and held-out examples that are training examples.
     """
     notes: list[str] = []
-    train, has_turns = _index(recipe, tokenization, accelerator, notes, heldout=False)
+    examples, has_turns = _examples(recipe, tokenization, accelerator, notes, heldout=False)
+    train = _index(recipe, examples, notes, heldout=False)
     if recipe.data.validation is None:
         return TextData(train, None, notes, has_turns)
-    heldout, _ = _index(recipe, tokenization, accelerator, notes, heldout=True)
+    examples, _ = _examples(recipe, tokenization, accelerator, notes, heldout=True)
+    heldout = _index(recipe, examples, notes, heldout=True)
     shared = {example.pair_id for example in train.examples} & {example.pair_id for example in heldout.examples}
     if shared:
         problem = f"data.validation: {len(shared)} of its {len(heldout)} examples are training examples too"
         raise UserError(problem, "give other files or another validation_split")
-    return TextData(train, heldout, notes, has_turns)
+    are_apart = examples[0].rejected is not None and heldout.examples[0].rejected is None
+    return TextData(train, heldout, notes, has_turns, TokenIndex(examples) if are_apart else None)
 
 
-def _index(
+def _examples(
     recipe: Recipe, tokenization: Tokenization, accelerator: Accelerator, notes: list[str], *, heldout: bool
-) -> tuple[TokenIndex, bool]:
+) -> tuple[list[TokenExample], bool]:
+    """Examples of the rows that fit the objective, and whether they are conversations."""
     data, kind = recipe.data, kind_of(recipe.objective["name"])
     path = data.validation if heldout else data.train
     assert path is not None
@@ -108,15 +114,25 @@ def _index(
         accelerator.print(f"{len(skipped)} bad rows skipped in {path}; the first of them:")
         for reason in skipped[:20]:
             accelerator.print(f"  {reason}")
-    index = TokenIndex(unpair(examples) if kind == "unpaired" else examples, ties="drop" if heldout else data.ties)
-    left_out["repeated"] = index.num_duplicates
-    left_out["ties"] = index.num_ties if heldout or data.ties == "drop" else 0
+    _note_left_out(left_out, notes, heldout=heldout)
+    return examples, records[0].is_conversational
+
+
+def _index(recipe: Recipe, examples: Sequence[TokenExample], notes: list[str], *, heldout: bool) -> TokenIndex:
+    ties = "drop" if heldout else recipe.data.ties
+    is_unpaired = kind_of(recipe.objective["name"]) == "unpaired"
+    index = TokenIndex(unpair(examples) if is_unpaired else examples, ties=ties)
+    left_out = Counter(repeated=index.num_duplicates, ties=index.num_ties if ties == "drop" else 0)
+    _note_left_out(left_out, notes, heldout=heldout)
+    return index
+
+
+def _note_left_out(left_out: Counter[str], notes: list[str], *, heldout: bool) -> None:
     named = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     if named:
         notes.append(
             f"left out         of the examples {'held out' if heldout else 'for training'}: {', '.join(named)}"
         )
-    return index, records[0].is_conversational
 
 
 def _fitting(reader: TextReader, fit: Fit, left_out: Counter[str]) -> Iterable[TextRecord]:

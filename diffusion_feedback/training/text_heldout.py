@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from ..evaluation.statistics import proportion_interval
 from ..objectives.log_ratios import log_ratios, widen
+from ..objectives.metrics import pair_metrics
 from ..types import Coupled, PairLogps, Step, TextBatch
+from .steps import PairwiseStep
 
 Batches = Callable[[Sequence[int], int], Any]
 
@@ -85,9 +87,25 @@ def heldout_figures(means: Means, *, chosen_logps: float, num_tokens: int, start
             figures["log_ratio"] = figures["logps/chosen_change"] * num / num_tokens
     if "rewards/accuracies" in figures:
         count = round(means.weights["rewards/accuracies"])
-        accuracy = proportion_interval(figures.pop("rewards/accuracies") * count, count)
-        figures |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+        figures |= _accuracy(figures.pop("rewards/accuracies") * count, count)
     return figures
+
+
+def _accuracy(right: float, num: int) -> dict[str, float]:
+    found = proportion_interval(right, num)
+    return {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
+
+
+def implicit_accuracy(
+    step: PairwiseStep, network: nn.Module, batches: Batches, passes: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """How often the implicit reward prefers the chosen completion of a held-out pair, ties half, with its interval."""
+    right = 0.0
+    for indices in passes:
+        with torch.no_grad():
+            logps = step.logps(network, batches(indices, 0))
+        right += float(pair_metrics(logps, beta=1.0)["rewards/accuracies"].double().sum())
+    return _accuracy(right, sum(map(len, passes)))
 
 
 def chosen_logps(
