@@ -135,7 +135,8 @@ class RolloutSource:
         """The iteration in progress, and the KL coefficient that it was estimated with."""
         if self.rollouts is None:
             return {}
-        counters = {"iteration": torch.tensor(self.iteration), "kl_coef": torch.tensor(self.kl_coef).double()}
+        coef = torch.tensor(self.kl_coef, dtype=torch.float64)
+        counters = {"iteration": torch.tensor(self.iteration), "kl_coef": coef}
         return {**counters, **self.rollouts.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
