@@ -302,6 +302,7 @@ class RewardSession:
             look=self.look,
             look_every=recipe.validation.steps,
             identity={"base": self.base_hash, "examples": examples_hash(self.data.train.examples)},
+            look_first=True,
             figures_of=lambda number: {"num_tokens": seen[number]},
         )
         trainer.fit()

@@ -46,7 +46,7 @@ class DataConfig:
     """Which preference pairs are learnt from.
 
     Args:
-        train: Parquet file, glob, directory, image folder, twin folders, or hub id.
+        train: Parquet file, glob, directory, image folder, twin folders, or hub id; for texts JSON Lines or JSON too.
         validation: Held-out pairs, in any of the same forms; none when not given.
         split: Split of the training data, where the source has splits.
         validation_split: Split of the validation data.
@@ -131,7 +131,7 @@ class ValidationConfig:
 
     Args:
         steps: Look every so many steps; 0 only at the end.
-        prompts: Prompts of the sample grid; the first held-out ones when empty.
+        prompts: Prompts of the sample grid, or of the sample completions; the first held-out ones when empty.
         num_prompts: How many held-out prompts are taken when prompts is empty.
         seed: Seed of the first sample, and of the held-out draws.
         num_inference_steps: Steps of the sampler.
@@ -153,8 +153,9 @@ class TextConfig:
     Args:
         max_length: Longest sequence, prompt and completion, in tokens; the model's window when not given.
         max_completion_length: Completions are cut at their end to so many tokens; no limit of their own when not given.
-        max_tokens_per_pass: Tokens of one pass, padding included; passes are formed of like lengths under this budget
-            instead of train_batch_size pairs each. The examples of an optimizer step stay the same.
+        max_tokens_per_pass: Tokens of one pass, padding included; passes are formed of like lengths under this budget,
+            which is train_batch_size times the longest example when not given. The examples of an optimizer step stay
+            the same.
         share_prompt: Chosen and rejected share their prompt in one forward pass.
         chat_template: File with a Jinja chat template, for a tokenizer that has none.
         tail_weight: Weight in [0, 1] of the tokens of a pair beyond the length of its shorter side, under policy and
@@ -173,12 +174,12 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How completions are drawn and judged where a policy learns from its own. For policy gradients and rounds.
+    """How completions are drawn and judged where a policy learns from its own. For policy gradients, rounds and samples.
 
     Args:
         reward: What judges: reward_model=PATH, classifier=PATH,label=POSITIVE, or function=module:attribute.
-        max_new_tokens: Longest completion, in tokens.
-        temperature: Sampling temperature, applied alike to old, new and reference log-probabilities.
+        max_new_tokens: Longest completion, in tokens; of the samples of a look too.
+        temperature: Sampling temperature, of the samples of a look too; applied alike to old, new and reference log-probabilities.
         batch_size: Completions drawn at once; changes nothing but speed.
         num_prompts: Prompts of one iteration of a policy gradient, taken from data.train.
         num_generations: Completions of each of them; 2 or more for grpo and rloo.
