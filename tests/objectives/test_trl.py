@@ -7,6 +7,7 @@ repeated here. What TRL gives as the mean of a batch is asked for pair by pair.
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -304,3 +305,58 @@ def test_single_samples(trl: Any, objective: Callable[..., Tensor], loss_type: s
     assert losses.mean().item() == exactly(expected.item())
     if loss_type == "kto":
         assert trainer._metrics["train"]["kl"][0] == pytest.approx(max(0.0, divergence), abs=1e-12)
+
+
+# --- where we differ on purpose (docs/objectives.md) --------------------------------------------------------------------
+
+
+def test_label_smoothing_is_not_ignored(trl: Any) -> None:
+    logps, trainer = objective_calls.random_pairs(5), trl("trainer.dpo_trainer", "DPOTrainer")
+    assert each(trainer, logps, "sigmoid", label_smoothing=0.3) == each(trainer, logps, "sigmoid")
+    assert pairwise.dpo(logps, beta=0.1, label_smoothing=0.3).tolist() != pairwise.dpo(logps, beta=0.1).tolist()
+
+
+def test_bco_is_shifted(trl: Any) -> None:
+    logps, trainer = objective_calls.random_pairs(5), trl("trainer.dpo_trainer", "DPOTrainer")
+    assert shifted.bco(logps, torch.tensor(0.0), beta=0.1).tolist() == exactly(each(trainer, logps, "bco_pair"))
+    assert shifted.bco(logps, torch.tensor(0.5), beta=0.1).tolist() != shifted.bco(logps, beta=0.1).tolist()
+
+
+def test_distributions_are_those_of_the_update(trl: Any) -> None:
+    """Micro-batches of TRL do not add up to its one batch."""
+    logps, trainer = objective_calls.random_pairs(6), trl("trainer.dpo_trainer", "DPOTrainer")
+    whole = trl_dpo(trainer, dpo_trainer("aot_unpaired"), logps).item()
+    parts = sum(each(trainer, logps, "aot_unpaired")) / 6
+    assert whole != pytest.approx(parts, rel=1e-3)
+
+
+def test_certain_samples_have_finite_odds(trl: Any) -> None:
+    ours, theirs = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    other = torch.tensor([-1.0])
+    trainer = SimpleNamespace(beta=0.3, accelerator=accelerator())
+    trl("experimental.orpo.orpo_trainer", "ORPOTrainer").odds_ratio_loss(trainer, theirs, other)[0].sum().backward()
+    reference_free.orpo(PairLogps(ours, other), beta=0.3).sum().backward()
+    assert theirs.grad is not None
+    assert ours.grad is not None
+    assert theirs.grad.isnan().all()
+    assert ours.grad.isfinite().all()
+
+
+def test_discopop_does_not_overflow(trl: Any) -> None:
+    logps = PairLogps(*[torch.tensor([value]) for value in (-9000.0, -1000.0, -1000.0, -1000.0, 1.0, 1.0)])
+    assert math.isnan(each(trl("trainer.dpo_trainer", "DPOTrainer"), logps, "discopop")[0])
+    assert pairwise.discopop(logps, beta=0.1).item() == pytest.approx(800.0)
+
+
+def test_a_tie_is_half_right(trl: Any) -> None:
+    logps, trainer = objective_calls.random_pairs(3), dpo_trainer("sigmoid")
+    assert logps.reference_chosen is not None
+    equal = PairLogps(*[logps.reference_chosen] * 4, logps.chosen_length, logps.chosen_length)
+    trl_dpo(trl("trainer.dpo_trainer", "DPOTrainer"), trainer, equal)
+    assert trainer._metrics["train"]["rewards/accuracies"] == [0.0]
+    assert pair_metrics(equal, beta=0.1)["rewards/accuracies"].tolist() == [0.5] * 3
+
+
+def test_implicit_prompts_cut_words_there(trl: Any) -> None:
+    found = trl("data_utils", "extract_prompt")({"chosen": "The sky is blue.", "rejected": "The sky is black."})
+    assert found == {"prompt": "The sky is bl", "chosen": "ue.", "rejected": "ack."}

@@ -1,0 +1,70 @@
+"""The table of objectives names all of them, and says what the catalog and the signatures say."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from objective_calls import ON_PAIRS, UNPAIRED
+
+from diffusion_feedback.catalog import BATCH_COUPLED, REFUSED, kind_of, names, needs_reference, resolve, settings_of
+from diffusion_feedback.objectives.divergences import DIVERGENCES
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text()
+TABLE = DOCUMENT.split("## All objectives on samples")[1].split("Objectives of other kinds")[0]
+ROWS = {
+    cells[0].strip("` "): [cell.strip() for cell in cells[1:]]
+    for line in TABLE.splitlines()
+    if line.startswith("| `")
+    for cells in [line.strip("|").split("|")]
+}
+ON_SAMPLES = [*ON_PAIRS, *UNPAIRED, "sft"]
+YES = {True: "yes", False: "no"}
+
+
+def test_the_table_names_every_objective_on_samples() -> None:
+    assert set(ROWS) == set(ON_SAMPLES)
+
+
+def test_all_other_objectives_are_named_below_it() -> None:
+    named = set(re.findall(r"`(\w+)`", DOCUMENT.split("Objectives of other kinds")[1].split("###")[0]))
+    assert named == set(names("objective")) - set(ON_SAMPLES)
+
+
+@pytest.mark.parametrize("name", [name for name in ON_SAMPLES if name != "weighted_sum"])
+def test_a_row_says_what_the_catalog_says(name: str) -> None:
+    _, reference, _, coupled, soft, images, _ = ROWS[name]
+    assert reference == YES[needs_reference({"name": name})]
+    assert coupled == YES[name in BATCH_COUPLED]
+    assert soft == YES["chosen_probability" in inspect.signature(resolve("objective", name)).parameters]
+    assert images == YES[name not in REFUSED["sd"]]
+
+
+def test_papers_are_those_of_the_docstrings() -> None:
+    for name, cells in ROWS.items():
+        docstring = (inspect.getdoc(resolve("objective", name)) or "") + (
+            inspect.getdoc(inspect.getmodule(resolve("objective", name))) or ""
+        )
+        for paper in re.findall(r"\d{4}\.\d{5}", cells[-1]):
+            assert paper in docstring, (name, paper)
+
+
+def test_divergences_are_listed_with_the_objectives_that_take_them() -> None:
+    section = DOCUMENT.split("### Another divergence")[1].split("###")[0]
+    takes = {name for name in names("objective") if "f_divergence_type" in settings_of(resolve("objective", name))}
+    assert set(re.findall(r"`(\w+)`", section.split(" see nothing")[0])) == takes
+    assert [kind for kind in DIVERGENCES if f"| `{kind}`" not in section] == []
+
+
+def test_what_is_refused_is_named() -> None:
+    section = DOCUMENT.split("### What is refused for images, and why")[1].split("###")[0]
+    assert [name for name in REFUSED["sd"] if f"`{name}`" not in section] == []
+
+
+def test_what_cannot_be_summed_is_named() -> None:
+    section = DOCUMENT.split("### Sums")[1].split("###")[0]
+    for name in ON_SAMPLES:
+        if kind_of(name) in ("coupled",) or name == "kto":
+            assert f"`{name}`" in section
