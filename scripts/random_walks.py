@@ -11,14 +11,14 @@ for one of 10 nodes, and 0 for one that does not arrive, or takes an edge that i
 every start.
 
 Three runs a graph, with the same walks in the same order: behaviour cloning (objective sft), ILQL, and ILQL whose values
-leave the trunk alone (value_gradient 0), the policy of which has to be behaviour cloning's to the last bit.
+leave the trunk alone (value_gradient 0), the policy of which has to be behaviour cloning's to the last bit. A killed script
+goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from diffusion_feedback.cli.assemble_value_learning import load_trajectories
 from diffusion_feedback.cli.run_parts import build_optimizer
 from diffusion_feedback.cli.training_run import train
-from diffusion_feedback.config import Recipe, build_parser, parse
+from diffusion_feedback.config import Recipe, build_parser, parse, to_yaml
 from diffusion_feedback.data.trajectories import TrajectoryIndex
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
 from diffusion_feedback.objectives.pointwise import sft
-from diffusion_feedback.records import atomic_write
+from diffusion_feedback.records import atomic_write, content_hash
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.run_folder import RunFolder
@@ -180,7 +180,18 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
     optimizer = build_optimizer(recipe, list(model.network.parameters()))
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)
-    Trainer(accelerator, training, run, model.network, step, source, optimizer, look=lambda *_: {}).fit()
+    trainer = Trainer(
+        accelerator,
+        training,
+        run,
+        model.network,
+        step,
+        source,
+        optimizer,
+        look=lambda *_: {},
+        identity={"recipe": content_hash(to_yaml(recipe))},
+    )
+    trainer.fit()
     model.save(model.network, folder)
     return model
 
@@ -227,9 +238,8 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     graph = prepare(folder, seed)
     runs = {"ilql": recipe_of(folder, "ilql", seed)}
     runs["apart"] = recipe_of(folder, "apart", seed, "--objective.value_gradient", "0")
-    began = time.process_time()
     for recipe in runs.values():
-        train(recipe, overwrite=True)
+        train(recipe, resume=True)
     cloned = clone(runs["ilql"], folder / "cloning")
     rewards = [json.loads(line)["reward"] for line in (folder / "train.jsonl").read_text().splitlines()]
     index = load_trajectories(runs["ilql"], cloned, Accelerator(cpu=True), heldout=True)
@@ -243,7 +253,6 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
         for beta in BETAS:
             with value_heads.steered(network, beta=beta) as policy:
                 found[f"{name} beta {beta:g}"] = judge(model, policy, graph)
-    found["cpu_seconds"] = time.process_time() - began
     return found
 
 
@@ -260,7 +269,7 @@ def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every figure over the graphs."""
     rows: dict[str, Any] = {}
     for name, value in seeds[0].items():
-        if name in ("seed", "cpu_seconds"):
+        if name == "seed":
             continue
         if isinstance(value, Mapping):
             rows[name] = {key: interval([found[name][key] for found in seeds]) for key in value}

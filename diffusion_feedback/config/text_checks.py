@@ -47,6 +47,8 @@ def check_text(recipe: Recipe) -> None:
         refuse(recipe, ("text.cache_reference",), f"objective {name!r}: other prompts meet other completions each time")
     if kind == "reward":
         refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), "a reward model, which writes nothing")
+    if kind == "value_learning":
+        refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), f"objective {name!r}, which learns from given completions alone")
     check_rollouts(recipe)
 
 

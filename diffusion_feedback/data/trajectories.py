@@ -102,8 +102,8 @@ def _trajectory(row: TextRow, form: TextFormat) -> TrajectoryRecord:
 def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
     given = [name for name in ("reward", "rewards") if row.cells.get(name) is not None]
     if len(given) != 1:
-        found = "both of them" if given else "none"
-        raise row.bad("score", "reward' or 'rewards", f"found {found}; one is needed")
+        found = "both" if given else "neither"
+        raise BadRow("missing", f"{row.source}: found {found} of the columns 'reward' and 'rewards'; one is needed")
     if given == ["reward"]:
         value = row.number("reward")
         assert value is not None
@@ -203,10 +203,8 @@ def index_trajectories(
     A trajectory longer than ``max_length`` tokens, or its completion than ``max_completion_length``, is a bad row and not
     cut: what remained would have another reward. Raises UserError as the reader does.
     """
-    records = list(reader)
-    examples = encode([found.record for found in records])
     kept: list[Trajectory] = []
-    for found, example in zip(records, examples, strict=True):
+    for found, example in _encoded(reader, encode):
         try:
             rewards = _fitting(found, example.chosen, max_length, max_completion_length)
         except BadRow as error:
@@ -215,6 +213,26 @@ def index_trajectories(
             kept.append(Trajectory(found.record.pair_id, example.chosen, rewards, example.weight))
     reader.require(len(kept))
     return TrajectoryIndex(sorted(kept, key=lambda each: (each.pair_id, each.rewards.tobytes(), each.weight)))
+
+
+def _encoded(
+    reader: TrajectoryReader, encode: Callable[[Sequence[TextRecord]], Sequence[TokenExample]]
+) -> Iterator[tuple[TrajectoryRecord, TokenExample]]:
+    records = list(reader)
+    try:
+        yield from zip(records, encode([found.record for found in records]), strict=True)
+        return
+    except UserError:
+        if reader.on_bad_row == "error":
+            raise
+    # Some row cannot be tokenised, and such rows are to be left out: one at a time, to find it.
+    for found in records:
+        try:
+            (example,) = encode([found.record])
+        except UserError as error:
+            reader.leave_out(found.record.source, BadRow("text", error.problem))
+        else:
+            yield found, example
 
 
 def _fitting(

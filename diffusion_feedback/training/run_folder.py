@@ -32,6 +32,7 @@ _WEIGHTS = (
     "pytorch_lora_weights.safetensors",
     "model_index.json",
     "model*.safetensors*",
+    "value_heads.safetensors",
     "config.json",
     "tokenizer*.json",
     "special_tokens_map.json",

@@ -137,7 +137,9 @@ class ValueLearningStep:
     def gate(self, network: nn.Module, batch: TrajectoryBatch) -> dict[str, float]:
         """Check that the first loss is finite. Raises UserError when it is not."""
         with torch.no_grad():
-            loss = float(self(network, batch).metrics["loss"].mean())
+            output = self(network, batch)
+        counts = output.weights["loss"]
+        loss = float((output.metrics["loss"] * counts).sum() / counts.sum())
         check_first_loss(loss)
         return {"loss": loss}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 import tiny_text
 import torch
+import yaml
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 
-from diffusion_feedback.config import TrainingConfig
+from diffusion_feedback.cli import training_run
+from diffusion_feedback.cli.main import main
+from diffusion_feedback.config import TrainingConfig, build_parser, parse
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
+from diffusion_feedback.models import causal_lm, value_heads
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.value_heads import ValueHeads, ValueNetwork
 from diffusion_feedback.objectives.pointwise import sft
@@ -235,3 +241,139 @@ def test_a_continued_run_ends_like_one_that_never_stopped(tmp_path: Path) -> Non
     small = fit(tmp_path / "small", 8, max_tokens=12)
     for name, value in whole.items():
         torch.testing.assert_close(small[name], value, rtol=1e-6, atol=1e-7)
+
+
+# --- whole runs, by the command line ---------------------------------------------------------------------------------
+
+
+def write_walks(path: Path, number: int, seed: int) -> Path:
+    """Texts of which those that end in "dog" are rewarded."""
+    words = np.random.default_rng(seed)
+    rows = []
+    for _ in range(number):
+        last = words.choice(["dog", "mat"])
+        text = " ".join(words.choice(["the", "cat", "sat", "ran"], int(words.integers(1, 6))))
+        rows.append({"prompt": "the", "completion": f" {text} {last}", "reward": float(last == "dog")})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    content = {
+        "model": {
+            "pretrained_model_name_or_path": str(tiny_text.save_tiny_lm(tmp_path / "lm")),
+            "family": "causal_lm",
+            "tuning": "full",
+        },
+        "data": {
+            "train": str(write_walks(tmp_path / "train.jsonl", 24, 0)),
+            "validation": str(write_walks(tmp_path / "validation.jsonl", 10, 1)),
+        },
+        "output_dir": str(tmp_path / "run"),
+        "objective": {"name": "ilql", "target_alpha": 0.5, "target_sync_steps": 2},
+        "training": {"max_train_steps": 6, "train_batch_size": 8, "learning_rate": 1e-3, "checkpointing_steps": 2},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "value_heads.safetensors")}
+
+
+def test_a_run_explains_itself_and_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted between two checkpoints and resumed, a run ends with the very same weights, targets included."""
+    command = ["train", "--config", str(recipe)]
+    assert main(command) == 0
+    folder = tmp_path / "run"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["gate/loss"] == pytest.approx(rows[1]["loss"], rel=1e-6)
+    last = rows[-1]
+    assert last["step"] == 6
+    assert last["validation/nll"] > 0
+    card = (folder / "README.md").read_text()
+    assert f"| 6 | {last['validation/nll']:.4f} |" in card
+    assert "`value_heads.safetensors`" in card
+
+    written = RunFolder.log
+
+    def stop_at_five(self: RunFolder, row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+        written(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", stop_at_five)
+        with pytest.raises(KeyboardInterrupt):
+            training_run.train(parse(build_parser("", ""), [*command[1:], "--output_dir", str(tmp_path / "b")])[0])
+    assert [found.name for found in RunFolder(tmp_path / "b").checkpoints()] == ["step-000002", "step-000004"]
+    assert main([*command, "--output_dir", str(tmp_path / "b"), "--resume"]) == 0
+    expected, found = weights(folder), weights(tmp_path / "b")
+    assert any(name.startswith("target_q_heads") for name in expected)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_result_is_used_as_the_card_says(recipe: Path, tmp_path: Path) -> None:
+    assert main(["train", "--config", str(recipe), "--model.tuning", "lora"]) == 0
+    folder = tmp_path / "run"
+    assert (folder / "adapter_config.json").is_file()
+    model = causal_lm.load(str(folder))
+    network = value_heads.attach(model.network, str(folder), seed=0)
+    saved = load_file(folder / "value_heads.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in network.heads.state_dict().items())
+    prompts = [model.tokenizer("the")["input_ids"]]
+    plain = model.sample(model.network, prompts, [0], max_new_tokens=8)
+    with value_heads.steered(network, beta=0.0) as policy:
+        assert model.sample(policy, prompts, [0], max_new_tokens=8) == plain
+    (row,) = [
+        row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "validation/nll" in row
+    ]
+    # The held-out likelihood of the model on disk, by transformers alone, is what the run says of it.
+    losses, count = 0.0, 0
+    for line in (tmp_path / "validation.jsonl").read_text().splitlines():
+        texts = json.loads(line)
+        ids = torch.tensor([[*model.tokenizer(texts["prompt"] + texts["completion"])["input_ids"], 1]])
+        start = len(prompts[0])
+        with torch.no_grad():
+            logps = model.network.model(ids).logits[0, :-1].log_softmax(1)
+        own = logps.gather(1, ids[0, 1:, None])[start - 1 :]
+        losses, count = losses - float(own.sum()), count + len(own)
+    assert row["validation/nll"] == pytest.approx(losses / count, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--objective.tau", "1.5"], ["objective.tau: got 1.5"]),
+        (["--objective.alpha", "1"], ["does not take 'alpha'", "target_alpha"]),
+        (["--validation.prompts", "[a]"], ["validation.prompts", "means nothing for objective 'ilql'"]),
+        (["--rollouts.temperature", "2"], ["rollouts.temperature", "means nothing"]),
+        (["--text.max_length", "4"], ["train.jsonl, line 1", "more than the 4 of text.max_length"]),
+        (["--text.max_length", "1000"], ["text.max_length: got 1000", "128"]),
+        (["--text.share_prompt", "true"], ["text.share_prompt"]),
+        (["--model.reference_model_name_or_path", "x"], ["has no reference"]),
+        (["--data.validation", "TRAIN"], ["data.validation: all of its 24 trajectories"]),
+        (["--training.train_batch_size", "99"], ["effective batch of 99"]),
+        (["--model.family", "reward_model"], ["'ilql' cannot tune"]),
+    ],
+)  # fmt: skip
+def test_bad_settings(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], named: list[str]
+) -> None:
+    flags = [flag.replace("TRAIN", str(tmp_path / "train.jsonl")) for flag in flags]
+    assert main(["train", "--config", str(recipe), *flags]) == 2
+    message = capsys.readouterr().err
+    for words in named:
+        assert words in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("24 for training, 10 held out", "actions", "returns 0 to 1", "value heads", "(measured)"):
+        assert words in printed
+    assert not (tmp_path / "run").exists()
