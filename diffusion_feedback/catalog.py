@@ -206,7 +206,7 @@ def objectives_for(family: str) -> list[str]:
 
 def reads_text(family: str) -> bool:
     """Whether models of ``family`` learn from texts, not from images."""
-    return family in _TEXT_FAMILIES
+    return bool(_TEXT_FAMILIES & {family})
 
 
 def session_of(family: str, objective: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalog import NEEDS_REFERENCE, check_settings, kind_of, reads_text, resolve
+from ..catalog import check_settings, kind_of, needs_reference, reads_text, resolve
 from ..config import Recipe, RoundsConfig, build_parser, parse
 from ..errors import UserError
 from ..labeling.rules import Rule
 
-_KINDS = frozenset({"pairwise", "reference_free", "coupled"})
+_KINDS = frozenset({"pairwise", "reference_free", "coupled", "shifted", "weighted_sum"})
 
 
 def check_rounds(recipe: Recipe) -> None:
@@ -42,13 +42,14 @@ def check_rounds(recipe: Recipe) -> None:
 
 
 def _check_reference(recipe: Recipe, rounds: RoundsConfig, objective: str, is_text: bool) -> None:
-    if kind_of(objective) not in NEEDS_REFERENCE and rounds.reference != RoundsConfig().reference:
+    compares = needs_reference(recipe.objective)
+    if not compares and rounds.reference != RoundsConfig().reference:
         problem = f"rounds.reference: got {rounds.reference!r}, and objective {objective!r} has no reference"
         raise UserError(problem, "leave it out")
     if rounds.reference != "ema" and rounds.reference_decay != RoundsConfig().reference_decay:
         problem = f"rounds.reference_decay: means nothing with reference {rounds.reference!r}"
         raise UserError(problem, "leave it out, or set rounds.reference: ema")
-    if not is_text and kind_of(objective) in NEEDS_REFERENCE and rounds.reference != rounds.start_from:
+    if not is_text and compares and rounds.reference != rounds.start_from:
         problem = f"rounds.reference: got {rounds.reference!r}, start_from is {rounds.start_from!r}"
         raise UserError(problem, "a run on images compares with the model that it starts from: make the two equal")
 

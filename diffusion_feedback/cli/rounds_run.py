@@ -14,7 +14,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ..catalog import NEEDS_REFERENCE, kind_of, reads_text
+from ..catalog import needs_reference, reads_text
 from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
 from ..errors import UserError
 from ..records import Text, atomic_write, content_hash
@@ -202,7 +202,7 @@ class Rounds:
 
     def _compares(self) -> bool:
         """Whether the objective compares with a reference."""
-        return kind_of(self.recipe.objective["name"]) in NEEDS_REFERENCE
+        return needs_reference(self.recipe.objective)
 
     def _fit(self, recipe: Recipe) -> None:
         """Train ``recipe`` to its end, from where it stands."""
