@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ["recipes"]
+pytest_plugins = ["recipes", "text_recipes"]
 
 torch.set_num_threads(1)
 # A busy machine is no failure of ours.
