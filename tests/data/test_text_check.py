@@ -166,6 +166,17 @@ def test_what_is_cut_and_what_is_refused_is_counted(tmp_path: Path) -> None:
     assert "completions were cut at their end" in report.to_text()
 
 
+def test_rows_beside_a_refused_one_are_counted_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "the cat", "completion": " sat on the mat"}] * 3
+    # Without a beginning token nothing predicts the only token that is left of this one.
+    rows.append({"prompt": "", "completion": "hello there"})
+    check = TokenCheck(tiny_text.tokenizer(bos=False), "tiny", max_completion_length=1)
+    report = check_texts(jsonl(tmp_path / "texts.jsonl", *rows), tokens=check)
+    assert (check.tokenization.counts.examples, check.tokenization.counts.cut_completions) == (3, 3)
+    assert "1 examples cannot become tokens" in report.to_text()
+    assert "line 4: no token of a completion" in report.to_text()
+
+
 RECORDS = {
     "pairs": [
         TextRecord("The sky is", " blue.", " green.", margin=1.5),
@@ -192,6 +203,19 @@ def test_what_is_written_is_read_again(name: str, suffix: str, tmp_path: Path) -
         for column in ("label", "margin", "chosen_probability", "weight", "template"):
             assert getattr(found, column) == getattr(written, column)
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+def test_columns_that_say_nothing_are_not_written(tmp_path: Path) -> None:
+    records = [TextRecord("p", "c", "d"), TextRecord("q", "c", "d", margin=1.5)]
+    write_texts(records, tmp_path / "texts.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()] == [
+        {"prompt": "p", "chosen": "c", "rejected": "d"},
+        {"prompt": "q", "chosen": "c", "rejected": "d", "margin": 1.5},
+    ]
+    write_texts(records, tmp_path / "texts.parquet")
+    assert pq.read_table(tmp_path / "texts.parquet").to_pydict() == {
+        "prompt": ["p", "q"], "chosen": ["c", "c"], "rejected": ["d", "d"], "margin": [0.0, 1.5],
+    }  # fmt: skip
 
 
 def test_trl_knows_the_columns(tmp_path: Path) -> None:

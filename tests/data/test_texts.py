@@ -168,9 +168,9 @@ def test_what_goes_to_the_chat_template(tmp_path: Path) -> None:
     assert record.chosen == (call,)
     assert only(jsonl(tmp_path / "b.jsonl", row | {"tools": json.dumps(tools)})).template == {"tools": tools}
     # A parquet column gives every turn the fields of all turns; those that a turn does not have are left out again.
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "c.parquet")
-    assert only(tmp_path / "c.parquet").chosen == (call,)
-    assert only(tmp_path / "c.parquet").rejected == (NO,)
+    seen = {"role": "tool", "content": "blue", "name": "look"}
+    pq.write_table(pa.Table.from_pylist([row | {"chosen": [call, seen, YES]}]), tmp_path / "c.parquet")
+    assert only(tmp_path / "c.parquet").chosen == (call, seen, YES)
 
 
 SURROGATE = '{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}'
