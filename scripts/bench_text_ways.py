@@ -186,7 +186,7 @@ class Theirs:
     ) -> None:
         quiet()
         from datasets import Dataset
-        from transformers import TrainerCallback
+        from transformers import PrinterCallback, TrainerCallback
         from trl import DPOConfig, DPOTrainer
 
         self.clock, losses = Clock(setting.device), list[Tensor]()
@@ -210,38 +210,15 @@ class Theirs:
         model = setting.model()
         self._losses = losses
         self._folder = tempfile.TemporaryDirectory()
-        config = DPOConfig(
-            output_dir=self._folder.name,
-            beta=BETA,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            max_grad_norm=MAX_GRAD_NORM,
-            weight_decay=0.0,
-            optim="adamw_torch_fused",
-            per_device_train_batch_size=setting.pairs,
-            max_steps=setting.steps,
-            max_length=setting.window,
-            train_sampling_strategy="sequential",
-            precompute_ref_log_probs=cached,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_dropout=True,
-            use_cpu=not setting.device.startswith("cuda"),
-            dataloader_pin_memory=False,
-            logging_steps=10**9,
-            logging_first_step=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
         self.trainer = Recorded(
             model,
             copy.deepcopy(model),
-            args=config,
+            args=DPOConfig(output_dir=self._folder.name, **trl_settings(setting, cached=cached)),
             train_dataset=Dataset.from_list(setting.rows()),
             processing_class=setting.tokenizer(),
             callbacks=[Between()],
         )
+        self.trainer.remove_callback(PrinterCallback)
 
     def train(self) -> None:
         """All steps."""
@@ -257,6 +234,33 @@ class Theirs:
         """Prompt, chosen and rejected of each pair."""
         rows = self.trainer.train_dataset
         return [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]
+
+
+def trl_settings(setting: Setting, *, cached: bool) -> dict[str, Any]:
+    """What makes trl do the same work as ours: its defaults are bfloat16, recomputed activations, shuffled pairs."""
+    return {
+        "beta": BETA,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": MAX_GRAD_NORM,
+        "weight_decay": 0.0,
+        "optim": "adamw_torch_fused",
+        "per_device_train_batch_size": setting.pairs,
+        "max_steps": setting.steps,
+        "max_length": setting.window,
+        "train_sampling_strategy": "sequential",
+        "precompute_ref_log_probs": cached,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "use_cpu": not setting.device.startswith("cuda"),
+        "dataloader_pin_memory": False,
+        "logging_steps": 10**9,
+        "logging_first_step": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def quiet() -> None:

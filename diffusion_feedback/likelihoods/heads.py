@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 # Logits up to this many bytes are kept for the backward pass.
 KEPT_BYTES = 1 << 28
 # A tile should stay in the cache of a CPU core; on an accelerator, launches cost more than memory.
-_TILE_BYTES = {"cpu": 1 << 22}
+_TILE_BYTES = {"cpu": 1 << 23}
 _NARROWEST = 1024
 
 
