@@ -40,8 +40,9 @@ def token_logps(
     ``hidden`` (N, H); float64 stays, all else is summed in float32. ``entropy``: also give the distributions' entropies,
     else None. Both are differentiable, once. ``kept_bytes``: see above.
     """
-    # A head of another kind (with adapters, sharded) is called as a module: only a bare one can be cut into tiles.
-    if type(head) is not nn.Linear:
+    # A head of another kind (with adapters, or whose weights are elsewhere) is called as a module: only a bare one can be
+    # cut into tiles.
+    if type(head) is not nn.Linear or head.weight.ndim != 2:
         return _of_any_head(hidden, head, targets, temperature=temperature, entropy=entropy, kept_bytes=kept_bytes)
     weight, bias = head.weight, head.bias
     if torch.is_autocast_enabled(hidden.device.type):
