@@ -54,7 +54,7 @@ class DataConfig:
         streaming: Read hub data as a stream; needs the cache.
         resolution: Side of the square training images, px; the model's own when not given, and always for a scorer.
         ties: drop leaves tied pairs out, soft keeps them with probability one half.
-        soft_labels: Use vote shares as label probabilities (dpo, pickscore); else the majority decides.
+        soft_labels: Use vote shares as label probabilities, where the objective takes them; else the majority decides.
         prompt_weights: Weigh each pair by 1 / num_example_per_prompt, where the data has that column.
         on_bad_row: error stops at the first bad row, skip leaves bad rows out and lists them.
         cache: Keep latents and text embeddings on disk, or a scorer's pictures.
