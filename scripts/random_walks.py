@@ -12,7 +12,30 @@ every start.
 
 Three runs a graph, with the same walks in the same order: behaviour cloning (objective sft), ILQL, and ILQL whose values
 leave the trunk alone (value_gradient 0), the policy of which has to be behaviour cloning's to the last bit. A killed script
-goes on where it was.
+goes on where it was. It takes five minutes of one CPU core, writes results.json and optimality.png, and prints what
+follows: means over three graphs with 95 % intervals (Student's t). They are wide where graphs differ in how easily a
+random walk arrives; the gain over behaviour cloning is taken on each graph by itself.
+
+                                            optimality   gain on cloning           arrived
+    walks                               0.190 +- 0.199
+    cloning                             0.171 +- 0.185    0.000 +- 0.000    0.280 +- 0.265
+    distance of ilql from cloning       0.034 +- 0.020
+    ilql beta 0                         0.173 +- 0.190    0.002 +- 0.006    0.281 +- 0.266
+    ilql beta 1                         0.279 +- 0.223    0.108 +- 0.041    0.361 +- 0.261
+    ilql beta 4                         0.533 +- 0.211    0.362 +- 0.033    0.637 +- 0.244
+    ilql beta 16                        0.852 +- 0.135    0.681 +- 0.078    0.925 +- 0.083
+    ilql beta 100                       0.931 +- 0.037    0.760 +- 0.174    0.988 +- 0.040
+    distance of apart from cloning      0.000 +- 0.000
+    apart beta 0                        0.171 +- 0.185    0.000 +- 0.000    0.280 +- 0.265
+    apart beta 1                        0.227 +- 0.220    0.056 +- 0.040    0.317 +- 0.272
+    apart beta 4                        0.343 +- 0.336    0.172 +- 0.156    0.468 +- 0.421
+    apart beta 16                       0.612 +- 0.359    0.441 +- 0.190    0.763 +- 0.339
+    apart beta 100                      0.771 +- 0.343    0.600 +- 0.169    0.914 +- 0.209
+
+"walks" are those learnt from, "apart" is the third run, beta is that of decoding, and a distance is the mean total
+variation of next-token distributions along held-out walks. So at beta 0 ILQL imitates as behaviour cloning does, exactly
+where the trunk is not shared and within noise where it is; optimality rises with beta, far above all that was shown;
+and values that may shape the trunk are better values. Rounding differs between machines.
 """
 
 from __future__ import annotations
@@ -266,13 +289,15 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every figure over the graphs."""
+    """Every figure over the graphs; ``gain`` is the optimality less behaviour cloning's on the same graph."""
     rows: dict[str, Any] = {}
     for name, value in seeds[0].items():
         if name == "seed":
             continue
         if isinstance(value, Mapping):
+            gains = [found[name]["optimality"] - found["cloning"]["optimality"] for found in seeds]
             rows[name] = {key: interval([found[name][key] for found in seeds]) for key in value}
+            rows[name]["gain"] = interval(gains)
         else:
             rows[name] = interval([found[name] for found in seeds])
     return rows
@@ -280,10 +305,10 @@ def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(rows: Mapping[str, Any]) -> str:
     """The summary as text."""
-    lines = [f"{'':34}{'optimality':>18}{'arrived':>18}"]
+    lines = [f"{'':32}{'optimality':>18}{'gain on cloning':>18}{'arrived':>18}"]
     for name, row in rows.items():
-        cells = [row] if "mean" in row else [row["optimality"], row["arrived"]]
-        lines.append(f"{name:34}" + "".join(f"{cell['mean']:>9.3f} +- {cell['half_width']:.3f}" for cell in cells))
+        cells = [row] if "mean" in row else [row[key] for key in ("optimality", "gain", "arrived")]
+        lines.append(f"{name:32}" + "".join(f"{cell['mean']:>9.3f} +- {cell['half_width']:.3f}" for cell in cells))
     return "\n".join(lines)
 
 
