@@ -192,7 +192,8 @@ class ExactWorld:
         """Reward of every completion of every prompt, (prompts, completions)."""
         inner = self.unigram[self.symbols].sum(axis=1)
         inner = inner + self.bigram[self.symbols[:, :-1], self.symbols[:, 1:]].sum(axis=1)
-        return self.bigram[:, self.symbols[:, 0]] + inner
+        total: Floats = self.bigram[:, self.symbols[:, 0]] + inner
+        return total
 
 
 def sample(policy: Policy, prompts: Integers, draws: Floats) -> Integers:
@@ -206,7 +207,8 @@ def sample(policy: Policy, prompts: Integers, draws: Floats) -> Integers:
         cumulative /= cumulative[:, -1:]
         symbol = (cumulative[state] <= draws[:, depth, None]).sum(axis=1)
         state = state * size + np.minimum(symbol, size - 1)
-    return state % size ** len(policy)
+    numbers: Integers = state % size ** len(policy)
+    return numbers
 
 
 Conditional = Callable[[Integers], Floats]

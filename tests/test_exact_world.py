@@ -1,4 +1,6 @@
-"""The world that can be enumerated, against loops over every completion, simulation and optimisation by another way."""
+"""The world that can be enumerated, against loops over every completion, simulation and optimisation by another way; and
+the tables of its networks against the package's own likelihoods and reward models.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from exact_world import (
     SPREAD,
     ExactWorld,
@@ -21,7 +24,12 @@ from exact_world import (
     tabulate,
     tilted,
 )
+from frontier_networks import new_policy, new_reward_network, policy_table, reward_table
+from frontier_training import Once, Pairs, Texts, draw_pairs
 from scipy.optimize import minimize
+
+from diffusion_feedback.likelihoods.rewards import SequenceRewards
+from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 
 V, T = 3, 3
 
@@ -200,3 +208,101 @@ def test_tabulate_asks_for_every_prefix_in_order() -> None:
 
     for made, known in zip(tabulate(conditional, V, T), policy, strict=True):
         np.testing.assert_array_equal(made, known)
+
+
+def everything(world: ExactWorld) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and completion number of every text of the world."""
+    prompts = np.repeat(np.arange(world.vocabulary), world.completions)
+    return prompts, np.tile(np.arange(world.completions), world.vocabulary)
+
+
+@pytest.fixture(scope="module")
+def texts(world: ExactWorld) -> Texts:
+    return Texts(world)
+
+
+def test_a_networks_table_is_its_likelihood_of_every_text(world: ExactWorld, texts: Texts) -> None:
+    """The walk over prefixes in float64, against one padded pass of TokenLikelihood in float32."""
+    network, tokens = new_policy(world, 3), TokenLikelihood()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():  # as initialised, a network gives nearly the same to all
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        passed = tokens.logps(network, tokens.prepare_sequences(texts.sequences(*everything(world))))
+    table = joint(policy_table(network, world))
+    np.testing.assert_allclose(table.ravel(), passed.numpy(), atol=2e-5)
+    np.testing.assert_allclose(np.exp(table).sum(axis=1), 1, rtol=1e-12)
+    assert table.std() > 0.5
+
+
+def test_a_reward_networks_table_is_its_score_of_every_text(world: ExactWorld, texts: Texts) -> None:
+    policy = new_policy(world, 3)
+    network, reader = new_reward_network(world, policy, 4), SequenceRewards("cpu")
+    with torch.no_grad():
+        passed = reader.rewards(network, reader.prepare_sequences(texts.sequences(*everything(world))))
+    table = reward_table(network, world)
+    np.testing.assert_allclose(table.ravel(), passed.numpy(), atol=1e-5)
+    assert table.std() > 1e-3
+
+
+def test_texts_know_their_numbers(world: ExactWorld, texts: Texts) -> None:
+    prompts, completions = everything(world)
+    found = texts.places(texts.sequences(prompts, completions))
+    np.testing.assert_array_equal(found[0], prompts)
+    np.testing.assert_array_equal(found[1], completions)
+    one = texts.sequence(2, 5)
+    assert one.ids.tolist() == [2, 0, 1, 2]
+    assert one.scored.tolist() == [False, True, True, True]
+
+
+def test_labels_follow_bradley_terry_on_the_true_reward(world: ExactWorld) -> None:
+    pairs = draw_pairs(world.source, world.rewards, 20_000, 4, 9)
+    assert (pairs.chosen != pairs.rejected).all()
+    assert len(pairs) == pairs.groups[-1] < 6 * 20_000
+    gain = world.rewards[pairs.prompts, pairs.chosen] - world.rewards[pairs.prompts, pairs.rejected]
+    # Of all pairs that differ by as much, a share of sigmoid(difference) has the better completion chosen.
+    for low, high in ((0.1, 0.5), (0.5, 1.0), (1.0, 2.0)):
+        inside = (np.abs(gain) >= low) & (np.abs(gain) < high)
+        predicted = 1 / (1 + np.exp(-np.abs(gain[inside])))
+        deviation = 4 * math.sqrt((predicted * (1 - predicted)).sum()) / inside.sum()
+        assert inside.sum() > 1000
+        assert (gain[inside] > 0).mean() == pytest.approx(predicted.mean(), abs=deviation)
+    for group in (0, 7, 19_999):  # one prompt a group, and no more than four completions
+        at = pairs.members([group])
+        assert len(set(pairs.prompts[at])) <= 1
+        assert len({*pairs.chosen[at], *pairs.rejected[at]}) <= 4
+
+
+def test_a_batch_of_groups_has_the_mean_of_its_pairs(world: ExactWorld, texts: Texts) -> None:
+    pairs = draw_pairs(world.source, world.rewards, 50, 4, 9)
+    batch = texts.batches(pairs)
+    whole = batch(range(50), 0)
+    assert len(whole) == len(pairs)
+    assert float(whole.weight.sum()) / 50 == pytest.approx(1)
+    some = batch([3, 1], 0)
+    assert list(some.pair_ids) == [str(at) for group in (3, 1) for at in range(*pairs.groups[group : group + 2])]
+
+
+def test_reading_each_sequence_once_changes_nothing(world: ExactWorld, texts: Texts) -> None:
+    network, tokens = new_policy(world, 3).requires_grad_(True), TokenLikelihood()
+    pairs = draw_pairs(world.source, world.rewards, 20, 4, 9)
+    batch = texts.batches(pairs)(range(20), 0)
+    found = []
+    for likelihood in (tokens, Once(tokens)):
+        network.zero_grad()
+        inputs = likelihood.prepare(batch)
+        logps = likelihood.logps(network, inputs)
+        (logps * torch.linspace(-1, 1, len(logps))).sum().backward()
+        gradients = torch.cat([parameter.grad.ravel() for parameter in network.parameters()])
+        found.append((logps.detach(), likelihood.lengths(inputs), gradients))
+    for plain, once in zip(*found, strict=True):
+        torch.testing.assert_close(once, plain, atol=1e-4, rtol=1e-4)
+    read = Once(tokens).prepare(batch)[0]
+    assert len(read.sequences) < len(batch.chosen) + len(batch.rejected)
+
+
+def test_a_joint_table_serves_as_reference(world: ExactWorld, texts: Texts) -> None:
+    pairs = Pairs(np.array([1, 2]), np.array([4, 0]), np.array([5, 26]), np.array([0, 1, 2]))
+    table = joint(some_policy(6))
+    found = texts.lookup(table)(texts.batches(pairs)([0, 1], 0))
+    np.testing.assert_allclose(found, [table[1, 4], table[2, 0], table[1, 5], table[2, 26]], rtol=1e-6)
