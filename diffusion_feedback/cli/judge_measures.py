@@ -62,6 +62,15 @@ def load_model(path: str, arguments: argparse.Namespace) -> Writer:
     )
 
 
+def check_models(arguments: argparse.Namespace) -> None:
+    """Raise UserError where a model is to be measured, and completions were given."""
+    for path in (arguments.a, arguments.b):
+        for flag in ("texts", "reference"):
+            if getattr(arguments, flag) and holds_completions(path):
+                problem = f"--{flag}: {path} holds completions, not a model"
+                raise UserError(problem, f"leave --{flag} out, or give the model")
+
+
 def measure_fluency(arguments: argparse.Namespace, called: Sequence[str]) -> tuple[dict[str, Fluency], list[str]]:
     """Perplexity of each model on ``--texts``, and what should be known of it."""
     if not arguments.texts:
@@ -71,8 +80,6 @@ def measure_fluency(arguments: argparse.Namespace, called: Sequence[str]) -> tup
     notes: list[str] = []
     vocabularies = []
     for name, path in zip(called, (arguments.a, arguments.b), strict=True):
-        if holds_completions(path):
-            raise UserError(f"--texts: {path} holds completions, not a model", "leave --texts out, or give the model")
         writer = load_model(path, arguments)
         tokenization = Tokenization(writer.model.tokenizer, writer.model.window, None, arguments.chat_template)
         losses, tokens = _losses(writer, tokenization, records, arguments.batch_size)
@@ -119,9 +126,6 @@ def measure_distance(
     reference = load_model(arguments.reference, arguments)
     found: dict[str, Distance] = {}
     for name, path, records in zip(called, (arguments.a, arguments.b), sides, strict=True):
-        if holds_completions(path):
-            problem = f"--reference: {path} holds completions, not a model"
-            raise UserError(problem, "leave --reference out, or give the model")
         writer = load_model(path, arguments)
         if writer.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
             problem = f"--reference: {arguments.reference} and {path} have different tokenizers"

@@ -30,7 +30,15 @@ from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..types import PairJudge
 from .completing import read_text_prompts
 from .devices import find_device
-from .judge_measures import Distance, Fluency, holds_completions, load_model, measure_distance, measure_fluency
+from .judge_measures import (
+    Distance,
+    Fluency,
+    check_models,
+    holds_completions,
+    load_model,
+    measure_distance,
+    measure_fluency,
+)
 from .text_judging import completion_of, prompt_name, score_records
 
 
@@ -71,6 +79,7 @@ def judge(arguments: argparse.Namespace) -> None:
 
     folder = Path(arguments.output_dir)
     called = _names(arguments)
+    check_models(arguments)
     for spec in arguments.judge:
         parse_text_spec(spec, _kind(spec))  # before minutes of sampling, not after
     _claim(folder, arguments.overwrite)

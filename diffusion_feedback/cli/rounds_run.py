@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,15 +154,28 @@ class Rounds:
         return f"reward_model={place / 'reward'}"
 
     def _prompts_of(self, number: int) -> list[Text]:
-        """The prompts of a round: the next ones in an order that is drawn anew each time that all were used."""
+        """The prompts of a round: the next ones in an order that is drawn anew each time that all were used.
+
+        One that would come twice, as the order was drawn anew within a round, waits for the next round.
+        """
         size = min(self.recipe.rounds.num_prompts or len(self.prompts), len(self.prompts))
-        chosen: list[Text] = []
-        for place in range((number - 1) * size, number * size):
-            epoch, offset = divmod(place, len(self.prompts))
-            order = sorted(self.prompts, key=lambda prompt: content_hash(f"{self._seed('prompts')}/{epoch}/{prompt!r}"))
-            chosen.append(order[offset])
-        # Where a round begins in one pass and ends in the next, a prompt may come twice.
-        return [prompt for place, prompt in enumerate(chosen) if prompt not in chosen[:place]]
+        stream = self._orders()
+        chosen: dict[str, Text] = {}
+        waiting: list[Text] = []
+        for _ in range(number):
+            chosen = {repr(prompt): prompt for prompt in waiting}
+            waiting = []
+            while len(chosen) < size:
+                prompt = next(stream)
+                if repr(prompt) in chosen:
+                    waiting.append(prompt)
+                chosen.setdefault(repr(prompt), prompt)
+        return list(chosen.values())
+
+    def _orders(self) -> Iterator[Text]:
+        seed = self._seed("prompts")
+        for epoch in itertools.count():
+            yield from sorted(self.prompts, key=lambda prompt: content_hash(f"{seed}/{epoch}/{prompt!r}"))
 
     def _reference(self, place: Path, before: str, previous: str) -> str:
         kind, share = self.recipe.rounds.reference, self.recipe.rounds.reference_decay
@@ -207,6 +221,7 @@ class Rounds:
     def _fit(self, recipe: Recipe) -> None:
         """Train ``recipe`` to its end, from where it stands."""
         folder = RunFolder(Path(recipe.output_dir))
+        self.state.wait_for_everyone()
         if folder.is_complete():
             return
         # One state is kept for a process, with one precision: a reward model may be trained in another than the policy.
