@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..records import Message, Text, TextRecord
@@ -49,11 +48,15 @@ class TokenCounts:
 
 @dataclass(slots=True)
 class _Side:
-    """Tokens of one side: those from ``prompt`` on are the completion, of which ``scored`` tells what counts."""
+    """Tokens of one side, and the ``spans`` of them (from, to) that are scored; the first begins where the prompt ends."""
 
     ids: list[int]
-    scored: NDArray[np.bool_]
-    prompt: int
+    spans: list[tuple[int, int]]
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the completion."""
+        return self.spans[0][0]
 
 
 class Tokenization:
@@ -179,7 +182,8 @@ class Tokenization:
         stops = np.flatnonzero(scored[:-1] & ~scored[1:] & ~is_special[:-1] & is_special[1:]) + 1
         scored[stops] = True
         self.counts.added_stop_tokens += len(stops)
-        return _Side(ids, scored, int(scored.argmax()))
+        borders = np.flatnonzero(np.diff(scored, prepend=False, append=False)).tolist()
+        return _Side(ids, list(zip(borders[::2], borders[1::2], strict=True)))
 
     def _tokenize(self, texts: Iterable[str], *, special: bool = True) -> dict[str, list[int]]:
         """Token ids of the distinct ``texts``, in one call; ``special``: with what the tokenizer puts around a text."""
@@ -199,15 +203,15 @@ class Tokenization:
         if isinstance(side, _Side):
             return side
         ids = tokens[side.full]
-        scored = np.zeros(len(ids), np.bool_)
-        starts = []
+        spans = []
         for opened, closed in side.spans:
-            start, end = common_prefix(tokens[opened], ids), common_prefix(tokens[closed], ids)
-            # A token that spans the border belongs to what comes before it here: the end of the turn is scored.
-            end += end < len(tokens[closed])
-            scored[start:end] = True
-            starts.append(start)
-        return _Side(list(ids), scored, starts[0])
+            start, end = common_prefix(tokens[opened], ids), len(ids)
+            if closed != side.full:
+                end = common_prefix(tokens[closed], ids)
+                # A token that spans the border belongs to what comes before it here: the end of the turn is scored.
+                end += end < len(tokens[closed])
+            spans.append((start, end))
+        return _Side(ids, spans)
 
     def _example(self, record: TextRecord, sides: list[_Side]) -> TokenExample:
         if not record.is_conversational:
@@ -217,8 +221,7 @@ class Tokenization:
             # One border for both sides, so that they have the same prompt.
             border = min(side.prompt for side in sides)
             for side in sides:
-                side.scored[border : side.prompt] = True
-                side.prompt = border
+                side.spans[0] = border, side.spans[0][1]
         for side in sides:
             if len(side.ids) <= side.prompt:
                 raise UserError(
@@ -253,7 +256,7 @@ class Tokenization:
                 return
             self.counts.added_end_tokens += 1
         side.ids = [*side.ids[:bare], end]
-        side.scored = np.append(side.scored[:bare], True)
+        side.spans = [(side.prompt, bare + 1)]
 
     def _cut(self, record: TextRecord, sides: list[_Side]) -> list[TokenSequence]:
         over = []
@@ -275,7 +278,10 @@ class Tokenization:
         ids = self._cut_left(side.ids, side.prompt, drop)
         prompt = side.prompt - (len(side.ids) - len(ids))
         stop = min(len(ids), self.max_length, prompt + self.max_completion_length)
-        scored = np.append(np.zeros(prompt, np.bool_), side.scored[side.prompt :])[:stop]
+        scored = np.zeros(stop, np.bool_)
+        shift = side.prompt - prompt
+        for start, end in side.spans:
+            scored[start - shift : end - shift] = True
         scored[0] = False  # nothing predicts the first token
         if not scored.any():
             problem = f"{record.source}: no token of a completion of {len(side.ids) - side.prompt} can be scored"
@@ -294,11 +300,11 @@ class Tokenization:
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from the start."""
-    for position, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return position
-    return min(len(one), len(other))
+    """How many tokens two lists have in common from the start."""
+    most = min(len(one), len(other))
+    if one[:most] == other[:most]:
+        return most
+    return next(position for position in range(most) if one[position] != other[position])
 
 
 def _is_empty(completion: Text) -> bool:
