@@ -172,9 +172,9 @@ class Trainer:
         assert isinstance(summed, Tensor)
         totals = dict(zip(names, summed.tolist(), strict=True))
         return {
-            name: total / totals[_WEIGHT + name] if totals[_WEIGHT + name] else float("nan")
+            name: total / totals[_WEIGHT + name]
             for name, total in totals.items()
-            if not name.startswith(_WEIGHT)
+            if not name.startswith(_WEIGHT) and totals[_WEIGHT + name]  # what no example had says nothing
         }
 
     @contextmanager

@@ -1,0 +1,137 @@
+"""Images in memory: views, handles, pairs, and the protocols of what encodes and denoises them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor, nn
+
+Conditioning = dict[str, Tensor]
+"""What a network is told besides latents and timestep: named tensors, batch first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """How an image is cut for training: ``crop`` = (x, y) in [0, 1]^2 of the room left over, 0.5 is the centre."""
+
+    crop: tuple[float, float] = (0.5, 0.5)
+    flip: bool = False
+
+
+class ImageHandle(Protocol):
+    """An image that can be opened when it is needed; ``key`` is the content hash of its bytes."""
+
+    @property
+    def key(self) -> str: ...
+    def open(self) -> Image.Image:
+        """Decode to RGB. Raises UserError for bytes that are not an image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageItem:
+    """An image to be judged, under the ``name`` by which its set knows it, and the prompt it was made from."""
+
+    name: str
+    prompt: str
+    handle: ImageHandle
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a scorer says of N images, each (N,) float32 on the CPU: ``score`` as published, ``raw`` before any scale."""
+
+    score: Tensor
+    raw: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """Latents (N, C, h, w), scaled as the network expects them, and the size story of each image, (N, 6) float32:
+    original height and width, crop top and left, target height and width, px (SDXL's time ids, arXiv:2307.01952).
+    """
+
+    latents: Tensor
+    sizes: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceBatch:
+    """B pairs. ``draw`` counts how often the data was gone through (the epoch), so that every pass draws anew.
+
+    ``chosen_probability`` (B,) in [0.5, 1]; ``weight`` (B,) > 0. ``mismatched`` (B) are prompts of other pairs, where the
+    images are learnt from one by one: by them KTO estimates its point of reference.
+    """
+
+    pair_ids: Sequence[str]
+    prompts: Sequence[str]
+    chosen: Sequence[ImageHandle]
+    rejected: Sequence[ImageHandle]
+    chosen_probability: Tensor
+    weight: Tensor
+    draw: int = 0
+    mismatched: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+
+class ForwardProcess(Protocol):
+    """How noise is mixed into latents, and what the network is asked to predict."""
+
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        """Map ``uniform`` (B,) in [0, 1) to the process's own timesteps (B,)."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+
+class Denoiser(Protocol):
+    """A family of diffusion models behind one interface; the network is always passed explicitly."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The trainable network as loaded."""
+        ...
+
+    @property
+    def process(self) -> ForwardProcess: ...
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w) float32: the posterior's mode."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text embeddings of each prompt, batch first, on the CPU."""
+        ...
+
+    def conditioning(self, text: Conditioning, sizes: Tensor) -> Conditioning:
+        """Join text embeddings (N, ...) and size stories (N, 6) into what ``predict`` takes."""
+        ...
+
+    def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
+    def sample(
+        self, network: nn.Module, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> list[Image.Image]:
+        """One image per (prompt, seed); each image depends on its own prompt and seed alone, up to rounding."""
+        ...
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write weights that plain diffusers loads."""
+        ...
+
+
+class ImageEncoder(Protocol):
+    """Turns image handles into latents, from a cache or by the VAE."""
+
+    def encode(self, images: Sequence[ImageHandle], views: Sequence[ImageView]) -> EncodedImages: ...
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into text embeddings, from a cache or by the text encoder."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning: ...

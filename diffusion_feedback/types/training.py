@@ -1,0 +1,161 @@
+"""What training is made of: log-probabilities, step results, and the protocols of likelihoods, steps and sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from .images import PreferenceBatch
+
+
+class Batch(Protocol):
+    """What the loop and the weighing of losses know of any batch."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogps:
+    """Log-probabilities of chosen and rejected samples under policy and reference, each (B,); reference-free: None.
+
+    ``chosen_length`` and ``rejected_length`` (B,) are the numbers of scored tokens, at least 1, by which length-normalised
+    objectives divide; None where a sample has no length, as an image, which counts as 1.
+    """
+
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    reference_chosen: Tensor | None = None
+    reference_rejected: Tensor | None = None
+    chosen_length: Tensor | None = None
+    rejected_length: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedLogps:
+    """Log-probabilities (B,) of single samples under policy and reference, and whether each is ``desirable`` (B,) bool."""
+
+    policy: Tensor
+    reference: Tensor
+    desirable: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Result of one step on one micro-batch: ``loss`` is the *sum* over its examples of weighted per-example losses.
+
+    ``metrics`` maps names to per-example values (B,), detached; the loop averages them over the global batch, by the
+    ``weights`` (B,) of the same name where there are some (numbers of tokens, for means over tokens).
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Likelihood(Protocol):
+    """log p(sample | prompt) under any network, up to a constant."""
+
+    def prepare(self, batch: Any) -> Any:
+        """Encode ``batch`` and make every random draw, once."""
+        ...
+
+    def chosen(self, inputs: Any) -> Any:
+        """The chosen half of ``inputs``."""
+        ...
+
+    def logps(self, network: nn.Module, inputs: Any) -> Tensor:
+        """(2B,) float32, chosen first; (B,) for the chosen half."""
+        ...
+
+    def lengths(self, inputs: Any) -> Tensor | None:
+        """Numbers of scored tokens, shaped as ``logps``; None where samples have no length."""
+        ...
+
+
+class Ranker(Protocol):
+    """How well images fit prompts, under a network that is being taught to judge."""
+
+    def prepare(self, batch: PreferenceBatch) -> Any:
+        """Tokenise and cut ``batch``, once."""
+        ...
+
+    def logits(self, network: nn.Module, inputs: Any) -> Tensor:
+        """(B, 2B) float32: each prompt against all images of the batch, the chosen ones first."""
+        ...
+
+
+class Reference(Protocol):
+    """Gives the frozen network for the length of a ``with`` block."""
+
+    def __call__(self, policy: nn.Module) -> AbstractContextManager[nn.Module]: ...
+
+
+class Objective(Protocol):
+    """Log-probabilities (PairLogps, (B,) for a pointwise objective, logits (B, 2B) for a ranking one) to per-example
+    losses (B,), never their mean.
+    """
+
+    def __call__(self, logps: Any, **settings: Any) -> Tensor: ...
+
+
+class Step(Protocol):
+    """(network, batch) to StepOutput; the loop knows nothing else, but for the optional parts below."""
+
+    def __call__(self, network: nn.Module, batch: Any) -> StepOutput: ...
+
+
+Collect = Callable[[Tensor], list[Tensor]]
+"""A 1-D tensor of any length to the tensors of all processes, in the order of their ranks."""
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A step that checks itself before the first update."""
+
+    def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
+        """Figures of the check. Raises UserError where training must not begin."""
+        ...
+
+
+@runtime_checkable
+class Coupled(Protocol):
+    """A step whose loss on one example depends on the other examples of the *global* batch."""
+
+    def coupled(self, network: nn.Module, batches: Sequence[Any], collect: Collect) -> Step:
+        """The step for this process's ``batches`` of one update, after a look at all of them without gradients."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A step that keeps account of training: running means, target networks, a reference that follows."""
+
+    def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
+        """Called after every update, in every process, with the metrics of the global batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class BatchSource(Protocol):
+    """Which examples make up which optimizer step."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one optimizer step, over all processes."""
+        ...
+
+    def micro_batches(self, number: int) -> Iterator[Any]:
+        """This process's part of optimizer step ``number`` (from 0)."""
+        ...
+
+    def denominator(self, number: int) -> float:
+        """What the sum of the losses of step ``number`` over all processes is divided by."""
+        ...
