@@ -87,6 +87,7 @@ class Tokenization:
         self.max_completion_length = max_completion_length or max_length
         self.conversations = Conversations(tokenizer, read_template(chat_template))
         self.counts = TokenCounts()
+        self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id  # looked up at every call
 
     def encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
         """One example a record, in order.
@@ -244,7 +245,7 @@ class Tokenization:
 
     def _end_once(self, side: _Side, record: TextRecord) -> None:
         """Let a plain completion end with exactly one end token."""
-        end = self.tokenizer.eos_token_id
+        end = self._end
         if end is None:
             remedy = "use one that has, or conversations, whose turns end by their chat template"
             raise UserError(f"{record.source}: a plain text, and the tokenizer has no end token", remedy)
@@ -290,13 +291,13 @@ class Tokenization:
 
     def _cut_left(self, ids: list[int], prompt: int, drop: int) -> list[int]:
         """``ids`` without ``drop`` tokens of its prompt, of which one is left; the beginning token stays."""
-        begins = prompt > 0 and ids[0] == self.tokenizer.bos_token_id
+        begins = prompt > 0 and ids[0] == self._begin
         drop = min(drop, max(0, prompt - 1))
         return [*ids[:begins], *ids[begins + drop :]] if drop else ids
 
     def _adds_end(self) -> bool:
         """Whether the tokenizer puts an end token behind a text of its own accord."""
-        return bool(self.tokenizer("a")["input_ids"][-1] == self.tokenizer.eos_token_id)
+        return bool(self.tokenizer("a")["input_ids"][-1] == self._end)
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
