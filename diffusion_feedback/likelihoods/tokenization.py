@@ -87,7 +87,8 @@ class Tokenization:
         self.max_completion_length = max_completion_length or max_length
         self.conversations = Conversations(tokenizer, read_template(chat_template))
         self.counts = TokenCounts()
-        self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id  # looked up at every call
+        # The tokenizer would look them up anew each time.
+        self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
 
     def encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
         """One example a record, in order.
