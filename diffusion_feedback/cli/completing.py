@@ -148,7 +148,7 @@ def is_language_model(model: str, family: str | None = None) -> bool:
     """Whether ``model`` writes texts: by its ``family`` where that is given, else by the files of its folder."""
     from ..catalog import reads_text
 
-    if family is not None:
+    if family:
         return reads_text(family)
     folder = Path(model)
     if (folder / "model_index.json").is_file():

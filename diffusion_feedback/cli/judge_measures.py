@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,35 +12,13 @@ import torch
 from ..data.texts import open_texts
 from ..errors import UserError
 from ..evaluation.judging import clustered_mean, perplexity, standard_error
-from ..evaluation.statistics import Interval
 from ..generation import COMPLETIONS
 from ..likelihoods.tokenization import Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
 from .completing import Writer, drawing_of, load_writer
+from .judge_figures import Distance, Fluency
 from .text_judging import divergence_of, prompt_name
-
-
-@dataclass(frozen=True, slots=True)
-class Fluency:
-    """How well a model knows held-out texts: ``perplexity`` a token, ``bits_per_byte`` whatever the tokenizer."""
-
-    perplexity: Interval
-    bits_per_byte: float
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Distance:
-    """KL(model || reference) in nats a completion: ``kl`` by the divergences along the way, ``log_ratio`` by the tokens
-    drawn, each with its standard error; ``exact`` the mean over prompts, where it could be had.
-    """
-
-    kl: Interval
-    kl_error: float
-    log_ratio: float
-    log_ratio_error: float
-    exact: float | None
 
 
 def holds_completions(path: str) -> bool:

@@ -11,7 +11,7 @@ from ..evaluation.statistics import Interval
 from ..reports.content import Metric, Rate, RateGroup, Report
 from ..reports.html import fixed, percent, significant, write_report
 from ..reports.parts import Cell, Notice, Table
-from .judge_run import Judged, Verdict
+from .judge_figures import Judged, Verdict
 
 _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased

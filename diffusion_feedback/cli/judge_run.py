@@ -6,8 +6,7 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +15,32 @@ import torch
 from ..catalog import names
 from ..errors import UserError
 from ..evaluation.judging import (
-    PositionBias,
     clustered_mean,
     clustered_win_rate,
     outcomes_of_both_orders,
     outcomes_of_scores,
     position_bias,
 )
-from ..evaluation.statistics import Interval, WinRate
 from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..records import CompletionRecord, Text, atomic_write
 from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..types import PairJudge
 from .completing import read_text_prompts
 from .devices import find_device
+from .judge_figures import Judged, Verdict
 from .judge_measures import (
-    Distance,
-    Fluency,
     check_models,
     holds_completions,
     load_model,
     measure_distance,
     measure_fluency,
 )
+from .judge_page import write_page
 from .text_judging import completion_of, prompt_name, score_records
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one judge says of A against B, pair by pair: ``outcomes`` are 1 (A won), 0.5 or 0.
-
-    ``a`` and ``b`` are what it said of each: scores, or preferences for the one shown first. ``means`` are the mean scores
-    of A and B; ``bias`` is that of a judge of pairs. ``recipe_id`` names the judge.
-    """
-
-    spec: str
-    recipe_id: str
-    a: Sequence[float]
-    b: Sequence[float]
-    outcomes: Sequence[float]
-    win_rate: WinRate
-    means: tuple[Interval, Interval] | None = None
-    bias: PositionBias | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Everything that was measured; ``names`` of A and B, and their completions side by side."""
-
-    names: tuple[str, str]
-    completions: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]]
-    verdicts: Sequence[Verdict] = ()
-    fluency: Mapping[str, Fluency] = field(default_factory=dict)
-    distance: Mapping[str, Distance] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
 
 
 def judge(arguments: argparse.Namespace) -> None:
     """Do what the command's flags say, and print the figures. Raises UserError for bad input."""
-    from .judge_page import write_page
-
     folder = Path(arguments.output_dir)
     called = _names(arguments)
     check_models(arguments)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.reports.figures import _running_mean, curves_svg, image_grid
+from diffusion_feedback.reports.figures import SERIES_COLORS, Point, _running_mean, curves_svg, image_grid, points_svg
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -125,3 +125,34 @@ def test_gaps_are_allowed_and_nothing_to_draw_is_not() -> None:
 def test_running_mean_by_hand() -> None:
     found = _running_mean(np.array([1.0, 2.0, 3.0, math.nan, 5.0]), 3)
     assert found.tolist() == pytest.approx([1.5, 2.0, 2.5, math.nan, 5.0], nan_ok=True)
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+def _points(*places: tuple[float, float]) -> list[Point]:
+    return [Point(x, y, (x - 0.5, x + 1), (y - 1, y + 2), f"n{number}") for number, (x, y) in enumerate(places)]
+
+
+def test_points_stand_where_their_numbers_say() -> None:
+    svg = points_svg({"rounds": _points((0, 0), (1, 2), (3, 2.5))}, x_label="KL, nats", y_label="reward")
+    assert svg == points_svg({"rounds": _points((0, 0), (1, 2), (3, 2.5))}, x_label="KL, nats", y_label="reward")
+    root = ElementTree.fromstring(svg)
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"n0", "n1", "n2", "KL, nats", "reward"} <= set(words)
+    marks = [
+        (float(use.attrib["x"]), float(use.attrib["y"]))
+        for use in root.iter("{http://www.w3.org/2000/svg}use")
+        if SERIES_COLORS[0] in use.attrib.get("style", "")
+    ]
+    assert len(marks) == 3
+    (x0, y0), (x1, y1), (x2, y2) = marks
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=1e-3)
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(1.25, abs=1e-3)
+    assert y1 < y0  # upwards on the page
+
+
+def test_points_that_cannot_be_drawn() -> None:
+    for series, message in (({}, "no points"), ({"a": []}, "no points"), ({"a": _points((0, math.nan))}, "'a'")):
+        with pytest.raises(UserError, match=message):
+            points_svg(series, x_label="", y_label="")
