@@ -11,7 +11,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .run_parts import Session
 
-_STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.1, "rmsprop": 4.0}  # bytes of optimizer state a trained parameter
+_STATES = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.0,
+    "adafactor": 0.1,
+    "rmsprop": 4.0,
+}  # bytes of optimizer state a trained parameter
 
 
 def weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
