@@ -122,7 +122,8 @@ def _index(recipe: Recipe, examples: Sequence[TokenExample], notes: list[str], *
     ties = "drop" if heldout else recipe.data.ties
     is_unpaired = kind_of(recipe.objective["name"]) == "unpaired"
     index = TokenIndex(unpair(examples) if is_unpaired else examples, ties=ties)
-    left_out = Counter(repeated=index.num_duplicates, ties=index.num_ties if ties == "drop" else 0)
+    left_out = Counter[str]({"repeated": index.num_duplicates, "alike on both sides once cut": index.num_identical})
+    left_out["ties"] = index.num_ties if ties == "drop" else 0
     _note_left_out(left_out, notes, heldout=heldout)
     return index
 

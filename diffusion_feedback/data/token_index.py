@@ -30,7 +30,8 @@ class TokenIndex:
 
     Rows of the same tokens, whichever side is chosen, are merged: the share of votes and the (signed) margin are their
     means, of the weights the largest counts. Pairs without a majority are ties: ``ties`` "drop" leaves them out, "soft"
-    keeps them at 0.5. Of single completions with labels the majority decides, and evenly split ones are left out.
+    keeps them at 0.5. Of single completions with labels the majority decides, and evenly split ones are left out. Those
+    without labels are demonstrations and stay as often as they occur, for that is how likely they are.
 
     ``num_duplicates`` rows repeat others; ``num_contradicting`` examples had rows on both sides; ``num_ties`` examples
     have no majority; ``num_identical`` pairs have the same tokens on both sides, and are left out. Raises UserError where
@@ -41,8 +42,10 @@ class TokenIndex:
         rows = list(examples)
         _check_alike(rows)
         votes: dict[str, list[_Vote]] = {}
-        for example in rows:
-            votes.setdefault(_content(example), []).append(_vote(example))
+        is_demonstration = rows[0].rejected is None and rows[0].label is None
+        for number, example in enumerate(rows):
+            key = str(number) if is_demonstration else _content(example)
+            votes.setdefault(key, []).append(_vote(example))
         different = [
             same for same in votes.values() if _side(same[0].example.chosen) != _side(same[0].example.rejected)
         ]
