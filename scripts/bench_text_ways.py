@@ -328,17 +328,18 @@ def memory_of(way: str, setting: Setting) -> dict[str, int]:
     else:
         run.train()
     is_cuda = setting.device.startswith("cuda")
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak": int(peak), "before": int(before)}
+    return {"peak": torch.cuda.max_memory_allocated() if is_cuda else _resident("VmHWM"), "before": before}
 
 
-def _resident() -> int:
-    statistics = Path("/proc/self/statm")
-    if not statistics.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(statistics.read_text().split()[1]) * resource.getpagesize()
+def _resident(line: str = "VmRSS") -> int:
+    """Bytes of this process in memory, now or (VmHWM) at their peak; the peak where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        # Kilobytes on Linux, bytes on macOS. On Linux a process inherits the number from the one that started it.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = next(row for row in status.read_text().splitlines() if row.startswith(f"{line}:"))
+    return int(found.split()[1]) * 1024
 
 
 def products(setting: Setting, rows: Sequence[TextBatch], *, cached: bool, everywhere: bool) -> float:
