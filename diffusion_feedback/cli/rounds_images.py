@@ -67,12 +67,14 @@ class ImageSide:
         )
         return len(records)
 
-    def judge(self, spec: str, drawn: Path, output: Path) -> None:
-        """Score every image; what the cache holds is not scored again."""
+    def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
+        """Score every image, each process its share; what the cache holds is not scored again."""
         parser = argparse.ArgumentParser()
         add_scoring_flags(parser)
         flags = ["--scorer", spec, "--cache_dir", self.recipe.data.cache_dir]
-        write_scores(score_items(open_images(str(drawn)), parser.parse_args(flags)), output)
+        records = score_items(open_images(str(drawn)), parser.parse_args(flags))
+        if is_main:
+            write_scores(records, output)
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> str:
         """Pairs by the recipe's rule, the images inside; ties are left out."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 
 from ..catalog import needs_reference, reads_text
 from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
@@ -45,8 +46,8 @@ class Side(Protocol):
         """Draw samples of every prompt into ``folder``; resumable. Returns how many there are."""
         ...
 
-    def judge(self, spec: str, drawn: Path, output: Path) -> None:
-        """Write the score of every sample, in order, to the table ``output``."""
+    def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
+        """Write the score of every sample, in order, to the table ``output``; called in every process."""
         ...
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> str:
@@ -74,7 +75,6 @@ class Rounds:
     side: Side
     prompts: Sequence[Text]
     heldout: Sequence[Text]
-    state: PartialState
 
     @classmethod
     def open(cls, recipe: Recipe, *, overwrite: bool = False) -> Rounds:
@@ -95,7 +95,7 @@ class Rounds:
         if state.is_main_process:
             _claim(recipe, {"prompts": content_hash(repr((prompts, heldout))), "model": _identity(recipe)}, overwrite)
         state.wait_for_everyone()
-        return cls(recipe, side, prompts, heldout, state)
+        return cls(recipe, side, prompts, heldout)
 
     @property
     def folder(self) -> Path:
@@ -106,6 +106,11 @@ class Rounds:
     def initial(self) -> str:
         """The model that the first round starts from."""
         return self.recipe.model.pretrained_model_name_or_path
+
+    @property
+    def state(self) -> PartialState:
+        """accelerate's state of this process, and of the group it belongs to."""
+        return _process()
 
     def run(self) -> None:
         """Go through the rounds, then report."""
@@ -130,7 +135,7 @@ class Rounds:
         self._note(f"\n== round {number}: {rounds.num_samples} samples a prompt")
         self._draw(model, self._prompts_of(number), drawn, seed=self._seed(str(number)), number=rounds.num_samples)
         judge = self._judge(number, place, drawn)
-        self._main(lambda: _once(place / _SCORES, lambda: self.side.judge(judge, drawn, place / _SCORES)))
+        self._score(judge, drawn, place / _SCORES)
         self._main(lambda: print(self.side.pair(drawn, place / _SCORES, output), flush=True))
         return output
 
@@ -142,8 +147,7 @@ class Rounds:
         if rounds.reward_recipe is None:
             return self.recipe.rollouts.reward or rounds.scorer
         labels, labelled = place / f"labels-{_SCORES}", place / f"labelled-{self.side.pairs_name}"
-        spec = str(rounds.labels_from)
-        self._main(lambda: _once(labels, lambda: self.side.judge(spec, drawn, labels)))
+        self._score(str(rounds.labels_from), drawn, labels)
         self._main(lambda: _once(labelled, lambda: print(self.side.pair(drawn, labels, labelled))))
         joined = place / f"reward-{self.side.pairs_name}"
         parts = [self.folder / f"round-{k}" / labelled.name for k in range(1, number + 1)]
@@ -224,10 +228,11 @@ class Rounds:
         self.state.wait_for_everyone()
         if folder.is_complete():
             return
-        # One state is kept for a process, with one precision: a reward model may be trained in another than the policy.
+        # accelerate keeps one state a process, of one precision, and a run ends with its group of processes: the next
+        # one begins anew, perhaps in another precision.
         AcceleratorState._reset_state(reset_partial_state=False)
         train(recipe, resume=(folder.path / "recipe.yaml").exists())
-        AcceleratorState._reset_state(reset_partial_state=False)
+        AcceleratorState._reset_state(reset_partial_state=True)
 
     def _measure(self, number: int, model: str, before: RoundFigures | None) -> RoundFigures:
         """Samples of the held-out prompts with their scores and divergence from the initial model."""
@@ -237,7 +242,7 @@ class Rounds:
             self._note(f"\n== round {number}: held-out prompts")
             self._draw(model, self.heldout, drawn, seed=self._seed("heldout"), number=rounds.num_heldout_samples)
         judge = rounds.heldout_judge or rounds.labels_from or self.recipe.rollouts.reward or rounds.scorer
-        self._main(lambda: _once(scores, lambda: self.side.judge(judge, drawn, scores)))
+        self._score(judge, drawn, scores)
 
         def diverge() -> None:
             _write_json(kl, dict(self.side.divergence(model, self.initial, drawn)))
@@ -254,6 +259,11 @@ class Rounds:
             _write_json(folder / _DRAWN, {"samples": count})
 
         self._main(lambda: _once(folder / _DRAWN, work))
+
+    def _score(self, judge: str, drawn: Path, output: Path) -> None:
+        is_main = self.state.is_main_process
+        _once(output, lambda: self.side.judge(judge, drawn, output, is_main=is_main))
+        self.state.wait_for_everyone()
 
     def _seed(self, what: str) -> int:
         return int(content_hash(f"rounds/{self.recipe.training.seed}/{what}")[:6], 16)
@@ -292,8 +302,10 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 def _process() -> PartialState:
     from datetime import timedelta
 
+    # Of itself only accelerate's larger state looks at this variable, which `accelerate launch --cpu` sets.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     # The others wait while one draws samples; the default of ten minutes is too short for that.
-    return PartialState(timeout=timedelta(hours=12))
+    return PartialState(cpu=cpu, timeout=timedelta(hours=12))
 
 
 def _identity(recipe: Recipe) -> str:

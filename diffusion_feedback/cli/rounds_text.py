@@ -62,8 +62,10 @@ class TextSide:
         )
         return len(records)
 
-    def judge(self, spec: str, drawn: Path, output: Path) -> None:
-        """Score every completion; equal ones of one prompt once."""
+    def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
+        """Score every completion; equal ones of one prompt once. The main process does it alone."""
+        if not is_main:
+            return
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scorer = load_text_scorer(spec, device)
         records = load_completions(drawn)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -266,6 +269,21 @@ def test_killed_for_good_it_ends_in_the_same_bytes(write: Write, tmp_path: Path)
     assert contents(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
+def test_two_processes_equal_one(write: Write, tmp_path: Path) -> None:
+    assert start(write("one", training={"max_train_steps": 3, "train_batch_size": 4, "learning_rate": 1e-2})) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "-m", "diffusion_feedback", "rounds", "--config", str(write("two"))]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "rounds.json").read_text()) for name in ("one", "two"))
+    assert [f["reward"] for f in two] == [f["reward"] for f in one]
+    for first, second in zip(one, two, strict=True):
+        assert second["kl"]["value"] == pytest.approx(first["kl"]["value"], abs=1e-4)
+
+
 def test_more_rounds_go_on_where_the_others_ended(write: Write, tmp_path: Path, capsys: Any) -> None:
     assert start(write(rounds={"num_rounds": 1})) == 0
     before = contents(tmp_path / "run")
@@ -305,7 +323,10 @@ Change = Mapping[str, dict[str, Any]]
         ({"rollouts": {"temperature": 0.0}}, "rollouts.temperature: got 0.0"),
         ({"objective": {"name": "sft"}}, "'sft' does not learn from the pairs"),
         ({"model": {"reference_model_name_or_path": "x"}}, "every round has its own"),
-        ({"objective": {"name": "simpo", "beta": 2.0, "gamma": 1.0}, "rounds": {"reference": "previous"}}, "has no reference"),
+        (
+            {"objective": {"name": "simpo", "beta": 2.0, "gamma": 1.0}, "rounds": {"reference": "previous"}},
+            "has no reference",
+        ),
     ],
 )
 def test_bad_recipes_are_refused(write: Write, tmp_path: Path, changes: Change, message: str, capsys: Any) -> None:
