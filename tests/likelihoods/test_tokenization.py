@@ -329,9 +329,10 @@ def test_prompts_leave_room_for_the_completion() -> None:
 # What is refused ------------------------------------------------------------------------------------------------------
 
 SAME = (RED,)
-# Another text for a turn that is not the last.
+# Another text for an assistant's turn that is not the last.
 SHOUTS_EARLIER = tiny_text.CHATML.replace(
-    "{{ message['content'] }}", "{{ message['content'] if loop.last else message['content'] | upper }}"
+    "{{ message['content'] }}",
+    "{{ message['content'] | upper if message['role'] == 'assistant' and not loop.last else message['content'] }}",
 )
 
 
