@@ -24,6 +24,7 @@ from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
 from diffusion_feedback.training.reward import RewardStep
 from diffusion_feedback.training.steps import PairwiseStep, PointwiseStep, StepParts
+from diffusion_feedback.types import Likelihood
 
 SFT_SAMPLES, NUM_PROMPTS, NUM_COMPLETIONS, HELD_OUT = 100_000, 52_000, 4, 100_000
 SFT_COURSE = Course(300, 256, 3e-3)
@@ -58,12 +59,12 @@ class Bench:
         """The network after supervised fine-tuning on samples of the source: everybody's start and reference."""
         prompts, completions = draw_samples(self.world.source, SFT_SAMPLES, self.seed, _SFT)
         samples = Pairs(prompts, completions, completions[:0], np.arange(SFT_SAMPLES + 1))
-        return self.supervised("sft", samples, SFT_COURSE)
+        return self.supervised("sft", samples, self.tokens, SFT_COURSE)
 
-    def supervised(self, name: str, samples: Pairs, course: Course) -> LanguageModel:
+    def supervised(self, name: str, samples: Pairs, likelihood: Likelihood, course: Course) -> LanguageModel:
         """The base after supervised fine-tuning on the chosen completions of ``samples``."""
         network = copy.deepcopy(self.base)
-        step = PointwiseStep(StepParts(self.tokens, None, resolve("objective", "sft"), {}))
+        step = PointwiseStep(StepParts(likelihood, None, resolve("objective", "sft"), {}))
         fit(self.folder / name, network, step, pair_source(self.texts, samples, course, self.seed), course)
         return network
 

@@ -12,7 +12,7 @@ import torch
 from exact_world import Floats, best_of_n, best_of_n_bound, joint
 from frontier_bench import PAIR_COURSE, Bench, Row
 from frontier_networks import policy_table
-from frontier_training import Course, Pairs, fit
+from frontier_training import Course, Once, fit
 
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import LanguageModel
@@ -28,7 +28,7 @@ from diffusion_feedback.training.unpaired import UnpairedStep
 from diffusion_feedback.types import UnpairedBatch
 
 ROUNDS, ROUND_PROMPTS, ROUND_COURSE = 5, 12_000, Course(200, 64, 1e-3)
-PPO_ITERATIONS, PPO_COMPLETIONS, PPO_EPOCHS, PPO_RATE = 40, 512, 4, 2e-3
+PPO_ITERATIONS, PPO_COMPLETIONS, PPO_EPOCHS, PPO_RATE = 60, 512, 4, 2e-3
 BASE_COURSE = Course(200, 128, 3e-3)
 
 
@@ -90,9 +90,7 @@ def run_orpo(bench: Bench, beta: float) -> Row:
 
 def run_sft_chosen(bench: Bench, setting: float) -> Row:
     """Supervised fine-tuning of the base on the chosen completions of the same pairs, as often."""
-    pairs = bench.pairs
-    chosen = Pairs(pairs.prompts, pairs.chosen, pairs.rejected[:0], pairs.groups)
-    return _from_base(bench, bench.supervised("sft-chosen", chosen, BASE_COURSE))
+    return _from_base(bench, bench.supervised("sft-chosen", bench.pairs, Once(bench.tokens), BASE_COURSE))
 
 
 def run_reward_model(bench: Bench, setting: float) -> Row:
@@ -179,26 +177,24 @@ def _iterated(bench: Bench, reference: str, beta: float, beta_of_round: float) -
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row of the table: ``run(bench, setting)`` for each of ``settings``, which stand for ``symbol``."""
+    """``run(bench, setting)`` for each of ``settings``: betas, or what stands for them; 0 for a method without any."""
 
-    label: str
-    symbol: str
     settings: tuple[float, ...]
     run: Callable[[Bench, float], Row]
 
 
 BETAS = (2.0, 1.0, 0.5, 0.25, 0.1)
 METHODS: Mapping[str, Method] = {
-    "sft": Method("SFT", "", (0,), run_sft),
-    "reward_model": Method("Reward model", "", (0,), run_reward_model),
-    "best_of_n": Method("Best of N", "N", (2, 4, 16, 64, 256), run_best_of_n),
-    "dpo": Method("DPO", "beta", BETAS, run_dpo),
-    "ppo": Method("PPO, true reward", "beta", BETAS[1:], run_ppo),
-    "ppo_learned": Method("PPO, learned reward", "beta", BETAS[1:], run_ppo_learned),
-    "iterated_initial": Method("Iterated DPO, initial reference", "beta", (0.1,), run_iterated_initial),
-    "iterated_previous": Method("Iterated DPO, previous reference", "beta", (0.1,), run_iterated_previous),
-    "ipo": Method("IPO", "beta", (5.0, 1.0), run_ipo),
-    "kto": Method("KTO", "beta", (1.0, 0.25), run_kto),
-    "sft_chosen": Method("SFT on chosen, from the base", "", (0,), run_sft_chosen),
-    "orpo": Method("ORPO, from the base", "lambda", (0.1, 0.5), run_orpo),
+    "sft": Method((0,), run_sft),
+    "reward_model": Method((0,), run_reward_model),
+    "best_of_n": Method((2, 4, 16, 64, 256), run_best_of_n),
+    "dpo": Method(BETAS, run_dpo),
+    "ppo": Method(BETAS[1:], run_ppo),
+    "ppo_learned": Method(BETAS[1:], run_ppo_learned),
+    "iterated_initial": Method((0.1,), run_iterated_initial),
+    "iterated_previous": Method((0.1,), run_iterated_previous),
+    "ipo": Method((5.0, 1.0), run_ipo),
+    "kto": Method((1.0,), run_kto),
+    "sft_chosen": Method((0,), run_sft_chosen),
+    "orpo": Method((0.5, 2.0), run_orpo),
 }
