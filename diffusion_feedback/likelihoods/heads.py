@@ -44,7 +44,8 @@ def token_logps(
     # cut into tiles.
     if type(head) is not nn.Linear or head.weight.ndim != 2:
         return _of_any_head(hidden, head, targets, temperature=temperature, entropy=entropy, kept_bytes=kept_bytes)
-    weight, bias = head.weight, head.bias
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
     if torch.is_autocast_enabled(hidden.device.type):
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(half), weight.to(half)
