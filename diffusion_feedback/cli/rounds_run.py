@@ -23,7 +23,7 @@ from ..records import Text, atomic_write, content_hash
 from ..training.run_folder import RunFolder
 from .rounds_figures import RoundFigures, measure
 from .rounds_page import write_page
-from .training_run import train
+from .training_run import run_training
 
 _SCORES, _DRAWN, _MODEL = "scores.parquet", "drawn.json", "model"
 # What a later call may change: rounds are added, and speed is nobody's business.
@@ -126,6 +126,7 @@ class Rounds:
             figures.append(self._measure(number, models[-1], figures[-1]))
             self._note(f"round {number}: {figures[-1].line()}")
         self._main(lambda: write_page(self.folder, self.recipe, figures, self.side.samples))
+        self.state.destroy_process_group()
 
     def _pairs(self, number: int, place: Path, model: str) -> Path:
         """Samples of the round's prompts, judged and paired."""
@@ -228,11 +229,13 @@ class Rounds:
         self.state.wait_for_everyone()
         if folder.is_complete():
             return
-        # accelerate keeps one state a process, of one precision, and a run ends with its group of processes: the next
-        # one begins anew, perhaps in another precision.
+        # accelerate keeps one state a process, of one precision: the next run may have another.
         AcceleratorState._reset_state(reset_partial_state=False)
-        train(recipe, resume=(folder.path / "recipe.yaml").exists())
-        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = run_training(recipe, resume=(folder.path / "recipe.yaml").exists())
+        # Trackers end with their run; the group of processes goes on to the next.
+        for tracker in accelerator.trackers if accelerator is not None else ():
+            tracker.finish()
+        AcceleratorState._reset_state(reset_partial_state=False)
 
     def _measure(self, number: int, model: str, before: RoundFigures | None) -> RoundFigures:
         """Samples of the held-out prompts with their scores and divergence from the initial model."""

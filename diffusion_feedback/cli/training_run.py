@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from ..catalog import resolve, session_of
 from ..config import Recipe, to_dict, to_yaml
 from ..training.run_folder import RunFolder
@@ -13,19 +15,28 @@ from .run_parts import Planned, Session, make_accelerator
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
     """Train ``recipe``, or with ``dry_run`` only say what would be done. Raises UserError for bad input."""
+    accelerator = run_training(recipe, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if accelerator is not None:
+        accelerator.end_training()
+
+
+def run_training(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False
+) -> Accelerator | None:
+    """``train``, after which trackers and the group of processes are still there; None where nothing was trained."""
     folder = RunFolder(Path(recipe.output_dir))
     if not dry_run:
         folder.check_free(to_dict(recipe), resume=resume, overwrite=overwrite)
         if resume and folder.is_complete():
             print(f"{folder.path}: already complete")
-            return
+            return None
     accelerator = make_accelerator(recipe)
     session: Session = resolve("session", session_of(recipe.model.family, recipe.objective["name"]))(
         recipe, accelerator
     )
     if dry_run:
         _describe(session)
-        return
+        return None
     if accelerator.is_main_process:
         folder.open(to_dict(recipe), resume=resume, overwrite=overwrite)
     accelerator.wait_for_everyone()
@@ -33,9 +44,9 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_
         accelerator.init_trackers("diffusion-feedback", config={"recipe": to_yaml(recipe)})
     trainer = session.fit(folder)
     session.finish(trainer)
-    accelerator.end_training()
     if accelerator.is_main_process:
         print(f"done: {folder.path} (see {folder.path / 'README.md'})")
+    return accelerator
 
 
 def _describe(session: Session) -> None:

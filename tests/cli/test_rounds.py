@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from diffusion_feedback.cli import rounds_run
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.cli.rounds_run import Rounds
-from diffusion_feedback.cli.training_run import train
+from diffusion_feedback.cli.training_run import run_training
 from diffusion_feedback.config import Recipe, build_parser, parse
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.generation import load_completions
@@ -84,21 +84,26 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that a run gives out; metrics and environment hold nothing of the result."""
+    """All that rounds give out, but for what tells of the process alone; peft writes its sets in any order."""
     skipped = ("checkpoints", "environment.json", "README.md")
     files = [path for path in folder.rglob("*") if path.is_file() and not set(path.parts) & set(skipped)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    for name in found:
+        if name.endswith("adapter_config.json"):
+            told = json.loads(found[name])
+            found[name] = json.dumps({**told, "target_modules": sorted(told["target_modules"])}).encode()
+    return found
 
 
 def recipes_of(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     """The recipes of all training runs to come."""
     seen: list[Recipe] = []
 
-    def keep(recipe: Recipe, **how: Any) -> None:
+    def keep(recipe: Recipe, **how: Any) -> Any:
         seen.append(recipe)
-        train(recipe, **how)
+        return run_training(recipe, **how)
 
-    monkeypatch.setattr(rounds_run, "train", keep)
+    monkeypatch.setattr(rounds_run, "run_training", keep)
     return seen
 
 
