@@ -9,7 +9,7 @@ from operator import attrgetter
 
 import numpy as np
 import torch
-from exact_world import Floats, best_of_n, best_of_n_bound, joint
+from exact_world import Floats, best_of_n, best_of_n_bound, joint, tilted
 from frontier_bench import PAIR_COURSE, Bench, Row
 from frontier_networks import policy_table
 from frontier_training import Course, Once, fit
@@ -114,6 +114,11 @@ def run_ppo_learned(bench: Bench, beta: float) -> Row:
     return _ppo(bench, f"ppo-learned-{beta}", bench.learned_rewards, beta)
 
 
+def run_learned_optimum(bench: Bench, beta: float) -> Row:
+    """What a perfect optimiser makes of the same reward model: exact, so the rest of the gap is PPO's."""
+    return bench.measure(tilted(bench.frontier.reference, bench.learned_rewards, beta), beta)
+
+
 def _ppo(bench: Bench, name: str, rewards: Floats, beta: float) -> Row:
     world, size = bench.world, bench.world.vocabulary
     network = ActorCritic(copy.deepcopy(bench.fine_tuned), seed=bench.seed)
@@ -191,9 +196,10 @@ METHODS: Mapping[str, Method] = {
     "dpo": Method(BETAS, run_dpo),
     "ppo": Method(BETAS[1:], run_ppo),
     "ppo_learned": Method(BETAS[1:], run_ppo_learned),
+    "learned_optimum": Method(BETAS[1:], run_learned_optimum),
     "iterated_initial": Method((0.1,), run_iterated_initial),
     "iterated_previous": Method((0.1,), run_iterated_previous),
-    "ipo": Method((5.0, 1.0), run_ipo),
+    "ipo": Method((1.0, 0.2), run_ipo),
     "kto": Method((1.0,), run_kto),
     "sft_chosen": Method((0,), run_sft_chosen),
     "orpo": Method((0.5, 2.0), run_orpo),
