@@ -95,7 +95,7 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
     has_reference = any("logps/chosen_change" in row for row in rows)
     card = CARD.format(
         **_facts(recipe, folder, effective_batch),
-        code=(_LM_LORA if _is_adapted(recipe) else _LM).format(folder=folder.path.name),
+        code=(_LM_LORA if _is_adapted(folder) else _LM).format(folder=folder.path.name),
         heldout=_looks(looks),
         against="against the reference" if has_reference else "against the model before training",
         accuracy=_ACCURACY if any("validation/accuracy" in row for row in looks) else "",
@@ -112,14 +112,15 @@ def write_reward_card(folder: RunFolder, recipe: Mapping[str, Any], effective_ba
     looks = [row for row in folder.read_metrics() if "validation/accuracy" in row]
     card = REWARD_CARD.format(
         **_facts(recipe, folder, effective_batch),
-        code=(_REWARD_LORA if _is_adapted(recipe) else _REWARD).format(folder=folder.path.name),
+        code=(_REWARD_LORA if _is_adapted(folder) else _REWARD).format(folder=folder.path.name),
         heldout=_reward_looks(looks),
     )
     _write(folder, recipe, "reward-model", card, "")
 
 
-def _is_adapted(recipe: Mapping[str, Any]) -> bool:
-    return bool(recipe["model"]["tuning"] == "lora")
+def _is_adapted(folder: RunFolder) -> bool:
+    """Whether the result is an adapter; one that was trained over another adapter is merged, and is none."""
+    return (folder.path / "adapter_config.json").is_file()
 
 
 def _facts(recipe: Mapping[str, Any], folder: RunFolder, effective_batch: int) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _facts(recipe: Mapping[str, Any], folder: RunFolder, effective_batch: int) -
 
 
 def _write(folder: RunFolder, recipe: Mapping[str, Any], kind: str, card: str, more: str) -> None:
-    adapted = _is_adapted(recipe)
+    adapted = _is_adapted(folder)
     head = _HEAD.format(
         library="peft" if adapted else "transformers",
         base=recipe["model"]["pretrained_model_name_or_path"],

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import UserError, first_line
 from .latent_diffusion import check_finite, weights_hash
+from .lora import is_adapted, merged_copy
 from .quiet import quiet
 from .text_sampling import complete
 
@@ -54,10 +55,14 @@ class LanguageModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class CausalLM:
-    """A language model with its tokenizer; ``network`` is what is trained."""
+    """A language model with its tokenizer; ``network`` is what is trained.
+
+    ``is_merged``: it was read from an adapter's folder, whose adapter now is part of its weights.
+    """
 
     network: LanguageModel
     tokenizer: Any
+    is_merged: bool = False
 
     @property
     def window(self) -> int:
@@ -118,10 +123,14 @@ class CausalLM:
         )
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        """Write weights (or adapters) and tokenizer as plain transformers and peft load them."""
+        """Write weights (or adapters) and tokenizer as plain transformers and peft load them.
+
+        Adapters over a model that was merged itself are merged too: alone they would go with a base that is nowhere.
+        """
         assert isinstance(network, LanguageModel)
         with quiet():
-            network.model.save_pretrained(folder)
+            model = network.model
+            (merged_copy(model) if self.is_merged and is_adapted(model) else model).save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
 
@@ -186,7 +195,7 @@ def load(
     check_path(path)
     try:
         with quiet():
-            if (Path(path) / "adapter_config.json").is_file():
+            if is_adapter(path):
                 model, missing = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload(), set()
             else:
                 model, found = AutoModelForCausalLM.from_pretrained(
@@ -201,7 +210,12 @@ def load(
     check_vocabulary(path, tokenizer, model)
     prepare(model, path, device)
     _check_head(model, path)
-    return CausalLM(LanguageModel(model), tokenizer)
+    return CausalLM(LanguageModel(model), tokenizer, is_merged=is_adapter(path))
+
+
+def is_adapter(path: str) -> bool:
+    """Whether ``path`` is the folder of an adapter."""
+    return (Path(path) / "adapter_config.json").is_file()
 
 
 def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
@@ -90,6 +91,27 @@ def save(pipeline: Any, network: Any, folder: Path) -> None:
     config = network.peft_config[ADAPTER].to_dict()
     metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     pipeline.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
+
+
+def merged_copy(model: Any) -> Any:
+    """A plain transformers model, float32, whose weights are those of ``model`` with its adapters merged in."""
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    plain = type(model)(model.config)
+    for layer in layers:
+        layer.merge()
+    try:
+        weights = {
+            name.replace(".base_layer.", ".").replace(f".modules_to_save.{ADAPTER}.", "."): value
+            for name, value in model.state_dict().items()
+            if ".lora_" not in name and ".original_module." not in name
+        }
+        plain.load_state_dict(weights)
+    finally:
+        for layer in layers:
+            layer.unmerge()
+    if hasattr(model, "generation_config"):
+        plain.generation_config = model.generation_config
+    return plain
 
 
 def load_into(pipeline: Any, path: str) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftConfig, TaskType
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ..errors import UserError, first_line
-from .causal_lm import check_path, check_vocabulary, enable_checkpointing, load_tokenizer, prepare, window_of
+from .causal_lm import (
+    check_path,
+    check_vocabulary,
+    enable_checkpointing,
+    is_adapter,
+    load_tokenizer,
+    prepare,
+    window_of,
+)
 from .latent_diffusion import weights_hash
+from .lora import is_adapted, merged_copy
 from .quiet import quiet
 
 _HEADS = ("score", "classifier")
@@ -62,10 +73,14 @@ class RewardNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """A reward network with its tokenizer; ``network`` is what is trained."""
+    """A reward network with its tokenizer; ``network`` is what is trained.
+
+    ``is_merged``: it was read from an adapter's folder, whose adapter now is part of its weights.
+    """
 
     network: RewardNetwork
     tokenizer: Any
+    is_merged: bool = False
 
     @property
     def window(self) -> int:
@@ -82,10 +97,14 @@ class RewardModel:
         return weights_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        """Write weights and tokenizer as plain transformers loads them."""
+        """Write weights (or adapters and head) and tokenizer as plain transformers and peft load them.
+
+        Adapters over a model that was merged itself are merged too: alone they would go with a base that is nowhere.
+        """
         assert isinstance(network, RewardNetwork)
         with quiet():
-            network.model.save_pretrained(folder)
+            model = network.model
+            (merged_copy(model) if self.is_merged and is_adapted(model) else model).save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
 
@@ -100,6 +119,8 @@ def load(
 ) -> RewardModel:
     """Load a reward model, or a causal LM under a new head drawn from ``seed``; eval mode, frozen, without dropout.
 
+    An adapter of either is merged.
+
     Raises UserError for a path that is neither, a model with several labels, missing trunk weights, damaged weights, and
     a tokenizer with more tokens than the model.
     """
@@ -108,10 +129,13 @@ def load(
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _check_labels(path, AutoConfig.from_pretrained(path, revision=revision))
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True, num_labels=1
-            )
+            if is_adapter(path):
+                model, found = _merged(path, dtype), {"missing_keys": (), "mismatched_keys": ()}
+            else:
+                _check_labels(path, AutoConfig.from_pretrained(path, revision=revision))
+                model, found = AutoModelForSequenceClassification.from_pretrained(
+                    path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True, num_labels=1
+                )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -128,7 +152,21 @@ def load(
         model.config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
-    return RewardModel(RewardNetwork(model), tokenizer)
+    return RewardModel(RewardNetwork(model), tokenizer, is_merged=is_adapter(path))
+
+
+def _merged(path: str, dtype: torch.dtype) -> Any:
+    """The model of an adapter's folder: of a reward model whole, of a language model the trunk under a new head."""
+    if PeftConfig.from_pretrained(path).task_type == TaskType.SEQ_CLS:
+        return AutoPeftModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, num_labels=1
+        ).merge_and_unload()
+    writer = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload()
+    config = copy.deepcopy(writer.config)
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    model.base_model.load_state_dict(writer.base_model.state_dict())
+    return model
 
 
 def _check_labels(path: str, config: Any) -> None:

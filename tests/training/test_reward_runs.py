@@ -189,3 +189,26 @@ def test_margins_weights_and_soft_labels_count(make_text_recipe: MakeTextRecipe,
     unweighted = rows(train(make_text_recipe("unweighted", **changes)))[0]
     assert unweighted["loss"] == pytest.approx(first["loss"], rel=1e-6), "the loss shown is not weighted"
     assert unweighted["grad_norm"] != pytest.approx(first["grad_norm"], rel=1e-3), "the gradient is"
+
+
+def test_it_starts_from_adapters(make_text_recipe: MakeTextRecipe, tmp_path: Path, tiny_lm: Path) -> None:
+    """From a language model's adapter under a new head, and from a reward model's adapter as it is; both come out whole."""
+    lora = {"tuning": "lora", "lora_rank": 2}
+    language = {"family": "causal_lm", **lora}
+    tuned = train(
+        make_text_recipe("tuned", model=language, objective={"name": "sft"}, training={"learning_rate": 1e-2})
+    )
+
+    def judge(name: str, start: Path) -> list[dict[str, Any]]:
+        model = {"family": "reward_model", "pretrained_model_name_or_path": str(start), **lora}
+        return rows(train(make_text_recipe(name, **{**REWARD, "model": model})), "validation/loss")
+
+    first, second = judge("first", tiny_lm), judge("second", tmp_path / "first")
+    assert second[0]["validation/loss"] == pytest.approx(first[-1]["validation/loss"], rel=1e-5)
+    other = judge("other", tuned)
+    assert other[0]["validation/loss"] != pytest.approx(first[0]["validation/loss"], rel=1e-3), "another trunk"
+    pairs = read(tmp_path / "validation.jsonl")
+    for name, looks in (("second", second), ("other", other)):
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / name).eval()
+        told = figures(loaded, AutoTokenizer.from_pretrained(tmp_path / name), pairs)
+        assert looks[-1]["validation/loss"] == pytest.approx(told["loss"], rel=1e-4)

@@ -141,12 +141,20 @@ def test_batch_geometry_does_not_matter(make_text_recipe: MakeTextRecipe, object
             assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
 
 
+SPREAD: dict[str, dict[str, Any]] = {
+    "sft": {"objective": {"name": "sft"}},
+    "dpo": {"objective": {"name": "dpo", "beta": 0.1}, "text": {"cache_reference": True}},
+}
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(make_text_recipe: MakeTextRecipe) -> None:
-    """Of sft, whose mean is over the tokens of both; pairs are spread by the same source."""
+@pytest.mark.parametrize("name", SPREAD)
+def test_two_processes_equal_one(make_text_recipe: MakeTextRecipe, tmp_path: Path, name: str) -> None:
+    """sft's mean is over the tokens of both; of dpo each process asks the reference for its share."""
     common = {"max_train_steps": 2, "learning_rate": 1e-2}
-    changes = {"objective": OBJECTIVES["sft"], "optimizer": SGD, "data": {"max_validation_pairs": 2}}
-    alone = train(make_text_recipe("alone", training={**common, "train_batch_size": 8}, **changes))
+    changes: dict[str, Any] = {**SPREAD[name], "optimizer": SGD, "data": {"max_validation_pairs": 2}}
+    own = {**changes, "data": {**changes["data"], "cache_dir": str(tmp_path / "own")}}
+    alone = train(make_text_recipe("alone", training={**common, "train_batch_size": 8}, **own))
     recipe = make_text_recipe("both", training={**common, "train_batch_size": 4}, **changes)
     # --multi_gpu means one process a device, here two on the CPU over gloo; --cpu alone would start a single one.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -205,6 +213,24 @@ def test_adapters_load_with_plain_peft(make_text_recipe: MakeTextRecipe, tmp_pat
     with loaded.disable_adapter():
         assert look[0]["validation/nll"] == pytest.approx(nll_by_transformers(loaded, tokenizer, heldout), rel=1e-5)
     assert abs(look[-1]["validation/nll"] - look[0]["validation/nll"]) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_over_adapters_are_given_out_merged(
+    make_text_recipe: MakeTextRecipe, tmp_path: Path, family: tiny_text.Family
+) -> None:
+    """Fine-tuning and then preferences, both with LoRA: the second adapter's base is no folder, so the result is whole."""
+    base = tiny_text.save_tiny_lm(tmp_path / "base", family=family, tied=True)
+    lora = {"tuning": "lora", "lora_rank": 2}
+    start = {"pretrained_model_name_or_path": str(base), **lora}
+    first = train(make_text_recipe("first", model=start, objective={"name": "sft"}, training={"learning_rate": 1e-2}))
+    second = train(make_text_recipe("second", model={"pretrained_model_name_or_path": str(first), **lora}))
+    looks = [rows(folder, "validation/nll") for folder in (first, second)]
+    assert looks[1][0]["validation/nll"] == pytest.approx(looks[0][-1]["validation/nll"], rel=1e-5)
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(second), AutoTokenizer.from_pretrained(second)
+    told = nll_by_transformers(loaded, tokenizer, read(tmp_path / "validation.jsonl"))
+    assert looks[1][-1]["validation/nll"] == pytest.approx(told, rel=1e-5)
+    assert "AutoModelForCausalLM" in (second / "README.md").read_text()
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
