@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from .rounds_page import write_page
 from .training_run import run_training
 
 _SCORES, _DRAWN, _MODEL = "scores.parquet", "drawn.json", "model"
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what atomic_write leaves when its process is killed
 # What a later call may change: rounds are added, and speed is nobody's business.
 _FREE = {("rounds", "num_rounds"), ("rounds", "batch_size"), ("rollouts", "batch_size"), ("output_dir",)}
 
@@ -126,6 +128,7 @@ class Rounds:
             figures.append(self._measure(number, models[-1], figures[-1]))
             self._note(f"round {number}: {figures[-1].line()}")
         self._main(lambda: write_page(self.folder, self.recipe, figures, self.side.samples))
+        self._main(lambda: _sweep(self.folder))
         self.state.destroy_process_group()
 
     def _pairs(self, number: int, place: Path, model: str) -> Path:
@@ -300,6 +303,13 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     yield temporary
     temporary.rename(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left behind."""
+    for path in folder.rglob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def _process() -> PartialState:

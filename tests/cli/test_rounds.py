@@ -258,6 +258,8 @@ def test_killed_at_every_stage_it_ends_in_the_same_bytes(
             break
         assert code == 130
         killed += 1
+        (tmp_path / "run/round-1").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run/round-1/.scores.parquet.123.tmp").write_bytes(b"left behind by a killed writer")
     assert killed > 5
     assert contents(tmp_path / "run") == whole
 
