@@ -1,4 +1,4 @@
-"""``dfb train``: a recipe to a tuned model or scorer in a run folder that explains itself."""
+"""``dfb train``: a recipe to a tuned model, scorer or reward model in a run folder that explains itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ EPILOG = """examples:
   dfb train --config configs/shapes_dpo_lora.yaml --output_dir runs/b --objective.beta 1000 --dry_run
   dfb train --config runs/b/recipe.yaml --resume
   dfb train --config configs/shapes_scorer.yaml
+  dfb train --config configs/text_dpo_tiny.yaml --objective.beta 1.0 --output_dir runs/c
+  dfb train --config configs/text_reward_tiny.yaml
   accelerate launch --num_processes 4 -m diffusion_feedback train --config configs/sdxl_dpo_lora.yaml
 """
 
 
 def run(argv: Sequence[str]) -> None:
     """Train as ``argv`` says. Raises UserError for bad input."""
-    parser = build_parser("dfb train", "Fine-tune a model, or train a scorer, on preference pairs.", EPILOG)
+    parser = build_parser("dfb train", "Fine-tune a model, or train a scorer or a reward model, on feedback.", EPILOG)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in output_dir")
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")

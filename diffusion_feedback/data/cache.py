@@ -65,7 +65,9 @@ class TensorCache:
     def _unwritable(self, error: OSError) -> UserError:
         problem = f"{self.folder}: the cache cannot be written ({error.strerror or error})"
         return UserError(
-            problem, "free the disk or change its rights, give another cache_dir, or set data.cache: false"
+            problem,
+            "free the disk or change its rights, give another cache_dir, or do without (data.cache: false for"
+            " images, text.cache_reference: false for texts)",
         )
 
     def _sweep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .lora import is_adapted, merged_copy
 from .quiet import quiet
 
 _HEADS = ("score", "classifier")
+_WHOLE: Mapping[str, Sequence[str]] = {"missing_keys": (), "mismatched_keys": ()}
 _FOLDER = "give a causal language model to start from, or a sequence classification model with num_labels 1"
 
 
@@ -130,7 +132,7 @@ def load(
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if is_adapter(path):
-                model, found = _merged(path, dtype), {"missing_keys": (), "mismatched_keys": ()}
+                model, found = _merged(path, dtype), _WHOLE
             else:
                 _check_labels(path, AutoConfig.from_pretrained(path, revision=revision))
                 model, found = AutoModelForSequenceClassification.from_pretrained(

@@ -3,7 +3,7 @@
 recipe.yaml        the resolved recipe; ``dfb train --config`` reads it back
 environment.json   versions and hardware
 metrics.jsonl      one line a step, and one a look at held-out pairs
-samples/           validation grids on fixed seeds
+samples/           validation grids, or completions, on fixed seeds
 checkpoints/       step-000100/..., whole or absent
 README.md          model card, written last: its presence says that the run is complete
 """
