@@ -25,14 +25,14 @@ def write_page(found: Judged, path: Path) -> None:
 def judge_report(found: Judged) -> Report:
     """A against B: win rates by every judge, scores, perplexities, divergences, and completions side by side."""
     a, b = found.names
-    rates = [_rate(verdict, a) for verdict in found.verdicts]
+    prompts = len({repr(record.prompt) for record in found.completions[0]})
+    rates = [_rate(verdict, a, prompts) for verdict in found.verdicts]
     tables = [
         *([_bias_table(found.verdicts)] if any(verdict.bias for verdict in found.verdicts) else []),
         *([_fluency_table(found)] if found.fluency else []),
         *([_distance_table(found)] if found.distance else []),
         *([_cases(found, found.verdicts[0])] if found.verdicts else []),
     ]
-    prompts = len({repr(record.prompt) for record in found.completions[0]})
     return Report(
         title=f"{a} against {b}",
         before_name=b,
@@ -51,9 +51,11 @@ def judge_report(found: Judged) -> Report:
     )
 
 
-def _rate(verdict: Verdict, name: str) -> Rate:
+def _rate(verdict: Verdict, name: str, num_prompts: int) -> Rate:
     won = verdict.win_rate
-    return Rate(name, won.win_rate, won.low, won.high, won.num, won.tie_share, won.p_value, f"by {verdict.spec}")
+    # The page calls it a sign test, which it is where every prompt was judged once.
+    p_value = won.p_value if won.num == num_prompts else None
+    return Rate(name, won.win_rate, won.low, won.high, won.num, won.tie_share, p_value, f"by {verdict.spec}")
 
 
 def _named(verdict: Verdict, rate: Rate) -> Rate:

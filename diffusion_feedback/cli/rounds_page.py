@@ -46,7 +46,9 @@ def rounds_report(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures],
         before_name="round 0",
         after_name=f"round {last.number}",
         medium="a completion" if is_text else "an image",
-        headline=_rate(f"round {last.number}", last.against_initial) if last.against_initial else None,
+        headline=_rate(f"round {last.number}", last.against_initial, first.reward.num)
+        if last.against_initial
+        else None,
         facts={
             "held-out prompts": str(first.reward.num),
             "judged by": _heldout_judge(recipe),
@@ -54,7 +56,10 @@ def rounds_report(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures],
             "seed": str(recipe.training.seed),
         },
         rate_groups=[
-            RateGroup("By round", [_rate(f"round {f.number}", f.against_initial) for f in figures if f.against_initial])
+            RateGroup(
+                "By round",
+                [_rate(f"round {f.number}", f.against_initial, f.reward.num) for f in figures if f.against_initial],
+            )
         ],
         tables=[_table(figures), *([_texts(before, after, first, last)] if is_text else [])],
         cases=[] if is_text else _cases(before, after, first, last),
@@ -67,8 +72,10 @@ def rounds_report(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures],
     )
 
 
-def _rate(label: str, won: WinRate, detail: str = "") -> Rate:
-    return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, won.p_value, detail)
+def _rate(label: str, won: WinRate, num_prompts: int) -> Rate:
+    # The page calls it a sign test, which it is where every prompt was judged once.
+    p_value = won.p_value if won.num == num_prompts else None
+    return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, p_value)
 
 
 def _heldout_judge(recipe: Recipe) -> str:
