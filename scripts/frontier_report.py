@@ -184,7 +184,7 @@ def _rounds(rows: Sequence[Row]) -> list[str]:
             continue
         lines += [
             "",
-            f"{LABELS[method].capitalize()}, round by round:",
+            f"{LABELS[method][0].upper()}{LABELS[method][1:]}, round by round:",
             "",
             "| round | KL | reward | share |",
             "|---|---|---|---|",

@@ -48,7 +48,9 @@ def check_text(recipe: Recipe) -> None:
     if kind == "reward":
         refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), "a reward model, which writes nothing")
     if kind == "value_learning":
-        refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), f"objective {name!r}, which learns from given completions alone")
+        refuse(
+            recipe, (*_SAMPLES, *keys_of("rollouts")), f"objective {name!r}, which learns from given completions alone"
+        )
     check_rollouts(recipe)
 
 
