@@ -53,6 +53,15 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert rows[4]["prompt"] == [{"role": "user", "content": "naïve “café”"}]
 
 
+def test_lines_that_are_no_completions_are_refused(tmp_path: Path) -> None:
+    line = run(tmp_path / "completions.jsonl")[0].to_json()
+    assert CompletionRecord.from_json(line).to_json() == line
+    with pytest.raises(ValueError, match="no text"):
+        CompletionRecord.from_json(json.dumps(json.loads(line) | {"completion": ["a"]}))
+    with pytest.raises(KeyError):
+        CompletionRecord.from_json('{"prompt": "a"}')
+
+
 def test_draws_are_functions_of_prompt_seed_and_sample(tmp_path: Path) -> None:
     first = {r.identity: r.completion for r in run(tmp_path / "a.jsonl")}
     other = run(tmp_path / "b.jsonl", prompts=PROMPTS[::-1], batch_size=16, num_samples=3, seeds=(3,))

@@ -105,6 +105,8 @@ def _explain(message: str) -> tuple[str, str]:
         name = unknown.group(1) or unknown.group(2)
         section = name.partition(".")[0] + "."
         known = known_keys()
+        if name in known:
+            return f"{name!r} is an option, and wants its dashes", f"write --{name} VALUE"
         near = [key for key in known if key.startswith(section)] or [key for key in known if "." not in key]
         return f"unknown option {name!r}", nearest(name, near)
     missing = re.search(r"arguments are required: (.+)", message)

@@ -342,6 +342,26 @@ def test_settings_out_of_range_are_named(name: str, key: str, value: Any) -> Non
         call(name, logps, **{key: value})
 
 
+@pytest.mark.parametrize("name", ["simpo", "cpo", "orpo"])
+def test_log_probabilities_of_another_shape_are_refused(name: str) -> None:
+    two, three = torch.full((2,), -1.0), torch.full((3,), -1.0)
+    with pytest.raises(ValueError, match=r"one shape \(B,\), got \[\(2,\), \(3,\)\]"):
+        call(name, PairLogps(two, three))
+    with pytest.raises(ValueError, match=r"one shape \(B,\), got \[\(2, 1\), \(2, 1\)\]"):
+        call(name, PairLogps(two[:, None], two[:, None]))
+    with pytest.raises(ValueError, match=r"lengths must have shape \(2,\), got \[\(2,\), \(3,\)\]"):
+        call("simpo", PairLogps(two, two, chosen_length=-two, rejected_length=-three))
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_single_samples_of_another_shape_are_refused(name: str) -> None:
+    two, three = torch.full((2,), -1.0), torch.full((3,), -1.0)
+    with pytest.raises(ValueError, match=r"one shape \(B,\), got \[\(2,\), \(3,\), \(2,\)\]"):
+        call(name, UnpairedLogps(two, three, two < 0))
+    with pytest.raises(ValueError, match=r"one shape \(B,\), got \[\(2,\), \(2,\), \(3,\)\]"):
+        call(name, UnpairedLogps(two, two, three < 0))
+
+
 def test_alpha_divergence_needs_its_coefficient() -> None:
     logps = random_pairs(2)
     with pytest.raises(UserError, match=r"f_alpha_divergence_coef: got None\n.*needs a finite number"):

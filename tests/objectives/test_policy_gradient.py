@@ -302,6 +302,14 @@ def test_half_precision_widens_and_runaway_ratios_stay_finite() -> None:
     assert log_ratio(torch.tensor([1000.0]), torch.tensor([0.0])).item() == 20
 
 
+def test_ppo_needs_values() -> None:
+    found = experience(with_values=False)
+    with pytest.raises(ValueError, match="values of the drawn tokens"):
+        PPO().estimate(found, 0.1)
+    with pytest.raises(ValueError, match="values, old values and returns"):
+        PPO().losses(actions(found, torch.zeros(sum(LENGTHS))))
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for build, settings, named in (
         (PPO, {"kl_coef": -1.0}, "kl_coef"),
