@@ -240,8 +240,7 @@ def check_terms(terms: Any) -> None:
         kind = kind_of(name)
         if kind not in _TERM_KINDS:
             fitting = ", ".join(other for other in names("objective") if kind_of(other) in _TERM_KINDS)
-            depends = kind in ("coupled", "unpaired")
-            reason = "looks at more than one pair" if depends else "is no loss on pairs of samples"
+            reason = "looks at more than one pair" if name in BATCH_COUPLED else "is no loss on pairs of samples"
             problem = f"objective.terms: {name!r} cannot be a term of a sum, as it {reason}"
             raise UserError(problem, f"allowed: {fitting}")
         check_settings("objective", name, {key: value for key, value in term.items() if key not in ("name", "weight")})
@@ -258,6 +257,9 @@ def check_settings(kind: str, name: str, settings: Mapping[str, Any]) -> None:
             )
     for key, parameter in schema.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
-            raise UserError(f"{kind} {name!r} needs a value for {key!r}", f"set {kind}.{key} in the recipe")
+            remedy = (
+                f"append ,{key}=..." if kind in ("text_scorer", "pair_judge") else f"set {kind}.{key} in the recipe"
+            )
+            raise UserError(f"{kind} {name!r} needs a value for {key!r}", remedy)
     if "terms" in schema:
         check_terms(settings["terms"])

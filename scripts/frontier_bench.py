@@ -28,7 +28,9 @@ from diffusion_feedback.types import Likelihood
 
 SFT_SAMPLES, NUM_PROMPTS, NUM_COMPLETIONS, HELD_OUT = 100_000, 52_000, 4, 100_000
 SFT_COURSE = Course(300, 256, 3e-3)
-PAIR_COURSE = Course(800, 128, 1.5e-3)  # two passes; every objective on pairs, and the reward model: groups of up to 6 pairs
+PAIR_COURSE = Course(
+    1600, 128, 1.5e-3
+)  # four passes; every objective on pairs, and the reward model: up to 6 pairs a prompt
 CENTRING = 0.01  # coefficient of the reward model's centring
 
 # Streams of draws, after the seed.

@@ -23,7 +23,7 @@ PACKAGE = "diffusion_feedback"
 # A room imports only from floors below its own, so rooms of one floor do not know each other.
 FLOORS = (
     {"errors", "__init__"},
-    {"records", "types", "noise", "catalog", "pixels"},
+    {"records", "types", "noise", "catalog", "pixels", "folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
         "generation", "labeling", "evaluation", "annotation", "reports",

@@ -15,7 +15,7 @@ from ..catalog import kind_of, resolve
 from ..config import Recipe, to_dict
 from ..data.trajectories import TrajectoryIndex, index_trajectories, open_trajectories
 from ..errors import UserError
-from ..likelihoods.tokenization import Tokenization
+from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..models import lora, value_heads
 from ..records import content_hash
@@ -26,10 +26,9 @@ from ..training.sources import TokenSource
 from ..training.value_learning import ValueLearningStep, heldout_figures
 from .memory import weight_bytes
 from .run_parts import build_optimizer
-from .text_parts import budget_of, load_model, make_trainable
+from .text_parts import budget_of, load_model, make_trainable, set_chat_template
 
 # No tokenised trajectory is cut: one that is too long is refused by name.
-_UNCUT = 2**31
 
 
 def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads.ValueNetwork, str]:
@@ -55,7 +54,8 @@ def load_trajectories(
     if text.max_length is not None and text.max_length > causal_lm.window:
         problem = f"text.max_length: got {text.max_length}"
         raise UserError(problem, f"the model's window holds {causal_lm.window} tokens")
-    tokenization = Tokenization(causal_lm.tokenizer, _UNCUT, chat_template=text.chat_template)
+    set_chat_template(recipe, causal_lm.tokenizer)
+    tokenization = Tokenization(causal_lm.tokenizer, UNCUT)
     index = index_trajectories(
         reader,
         tokenization.encode,

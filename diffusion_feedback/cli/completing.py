@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ..generation import Completion
     from ..records import Text
 
-_DEFAULTS: Mapping[str, Any] = {
+_MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
+COMPLETION_FLAGS: Mapping[str, Any] = {
     "num_samples": 1,
     "max_new_tokens": 64,
     "temperature": 1.0,
@@ -43,8 +44,10 @@ class Writer:
     @property
     def settings(self) -> dict[str, Any]:
         """What a file of completions records besides prompts, seeds and the hash of the model."""
+        from ..likelihoods.conversations import read_template
+
         drawing = {name: getattr(self.drawing, name) for name in Drawing.__slots__}
-        template = {"chat_template": Path(self.chat_template).read_text("utf-8")} if self.chat_template else {}
+        template = {"chat_template": read_template(self.chat_template)} if self.chat_template else {}
         return {**drawing, **template, "dtype": str(self.model.network.model.dtype).removeprefix("torch.")}
 
     def encode(self, prompts: Sequence[Text]) -> list[list[int]]:
@@ -84,14 +87,14 @@ def add_completion_flags(parser: argparse._ActionsContainer) -> None:
 
 def given_completion_flags(arguments: argparse.Namespace) -> list[str]:
     """The names of the flags of ``add_completion_flags`` that were given."""
-    return [name for name in _DEFAULTS if getattr(arguments, name) is not None]
+    return [name for name in COMPLETION_FLAGS if getattr(arguments, name) is not None]
 
 
 def fill_completion_flags(arguments: argparse.Namespace) -> None:
     """Put defaults in the place of flags that were not given. Raises UserError for values out of range."""
     from ..errors import UserError
 
-    for name, default in _DEFAULTS.items():
+    for name, default in COMPLETION_FLAGS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("top_k", 0)):
@@ -145,12 +148,20 @@ def read_text_prompts(path: str) -> list[Text]:
 
 
 def is_language_model(model: str, family: str | None = None) -> bool:
-    """Whether ``model`` writes texts: by its ``family`` where that is given, else by the files of its folder."""
+    """Whether ``model`` writes texts: by its ``family`` where that is given, else by the files of its folder.
+
+    Raises UserError for a path without a model.
+    """
     from ..catalog import reads_text
+    from ..errors import UserError
 
     if family:
         return reads_text(family)
     folder = Path(model)
+    is_path = folder.exists() or model.count("/") > 1 or model.startswith((".", "/", "~"))
+    if is_path and not any((folder / name).is_file() for name in _MODEL_FILES):
+        what = "no such folder" if not folder.exists() else f"holds none of {', '.join(_MODEL_FILES)}"
+        raise UserError(f"{model}: {what}", "give a folder or hub id of a model; dfb train writes such folders")
     if (folder / "model_index.json").is_file():
         return False
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))

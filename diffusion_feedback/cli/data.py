@@ -87,6 +87,24 @@ def _holds_texts(arguments: argparse.Namespace) -> bool:
     )
 
 
+def _reward_columns(arguments: argparse.Namespace) -> list[str]:
+    """Those columns of the texts that make them trajectories."""
+    from ..data.texts import find_texts
+
+    where = {"split": arguments.split, "revision": arguments.revision, "streaming": arguments.streaming}
+    columns = {name for source in find_texts(arguments.path, **where) for name in source.columns}
+    return sorted({"reward", "rewards"} & columns)
+
+
+def _describe_rewards(arguments: argparse.Namespace) -> str:
+    """What ``ilql`` would learn from. Raises UserError for the first trajectory that it would refuse."""
+    from ..data.trajectories import open_trajectories
+
+    found = list(open_trajectories(arguments.path, split=arguments.split, revision=arguments.revision))
+    rewards = [reward for each in found for reward in each.rewards]
+    return f"for ilql: {len(found):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
+
+
 def _check(arguments: argparse.Namespace) -> None:
     from ..data.check import check_pairs
     from ..data.text_check import check_texts
@@ -98,6 +116,8 @@ def _check(arguments: argparse.Namespace) -> None:
         _refuse_token_flags(arguments)
         report = check_pairs(arguments.path, **where)
     print(report.to_text())
+    if report.is_ready and _holds_texts(arguments) and _reward_columns(arguments):
+        print(_describe_rewards(arguments))
     if not report.is_ready:
         raise SystemExit(2)  # everything has been said, so no message on top
 
@@ -133,19 +153,24 @@ def _convert(arguments: argparse.Namespace) -> None:
     from ..data.texts import open_texts
     from ..errors import UserError
 
-    output = Path(arguments.output)
+    output, given = Path(arguments.output), Path(arguments.path).expanduser()
     is_text = _holds_texts(arguments)
-    if output.suffix != ".parquet" and not (is_text and output.suffix == ".jsonl"):
-        what = "a .jsonl or .parquet file" if is_text else "a parquet file"
-        raise UserError(f"{output}: the output is {what}", "give a name that ends in .parquet")
-    if output.exists() and not arguments.overwrite:
-        raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
     where = {"split": arguments.split, "revision": arguments.revision, "streaming": arguments.streaming}
     reader: Any
     if is_text:
         reader = open_texts(arguments.path, on_bad_row=arguments.on_bad_row, **where)
     else:
         reader = open_pairs(arguments.path, on_bad_row=arguments.on_bad_row, ties="soft", **where)
+    if output.suffix != ".parquet" and not (is_text and output.suffix == ".jsonl"):
+        what = "a .jsonl or .parquet file" if is_text else "a parquet file"
+        raise UserError(f"{output}: the output is {what}", "give a name that ends in .parquet")
+    if output.exists() and given.exists() and output.resolve() == given.resolve():
+        raise UserError(f"{output}: is the input itself", "give another name: what is left out would be lost")
+    if is_text and (rewards := _reward_columns(arguments)):
+        problem = f"{arguments.path}: has {' and '.join(rewards)}, for which the forms that are written have no place"
+        raise UserError(problem, "train on it as it is: trajectories need no conversion")
+    if output.exists() and not arguments.overwrite:
+        raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
     unit = "example" if is_text else "pair"
     write = write_texts if is_text else write_pickapic
     number = write(tqdm(reader, desc="convert", total=reader.num_rows, unit=unit), output)

@@ -52,7 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="diffusers or transformers folder, or hub id")
-    add("--prompts", required=True, help=".txt (one a line), .jsonl, .csv or .parquet (column prompt, caption or text)")
+    add(
+        "--prompts",
+        required=True,
+        help=".txt (one a line), .csv, .jsonl or .parquet (column prompt; images: caption, text)",
+    )
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--seeds", type=int, nargs="+", default=[0], help="each prompt is generated under each seed (default 0)")
     add(
@@ -96,7 +100,8 @@ def _refuse(given: Sequence[str], model: str, what: str) -> None:
     from ..errors import UserError
 
     if given:
-        problem = f"--{given[0]}: means nothing for {model}, which {what}"
+        taken = "" if Path(model).exists() else "is no folder here, and by its name "
+        problem = f"--{given[0]}: means nothing for {model}, which {taken}{what}"
         raise UserError(problem, "leave it out, or say with --family what the model is")
 
 

@@ -72,9 +72,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
     if not (arguments.judge or arguments.texts or arguments.reference):
         raise UserError("nothing to measure", "give --judge, --texts or --reference")
-    if arguments.batch_size < 1 or arguments.seed < 0:
-        problem = f"--batch_size {arguments.batch_size}, --seed {arguments.seed}"
-        raise UserError(problem, "allowed: 1 or more, 0 or more")
+    for flag, low in (("batch_size", 1), ("seed", 0)):
+        if getattr(arguments, flag) < low:
+            raise UserError(f"--{flag}: got {getattr(arguments, flag)}", f"allowed: {low} or more")
     if not arguments.tie_margin >= 0:
         raise UserError(f"--tie_margin: got {arguments.tie_margin}", "allowed: 0 or more, in the unit of the scores")
     bends = arguments.temperature == 0 or arguments.top_k > 0 or arguments.top_p < 1

@@ -13,9 +13,10 @@ from ..data.texts import open_texts
 from ..errors import UserError
 from ..evaluation.judging import clustered_mean, perplexity, standard_error
 from ..generation import COMPLETIONS
-from ..likelihoods.tokenization import Tokenization
+from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
+from ..types import TokenSequence
 from .completing import Writer, drawing_of, load_writer
 from .judge_figures import Distance, Fluency
 from .text_judging import divergence_of, prompt_name
@@ -48,19 +49,35 @@ def check_models(arguments: argparse.Namespace) -> None:
                 raise UserError(problem, f"leave --{flag} out, or give the model")
 
 
-def measure_fluency(arguments: argparse.Namespace, called: Sequence[str]) -> tuple[dict[str, Fluency], list[str]]:
-    """Perplexity of each model on ``--texts``, and what should be known of it."""
-    if not arguments.texts:
+def read_texts(arguments: argparse.Namespace) -> list[TextRecord]:
+    """The texts of ``--texts``; none where it is not given. Raises UserError for fewer than two, or bad ones."""
+    records = list(open_texts(arguments.texts)) if arguments.texts else []
+    if len(records) == 1:
+        raise UserError(f"--texts: {arguments.texts} holds one text", "give two or more: one gives no interval")
+    return records
+
+
+def measure_fluency(
+    arguments: argparse.Namespace, called: Sequence[str], records: Sequence[TextRecord]
+) -> tuple[dict[str, Fluency], list[str]]:
+    """Perplexity of each model on ``records``, and what should be known of it."""
+    if not records:
         return {}, []
-    records = list(open_texts(arguments.texts))
     found: dict[str, Fluency] = {}
     notes: list[str] = []
     vocabularies = []
     for name, path in zip(called, (arguments.a, arguments.b), strict=True):
         writer = load_model(path, arguments)
         tokenization = Tokenization(writer.model.tokenizer, writer.model.window, None, arguments.chat_template)
-        losses, tokens = _losses(writer, tokenization, records, arguments.batch_size)
-        size = sum(len(text.encode()) for record in records for text in _scored_texts(record))
+        sequences = [example.chosen for example in tokenization.encode(records)]
+        losses, tokens = _losses(writer, sequences, arguments.batch_size)
+        whole = Tokenization(writer.model.tokenizer, UNCUT, None, arguments.chat_template).encode(records)
+        size = sum(
+            len(_kept_text(writer, sequence).encode())
+            if sequence.num_scored < example.chosen.num_scored
+            else sum(len(text.encode()) for text in _scored_texts(record))
+            for record, sequence, example in zip(records, sequences, whole, strict=True)
+        )
         found[name] = Fluency(perplexity(losses, tokens), sum(losses) / size / math.log(2), sum(tokens))
         notes += [f"{name}: {note}" for note in tokenization.counts.notes()]
         vocabularies.append(writer.model.tokenizer.get_vocab())
@@ -69,11 +86,8 @@ def measure_fluency(arguments: argparse.Namespace, called: Sequence[str]) -> tup
     return found, notes
 
 
-def _losses(
-    writer: Writer, tokenization: Tokenization, records: Sequence[TextRecord], batch_size: int
-) -> tuple[list[float], list[int]]:
-    """Negative log-likelihood of each record's completion (the chosen one of a pair), nats, and its number of tokens."""
-    sequences = [example.chosen for example in tokenization.encode(records)]
+def _losses(writer: Writer, sequences: Sequence[TokenSequence], batch_size: int) -> tuple[list[float], list[int]]:
+    """Negative log-likelihood of each completion, nats, and its number of tokens."""
     likelihood = TokenLikelihood(next(writer.model.network.parameters()).device)
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     losses = [0.0] * len(sequences)
@@ -85,6 +99,12 @@ def _losses(
             for index, logp in zip(chunk, logps, strict=True):
                 losses[index] = -logp
     return losses, [sequence.num_scored for sequence in sequences]
+
+
+def _kept_text(writer: Writer, sequence: TokenSequence) -> str:
+    """What was scored of a text that was cut."""
+    kept = sequence.ids[sequence.scored].tolist()
+    return str(writer.model.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _scored_texts(record: TextRecord) -> list[str]:

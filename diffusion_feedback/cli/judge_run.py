@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from ..evaluation.judging import (
     outcomes_of_scores,
     position_bias,
 )
+from ..evaluation.statistics import Interval
+from ..folders import check_outside, make_folder
 from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..records import CompletionRecord, Text, atomic_write
+from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..types import PairJudge
-from .completing import read_text_prompts
+from .completing import COMPLETION_FLAGS, read_text_prompts
 from .devices import find_device
 from .judge_figures import Judged, Verdict
 from .judge_measures import (
@@ -34,9 +37,13 @@ from .judge_measures import (
     load_model,
     measure_distance,
     measure_fluency,
+    read_texts,
 )
 from .judge_page import write_page
 from .text_judging import completion_of, prompt_name, score_records
+
+_RESULTS = "results.json"
+_FREE = ("device", "batch_size")  # what a command that goes on may change
 
 
 def judge(arguments: argparse.Namespace) -> None:
@@ -46,25 +53,27 @@ def judge(arguments: argparse.Namespace) -> None:
     check_models(arguments)
     for spec in arguments.judge:
         parse_text_spec(spec, _kind(spec))  # before minutes of sampling, not after
-    _claim(folder, arguments.overwrite)
+    texts = read_texts(arguments)
+    settings = _settings(arguments)
+    _claim(folder, arguments, settings)
     sides = (_completions(arguments, 0), _completions(arguments, 1))
     if sides[0]:
         _check_aligned(called, *sides)
     device = _device(arguments)
     verdicts = [_verdict(spec, *sides, arguments, device) for spec in arguments.judge]
-    fluency, notes = measure_fluency(arguments, called)
+    _write_judgements(folder / "judgements.jsonl", sides, verdicts)
+    fluency, notes = measure_fluency(arguments, called, texts)
     found = Judged(
         names=called,
         completions=sides,
         verdicts=verdicts,
         fluency=fluency,
         distance=measure_distance(arguments, called, sides),
-        settings={name: value for name, value in vars(arguments).items() if value not in (None, [], False)},
+        settings=settings,
         notes=notes,
     )
-    _write_judgements(folder / "judgements.jsonl", found)
-    with atomic_write(folder / "results.json") as file:
-        file.write_text(json.dumps(results(found), indent=2) + "\n")
+    with atomic_write(folder / _RESULTS) as file:
+        file.write_text(json.dumps(_finite(results(found)), indent=2, allow_nan=False) + "\n")
     write_page(found, folder / "report.html")
     print(summary(found))
     print(f"{folder}: results.json, report.html")
@@ -99,9 +108,7 @@ def summary(found: Judged) -> str:
         lines.append(f"{a} against {b} by {verdict.spec}: win rate {rate.win_rate:.3f} ({interval})")
         lines.append(f"  {rate.wins} won, {rate.ties} ties, {rate.losses} lost, p = {rate.p_value:.3g}")
         if verdict.means:
-            lines.append(
-                "  mean scores " + " and ".join(f"{m.value:.4f} ({m.low:.4f} to {m.high:.4f})" for m in verdict.means)
-            )
+            lines.append("  mean scores " + " and ".join(map(_between, verdict.means)))
         if verdict.bias:
             bias = verdict.bias
             lines.append(
@@ -147,19 +154,50 @@ def _device(arguments: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _claim(folder: Path, overwrite: bool) -> None:
-    """Make sure that nothing of others is in the folder."""
-    own = {"a", "b", "judgements.jsonl", "results.json", "report.html"}
-    if not folder.exists():
-        return
-    others = (
-        sorted(path.name for path in folder.glob("[!.]*") if path.name not in own) if folder.is_dir() else ["a file"]
-    )
+def _between(mean: Interval) -> str:
+    bounds = f"{mean.low:.4f} to {mean.high:.4f}" if math.isfinite(mean.low) else "one prompt gives no interval"
+    return f"{mean.value:.4f} ({bounds})"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null where a number is not finite: JSON has no name for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All flags but those that change no figure; of two files of completions, none that says how to draw."""
+    unused = {"overwrite", "output_dir"}
+    if all(map(holds_completions, (arguments.a, arguments.b))):
+        unused |= {*COMPLETION_FLAGS, "prompts", "seed"}
+    return {name: value for name, value in vars(arguments).items() if name not in unused}
+
+
+def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Make the folder, and make sure that nothing of others, no input and no other comparison is in it."""
+    inputs = {"A": arguments.a, "B": arguments.b}
+    inputs |= {f"--{name}": getattr(arguments, name) for name in ("prompts", "texts", "reference")}
+    check_outside(folder, inputs)
+    make_folder(folder)
+    own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html"}
+    others = [path for path in folder.glob("[!.]*") if path.name not in own]
+    others += [path for name in "ab" for path in (folder / name).glob("[!.]*") if path.name != COMPLETIONS]
     if others:
-        raise UserError(f"{folder}: is there and holds {others[0]}", "choose another output_dir")
-    if overwrite:
-        for name in ("a", "b"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        raise UserError(f"{folder}: is there and holds {min(others).name}", "choose another output_dir")
+    if arguments.overwrite:
+        for name in (_RESULTS, "judgements.jsonl", "report.html", f"a/{COMPLETIONS}", f"b/{COMPLETIONS}"):
+            (folder / name).unlink(missing_ok=True)
+    elif (folder / _RESULTS).is_file():
+        before = json.loads((folder / _RESULTS).read_text())["settings"]
+        now = json.loads(json.dumps(settings))
+        changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+        if changed:
+            key = changed[0]
+            problem = f"{folder}: holds a comparison with {key} {before.get(key)!r}, not {now[key]!r}"
+            raise UserError(problem, "choose another output_dir, or --overwrite to start over")
 
 
 # --- completions -----------------------------------------------------------------------------------------------------
@@ -198,9 +236,14 @@ def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequ
         raise UserError(f"{called[0]} has {len(a)} completions, {called[1]} has {len(b)}", remedy)
     for one, other in zip(a, b, strict=True):
         if one.identity != other.identity or one.prompt != other.prompt:
-            place = f"prompt {one.prompt_index}, seed {one.seed}, sample {one.sample}"
-            problem = f"{place}: {called[0]} has {one.prompt!r} there, {called[1]} has {other.prompt!r}"
+            problem = " where ".join(
+                f"{name} has {_draw(each)}" for name, each in zip(called, (one, other), strict=True)
+            )
             raise UserError(problem, remedy)
+
+
+def _draw(record: CompletionRecord) -> str:
+    return f"prompt {record.prompt_index} ({quote(record.prompt)}), seed {record.seed}, sample {record.sample}"
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -241,13 +284,15 @@ def _load_pair_judge(spec: str, device: torch.device, dtype: torch.dtype) -> Pai
     return judge
 
 
-def _write_judgements(path: Path, found: Judged) -> None:
+def _write_judgements(
+    path: Path, sides: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]], verdicts: Sequence[Verdict]
+) -> None:
     """One row for each prompt and sample: both completions, and what every judge says of them."""
     rows = []
-    for place, (a, b) in enumerate(zip(*found.completions, strict=True)):
+    for place, (a, b) in enumerate(zip(*sides, strict=True)):
         said = {
             verdict.spec: {"a": verdict.a[place], "b": verdict.b[place], "outcome": verdict.outcomes[place]}
-            for verdict in found.verdicts
+            for verdict in verdicts
         }
         row = {"prompt": a.prompt, "seed": a.seed, "sample": a.sample, "a": a.completion, "b": b.completion}
         rows.append(json.dumps({**row, "judges": said}, ensure_ascii=False, default=dict) + "\n")

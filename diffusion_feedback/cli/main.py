@@ -1,11 +1,12 @@
 """``dfb``: dispatches to one module a command, imported only when its command is called.
 
-Exit codes: 0 for done, 2 for a user's mistake (told in one message, without a traceback), 130 for an interruption; any
+Exit codes: 0 for done, 2 for a user's mistake or a full disk (told in one message, without a traceback), 130 for an interruption; any
 other failure is a defect and shows its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -49,6 +50,9 @@ examples:
 """
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def overview() -> str:
     """What ``dfb --help`` prints."""
     return OVERVIEW.format(commands="\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
@@ -73,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has gone. What is still buffered would fail again when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        remedy = "make room, or write elsewhere; the same command (dfb train with --resume) goes on"
+        print(f"error: {error.filename or 'writing'}: {error.strerror}\n  -> {remedy}", file=sys.stderr)
+        return 2
     return 0
 
 

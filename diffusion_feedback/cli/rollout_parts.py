@@ -26,6 +26,7 @@ from ..training.rollout_batches import Pretraining, RolloutBatch, RolloutSource
 from ..training.rollouts import Roller, completion_of
 from ..types import TextScorer, TokenSequence
 from .memory import weight_bytes
+from .text_parts import set_chat_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ def build_tokenization(recipe: Recipe, model: Any) -> Tokenization:
     if new >= length:
         problem = f"rollouts.max_new_tokens: {new} tokens leave no room for a prompt in {length}"
         raise UserError(problem, "lower it, or raise text.max_length up to the model's window")
-    return Tokenization(model.tokenizer, length, max_completion_length=new, chat_template=recipe.text.chat_template)
+    set_chat_template(recipe, model.tokenizer)
+    return Tokenization(model.tokenizer, length, max_completion_length=new)
 
 
 def encode_prompts(
@@ -151,6 +153,7 @@ class CompletionJudge:
     def __init__(self, recipe: Recipe, model: Any, device: torch.device) -> None:
         self.scorer: TextScorer = load_text_scorer(recipe.rollouts.reward, device)
         self.spec, self.tokenizer = recipe.rollouts.reward, model.tokenizer
+        self.end_token_ids = frozenset(model.end_token_ids)
         judge = getattr(getattr(self.scorer, "judge", None), "model", None)
         self.num_bytes = 0
         if judge is not None:
@@ -167,7 +170,8 @@ class CompletionJudge:
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Sequence[int]]) -> list[float]:
         """One finite score a completion. Raises UserError naming prompt and completion where there is none."""
         texts = [self.text(ids, prompt) for ids, prompt in zip(completions, prompts, strict=True)]
-        return finite(self.scorer.score(prompts, texts), prompts, texts, self.spec)
+        finished = [bool(ids) and ids[-1] in self.end_token_ids for ids in completions]
+        return finite(self.scorer.score(prompts, texts, finished), prompts, texts, self.spec)
 
 
 @dataclass(frozen=True, slots=True)

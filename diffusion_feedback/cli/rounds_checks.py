@@ -8,6 +8,7 @@ from ..catalog import check_settings, kind_of, needs_reference, reads_text, reso
 from ..config import Recipe, RoundsConfig, build_parser, parse
 from ..errors import UserError
 from ..labeling.rules import Rule
+from ..scorers.texts.loading import parse_text_spec
 
 _KINDS = frozenset({"pairwise", "reference_free", "coupled", "shifted", "weighted_sum"})
 
@@ -55,6 +56,9 @@ def _check_reference(recipe: Recipe, rounds: RoundsConfig, objective: str, is_te
 
 
 def _check_judges(recipe: Recipe, rounds: RoundsConfig, is_text: bool) -> None:
+    if is_text:
+        for spec in filter(None, (recipe.rollouts.reward, rounds.labels_from, rounds.heldout_judge)):
+            parse_text_spec(spec, "text_scorer")
     judge = recipe.rollouts.reward if is_text else rounds.scorer
     key, other = ("rollouts.reward", rounds.scorer) if is_text else ("rounds.scorer", "")
     if other:

@@ -20,11 +20,12 @@ from accelerate.utils import parse_flag_from_env
 from ..catalog import needs_reference, reads_text
 from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
 from ..errors import UserError
+from ..folders import ROUNDS, check_outside, make_folder
 from ..records import Text, atomic_write, content_hash
 from ..training.run_folder import RunFolder
 from .rounds_figures import RoundFigures, measure
 from .rounds_page import write_page
-from .training_run import run_training
+from .training_run import inputs_of, run_training
 
 _SCORES, _DRAWN, _MODEL = "scores.parquet", "drawn.json", "model"
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what atomic_write leaves when its process is killed
@@ -334,23 +335,24 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
     """Make sure that the folder is empty or holds rounds of the same recipe, prompts and model, and write the recipe."""
     folder = Path(recipe.output_dir)
     told = {"recipe": to_dict(recipe), "identity": dict(identity)}
-    path = folder / "recipe.yaml"
-    if overwrite and path.exists():
+    make_folder(folder)
+    path, mark = folder / "recipe.yaml", folder / ROUNDS
+    if not mark.exists() and any(folder.glob("[!.]*")):
+        holds = "a run of dfb train" if path.exists() else "no rounds"
+        raise UserError(f"{folder}: is there and holds {holds}", "choose another output_dir")
+    if overwrite:
+        check_outside(folder, inputs_of(recipe))
         for old in folder.glob("round-*"):
             shutil.rmtree(old)
-        for name in ("rounds.json", "report.html", "identity.json", "recipe.yaml"):
+        for name in ("rounds.json", "report.html", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
-    if path.exists() and (folder / "identity.json").exists():
-        before = {
-            "recipe": yaml.safe_load(path.read_text()),
-            "identity": json.loads((folder / "identity.json").read_text()),
-        }
+    elif mark.exists() and path.exists():
+        before = {"recipe": yaml.safe_load(path.read_text()), "identity": json.loads(mark.read_text())}
         _check_same(folder, before, told)
-    elif not path.exists() and folder.exists() and any(folder.glob("[!.]*")):
-        raise UserError(f"{folder}: is there and holds no rounds", "choose another output_dir")
+    # What marks the folder as one of rounds comes first: where the writer is killed, the command goes on.
+    _write_json(mark, told["identity"])
     with atomic_write(path) as file:
         file.write_text(yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True))
-    _write_json(folder / "identity.json", told["identity"])
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

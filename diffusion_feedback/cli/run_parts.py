@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn, optim
 from tqdm import tqdm
 
@@ -192,7 +192,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             log_with=recipe.training.report_to or None,
             project_dir=recipe.output_dir,
             # Other processes wait while one encodes or draws samples; the default of ten minutes is too short for that.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+                # Buffers are constants; sending them would need as many forward passes of every process.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"training: {error}", "check training.report_to and training.mixed_precision") from error

@@ -78,6 +78,9 @@ def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelera
     notes: list[str] = []
     examples, has_turns = _examples(recipe, tokenization, accelerator, notes, heldout=False)
     train = _index(recipe, examples, notes, heldout=False)
+    if kind_of(recipe.objective["name"]) == "unpaired" and len({example.label for example in train.examples}) == 1:
+        word = "desirable" if train.examples[0].label else "undesirable"
+        notes.append(f"note: every completion is {word}: nothing says what it is better or worse than")
     if recipe.data.validation is None:
         return TextData(train, None, notes, has_turns)
     examples, _ = _examples(recipe, tokenization, accelerator, notes, heldout=True)

@@ -19,14 +19,16 @@ _MOST_PREFIXES = 20_000  # of one prompt; beyond it a divergence is estimated on
 
 def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> list[float]:
     """The score of each completion; equal ones of one prompt are scored once, so that rounding does not part them."""
-    keys = [(prompt_name(record.prompt), record.completion) for record in records]
+    keys = [(prompt_name(record.prompt), record.completion, record.is_finished) for record in records]
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     asked = [records[place] for place in sorted(first.values())]
-    found = scorer.score([record.prompt for record in asked], [completion_of(record) for record in asked])
-    scores = {
-        (prompt_name(record.prompt), record.completion): score for record, score in zip(asked, found, strict=True)
-    }
-    return [scores[key] for key in keys]
+    found = scorer.score(
+        [record.prompt for record in asked],
+        [completion_of(record) for record in asked],
+        [record.is_finished for record in asked],
+    )
+    by_place = dict(zip(sorted(first.values()), found, strict=True))
+    return [by_place[first[key]] for key in keys]
 
 
 def prompt_name(prompt: Text) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def make_trainable(recipe: Recipe, loaded: Any, *, task_type: str, heads: Sequen
             groups=lora.TEXT_TARGETS,
             task_type=task_type,
             heads=heads,
+            revision=model.revision,
         )
     else:
         loaded.network.requires_grad_(True)
@@ -69,14 +71,22 @@ def make_trainable(recipe: Recipe, loaded: Any, *, task_type: str, heads: Sequen
         loaded.enable_gradient_checkpointing()
 
 
+def set_chat_template(recipe: Recipe, tokenizer: Any) -> None:
+    """Make the recipe's chat template, where it has one, the tokenizer's own: it is saved with the result.
+
+    Raises UserError for a template that cannot be read.
+    """
+    if recipe.text.chat_template is not None:
+        tokenizer.chat_template = read_template(recipe.text.chat_template)
+
+
 def build_tokenization(recipe: Recipe, loaded: Any) -> Tokenization:
-    """How the recipe's texts become tokens; a template of the recipe becomes the tokenizer's own, and is saved with it.
+    """How the recipe's texts become tokens, by its chat template where it has one.
 
     Raises UserError for a length beyond the model's window, and a template that cannot be read.
     """
     text, window = recipe.text, loaded.window
-    if text.chat_template is not None:
-        loaded.tokenizer.chat_template = read_template(text.chat_template)
+    set_chat_template(recipe, loaded.tokenizer)
     if text.max_length is not None and text.max_length > window:
         raise UserError(f"text.max_length: got {text.max_length}", f"the model's window holds {window} tokens")
     return Tokenization(
@@ -183,23 +193,42 @@ def build_step(
         unwrap=accelerator.unwrap_model,
         reference_logps=cached,
         starts_at_reference=reference is not None and reference.weights_hash == base_hash,
-        pair_figures=token_metrics,
+        # A sum that counts tails less says nothing a token: what is known of held-out texts is measured apart then.
+        pair_figures=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
     )
     return resolve("step", kind_of(name))(parts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rotated:
-    """Labelled completions as batches of their own: each prompt meets the completion of the next, around the batch."""
+    """Labelled completions, each prompt beside a completion of the next other prompt of the index, around its end.
+
+    Which one that is depends on the index alone, not on passes. Where all prompts are one, it is the next completion's.
+    """
 
     index: TokenIndex
+
+    @cached_property
+    def partners(self) -> Sequence[int]:
+        """Of each example, the number of the one whose completion its prompt meets."""
+        prompts = [each.chosen.ids[: each.chosen.prompt_length].tobytes() for each in self.index.examples]
+        number = len(prompts)
+        found = [(place + 1) % number for place in range(number)]
+        if len(set(prompts)) == 1:
+            return found
+        following = next(place for place in range(number) if prompts[place] != prompts[-1])
+        for place in reversed(range(number)):
+            after = found[place]
+            following = after if prompts[after] != prompts[place] else following
+            found[place] = following
+        return found
 
     def __len__(self) -> int:
         return len(self.index)
 
     def batch(self, indices: Sequence[int], draw: int) -> UnpairedBatch:
-        """The completions at ``indices``. A single one has no other to meet."""
-        return self.index.unpaired(indices, [*indices[1:], *indices[:1]], draw)
+        """The completions at ``indices``."""
+        return self.index.unpaired(indices, [self.partners[index] for index in indices], draw)
 
 
 def lengths_of(index: TokenIndex, *, share_prompt: bool) -> list[int]:
@@ -237,5 +266,6 @@ def describe_tokens(index: TokenIndex, budget: int, tokenization: Tokenization) 
     """Lines on lengths, passes, and what was cut."""
     longest = max(example.length for example in index.examples)
     mean = sum(example.length for example in index.examples) / len(index)
-    lines = [f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {budget:,} a pass at most"]
+    most = max(budget, longest)  # an example that is longer than the budget is a pass alone
+    lines = [f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {most:,} a pass at most"]
     return [*lines, *(f"note             {note}" for note in tokenization.counts.notes())]

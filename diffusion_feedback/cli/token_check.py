@@ -33,7 +33,8 @@ class TokenCheck:
         chat_template: str | None = None,
     ) -> None:
         self.name = name
-        self.max_length = max_length or min(int(tokenizer.model_max_length), _NO_LIMIT)
+        limit = min(int(tokenizer.model_max_length), _NO_LIMIT)
+        self.max_length = limit if max_length is None else max_length
         self.tokenization = Tokenization(tokenizer, self.max_length, max_completion_length, chat_template)
         self.prompts: list[int] = []
         self.completions: list[int] = []

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from ..catalog import resolve, session_of
 from ..config import Recipe, to_dict, to_yaml
+from ..folders import check_outside
 from ..training.run_folder import RunFolder
 from .memory import estimate
 from .run_parts import Planned, Session, make_accelerator
@@ -26,6 +27,8 @@ def run_training(
     """``train``, after which trackers and the group of processes are still there; None where nothing was trained."""
     folder = RunFolder(Path(recipe.output_dir))
     if not dry_run:
+        if overwrite:
+            check_outside(folder.path, inputs_of(recipe))
         folder.check_free(to_dict(recipe), resume=resume, overwrite=overwrite)
         if resume and folder.is_complete():
             print(f"{folder.path}: already complete")
@@ -47,6 +50,21 @@ def run_training(
     if accelerator.is_main_process:
         print(f"done: {folder.path} (see {folder.path / 'README.md'})")
     return accelerator
+
+
+def inputs_of(recipe: Recipe) -> dict[str, str | None]:
+    """The paths that a run reads, by their keys."""
+    model, data, rollouts = recipe.model, recipe.data, recipe.rollouts
+    return {
+        "model.pretrained_model_name_or_path": model.pretrained_model_name_or_path,
+        "model.reference_model_name_or_path": model.reference_model_name_or_path,
+        "data.train": data.train,
+        "data.validation": data.validation,
+        "rollouts.ptx_data": rollouts.ptx_data,
+        "rollouts.reward": rollouts.reward.partition("=")[2].partition(",")[0] or None,
+        "rounds.heldout_prompts": recipe.rounds.heldout_prompts,
+        "rounds.reward_recipe": recipe.rounds.reward_recipe,
+    }
 
 
 def _describe(session: Session) -> None:

@@ -48,11 +48,15 @@ def check(recipe: Recipe) -> None:
     for key in ("learning_rate", "lr_warmup_steps", "max_grad_norm", "seed"):
         value = getattr(training, key)
         require(0 <= value < float("inf"), f"training.{key}", value, "0 or more")
+    require(training.seed < 2**63, "training.seed", training.seed, "0 to below 2^63")
     require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 (none) to below 1")
     low, high = training.timestep_range
     require(0 <= low < high <= 1, "training.timestep_range", training.timestep_range, "0 <= low < high <= 1")
     require(0 <= data.caption_dropout <= 1, "data.caption_dropout", data.caption_dropout, "0 to 1")
     require(model.lora_rank >= 1, "model.lora_rank", model.lora_rank, "1 or more")
+    alpha = model.lora_alpha
+    require(alpha is None or 0 < alpha < float("inf"), "model.lora_alpha", alpha, "above 0")
+    require(bool(model.lora_targets), "model.lora_targets", model.lora_targets, "one name of layers or more")
     require(
         data.resolution is None or (data.resolution >= 8 and data.resolution % 8 == 0),
         "data.resolution",

@@ -58,6 +58,9 @@ def check_rollouts(recipe: Recipe) -> None:
         rollouts.num_mini_batches,
         f"a divisor of the {completions} completions of an iteration (num_prompts * num_generations)",
     )
+    if getattr(algorithm, "target_kl", None) is not None and completions >= 5 * algorithm.horizon:
+        problem = f"objective.horizon: {algorithm.horizon:g} beside {completions} completions an iteration"
+        raise UserError(problem, "use more than a fifth of their number; the KL coefficient could fall to 0 and below")
     if algorithm.kl_coef == 0:
         refuse(recipe, ("model.reference_model_name_or_path",), f"{name} without a KL, which asks no reference")
     if rollouts.ptx_data is None:

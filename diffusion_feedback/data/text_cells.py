@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +95,8 @@ class Row:
         value = self.cells.get(column)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.bad("score", column, f"found {_shown(value)}, not a finite number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+            raise self.bad("score", column, f"found {_shown(value)}, not a finite number in single precision")
         return float(value)
 
     def strength(self, *better_worse: str) -> dict[str, Any]:
@@ -135,6 +134,7 @@ class Row:
         return found
 
 
+_LARGEST = (2 - 2**-23) * 2.0**127  # what is learnt from it is float32
 _STRENGTHS = (
     ("margin", "0 or more", lambda value: value >= 0),
     ("chosen_probability", "0.5 to 1", lambda value: 0.5 <= value <= 1),

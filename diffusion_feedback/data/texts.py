@@ -180,6 +180,11 @@ def open_prompts(
         if not record.prompt:
             problem = f"{record.source}: no prompt to generate from"
             raise UserError(problem, "give a column prompt; whole texts do not say where their prompts end")
+        if record.template:
+            problem = (
+                f"{record.source}: the prompt comes with {', '.join(sorted(record.template))} for the chat template"
+            )
+            raise UserError(problem, "completions are drawn without them: leave these columns out")
         key = repr(record.prompt)
         if not unique or key not in known:
             found.append(record.prompt)

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..folders import make_folder
 from ..records import CompletionRecord, Text, atomic_write, content_hash
 
 COMPLETIONS = "completions.jsonl"
@@ -65,7 +66,7 @@ def complete_prompts(
         raise ValueError(f"seeds must be distinct and not negative, got {list(seeds)}")
     settings = json.loads(json.dumps(dict(settings)))  # as they come back from the disk: tuples are lists
     wanted = [(i, seed, sample) for i in range(len(prompts)) for seed in sorted(seeds) for sample in range(num_samples)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if overwrite:
         path.unlink(missing_ok=True)
     found = _resume(path, wanted, prompts, model_hash, settings, batch_size)
@@ -120,8 +121,9 @@ def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
         try:
             records.append(CompletionRecord.from_json(line.decode()))
         except (KeyError, ValueError, TypeError) as error:
-            problem = f"{path}, line {number}: not the record of a completion ({error!r})"
-            raise UserError(problem, "mend or remove the line, or use another folder or --overwrite") from error
+            what = f"has no {error}" if isinstance(error, KeyError) else f"is none ({error})"
+            problem = f"{path}, line {number}: a record of a completion is wanted, and this {what}"
+            raise UserError(problem, "mend or remove the line, or let dfb generate write the file anew") from error
     return records, bool(tail)
 
 

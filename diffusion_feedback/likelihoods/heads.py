@@ -46,6 +46,8 @@ def token_logps(
         return _of_any_head(hidden, head, targets, temperature=temperature, entropy=entropy, kept_bytes=kept_bytes)
     weight: Tensor = head.weight
     bias: Tensor | None = head.bias
+    if not torch.is_grad_enabled():  # else logits would be kept for a backward pass that never comes
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     if torch.is_autocast_enabled(hidden.device.type):
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(half), weight.to(half)

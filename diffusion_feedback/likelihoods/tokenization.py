@@ -18,6 +18,7 @@ from ..records import Message, Text, TextRecord
 from ..types import TokenExample, TokenSequence
 from .conversations import Conversations, SideText, read_template
 
+UNCUT = 2**31  # a length that no text has
 _AT_ONCE = 1024
 
 

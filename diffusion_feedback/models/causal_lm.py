@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .text_sampling import complete
 Read = Callable[[Tensor, nn.Module], Any]
 """Takes hidden states (B, T, H) after the last norm, and the output head; what it returns, the forward pass returns."""
 
+_NOISE = re.compile("dropout|layerdrop|drop_prob|pdrop|jitter")  # names of rates of noise in transformers' models
 _FOLDER = "give a folder that save_pretrained wrote for a causal language model, its adapter folder, or a hub id"
 
 
@@ -148,14 +150,40 @@ def enable_checkpointing(model: Any) -> None:
     model.enable_input_require_grads()
 
 
-def no_dropout(model: nn.Module) -> None:
-    """Switch all dropout off: its draws could not be repeated, and policy and reference would differ."""
-    for module in model.modules():
+def no_dropout(model: nn.Module, path: str) -> None:
+    """Switch all dropout off: its draws could not be repeated, and policy and reference would differ.
+
+    Rates that a module reads from its config are set there. Raises UserError for a model at ``path`` whose training
+    passes differ all the same.
+    """
+    modules = list(model.modules())
+    for module in modules:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout", "activation_dropout", "hidden_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        _silence(module)
+    if not _repeats(model):
+        for config in {id(found): found for module in modules if (found := getattr(module, "config", None))}.values():
+            _silence(config)
+        if not _repeats(model):
+            problem = f"{path}: two training passes of a {type(model).__name__} on the same tokens differ"
+            raise UserError(problem, "use a model without noise of its own")
+
+
+def _silence(holder: Any) -> None:
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and _NOISE.search(name):
+            setattr(holder, name, 0.0)
+
+
+@torch.no_grad()
+def _repeats(model: Any) -> bool:
+    was_training = model.training
+    ids = torch.arange(min(16, model.config.get_text_config().vocab_size))[None]
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    model.train(was_training)
+    return bool(torch.equal(first, second))
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
@@ -202,6 +230,8 @@ def load(
                     path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True
                 )
                 missing = set(found["missing_keys"])
+                if "score.weight" in found["unexpected_keys"]:
+                    raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path}: could not be loaded as a language model: {first_line(error)}", _FOLDER) from error
     tokenizer = load_tokenizer(path, revision=revision)
@@ -229,7 +259,7 @@ def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:
 def prepare(model: Any, path: str, device: torch.device | str) -> None:
     """Freeze ``model``, in eval mode, without dropout, on ``device``. Raises UserError for damaged weights."""
     check_finite(model, path)
-    no_dropout(model)
+    no_dropout(model, path)
     model.requires_grad_(False).eval()
     try:
         model.to(device)

@@ -39,12 +39,13 @@ def add(
     adapter: str = ADAPTER,
     task_type: str | None = None,
     heads: Sequence[str] = (),
+    revision: str | None = None,
 ) -> None:
     """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
 
     ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
     output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Layers that end in
-    ``heads`` are trained as a whole, and saved with the adapter. Raises UserError for targets that match no layer.
+    ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. Raises UserError for targets that match no layer.
     """
     modules = _modules(network, targets, groups)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
@@ -58,6 +59,7 @@ def add(
             fan_in_fan_out=is_transposed,
             modules_to_save=list(heads) or None,
             task_type=task_type,
+            revision=revision,
         )
         network.add_adapter(config, adapter_name=adapter)
     for parameter in network.parameters():

@@ -47,20 +47,22 @@ class ValueHeads(nn.Module):
 
     def q(self, hidden: Tensor) -> Tensor:
         """Hidden states (N, H) to Q values of both heads, (2, N, V)."""
-        return torch.stack([head(self._own(hidden)) for head in self.q_heads])
+        return torch.stack([self._read(head, hidden) for head in self.q_heads])
 
     def v(self, hidden: Tensor) -> Tensor:
         """Hidden states (N, H) to values of states, (N,)."""
-        values: Tensor = self.v_head(self._own(hidden)).squeeze(-1)
-        return values
+        return self._read(self.v_head, hidden).squeeze(-1)
 
     def target_q(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., H) to the smaller of both targets' Q values, (..., V)."""
-        first, second = (head(self._own(hidden)) for head in self.target_q_heads)
+        first, second = (self._read(head, hidden) for head in self.target_q_heads)
         return torch.minimum(first, second)
 
-    def _own(self, hidden: Tensor) -> Tensor:
-        return hidden.to(next(self.v_head.parameters()).dtype)
+    def _read(self, head: nn.Module, hidden: Tensor) -> Tensor:
+        # Under autocast too: targets are differences of values, finer than half precision holds.
+        with torch.autocast(hidden.device.type, enabled=False):
+            found: Tensor = head(hidden.to(next(self.v_head.parameters()).dtype))
+        return found
 
     @torch.no_grad()
     def sync_targets(self, alpha: float) -> None:

@@ -34,7 +34,8 @@ def check_divergence(f_divergence_type: str, f_alpha_divergence_coef: float | No
 
 def divergence_score(h: Tensor, f_divergence_type: str, f_alpha_divergence_coef: float | None) -> Tensor:
     """f'(e^h), shaped as ``h``: h for reverse_kl; 1 - e^-h for forward_kl; ln 2 + log sigmoid(h) for js_divergence;
-    (e^((a - 1) h) - 1) / (a - 1) for alpha_divergence with a = ``f_alpha_divergence_coef``, h at a = 1.
+    (e^((a - 1) h) - 1) / (a - 1) for alpha_divergence with a = ``f_alpha_divergence_coef``, h at a = 1. This a is TRL's;
+    the alpha of arXiv:2309.16240 is 1 - a.
 
     Exponents are cut at 80, where they would leave float32: beyond it there is no gradient.
     """

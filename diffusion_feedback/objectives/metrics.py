@@ -23,7 +23,7 @@ def pair_metrics(logps: PairLogps, *, beta: float, per_token: bool = False) -> d
 
     - rewards/chosen, rewards/rejected: beta * log(policy / reference) (Sec. 5, arXiv:2305.18290); without a reference
       beta * log(policy), or with ``per_token`` its mean over tokens, as simpo and orpo reward;
-    - rewards/margins: their difference z;
+    - rewards/margins: their difference z, that of dpo; means over tokens, offsets and other divergences are not in it;
     - rewards/accuracies: 1 where z > 0, 1/2 for a tie, so that a model equal to its reference scores 1/2;
     - logps/chosen, logps/rejected: those of the policy;
     - gradient_factor: sigmoid(-z), the weight of the pair in dpo's gradient, 1/2 at the start (Sec. 4, same paper).
@@ -37,7 +37,7 @@ def pair_metrics(logps: PairLogps, *, beta: float, per_token: bool = False) -> d
         chosen, rejected = token_means(logps) if per_token else policy
     else:
         chosen, rejected = log_ratios(logps)
-    # The margin comes from the log-ratios and not from the rewards, so that it is the z of the loss to the last digit.
+    # The margin comes from the log-ratios and not from the rewards, so that it is the z of dpo to the last digit.
     margins = (beta * (chosen - rejected)).detach()
     return {
         "rewards/chosen": (beta * chosen).detach(),

@@ -108,8 +108,8 @@ def odpo(
 ) -> Tensor:
     """dpo with an offset: chosen has to lead by as much as it is better, z - ``alpha`` * margin instead of z.
 
-    ``margin`` (B,) >= 0 comes with the data, 0 where none is known; ``alpha`` >= 0; all else as in ``dpo``. For the
-    paper's logarithmic offset store the logarithm as the margin. Raises ValueError for a margin of another shape.
+    ``margin`` (B,) >= 0 comes with the data, 0 where none is known; ``alpha`` >= 0; all else as in ``dpo``. The paper's
+    logarithmic offset takes a column of logarithms, of gaps of 1 and more. Raises ValueError for a margin of another shape.
 
     DPO with an offset (ODPO) of arXiv:2402.10571.
     """

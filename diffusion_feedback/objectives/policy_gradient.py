@@ -304,7 +304,7 @@ class RLOO:
 
     The reward of a completion is its score less ``beta`` times the sum of log(pi / pi_ref) over its tokens; its
     advantage is that less the mean reward of the prompt's other completions. The ratio is that of whole completions.
-    Sec. 3.2, arXiv:2402.14740.
+    RLOO of arXiv:2402.14740.
     """
 
     beta: float = 0.05

@@ -94,7 +94,7 @@ def group_normalised(scores: Tensor, num_generations: int) -> Tensor:
 
 
 def leave_one_out(scores: Tensor, num_generations: int) -> Tensor:
-    """Score minus the mean score of the other completions of the same prompt, (M,). Sec. 3.2, arXiv:2402.14740."""
+    """Score minus the mean score of the other completions of the same prompt, (M,): RLOO of arXiv:2402.14740."""
     groups = widen(scores).reshape(-1, num_generations)
     others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
     return (groups - others).flatten()

@@ -97,10 +97,11 @@ class PolicyGradientStep:
         )
         loss, metrics = losses.total.sum(), dict(losses.figures)
         weights: dict[str, Tensor] = {}
-        if batch.pretraining:
-            text, tokens = self._text(network, batch.pretraining)
+        if batch.pretraining or batch.pretraining_scale:
+            # A pass without a text says so with weight 0: all processes have figures of the same names.
+            text, tokens = self._text(network, batch.pretraining) if batch.pretraining else (policy.new_zeros(()), 0)
             loss = loss + batch.pretraining_scale * text
-            metrics["loss/pretraining_avg"] = (text.detach() / tokens)[None]
+            metrics["loss/pretraining_avg"] = (text.detach() / max(tokens, 1))[None]
             weights["loss/pretraining_avg"] = metrics["loss/pretraining_avg"].new_tensor([float(tokens)])
         counts = self.algorithm.counts(batch.lengths).to(policy.device)
         metrics["loss"] = losses.total.detach() / counts

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import shutil
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..folders import ROUNDS
 from ..records import atomic_write
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
@@ -83,6 +86,8 @@ class RunFolder:
 
     def check_free(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Raise UserError where ``open`` would: before minutes go into loading a model. Writes nothing."""
+        if (self.path / ROUNDS).exists():
+            raise UserError(f"{self.path}: holds rounds of dfb rounds", "choose another output_dir")
         if (self.path / "recipe.yaml").exists():
             if resume:
                 self._check_same(yaml.safe_load((self.path / "recipe.yaml").read_text()), recipe)
@@ -141,7 +146,13 @@ class RunFolder:
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text().split("\n")[:-1]  # what follows the last newline was cut off by a kill
-        return [json.loads(line) for line in lines]
+        found = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{self.metrics_path}, line {number}: not JSON", "remove the line") from error
+        return found
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps beyond ``step``, which a continued run will write again."""
@@ -156,10 +167,14 @@ class RunFolder:
         folder = self.path / "checkpoints" / f"step-{step:06d}"
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
-        torch.save(optimizer, temporary / "optimizer.pt")
+        try:
+            temporary.mkdir(parents=True)
+            for name, values in tensors.items():
+                save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
+            torch.save(optimizer, temporary / "optimizer.pt")
+        except (OSError, SafetensorError, RuntimeError) as error:  # each writer's own way to say that the disk is full
+            problem = f"{folder}: the checkpoint could not be written: {first_line(error)}"
+            raise UserError(problem, "make room; --resume goes on from the checkpoint before it") from error
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         for old in self.checkpoints()[:-keep]:
@@ -174,8 +189,12 @@ class RunFolder:
         found = self.checkpoints()
         if not found:
             return None
-        tensors = {file.stem: load_file(file) for file in found[-1].glob("*.safetensors")}
-        optimizer = torch.load(found[-1] / "optimizer.pt", weights_only=True, map_location="cpu")
+        try:
+            tensors = {file.stem: load_file(file) for file in found[-1].glob("*.safetensors")}
+            optimizer = torch.load(found[-1] / "optimizer.pt", weights_only=True, map_location="cpu")
+        except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            problem = f"{found[-1]}: the checkpoint cannot be read: {first_line(error)}"
+            raise UserError(problem, "remove the folder to go on from the checkpoint before it") from error
         return int(found[-1].name.removeprefix("step-")), tensors, optimizer
 
 

@@ -111,8 +111,13 @@ class TextScorer(Protocol):
         """Names everything that makes the number: kind, version, precision, hash of the weights."""
         ...
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Sequence[float]:
-        """One finite number for each completion, in order; prompts and completions are texts or lists of messages."""
+    def score(
+        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+    ) -> Sequence[float]:
+        """One finite number for each completion, in order; prompts and completions are texts or lists of messages.
+
+        ``finished`` tells which completions came to their end; one that was cut off gets no end token. None: all did.
+        """
         ...
 
 

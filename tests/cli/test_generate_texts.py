@@ -100,6 +100,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, model: Path, prompts: Path) 
         (["--max_new_tokens", "128"], "leave no room for a prompt in the model's window of 128"),
         (["--family", "sd"], "not a diffusers pipeline"),
         (["--device", "cuda:77"], "--device cuda:77: cannot be used"),
+        (["--chat_template", "nowhere.jinja"], "nowhere.jinja"),
     ],
 )
 def test_bad_flags_are_refused(
@@ -125,3 +126,18 @@ def test_completions_of_another_model_are_kept_apart(tmp_path: Path, model: Path
     assert main(["generate", str(other), *command]) == 2
     assert "holds completions of model" in capsys.readouterr().err
     assert main(["generate", str(other), *command, "--overwrite"]) == 0
+
+
+def test_what_is_no_language_model_is_told(tmp_path: Path, prompts: Path, capsys: Any) -> None:
+    judge = tiny_text.save_tiny_reward_model(tmp_path / "judge")
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (judge, "a reward model or classifier, which writes no texts"),
+        (tmp_path / "empty", "holds none of model_index.json, config.json, adapter_config.json"),
+        (tmp_path / "none", "no such folder"),
+    ):
+        command = ["generate", str(path), "--prompts", str(prompts), "--output_dir", str(tmp_path / "out")]
+        assert main([*command, "--max_new_tokens", "2"]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["generate", "runs/none", *command[2:], "--max_new_tokens", "2"]) == 2
+    assert "means nothing for runs/none, which is no folder here" in capsys.readouterr().err

@@ -135,6 +135,21 @@ def test_perplexity_is_transformers_own(world: Path, tmp_path: Path) -> None:
         assert found[name]["bits_per_byte"] == pytest.approx(loss / size / math.log(2), rel=1e-4)
 
 
+def test_bits_a_byte_count_the_bytes_that_were_scored(world: Path, tmp_path: Path) -> None:
+    """A text beyond the window of 128 tokens: what was cut off is in neither sum."""
+    row = {"prompt": "a red", "completion": " circle on a mat" * 40}
+    (tmp_path / "long.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    argv = ["judge", str(world / "a"), str(world / "b"), "--texts", str(tmp_path / "long.jsonl")]
+    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    found = results(tmp_path / "out")["fluency"]["a"]
+    spelling = AutoTokenizer.from_pretrained(world / "a")
+    start = len(spelling(row["prompt"]).input_ids)
+    kept = spelling(row["prompt"] + row["completion"]).input_ids[start : start + found["tokens"] // 2]
+    assert found["tokens"] < 2 * 128
+    bits = math.log2(found["perplexity"]["value"]) * len(kept) / len(spelling.decode(kept).encode())
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+
+
 def test_divergence_from_a_reference(world: Path, tmp_path: Path) -> None:
     argv = command(world, tmp_path / "out", "--reference", str(world / "b"))
     argv[argv.index("4")] = "1"  # one token: the divergence of one distribution, which can be summed by hand

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import subprocess
 import sys
@@ -86,6 +87,22 @@ def test_an_interruption_says_how_to_go_on(command: SimpleNamespace, capsys: pyt
     command.run = run
     assert main(["train"]) == 130
     assert "goes on from the last whole piece of work" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_defect(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(argv: Sequence[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl")
+
+    command.run = run
+    assert main(["train"]) == 2
+    assert "error: runs/a/metrics.jsonl: No space left on device\n  -> make room" in capsys.readouterr().err
+
+    def other(argv: Sequence[str]) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+    command.run = other
+    with pytest.raises(FileNotFoundError):
+        main(["train"])
 
 
 def test_a_defect_is_not_hidden(command: SimpleNamespace) -> None:

@@ -328,6 +328,7 @@ Change = Mapping[str, dict[str, Any]]
         ({"rollouts": {"reward": ""}}, "rollouts.reward: nobody judges"),
         ({"rollouts": {"reward": "function=nowhere:f"}}, "no module 'nowhere'"),
         ({"rollouts": {"temperature": 0.0}}, "rollouts.temperature: got 0.0"),
+        ({"rounds": {"heldout_judge": "nobody"}}, "unknown kind of judge 'nobody'"),
         ({"objective": {"name": "sft"}}, "'sft' does not learn from the pairs"),
         ({"model": {"reference_model_name_or_path": "x"}}, "every round has its own"),
         (

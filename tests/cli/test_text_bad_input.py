@@ -154,6 +154,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "adapters of nothing": (
         {"model": {"tuning": "lora", "lora_targets": ["to_q"]}}, ["model.lora_targets", "to_q", "attention"]
     ),
+    "no layers": ({"model": {"tuning": "lora", "lora_targets": []}}, ["model.lora_targets", "one name"]),
+    "adapters without effect": ({"model": {"tuning": "lora", "lora_alpha": 0}}, ["model.lora_alpha", "above 0"]),
+    "a seed too large": ({"training": {"seed": 2**64}}, ["training.seed", "2^63"]),
     "a batch too large": ({"training": {"train_batch_size": 25}}, ["25", "24"]),
     "no such data": ({"data": {"train": "none.jsonl"}}, ["none.jsonl", "no such file"]),
     "no such model": ({"model": {"pretrained_model_name_or_path": "./none"}}, ["./none", "no such folder"]),

@@ -288,3 +288,19 @@ def test_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             run(["convert", str(source), str(output)])
     with pytest.raises(UserError, match=r"the output is a .jsonl or .parquet file"):
         run(["convert", str(source), "out.csv"])
+    with pytest.raises(UserError, match="is the input itself"):
+        run(["convert", str(source), str(source), "--overwrite", "--on_bad_row", "skip"])
+    with pytest.raises(UserError, match=r"nowhere.jsonl: no such file"):
+        run(["convert", "nowhere.jsonl", str(tmp_path / "new.jsonl")])
+
+
+def test_trajectories_are_checked_as_such_and_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "a", "completion": " b c", "reward": reward} for reward in (1.0, -2.0, 1.0)]
+    source = jsonl(tmp_path / "walks.jsonl", *rows)
+    run(["check", str(source)])
+    assert "for ilql: 3 trajectories, rewards from -2 to 1" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"walks.jsonl: has reward, for which"):
+        run(["convert", str(source), str(tmp_path / "new.jsonl")])
+    bad = jsonl(tmp_path / "bad.jsonl", *rows, {"prompt": "a", "completion": " d", "reward": 1e39})
+    with pytest.raises(UserError, match=r"line 4, column 'reward': found 1e\+39, not a finite number"):
+        run(["check", str(bad)])

@@ -393,6 +393,8 @@ def test_prompts_of_any_format(tmp_path: Path) -> None:
     assert open_prompts(jsonl(tmp_path / "prompts.jsonl", *rows)) == [(ASK,), (RULE, ASK)]
     (tmp_path / "prompts.txt").write_text("one\r\n\n two\n")
     assert open_prompts(tmp_path / "prompts.txt") == ["one", " two"]
+    with pytest.raises(UserError, match=r"line 1: the prompt comes with tools(.|\n)*leave these columns out"):
+        open_prompts(jsonl(tmp_path / "tools.jsonl", {"prompt": [ASK], "tools": [{"name": "search"}]}))
     with pytest.raises(UserError, match="line 1: no prompt to generate from"):
         open_prompts(jsonl(tmp_path / "texts.jsonl", {"text": "Once"}))
     with pytest.raises(UserError, match=r"line 2, column 'prompt': found '', an empty text"):

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -75,6 +79,26 @@ def test_dropout_is_off_in_training(tmp_path: Path) -> None:
     folder = tiny_text.save_tiny_lm(tmp_path / "llama", attention_dropout=0.5)
     network = causal_lm.load(str(folder)).network.train()
     assert torch.equal(network(IDS, MASK, POSITIONS, logits), network(IDS, MASK, POSITIONS, logits))
+
+
+def test_noise_that_a_module_reads_from_its_config_is_off_too(tmp_path: Path) -> None:
+    config = FalconConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.5, alibi=False
+    )
+    FalconForCausalLM(config).save_pretrained(tmp_path)
+    tiny_text.tokenizer(bos=False).save_pretrained(tmp_path)
+    network = causal_lm.load(str(tmp_path)).network.train()
+    assert torch.equal(network(IDS, MASK, POSITIONS, logits), network(IDS, MASK, POSITIONS, logits))
+
+
+def test_a_model_that_draws_as_it_likes_is_refused() -> None:
+    class Noisy(GPT2LMHeadModel):
+        def forward(self, *args: Any, **more: Any) -> Any:
+            found = super().forward(*args, **more)
+            return type(found)(logits=found.logits + torch.rand(()))
+
+    with pytest.raises(UserError, match="two training passes of a Noisy on the same tokens differ"):
+        causal_lm.no_dropout(Noisy(GPT2Config(vocab_size=20, n_layer=1, n_embd=8, n_head=2)), "folder")
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

@@ -66,6 +66,15 @@ def test_heads_are_drawn_from_their_seed_alone() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_values_are_float32_under_autocast() -> None:
+    heads, hidden = ValueHeads(8, 11), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [heads.q(hidden), heads.v(hidden), heads.target_q(hidden)]
+    for value, expected in zip(found, [heads.q(hidden), heads.v(hidden), heads.target_q(hidden)], strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected)
+
+
 def test_target_q_is_the_smaller_of_two_perceptrons() -> None:
     heads = ValueHeads(8, 11, seed=0)
     hidden = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))

@@ -68,6 +68,20 @@ def test_an_end_token_that_is_there_is_not_doubled(reward: Path) -> None:
     assert without != pytest.approx(scorer.score(["a"], [" b"]), abs=1e-3)
 
 
+def test_a_completion_that_was_cut_off_gets_no_end(reward: Path) -> None:
+    scorer = load_text_scorer(f"reward_model={reward}")
+    spelling = AutoTokenizer.from_pretrained(reward)
+    ended, cut = scorer.score(["a cat", "a cat"], [" sat", " sat"], [True, False])
+    ids = spelling("a cat sat").input_ids
+    assert cut == pytest.approx(float(by_hand(reward, ids)), abs=1e-5)
+    assert ended == pytest.approx(float(by_hand(reward, [*ids, spelling.eos_token_id])), abs=1e-5)
+    turns = ({"role": "user", "content": "a cat?"},), ({"role": "assistant", "content": "a dog"},)
+    (found,) = scorer.score([turns[0]], [turns[1]], [False])
+    text = "<|im_start|>user\na cat?<|im_end|>\n<|im_start|>assistant\na dog"
+    expected = by_hand(reward, spelling(text, add_special_tokens=False).input_ids)
+    assert found == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_conversations_go_through_the_judge_s_own_template(reward: Path) -> None:
     scorer = load_text_scorer(f"reward_model={reward}")
     turns = ({"role": "user", "content": "a cat?"},), ({"role": "assistant", "content": "a dog"},)
@@ -189,6 +203,12 @@ def word(prompts, completions):
     return ["x" for _ in completions]
 def lonely(prompts):
     return prompts
+def nothing(prompts, completions):
+    return None
+def boom(prompts, completions):
+    raise KeyError("score")
+def huge(prompts, completions):
+    return [1e300 for _ in completions]
 number = 3
 """
 
@@ -219,6 +239,9 @@ def test_a_changed_file_is_another_recipe(functions: Path) -> None:
         ("nan", "the completion 'so bad' of the prompt 'p1' is nan"),
         ("short", "1 scores for 2 completions"),
         ("word", "'x' for the completion 'fine' of the prompt 'p0'"),
+        ("nothing", r"function .*nothing: returned None"),
+        ("boom", r"function .*boom: KeyError in .*rewards.py, line \d+: 'score'"),
+        ("huge", r"of the prompt 'p0' is 1e\+300(.|\n)*single precision"),
     ],
 )
 def test_what_is_no_number_is_named(functions: Path, name: str, message: str) -> None:

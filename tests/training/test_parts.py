@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -171,6 +172,37 @@ def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
     assert found is not None
     assert found[0] == 3
     assert found[1]["policy"]["w"].item() == 3.0
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "policy.safetensors"])
+def test_damaged_checkpoints_are_named(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2):
+        folder.save_checkpoint(step, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+    damaged = tmp_path / "checkpoints" / "step-000002"
+    (damaged / name).write_bytes(b"xx")
+    with pytest.raises(UserError, match=r"step-000002: the checkpoint cannot be read(.|\n)*remove the folder"):
+        folder.load_checkpoint()
+    shutil.rmtree(damaged)
+    found = folder.load_checkpoint()
+    assert found is not None
+    assert found[0] == 1
+
+
+def test_damaged_metrics_are_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics_path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: not JSON"):
+        folder.read_metrics()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_checkpoint(1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+    (tmp_path / "checkpoints" / ".step-000002.tmp").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"step-000002: the checkpoint could not be written(.|\n)*--resume"):
+        folder.save_checkpoint(2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+    assert [path.name for path in folder.checkpoints()] == ["step-000001"]
 
 
 def test_adafactor_moves_weights_that_start_at_zero() -> None:

@@ -171,10 +171,12 @@ def test_killed_in_the_middle_of_an_iteration(make: Make) -> None:
 
 
 def test_two_processes_equal_one(make: Make, tmp_path: Path) -> None:
-    """Rollouts are shared out, pretraining texts and passes too; plain gradient descent in effect, as elsewhere."""
+    """Rollouts and passes are shared out; one process has a pretraining text, the other none. Plain gradient descent in
+    effect, as elsewhere.
+    """
     texts = text_recipes.write_jsonl(tmp_path / "texts.jsonl", [{"text": t} for t in tiny_text.sentences(20)])
     more: dict[str, Any] = {
-        "rollouts": {"ptx_data": str(texts), "ptx_coef": 0.5, "ptx_batch_size": 6},
+        "rollouts": {"ptx_data": str(texts), "ptx_coef": 0.5, "ptx_batch_size": 1},
         "training": {"max_train_steps": 6, "learning_rate": 1e-4, "max_grad_norm": 0.0},
         "optimizer": {"name": "adamw", "epsilon": 1.0},
     }
@@ -197,15 +199,20 @@ def test_two_processes_equal_one(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_conversation_is_judged_as_one(make: Make, world: Path, tmp_path: Path) -> None:
+    template = "{# another #}" + tiny_text.CHATML
+    (tmp_path / "template.jinja").write_text(template)
     turns = [{"prompt": [{"role": "user", "content": text}]} for text in tiny_text.sentences(8)]
     chats = text_recipes.write_jsonl(tmp_path / "chats.jsonl", turns)
     recipe = make(
         data={"train": str(chats), "validation": None},
         rollouts={"reward": f"function={world / 'rewards.py'}:of_turns"},
+        text={"chat_template": str(tmp_path / "template.jinja")},
         training={"max_train_steps": 1},
         validation={"prompts": ["hello there"], "num_prompts": 2},
     )
-    assert "hello there" in (train(recipe) / "samples" / "step-000001.md").read_text()
+    folder = train(recipe)
+    assert "hello there" in (folder / "samples" / "step-000001.md").read_text()
+    assert AutoTokenizer.from_pretrained(folder).chat_template == template
 
 
 def test_dry_run_plans_iterations(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +277,7 @@ def test_a_reward_that_is_no_number_names_prompt_and_completion(
         ({"training": {"gradient_accumulation_steps": 2}}, "training.gradient_accumulation_steps"),
         ({"objective": {"name": "ppo", "cliprange": -0.2}}, "objective.cliprange"),
         ({"objective": {"name": "ppo", "epsilon": 0.2}}, "epsilon"),
+        ({"objective": {"name": "ppo", "target_kl": 6.0, "horizon": 3.0}}, "objective.horizon"),
         ({"objective": {"name": "dpo", "beta": 0.1}}, "rollouts.num_prompts"),
         ({"data": {"soft_labels": True}}, "data.soft_labels"),
     ],

@@ -361,6 +361,11 @@ def test_perplexity_counts_every_token_whatever_the_loss_counts(make_text_recipe
     first, other = (rows(folder, "validation/nll")[0] for folder in (whole, tails))
     assert other["validation/nll"] == pytest.approx(first["validation/nll"], rel=1e-5)
     assert other["validation/logps/rejected"] > first["validation/logps/rejected"]
+    assert "nll_loss" in rows(whole)[0]
+    assert "nll_loss" not in rows(tails)[0]
+    # The model moves, and by how much is told of all tokens.
+    start, end = rows(tails, "validation/nll")
+    assert end["validation/log_ratio"] == pytest.approx(start["validation/nll"] - end["validation/nll"], rel=1e-3)
 
 
 def test_conversations_train_and_keep_their_template(make_text_recipe: MakeTextRecipe, tmp_path: Path) -> None:

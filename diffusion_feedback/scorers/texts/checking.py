@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ...errors import UserError
 
+_LARGEST = float(np.finfo(np.float32).max)  # what learns from a score has no more
 _SHOWN = 80  # characters of a text that a message quotes
 
 
@@ -22,7 +24,10 @@ def finite(values: Iterable[Any], prompts: Sequence[Any], completions: Sequence[
 
     Raises UserError naming ``judge``, and the prompt and completion where a value is no number or not finite.
     """
-    found = list(values)
+    try:
+        found = list(values)
+    except TypeError as error:
+        raise UserError(f"{judge}: returned {values!r}", "return a list, one number for each completion") from error
     if len(found) != len(completions):
         problem = f"{judge}: {len(found)} scores for {len(completions)} completions"
         raise UserError(problem, "return one number for each completion, in order")
@@ -33,11 +38,11 @@ def finite(values: Iterable[Any], prompts: Sequence[Any], completions: Sequence[
         except (TypeError, ValueError) as error:
             problem = f"{judge}: {value!r} for the completion {quote(completion)} of the prompt {quote(prompt)}"
             raise UserError(problem, "return a number for each completion") from error
-        if not math.isfinite(score):
+        if not abs(score) <= _LARGEST:
             problem = (
                 f"{judge}: the score of the completion {quote(completion)} of the prompt {quote(prompt)} is {score}"
             )
-            raise UserError(problem, "give a judge whose scores are finite numbers")
+            raise UserError(problem, "give a judge whose scores are finite numbers in single precision")
         scores.append(score)
     return scores
 

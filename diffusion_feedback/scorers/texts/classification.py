@@ -45,12 +45,12 @@ class Classification:
         precision = PRECISION[next(self.model.parameters()).dtype]
         return f"{self.max_length} tokens{'+end' if self.ends else ''}/{precision}/{weights_hash(state)}"
 
-    def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], finished: Sequence[bool], *, rendered: bool) -> list[list[int]]:
         """Token ids of ``texts``; ``rendered`` ones come from a chat template and bring their special tokens along."""
         encoded = self.tokenizer(list(texts), add_special_tokens=not rendered, truncation=False, verbose=False)
         sequences: list[list[int]] = []
-        for ids, text in zip(encoded.input_ids, texts, strict=True):
-            if self.ends and not rendered and ids[-1:] != [self.tokenizer.eos_token_id]:
+        for ids, text, ended in zip(encoded.input_ids, texts, finished, strict=True):
+            if self.ends and ended and not rendered and ids[-1:] != [self.tokenizer.eos_token_id]:
                 ids = [*ids, self.tokenizer.eos_token_id]
             if not ids:
                 raise UserError(f"{self.source}: the text {text!r} has no tokens", "leave empty texts out")
@@ -145,9 +145,10 @@ def _positions(config: Any) -> int:
     return int(found) - offset if found else _NO_LIMIT
 
 
-def render(prompt: Any, completion: Any, tokenizer: Any, source: str) -> str:
+def render(prompt: Any, completion: Any, tokenizer: Any, source: str, *, finished: bool = True) -> str:
     """Prompt and completion as one conversation by the tokenizer's chat template; texts become user and assistant turns.
 
+    The last turn stays open where the completion is not ``finished``.
     Raises UserError where the tokenizer has no template, or the template refuses the conversation.
     """
     if not tokenizer.chat_template:
@@ -155,7 +156,9 @@ def render(prompt: Any, completion: Any, tokenizer: Any, source: str) -> str:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
     try:
-        text: str = tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=False, continue_final_message=not finished
+        )
     except Exception as error:  # a stranger's template may fail in any way
         problem = f"{source}: its chat template refuses a conversation: {first_line(error)}"
         raise UserError(problem, "give conversations of the form that this judge was trained on") from error
@@ -163,9 +166,18 @@ def render(prompt: Any, completion: Any, tokenizer: Any, source: str) -> str:
 
 
 def encode_pairs(
-    judge: Classification, prompts: Sequence[Any], completions: Sequence[Any], *, as_chat: bool
+    judge: Classification,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    finished: Sequence[bool] | None,
+    *,
+    as_chat: bool,
 ) -> list[list[int]]:
-    """Token ids of each prompt with its completion: plain texts are joined, conversations go through the template."""
+    """Token ids of each prompt with its completion: plain texts are joined, conversations go through the template.
+
+    Completions that are not ``finished`` (None: all are) get no end.
+    """
+    ended = [True] * len(completions) if finished is None else list(finished)
     sequences: list[list[int]] = [[]] * len(completions)
     groups: Mapping[bool, list[int]] = {False: [], True: []}
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -173,9 +185,14 @@ def encode_pairs(
     for rendered, indices in groups.items():
         if not indices:
             continue
-        pairs = [(prompts[index], completions[index]) for index in indices]
-        texts = [render(*pair, judge.tokenizer, judge.source) if rendered else "".join(pair) for pair in pairs]
-        for index, ids in zip(indices, judge.encode(texts, rendered=rendered), strict=True):
+        texts = [
+            render(prompts[index], completions[index], judge.tokenizer, judge.source, finished=ended[index])
+            if rendered
+            else prompts[index] + completions[index]
+            for index in indices
+        ]
+        encoded = judge.encode(texts, [ended[index] for index in indices], rendered=rendered)
+        for index, ids in zip(indices, encoded, strict=True):
             sequences[index] = ids
     return sequences
 

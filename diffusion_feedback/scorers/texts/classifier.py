@@ -29,13 +29,15 @@ class ClassifierScorer:
     output: str
     reads: str
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+    ) -> list[float]:
         """Log-odds, or probability, of the label for each completion."""
         check_equal_length(prompts, completions)
         if not completions:
             return []
         read = prompts if self.reads == "text" else ["" if isinstance(text, str) else [] for text in completions]
-        logits = self.judge.logits(encode_pairs(self.judge, read, completions, as_chat=False)).double()
+        logits = self.judge.logits(encode_pairs(self.judge, read, completions, finished, as_chat=False)).double()
         odds = self._log_odds(logits)
         values = odds if self.output == "logit" else torch.sigmoid(odds)
         return finite(values.tolist(), prompts, completions, f"classifier {self.name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,23 @@ class FunctionScorer:
     recipe_id: str
     function: Callable[..., Any]
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        """One number for each completion. Raises UserError where the function gives another count or no finite number."""
+    def score(
+        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+    ) -> list[float]:
+        """One number for each completion, which is not told whether it was ``finished``.
+
+        Raises UserError where the function gives another count or no finite number.
+        """
         check_equal_length(prompts, completions)
         if not completions:
             return []
         # By name where it can be: reward functions of TRL take completions first, and what else they do not use.
-        values = self.function(prompts=list(prompts), completions=list(completions))
+        try:
+            values = self.function(prompts=list(prompts), completions=list(completions))
+        except Exception as error:  # a stranger's function may fail in any way
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            problem = f"function {self.name}: {type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
+            raise UserError(problem, "mend the function") from error
         return finite(values, prompts, completions, f"function {self.name}")
 
 

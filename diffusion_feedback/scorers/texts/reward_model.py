@@ -21,12 +21,17 @@ class RewardModelScorer:
     judge: Classification
     as_chat: bool
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        """One reward for each completion, the difference of two being a Bradley-Terry logit."""
+    def score(
+        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+    ) -> list[float]:
+        """One reward for each completion, the difference of two being a Bradley-Terry logit.
+
+        Completions that are not ``finished`` get no end token, as in training.
+        """
         check_equal_length(prompts, completions)
         if not completions:
             return []
-        logits = self.judge.logits(encode_pairs(self.judge, prompts, completions, as_chat=self.as_chat))
+        logits = self.judge.logits(encode_pairs(self.judge, prompts, completions, finished, as_chat=self.as_chat))
         return finite(logits[:, 0].tolist(), prompts, completions, f"reward model {self.name}")
 
 
