@@ -26,7 +26,7 @@ judges, written KIND=SOURCE[,key=value,...]:
 An LLM judge is asked in both orders: where its answers contradict each other the pair is a tie, and the share of such
 pairs is told. Intervals are over prompts, whose samples belong together. --texts gives each model's perplexity on texts of
 any format that is trained on, --reference the divergence of each model from it. The folder holds completions of both,
-judgements.jsonl, results.json and report.html. Run the same command again to go on after an interruption.
+judgements.jsonl, results.json, report.html and README.md. Run the same command again to go on after an interruption.
 """
 
 

@@ -42,7 +42,7 @@ from .judge_measures import (
 from .judge_page import write_page
 from .text_judging import completion_of, prompt_name, score_records
 
-_RESULTS = "results.json"
+_RESULTS, _README = "results.json", "README.md"
 _FREE = ("device", "batch_size")  # what a command that goes on may change
 
 
@@ -75,8 +75,10 @@ def judge(arguments: argparse.Namespace) -> None:
     with atomic_write(folder / _RESULTS) as file:
         file.write_text(json.dumps(_finite(results(found)), indent=2, allow_nan=False) + "\n")
     write_page(found, folder / "report.html")
+    with atomic_write(folder / _README) as file:
+        file.write_text(readme(found), "utf-8")
     print(summary(found))
-    print(f"{folder}: results.json, report.html")
+    print(f"{folder}: results.json, report.html, README.md")
 
 
 def results(found: Judged) -> dict[str, Any]:
@@ -128,6 +130,19 @@ def summary(found: Judged) -> str:
             f" (by log-ratios {distance.log_ratio:.4f} +- {distance.log_ratio_error:.4f})"
         )
     return "\n".join(lines)
+
+
+def readme(found: Judged) -> str:
+    """The page that explains the folder."""
+    a, b = found.names
+    files = {
+        "report.html": "figures, tables and completions side by side",
+        "results.json": "the same figures with their intervals, and all settings",
+        "judgements.jsonl": "one row for each prompt and sample: both completions, and what every judge says of them",
+        "a/, b/": f"completions that {a} and {b} drew, where they were not given",
+    }
+    rows = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
+    return f"# {a} against {b}\n\n```\n{summary(found)}\n```\n\n| file | what it holds |\n|---|---|\n{rows}\n"
 
 
 def _names(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -182,13 +197,13 @@ def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, A
     inputs |= {f"--{name}": getattr(arguments, name) for name in ("prompts", "texts", "reference")}
     check_outside(folder, inputs)
     make_folder(folder)
-    own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html"}
+    own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html", _README}
     others = [path for path in folder.glob("[!.]*") if path.name not in own]
     others += [path for name in "ab" for path in (folder / name).glob("[!.]*") if path.name != COMPLETIONS]
     if others:
         raise UserError(f"{folder}: is there and holds {min(others).name}", "choose another output_dir")
     if arguments.overwrite:
-        for name in (_RESULTS, "judgements.jsonl", "report.html", f"a/{COMPLETIONS}", f"b/{COMPLETIONS}"):
+        for name in (_RESULTS, _README, "judgements.jsonl", "report.html", f"a/{COMPLETIONS}", f"b/{COMPLETIONS}"):
             (folder / name).unlink(missing_ok=True)
     elif (folder / _RESULTS).is_file():
         before = json.loads((folder / _RESULTS).read_text())["settings"]

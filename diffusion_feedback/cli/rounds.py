@@ -14,8 +14,8 @@ EPILOG = """examples:
 
 The recipe is one of dfb train, with the section rounds; data.train is a file of prompts, not of pairs. Every round lies
 in a folder of its own under output_dir: round-1/samples, scores.parquet, pairs.jsonl or pairs.parquet, run (the training
-run), evaluation and summary.json; rounds.json and report.html join them. Run the same command again to go on after an
-interruption, or with more rounds; what is there is not made again.
+run), evaluation and summary.json; rounds.json, report.html and README.md join them.
+Run the same command again to go on after an interruption, or with more rounds; what is there is not made again.
 """
 
 

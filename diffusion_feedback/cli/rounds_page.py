@@ -18,6 +18,7 @@ from ..reports.parts import Cell, Table
 from .rounds_figures import RoundFigures
 
 Samples = Callable[[Path], list[tuple[Text, str | Path]]]
+README = "README.md"
 _SHOWN = 12  # prompts whose samples stand on the page
 _PICKED = 3  # pictures each of the best, typical and worst cases
 
@@ -27,7 +28,23 @@ def write_page(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures], sa
     with atomic_write(folder / "rounds.json") as file:
         file.write_text(json.dumps([each.summary() for each in figures], indent=2) + "\n")
     write_report(rounds_report(folder, recipe, figures, samples), folder / "report.html")
+    with atomic_write(folder / README) as file:
+        file.write_text(_readme(recipe, figures), "utf-8")
     print(f"done: {folder / 'report.html'}")
+
+
+def _readme(recipe: Recipe, figures: Sequence[RoundFigures]) -> str:
+    files = {
+        "report.html": "every round's figures, reward against divergence, and samples side by side",
+        "rounds.json": "the same figures",
+        "recipe.yaml": "the resolved recipe; dfb rounds --config reads it, and goes on with more rounds",
+        "identity.json": "which prompts and which model the rounds began with",
+        "round-N/": "a round: its samples, their scores, its pairs, its run, and what was measured of it",
+    }
+    lines = "\n".join(f"round {each.number}: {each.line()}" for each in figures)
+    rows = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
+    title = f"# {recipe.rounds.num_rounds} rounds of {recipe.objective['name']}"
+    return f"{title}\n\n```\n{lines}\n```\n\n| file | what it holds |\n|---|---|\n{rows}\n"
 
 
 def rounds_report(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures], samples: Samples) -> Report:

@@ -24,7 +24,7 @@ from ..folders import ROUNDS, check_outside, make_folder
 from ..records import Text, atomic_write, content_hash
 from ..training.run_folder import RunFolder
 from .rounds_figures import RoundFigures, measure
-from .rounds_page import write_page
+from .rounds_page import README, write_page
 from .training_run import inputs_of, run_training
 
 _SCORES, _DRAWN, _MODEL = "scores.parquet", "drawn.json", "model"
@@ -344,7 +344,7 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
         check_outside(folder, inputs_of(recipe))
         for old in folder.glob("round-*"):
             shutil.rmtree(old)
-        for name in ("rounds.json", "report.html", "recipe.yaml"):
+        for name in (README, "rounds.json", "report.html", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
     elif mark.exists() and path.exists():
         before = {"recipe": yaml.safe_load(path.read_text()), "identity": json.loads(mark.read_text())}

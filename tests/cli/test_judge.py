@@ -171,7 +171,14 @@ def test_divergence_from_a_reference(world: Path, tmp_path: Path) -> None:
 def test_an_interrupted_command_goes_on(world: Path, tmp_path: Path) -> None:
     argv = command(world, tmp_path / "out", "--judge", f"function={world / 'rewards.py'}:by_length")
     assert main(argv) == 0
-    files = ("a/completions.jsonl", "b/completions.jsonl", "judgements.jsonl", "results.json", "report.html")
+    files = (
+        "a/completions.jsonl",
+        "b/completions.jsonl",
+        "judgements.jsonl",
+        "results.json",
+        "report.html",
+        "README.md",
+    )
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files}
     for name, kept in itertools.zip_longest(files, (0.3, 0.6), fillvalue=None):
         path = tmp_path / "out" / str(name)

@@ -296,7 +296,7 @@ def test_more_rounds_go_on_where_the_others_ended(write: Write, tmp_path: Path, 
     before = contents(tmp_path / "run")
     assert start(write()) == 0
     after = contents(tmp_path / "run")
-    changing = {"recipe.yaml", "rounds.json", "report.html"}
+    changing = {"recipe.yaml", "rounds.json", "report.html", "README.md"}
     assert {name: after[name] for name in before if name not in changing} == {
         name: value for name, value in before.items() if name not in changing
     }
