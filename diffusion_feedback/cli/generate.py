@@ -126,6 +126,7 @@ def _draw_images(arguments: argparse.Namespace) -> None:
 
 
 def _complete(arguments: argparse.Namespace) -> None:
+    from ..errors import UserError
     from ..generation import COMPLETIONS, complete_prompts
 
     fill_completion_flags(arguments)
@@ -139,6 +140,8 @@ def _complete(arguments: argparse.Namespace) -> None:
         chat_template=arguments.chat_template,
     )
     path = Path(arguments.output_dir) / COMPLETIONS
+    if others := sorted(each.name for each in path.parent.glob("[!.]*") if each.name != COMPLETIONS):
+        raise UserError(f"{path.parent}: is there and holds {others[0]}", "choose another output_dir")
     records = complete_prompts(
         prompts,
         path,

@@ -349,6 +349,10 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
     elif mark.exists() and path.exists():
         before = {"recipe": yaml.safe_load(path.read_text()), "identity": json.loads(mark.read_text())}
         _check_same(folder, before, told)
+        beyond = folder / f"round-{recipe.rounds.num_rounds + 1}"
+        if beyond.exists():
+            problem = f"rounds.num_rounds: got {recipe.rounds.num_rounds}, and {beyond} is there"
+            raise UserError(problem, "ask for all rounds that are there or more, or choose another output_dir")
     # What marks the folder as one of rounds comes first: where the writer is killed, the command goes on.
     _write_json(mark, told["identity"])
     with atomic_write(path) as file:

@@ -7,7 +7,7 @@ import math
 from ..catalog import kind_of, resolve
 from ..errors import UserError
 from .meaning import refuse, require
-from .recipe import Recipe
+from .recipe import Recipe, RoundsConfig
 
 _POLICY_GRADIENT_ONLY = (
     "rollouts.num_prompts",
@@ -36,7 +36,9 @@ def check_rollouts(recipe: Recipe) -> None:
     name, rollouts = recipe.objective["name"], recipe.rollouts
     _check_ranges(recipe)
     if kind_of(name) != "policy_gradient":
-        refuse(recipe, _POLICY_GRADIENT_ONLY, f"objective {name!r}, which does not learn from its own completions")
+        # In rounds somebody judges what was drawn, whatever is learnt from it then.
+        keys = _POLICY_GRADIENT_ONLY if recipe.rounds != RoundsConfig() else (*_POLICY_GRADIENT_ONLY, "rollouts.reward")
+        refuse(recipe, keys, f"objective {name!r}, which does not learn from its own completions")
         return
     refuse(recipe, _LABELS, f"objective {name!r}, which learns from its own completions")
     algorithm = resolve("objective", name)(**{key: value for key, value in recipe.objective.items() if key != "name"})

@@ -51,6 +51,7 @@ def check_text(recipe: Recipe) -> None:
         refuse(
             recipe, (*_SAMPLES, *keys_of("rollouts")), f"objective {name!r}, which learns from given completions alone"
         )
+        refuse(recipe, ("training.ema_decay",), f"objective {name!r}, whose targets are averages already")
     check_rollouts(recipe)
 
 

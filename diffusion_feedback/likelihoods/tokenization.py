@@ -102,18 +102,17 @@ class Tokenization:
             examples += self._encode(records[start : start + _AT_ONCE])
         return examples
 
-    def encode_prompts(
-        self, prompts: Sequence[Text], templates: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[Text]) -> list[list[int]]:
         """Token ids of each prompt, ready to be completed: conversations with the opening of the assistant's turn.
 
         Prompts lose tokens at their beginning where less than ``max_completion_length`` (1 where it is not given) tokens
-        would be left for the completion. ``templates`` are each prompt's arguments of the chat template.
+        would be left for the completion.
         """
-        arguments = templates if templates is not None else [{}] * len(prompts)
         texts = [
-            text if isinstance(text, str) else self.conversations.render(text, own, f"prompt {number}", opening=True)
-            for number, (text, own) in enumerate(zip(prompts, arguments, strict=True))
+            text
+            if isinstance(text, str)
+            else self.conversations.render(text, {}, f"prompt {str(text[-1]['content'])[:60]!r}", opening=True)
+            for text in prompts
         ]
         plain = self._tokenize(text for text, prompt in zip(texts, prompts, strict=True) if isinstance(prompt, str))
         turns = self._tokenize(

@@ -141,3 +141,11 @@ def test_what_is_no_language_model_is_told(tmp_path: Path, prompts: Path, capsys
         assert message in capsys.readouterr().err
     assert main(["generate", "runs/none", *command[2:], "--max_new_tokens", "2"]) == 2
     assert "means nothing for runs/none, which is no folder here" in capsys.readouterr().err
+
+
+def test_completions_do_not_land_beside_something_else(tmp_path: Path, model: Path, prompts: Path, capsys: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml").write_text("mine")
+    command = ["generate", str(model), "--prompts", str(prompts), *SHORT, "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--overwrite"]) == 2
+    assert "is there and holds recipe.yaml" in capsys.readouterr().err

@@ -302,6 +302,8 @@ def test_more_rounds_go_on_where_the_others_ended(write: Write, tmp_path: Path, 
     }
     assert (tmp_path / "run/round-2/summary.json").exists()
     capsys.readouterr()
+    assert start(write(rounds={"num_rounds": 1})) == 2
+    assert "rounds.num_rounds: got 1, and " in capsys.readouterr().err
     assert start(write(objective={"name": "dpo", "beta": 0.2})) == 2
     assert "holds rounds with objective.beta = 0.1, the recipe has 0.2" in capsys.readouterr().err
     (tmp_path / "train.txt").write_text("other\nprompts\n")

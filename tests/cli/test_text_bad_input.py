@@ -154,6 +154,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "adapters of nothing": (
         {"model": {"tuning": "lora", "lora_targets": ["to_q"]}}, ["model.lora_targets", "to_q", "attention"]
     ),
+    "a judge of nothing": ({"rollouts": {"reward": "function=a:b"}}, ["rollouts.reward", "means nothing", "'dpo'"]),
     "no layers": ({"model": {"tuning": "lora", "lora_targets": []}}, ["model.lora_targets", "one name"]),
     "adapters without effect": ({"model": {"tuning": "lora", "lora_alpha": 0}}, ["model.lora_alpha", "above 0"]),
     "a seed too large": ({"training": {"seed": 2**64}}, ["training.seed", "2^63"]),

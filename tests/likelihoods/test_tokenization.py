@@ -275,8 +275,8 @@ def test_arguments_of_the_template_are_passed_on() -> None:
     record = pair((USER,), (RED,), (BLUE,), template={"tools": [{"name": "look"}], "opening": "well, "})
     text = tokenization.tokenizer.decode(one(tokenization, record).chosen.ids)
     assert text.startswith('<|im_start|>system\nTools: [{"name": "look"}]<|im_end|>')
-    (prompt,) = tokenization.encode_prompts([(USER,)], [{"opening": "well, "}])
-    assert tokenization.tokenizer.decode(prompt).endswith("assistant\nwell, ")
+    (prompt,) = tokenization.encode_prompts([(USER,)])
+    assert tokenization.tokenizer.decode(prompt).endswith("assistant\n")
 
 
 def test_a_turn_opened_with_words_that_the_whole_lacks_is_scored_from_where_they_part() -> None:

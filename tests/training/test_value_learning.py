@@ -349,6 +349,7 @@ def test_the_result_is_used_as_the_card_says(recipe: Path, tmp_path: Path) -> No
     [
         (["--objective.tau", "1.5"], ["objective.tau: got 1.5"]),
         (["--objective.alpha", "1"], ["does not take 'alpha'", "target_alpha"]),
+        (["--training.ema_decay", "0.9"], ["training.ema_decay", "whose targets are averages already"]),
         (["--validation.prompts", "[a]"], ["validation.prompts", "means nothing for objective 'ilql'"]),
         (["--rollouts.temperature", "2"], ["rollouts.temperature", "means nothing"]),
         (["--text.max_length", "4"], ["train.jsonl, line 1", "more than the 4 of text.max_length"]),
