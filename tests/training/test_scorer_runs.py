@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -21,6 +20,7 @@ import pytest
 import tiny_ranker
 import torch
 import yaml
+from run_results import assert_close, rows, train
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -67,23 +67,8 @@ def make_scorer(tmp_path: Path, clip: Path, pair_files: dict[str, Path]) -> Make
     return make
 
 
-def train(recipe: Path, *flags: str) -> Path:
-    assert main(["train", "--config", str(recipe), *flags]) == 0
-    return recipe.with_suffix("")
-
-
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
-    return [row for line in (folder / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
-
-
-def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], atol=tolerance, rtol=tolerance)
 
 
 def by_transformers(folder: Path, pairs: Path) -> dict[str, float]:

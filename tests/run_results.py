@@ -1,0 +1,39 @@
+"""What tests ask of a folder that ``dfb train`` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffusion_feedback.cli.main import main
+
+SGD = {"name": "adamw", "epsilon": 1.0}  # plain gradient descent in effect: AdamW's first steps only see signs
+
+
+def train(recipe: Path, *flags: str) -> Path:
+    """Train ``recipe``, which must succeed; its folder has the recipe's name."""
+    assert main(["train", "--config", str(recipe), *flags]) == 0
+    return recipe.with_suffix("")
+
+
+def policy(folder: Path) -> dict[str, Tensor]:
+    """The trained weights of the newest checkpoint."""
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "policy.safetensors")
+
+
+def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
+    """The lines of metrics that have ``key``."""
+    return [row for line in (folder / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
+
+
+def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:
+    """The same names, and values within ``tolerance``."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=tolerance, rtol=tolerance)
