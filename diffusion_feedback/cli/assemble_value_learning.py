@@ -28,8 +28,6 @@ from .memory import weight_bytes
 from .run_parts import build_optimizer
 from .text_parts import budget_of, load_model, make_trainable, set_chat_template
 
-# No tokenised trajectory is cut: one that is too long is refused by name.
-
 
 def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads.ValueNetwork, str]:
     """The language model, it and its value heads as the network to train, and the hash of what training starts from."""
@@ -55,6 +53,7 @@ def load_trajectories(
         problem = f"text.max_length: got {text.max_length}"
         raise UserError(problem, f"the model's window holds {causal_lm.window} tokens")
     set_chat_template(recipe, causal_lm.tokenizer)
+    # No tokenised trajectory is cut: one that is too long is refused by name.
     tokenization = Tokenization(causal_lm.tokenizer, UNCUT)
     index = index_trajectories(
         reader,

@@ -1,7 +1,7 @@
 """``dfb``: dispatches to one module a command, imported only when its command is called.
 
-Exit codes: 0 for done, 2 for a user's mistake or a full disk (told in one message, without a traceback), 130 for an interruption; any
-other failure is a defect and shows its traceback.
+Exit codes: 0 for done, 2 for a user's mistake or a full disk (told in one message, without a traceback), 130 for an
+interruption; any other failure is a defect and shows its traceback.
 """
 
 from __future__ import annotations
