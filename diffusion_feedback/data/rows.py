@@ -19,7 +19,9 @@ Location = tuple[int | str, ...]
 Problem = Literal["caption", "label", "image", "identical", "missing", "json", "text", "empty", "turns", "score"]
 
 OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")
-SKIP_REMEDY = "mend or remove the row; dfb train (--data.on_bad_row skip) and dfb data convert (--on_bad_row skip) can leave it out"
+SKIP_REMEDY = (
+    "mend or remove the row; or leave such rows out: data.on_bad_row: skip in a recipe, --on_bad_row skip for a command"
+)
 
 
 class BadRow(UserError):
