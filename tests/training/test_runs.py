@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from run_results import assert_close, policy, rows, train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,16 +27,6 @@ LORA = {"tuning": "lora", "lora_rank": 2, "lora_targets": ["attention", "feed_fo
 TUNINGS: dict[str, dict[str, Any]] = {"lora": LORA, "full": {"tuning": "full"}}
 
 
-def train(recipe: Path, *flags: str) -> Path:
-    assert main(["train", "--config", str(recipe), *flags]) == 0
-    return recipe.with_suffix("")
-
-
-def policy(folder: Path) -> dict[str, Tensor]:
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "policy.safetensors")
-
-
 def result(folder: Path) -> dict[str, Tensor]:
     """All weights that a run gives out and keeps, by file and name."""
     return {
@@ -44,16 +34,6 @@ def result(folder: Path) -> dict[str, Tensor]:
         for file in folder.rglob("*.safetensors")
         for name, tensor in load_file(file).items()
     }
-
-
-def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
-    return [row for line in (folder / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
-
-
-def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("tuning", list(TUNINGS))
