@@ -27,4 +27,4 @@ def check_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
     for name, given in inputs.items():
         path = Path(given).expanduser().resolve() if given else None
         if path is not None and path.exists() and (path == place or place in path.parents):
-            raise UserError(f"{name}: {given} lies in {folder}, which is to be replaced", "choose another output_dir")
+            raise UserError(f"{name}: {given} lies in {folder}, which this command writes", "choose another output_dir")

@@ -1,6 +1,6 @@
 """Preference methods against the exact frontier of reward and divergence, in a world where both can be enumerated.
 
-    python scripts/frontier.py --seeds 0 1 2 --output runs/frontier          # everything, 72 minutes of one core
+    python scripts/frontier.py --seeds 0 1 2 --output runs/frontier          # everything, over an hour of one core
     python scripts/frontier.py --seeds 0 --methods sft dpo best_of_n         # a part
     python scripts/frontier.py --report_only --docs docs/frontier.md         # tables and figure from what is there
 

@@ -122,7 +122,7 @@ class TextSession:
     def notes(self) -> list[str]:
         """Lengths, what was cut or left out, and where the reference comes from."""
         budget = budget_of(self.recipe, self.lengths)
-        lines = describe_tokens(self.data.train, budget, self.tokenization)
+        lines = describe_tokens(self.data.train, budget, self.lengths, self.tokenization)
         return [*self.data.notes, *lines, f"reference        {self._reference_note()}"]
 
     def _reference_note(self) -> str:
@@ -282,7 +282,7 @@ class RewardSession:
     def notes(self) -> list[str]:
         """Lengths, and what was cut or left out."""
         budget = budget_of(self.recipe, self.lengths)
-        lines = describe_tokens(self.data.train, budget, self.tokenization)
+        lines = describe_tokens(self.data.train, budget, self.lengths, self.tokenization)
         return [*self.data.notes, *lines]
 
     def fit(self, folder: RunFolder) -> Trainer:

@@ -110,13 +110,14 @@ def _check(arguments: argparse.Namespace) -> None:
     from ..data.text_check import check_texts
 
     where = {"split": arguments.split, "revision": arguments.revision, "streaming": arguments.streaming}
-    if _holds_texts(arguments):
+    is_text = _holds_texts(arguments)
+    if is_text:
         report: Any = check_texts(arguments.path, tokens=_token_check(arguments), **where)
     else:
         _refuse_token_flags(arguments)
         report = check_pairs(arguments.path, **where)
     print(report.to_text())
-    if report.is_ready and _holds_texts(arguments) and _reward_columns(arguments):
+    if report.is_ready and is_text and _reward_columns(arguments):
         print(_describe_rewards(arguments))
     if not report.is_ready:
         raise SystemExit(2)  # everything has been said, so no message on top

@@ -30,6 +30,7 @@ from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..types import PairJudge
 from .completing import COMPLETION_FLAGS, read_text_prompts
 from .devices import find_device
+from .folder_page import folder_page
 from .judge_figures import Judged, Verdict
 from .judge_measures import (
     check_models,
@@ -141,8 +142,7 @@ def readme(found: Judged) -> str:
         "judgements.jsonl": "one row for each prompt and sample: both completions, and what every judge says of them",
         "a/, b/": f"completions that {a} and {b} drew, where they were not given",
     }
-    rows = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
-    return f"# {a} against {b}\n\n```\n{summary(found)}\n```\n\n| file | what it holds |\n|---|---|\n{rows}\n"
+    return folder_page(f"{a} against {b}", summary(found), files)
 
 
 def _names(arguments: argparse.Namespace) -> tuple[str, str]:

@@ -10,11 +10,13 @@ from typing import Any
 from ..config import Recipe, to_yaml
 from ..evaluation.comparison import compare, pick_cases
 from ..evaluation.statistics import Interval, WinRate
+from ..folders import ROUNDS
 from ..records import Text, atomic_write
 from ..reports.content import Case, CaseGroup, CurveFigure, Rate, RateGroup, Report
 from ..reports.figures import Point, PointsFigure
 from ..reports.html import fixed, percent, write_report
 from ..reports.parts import Cell, Table
+from .folder_page import folder_page
 from .rounds_figures import RoundFigures
 
 Samples = Callable[[Path], list[tuple[Text, str | Path]]]
@@ -38,13 +40,11 @@ def _readme(recipe: Recipe, figures: Sequence[RoundFigures]) -> str:
         "report.html": "every round's figures, reward against divergence, and samples side by side",
         "rounds.json": "the same figures",
         "recipe.yaml": "the resolved recipe; dfb rounds --config reads it, and goes on with more rounds",
-        "identity.json": "which prompts and which model the rounds began with",
+        ROUNDS: "which prompts and which model the rounds began with",
         "round-N/": "a round: its samples, their scores, its pairs, its run, and what was measured of it",
     }
     lines = "\n".join(f"round {each.number}: {each.line()}" for each in figures)
-    rows = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
-    title = f"# {recipe.rounds.num_rounds} rounds of {recipe.objective['name']}"
-    return f"{title}\n\n```\n{lines}\n```\n\n| file | what it holds |\n|---|---|\n{rows}\n"
+    return folder_page(f"{recipe.rounds.num_rounds} rounds of {recipe.objective['name']}", lines, files)
 
 
 def rounds_report(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures], samples: Samples) -> Report:

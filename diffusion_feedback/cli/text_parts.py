@@ -262,10 +262,10 @@ def num_tokens(index: TokenIndex, order: PairOrder, steps: int) -> list[int]:
     return [int(total) for total in np.cumsum(per_step)]
 
 
-def describe_tokens(index: TokenIndex, budget: int, tokenization: Tokenization) -> list[str]:
-    """Lines on lengths, passes, and what was cut."""
+def describe_tokens(index: TokenIndex, budget: int, lengths: Sequence[int], tokenization: Tokenization) -> list[str]:
+    """Lines on lengths, passes (``lengths`` are what examples take in one), and what was cut."""
     longest = max(example.length for example in index.examples)
     mean = sum(example.length for example in index.examples) / len(index)
-    most = max(budget, longest)  # an example that is longer than the budget is a pass alone
+    most = max(budget, *lengths)  # an example that is longer than the budget is a pass alone
     lines = [f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {most:,} a pass at most"]
     return [*lines, *(f"note             {note}" for note in tokenization.counts.notes())]

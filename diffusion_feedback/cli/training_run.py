@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from ..catalog import resolve, session_of
 from ..config import Recipe, to_dict, to_yaml
 from ..folders import check_outside
+from ..scorers.texts.loading import parse_text_spec
 from ..training.run_folder import RunFolder
 from .memory import estimate
 from .run_parts import Planned, Session, make_accelerator
@@ -61,7 +62,7 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
         "data.train": data.train,
         "data.validation": data.validation,
         "rollouts.ptx_data": rollouts.ptx_data,
-        "rollouts.reward": rollouts.reward.partition("=")[2].partition(",")[0] or None,
+        "rollouts.reward": parse_text_spec(rollouts.reward, "text_scorer").source if rollouts.reward else None,
         "rounds.heldout_prompts": recipe.rounds.heldout_prompts,
         "rounds.reward_recipe": recipe.rounds.reward_recipe,
     }

@@ -45,7 +45,8 @@ def add(
 
     ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
     output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Layers that end in
-    ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. Raises UserError for targets that match no layer.
+    ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. Raises UserError for
+    targets that match no layer.
     """
     modules = _modules(network, targets, groups)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights

@@ -171,8 +171,8 @@ class RunFolder:
             temporary.mkdir(parents=True)
             for name, values in tensors.items():
                 save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
-            torch.save(optimizer, temporary / "optimizer.pt")
-        except (OSError, SafetensorError, RuntimeError) as error:  # each writer's own way to say that the disk is full
+            _save_optimizer(optimizer, temporary / "optimizer.pt")
+        except (OSError, SafetensorError) as error:
             problem = f"{folder}: the checkpoint could not be written: {first_line(error)}"
             raise UserError(problem, "make room; --resume goes on from the checkpoint before it") from error
         shutil.rmtree(folder, ignore_errors=True)
@@ -196,6 +196,13 @@ class RunFolder:
             problem = f"{found[-1]}: the checkpoint cannot be read: {first_line(error)}"
             raise UserError(problem, "remove the folder to go on from the checkpoint before it") from error
         return int(found[-1].name.removeprefix("step-")), tensors, optimizer
+
+
+def _save_optimizer(state: Any, path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # torch's way to say that the disk is full
+        raise OSError(str(error)) from error
 
 
 def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

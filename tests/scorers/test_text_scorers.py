@@ -207,6 +207,9 @@ def nothing(prompts, completions):
     return None
 def boom(prompts, completions):
     raise KeyError("score")
+def told(prompts, completions):
+    from diffusion_feedback.errors import UserError
+    raise UserError("the prompt asks for nothing", "ask")
 def huge(prompts, completions):
     return [1e300 for _ in completions]
 number = 3
@@ -241,6 +244,7 @@ def test_a_changed_file_is_another_recipe(functions: Path) -> None:
         ("word", "'x' for the completion 'fine' of the prompt 'p0'"),
         ("nothing", r"function .*nothing: returned None"),
         ("boom", r"function .*boom: KeyError in .*rewards.py, line \d+: 'score'"),
+        ("told", "^the prompt asks for nothing\n  -> ask$"),
         ("huge", r"of the prompt 'p0' is 1e\+300(.|\n)*single precision"),
     ],
 )

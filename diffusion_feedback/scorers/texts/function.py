@@ -42,6 +42,8 @@ class FunctionScorer:
         # By name where it can be: reward functions of TRL take completions first, and what else they do not use.
         try:
             values = self.function(prompts=list(prompts), completions=list(completions))
+        except UserError:
+            raise
         except Exception as error:  # a stranger's function may fail in any way
             place = traceback.extract_tb(error.__traceback__)[-1]
             problem = f"function {self.name}: {type(error).__name__} in {place.filename}, line {place.lineno}: {error}"

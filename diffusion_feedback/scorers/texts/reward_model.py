@@ -48,7 +48,7 @@ def load(
     """The reward model in the folder or under the hub id ``source``.
 
     Plain prompts and completions are joined and end in the tokenizer's end token, as they do when a reward model is
-    trained on them (``end_token`` false leaves it out); conversations go through the tokenizer's own chat template, and
+    trained on them (``end_token`` false leaves it out, and a completion that was cut off has none); conversations go through the tokenizer's own chat template, and
     with ``as_chat`` plain texts do as well, as one user's and one assistant's turn. Of texts beyond ``max_length`` tokens
     the beginning is dropped. The score is read at the last token by its position: the id of the padding plays no part.
     Raises UserError for what is no model with one label.
