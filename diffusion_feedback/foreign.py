@@ -1,0 +1,57 @@
+"""What a stranger wrote: folders and files that people bring, of which nothing is known before they are read.
+
+Reading them may fail in any way at all. One place turns whatever a library raises into one clear message, and one rule
+says which names are asked of the hub.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError, first_line
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Endings of files: whoever gives one means a file on this disk.
+_FILES = (
+    ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow",
+    ".txt", ".yaml", ".yml", ".zip", ".tar",
+)  # fmt: skip
+
+
+@contextmanager
+def reading(source: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """Turn every failure to read ``source`` as ``what`` into a UserError that ends in ``remedy``.
+
+    Libraries raise nearly anything on damaged, foreign, pickled or hostile files: OSError, ValueError, RuntimeError,
+    SafetensorError, ImportError, OverflowError, RecursionError. All of them mean the same to a user. UserErrors pass as
+    they are; out of memory stays what it is, since the files are not to blame.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this light module does not import
+            raise
+        raise UserError(f"{source}: could not be read as {what}: {first_line(error)}", remedy) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` may be asked of the hub: NAME or OWNER/NAME, and nothing on this disk that it could mean.
+
+    A mistyped or moved local path (runs/x beside a folder runs) is never asked: whoever owns that name on the hub would
+    serve the weights. Where the first part is a folder here, or the name ends as a file does, a path was meant.
+    """
+    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or name.lower().endswith(_FILES):
+        return False
+    path = Path(name)
+    return not path.exists() and not ("/" in name and path.parent.exists())
+
+
+def check_exists(name: str, remedy: str) -> None:
+    """Raise UserError where ``name`` is neither something on this disk nor a possible hub id."""
+    if not is_hub_id(name) and not Path(name).expanduser().exists():
+        raise UserError(f"{name}: no such file or folder", remedy)
