@@ -57,11 +57,3 @@ class ActorCritic(nn.Module):
 
         result = self.policy(input_ids, attention_mask, position_ids, read_both)
         return result, values[0]
-
-    def disable_adapters(self) -> None:
-        """The base alone, as the reference."""
-        self.policy.disable_adapters()
-
-    def enable_adapters(self) -> None:
-        """Base and adapters again."""
-        self.policy.enable_adapters()

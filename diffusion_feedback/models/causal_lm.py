@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import UserError, first_line
 from .latent_diffusion import check_finite, weights_hash
-from .lora import is_adapted, merged_copy
+from .lora import save_transformer
 from .quiet import quiet
 from .text_sampling import complete
 
@@ -45,14 +45,6 @@ class LanguageModel(nn.Module):
             return_dict=True,
         ).last_hidden_state
         return read(hidden, self.model.get_output_embeddings())
-
-    def disable_adapters(self) -> None:
-        """The base alone, as the reference."""
-        self.model.disable_adapters()
-
-    def enable_adapters(self) -> None:
-        """Base and adapters again."""
-        self.model.enable_adapters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +123,7 @@ class CausalLM:
         """
         assert isinstance(network, LanguageModel)
         with quiet():
-            model = network.model
-            (merged_copy(model) if self.is_merged and is_adapted(model) else model).save_pretrained(folder)
+            save_transformer(network.model, folder, is_merged=self.is_merged)
             self.tokenizer.save_pretrained(folder)
 
 

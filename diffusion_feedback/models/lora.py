@@ -1,16 +1,22 @@
-"""Low-rank adapters through peft: adding, switching off for the reference, saving and loading in diffusers' format."""
+"""Low-rank adapters through peft: adding, switching off for the reference, saving in diffusers' and in peft's format.
+
+Everything goes through peft itself. transformers and diffusers have calls of the same names, but each release of theirs
+asks for the newest peft, so that a fresh install of all three may not fit together.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, AuxiliaryTrainingWrapper, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import UserError
@@ -62,7 +68,9 @@ def add(
             task_type=task_type,
             revision=revision,
         )
-        network.add_adapter(config, adapter_name=adapter)
+        # By this name peft finds the base of a language model; diffusers' networks have none.
+        config.base_model_name_or_path = vars(network).get("name_or_path")
+        inject_adapter_in_model(config, network, adapter)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -85,6 +93,48 @@ def _modules(network: Any, targets: Sequence[str], groups: Mapping[str, Sequence
 def is_adapted(network: Any) -> bool:
     """Whether ``network`` carries adapters."""
     return bool(getattr(network, "peft_config", None))
+
+
+def switch(network: nn.Module, *, on: bool) -> None:
+    """Switch all adapters within ``network`` on or off, and with them the layers that are trained as a whole.
+
+    Raises ValueError where there are none: the "base" would be the network itself.
+    """
+    adapted = [module for module in network.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    if not adapted:
+        raise ValueError(f"{type(network).__name__} carries no adapters to switch")
+    for module in adapted:
+        module.enable_adapters(on)
+
+
+def save_transformer(model: Any, folder: Path, *, is_merged: bool) -> None:
+    """Write the transformers ``model``, or its adapter alone, as plain transformers and peft load them.
+
+    Where the base is merged itself (``is_merged``) its adapter is merged too: alone it would go with a base that is
+    nowhere.
+    """
+    if not is_adapted(model):
+        model.save_pretrained(folder)
+    elif is_merged:
+        merged_copy(model).save_pretrained(folder)
+    else:
+        _save_adapter(model, folder)
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """As peft's ``PeftModel.save_pretrained``, and the generation settings.
+
+    The embedding is never resized here, so it is not saved; to find that out, peft would ask the hub.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    weights = {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
+    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config = copy.copy(model.peft_config[ADAPTER])
+    config.target_modules = sorted(config.target_modules)  # a set comes out in another order in another process
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def save(pipeline: Any, network: Any, folder: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from torch import nn
+
+from . import lora
 
 
 class AdaptersOff:
@@ -19,12 +20,12 @@ class AdaptersOff:
 
 
 @contextmanager
-def _adapters_off(policy: Any) -> Iterator[nn.Module]:
-    policy.disable_adapters()
+def _adapters_off(policy: nn.Module) -> Iterator[nn.Module]:
+    lora.switch(policy, on=False)
     try:
         yield policy
     finally:
-        policy.enable_adapters()
+        lora.switch(policy, on=True)
 
 
 class FrozenCopy:

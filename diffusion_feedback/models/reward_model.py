@@ -25,7 +25,7 @@ from .causal_lm import (
     window_of,
 )
 from .latent_diffusion import weights_hash
-from .lora import is_adapted, merged_copy
+from .lora import save_transformer
 from .quiet import quiet
 
 _HEADS = ("score", "classifier")
@@ -64,14 +64,6 @@ class RewardNetwork(nn.Module):
         scores: Tensor = self.head(hidden[rows, last]).float().squeeze(-1)
         return scores
 
-    def disable_adapters(self) -> None:
-        """The base alone."""
-        self.model.disable_adapters()
-
-    def enable_adapters(self) -> None:
-        """Base and adapters again."""
-        self.model.enable_adapters()
-
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
@@ -105,8 +97,7 @@ class RewardModel:
         """
         assert isinstance(network, RewardNetwork)
         with quiet():
-            model = network.model
-            (merged_copy(model) if self.is_merged and is_adapted(model) else model).save_pretrained(folder)
+            save_transformer(network.model, folder, is_merged=self.is_merged)
             self.tokenizer.save_pretrained(folder)
 
 

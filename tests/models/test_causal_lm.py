@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny_text
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -179,6 +180,37 @@ def test_adapters_start_silent_and_load_in_plain_peft(folder: Path, tmp_path: Pa
         torch.testing.assert_close(merged.network(IDS, MASK, POSITIONS, logits), after, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="no layer of the network ends in 'to_q'"):
         lora.add(merged.network.model, rank=4, alpha=8, targets=["to_q"], seed=1, groups=lora.TEXT_TARGETS)
+
+
+def test_adapters_ask_no_library_but_peft(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' and diffusers' own calls of these names refuse every peft but the newest."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("The version of PEFT you are using is not compatible")
+
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", refuse)
+    monkeypatch.setattr("diffusers.loaders.peft.check_peft_version", refuse)
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", refuse)
+    model = causal_lm.load(str(folder))
+    lora.add(
+        model.network.model,
+        rank=2,
+        alpha=4,
+        targets=["attention"],
+        seed=1,
+        groups=lora.TEXT_TARGETS,
+        task_type="CAUSAL_LM",
+    )
+    with AdaptersOff()(model.network):
+        pass
+    model.save(model.network, tmp_path / "ours")
+    plain = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), model.network.model.peft_config["default"])
+    monkeypatch.undo()
+    plain.save_pretrained(tmp_path / "plain")
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "plain"))
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    with pytest.raises(ValueError, match="carries no adapters"):
+        lora.switch(causal_lm.load(str(folder)).network, on=False)
 
 
 def test_another_model_as_reference(llama: Path, tmp_path: Path) -> None:
