@@ -11,11 +11,11 @@ from typing import Any, TextIO
 
 from ..errors import UserError
 from ..records import parse_json
+from .image_folders import list_images, natural_order
 from .rows import Location, Row, match_columns, read_image
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 TWINS = (("chosen", "rejected"), ("win", "lose"), ("w", "l"))
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 _METADATA = {
     "prompt": ("caption", "prompt"),
@@ -151,7 +151,7 @@ class TwinFolderSource:
         """Every stem of either folder, in the order of the names; a side that is missing is None."""
         chosen, rejected = self._sides
         columns = {"image_0": self.chosen.name, "image_1": self.rejected.name, "prompt": "caption"}
-        for stem in sorted(chosen.keys() | rejected.keys()):
+        for stem in natural_order(chosen.keys() | rejected.keys()):
             first, second = chosen.get(stem), rejected.get(stem)
             values = {"prompt": self._caption(stem), "image_0": first, "image_1": second, "label_0": 1.0}
             location = (str(first), str(second))
@@ -174,9 +174,8 @@ class TwinFolderSource:
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            if path.stem in images:
-                raise UserError(f"{folder}: both {images[path.stem].name} and {path.name}", "keep one of the two")
-            images[path.stem] = path
+    for path in list_images(folder, recursive=False).paths:
+        if path.stem in images:
+            raise UserError(f"{folder}: both {images[path.stem].name} and {path.name}", "keep one of the two")
+        images[path.stem] = path
     return images

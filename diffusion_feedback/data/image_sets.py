@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..records import content_hash
 from ..types import ImageItem
-from .folders import IMAGE_SUFFIXES, find_metadata, find_twins, read_table
+from .folders import find_metadata, find_twins, read_table
+from .image_folders import is_image_name, list_images
 from .images import decode_image
 from .readers import find_source
 from .rows import Location, PairSource, match_columns, read_image
@@ -103,11 +104,11 @@ def open_images(
         metadata = find_metadata(folder)
         if metadata is not None and _names_one_image(metadata):
             items = list(_listed(metadata))
-        elif metadata is None and find_twins(folder) is None and (files := _image_files(folder)):
+        elif metadata is None and find_twins(folder) is None and (files := list_images(folder).paths):
             return _plain(folder, files, prompts)
         else:
             items = _of_pairs(str(folder), split, revision)
-    elif folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES:
+    elif folder.is_file() and is_image_name(folder):
         return _plain(folder.parent, [folder], prompts)
     else:
         items = _of_pairs(str(path), split, revision)
@@ -141,18 +142,6 @@ def _listed(metadata: Path) -> Iterator[ImageItem]:
         if not isinstance(prompt, str):
             raise UserError(f"{where}: found {prompt!r}, not a prompt", "give the prompt as text")
         yield ImageItem(name, prompt.strip(), ImageFile(metadata.parent / name))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """The images below ``folder`` by name; links that lead nowhere too, as leaving one out would change every mean."""
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    found = [path for path in images if path.is_file() or (path.is_symlink() and not path.exists())]
-    for path in found:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{str(path)!a}: the name is not UTF-8", "rename the file") from error
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _plain(folder: Path, files: Sequence[Path], prompts: Sequence[str] | None) -> list[ImageItem]:

@@ -20,7 +20,8 @@ from ..records import content_hash
 from ..types import ImageView
 
 # Pillow knows many more formats, some of which start other programs; preference data has no need of them.
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+FORMATS_NAMED = "PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,15 @@ def image_header(data: bytes, source: str) -> ImageHeader:
 
 
 def decode_image(data: bytes, source: str) -> Image.Image:
-    """Decode JPEG, PNG or WebP bytes to an upright RGB image.
+    """Decode PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF bytes to an upright RGB image.
 
     The EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits; of an animation
     the first frame is taken. Raises UserError naming ``source`` for bytes that are empty, cut off, not such an image,
-    or an image beyond Pillow's size limit (before memory is taken for it).
+    pixels that are floating-point numbers, or an image beyond Pillow's size limit (before memory is taken for it).
     """
     with _opened(data, source) as image:
+        if image.mode == "F":  # nobody knows which number is white
+            raise UserError(f"{source}: its pixels are floating-point numbers", "convert the image to an 8-bit PNG")
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
 
@@ -81,8 +84,10 @@ def _opened(data: bytes, source: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         problem = f"{source}: the image has more than {Image.MAX_IMAGE_PIXELS} pixels"
         raise UserError(problem, "scale the image down, or remove it") from error
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
-        problem = f"{source}: not a JPEG, PNG or WebP image (begins with {data[:8]!r})"
+        problem = f"{source}: not an image of {FORMATS_NAMED} (begins with {data[:8]!r})"
         raise UserError(problem, "replace or remove the image, or convert it to PNG") from error
     except (
         Exception

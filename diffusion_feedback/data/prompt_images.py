@@ -12,7 +12,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..records import PromptRecord
 from ..types import ImageItem
-from .folders import IMAGE_SUFFIXES, find_metadata, read_table
+from .folders import find_metadata, read_table
+from .image_folders import list_images
 from .image_sets import ImageFile
 
 _PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -67,7 +68,7 @@ def _by_place(folder: Path, prompts: Sequence[PromptRecord]) -> PromptImages:
     is_by_style = any((folder / style).is_dir() for style in styles)
     files: dict[tuple[str, int], str] = {}
     for root in [folder / style for style in sorted(styles)] if is_by_style else [folder]:
-        for name in _image_names(root):
+        for name in list_images(root, recursive=False).names if root.is_dir() else ():
             if match := _PLACE.fullmatch(name):
                 place = (root.name if is_by_style else "", int(match["index"]))
                 if place in files:
@@ -80,12 +81,6 @@ def _by_place(folder: Path, prompts: Sequence[PromptRecord]) -> PromptImages:
         if not found:
             missing.append(f"{style}/{index:05d}.png" if style else f"{index:05d}.png")
     return PromptImages(tuple(images), tuple(missing), len(files))
-
-
-def _image_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
 
 
 def _by_prompt(metadata: Path, prompts: Sequence[PromptRecord]) -> PromptImages:

@@ -52,7 +52,7 @@ def test_report(table: Table, pickapic_rows: MakeRows) -> None:
     for part in (
         "parquet with Pick-a-Pic columns",
         "1 rows with an empty or missing caption -> give every pair a caption",
-        f"{path}, row 4, column 'jpg_0': not a JPEG, PNG or WebP image",
+        f"{path}, row 4, column 'jpg_0': not an image of PNG, JPEG, WebP",
         "1 pairs have rows that contradict each other",
         "2 rows repeat a pair -> training uses each pair once",
         "1 pairs have a caption of more than 50 words",

@@ -30,11 +30,18 @@ def decoded(image: Image.Image, format: str = "PNG", **options: object) -> np.nd
     return np.asarray(result)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF"])
 def test_formats_decode_to_rgb(format: str) -> None:
     pixels = decoded(Image.new("RGB", (16, 8), (200, 30, 60)), format, quality=95)
     assert pixels.shape == (8, 16, 3)
     assert np.abs(pixels.astype(int) - [200, 30, 60]).max() <= 4
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
+def test_of_several_frames_the_first_is_taken(format: str) -> None:
+    first, second = Image.new("RGB", (8, 8), (200, 30, 60)), Image.new("RGB", (8, 8), (0, 0, 0))
+    pixels = decoded(first, format, save_all=True, append_images=[second])
+    assert np.abs(pixels.astype(int) - [200, 30, 60]).max() <= 6
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
@@ -101,8 +108,12 @@ GOOD_JPEG = encode(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
         (b"", r"empty \(0 bytes\)"),
         (GOOD[: len(GOOD) // 2], "broken image"),
         (GOOD_JPEG[: len(GOOD_JPEG) // 2], "broken image"),
-        (b"not an image at all", r"not a JPEG, PNG or WebP image \(begins with b'not an i'\)"),
-        (encode(Image.new("RGB", (4, 4)), "GIF"), "not a JPEG, PNG or WebP"),
+        (
+            b"not an image at all",
+            r"not an image of PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF \(begins with b'not an i'\)",
+        ),
+        (encode(Image.new("RGB", (4, 4)), "JPEG2000"), "not an image of PNG, JPEG"),
+        (encode(Image.new("F", (4, 4), 0.5), "TIFF"), "pixels are floating-point numbers"),
         (_bomb(10_000, 10_000), "more than 89478485 pixels"),  # Pillow only warns of this size
         (_bomb(60_000, 60_000), "more than 89478485 pixels"),
     ],

@@ -225,7 +225,7 @@ BAD_ROWS = [
     ({"num_example_per_prompt": 0}, r"column 'num_example_per_prompt': found 0, not a whole number"),
     ({"jpg_1": b""}, r"column 'jpg_1': the image is empty"),
     ({"jpg_1": None}, r"column 'jpg_1': no image"),
-    ({"jpg_0": b"GIF89a...."}, r"column 'jpg_0': not a JPEG, PNG or WebP image"),
+    ({"jpg_0": b"GIF89a...."}, r"column 'jpg_0': not an image of PNG, JPEG, WebP"),
 ]
 
 
