@@ -23,7 +23,7 @@ PACKAGE = "diffusion_feedback"
 # A room imports only from floors below its own, so rooms of one floor do not know each other.
 FLOORS = (
     {"errors", "__init__"},
-    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign"},
+    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
         "generation", "labeling", "evaluation", "annotation", "reports",
@@ -49,7 +49,7 @@ DOORS = {
     "sqlalchemy": {"annotation"},
 }
 
-LIGHT_ROOMS = {"annotation", "reports", "records", "catalog", "errors", "config", "foreign"}
+LIGHT_ROOMS = {"annotation", "reports", "records", "catalog", "errors", "config", "foreign", "installation"}
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 60
 
@@ -60,7 +60,7 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
-SOURCES = [*MODULES.values(), *sorted((ROOT / "scripts").rglob("*.py"))]
+SOURCES = [*MODULES.values(), *(path for room in ("scripts", "tools") for path in sorted((ROOT / room).rglob("*.py")))]
 
 
 @cache

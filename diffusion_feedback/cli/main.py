@@ -94,6 +94,8 @@ def _run(arguments: Sequence[str]) -> None:
         print(__version__)
     elif command in COMMANDS:
         # Imported here and not above, so that the overview and a misspelt name are answered at once.
+        if not {"-h", "--help"} & set(arguments):
+            importlib.import_module("diffusion_feedback.installation").check_installed()
         importlib.import_module(f"diffusion_feedback.cli.{command}").run(arguments[1:])
     else:
         raise UserError(f"unknown command {command!r}", nearest(command, list(COMMANDS)))
