@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError
+from ..errors import UserError, visible
 from ..records import atomic_write
 from .calibration import coverage_svg, reliability_svg
 from .content import CurveFigure, Rate, Report, ReportImage
@@ -34,7 +34,7 @@ def write_report(report: Report, path: Path | str, *, max_image_side: int = 768)
 
 
 def render_report(report: Report, *, max_image_side: int = 768) -> str:
-    """The page of ``write_report`` as text."""
+    """The page of ``write_report`` as text; control characters of texts and names are written out."""
     folder = files(__package__).joinpath("templates")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
@@ -58,12 +58,13 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
     style = Markup(folder.joinpath("report.css").read_text("utf-8"))
     deltas = [case.delta for group in report.cases for case in group.cases]
     scores = [sample.score for group in report.samples for sample in group.samples]
-    return template.render(
+    page = template.render(
         report=report,
         style=style,
         case_digits=decimals(max(map(abs, deltas), default=0.0)),
         score_digits=decimals(max(scores) - min(scores)) if scores else 0,
     )
+    return visible(page)
 
 
 # --- words and numbers -----------------------------------------------------------------------------------------------
