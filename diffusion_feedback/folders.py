@@ -1,21 +1,53 @@
-"""Output folders: that they can be written, and that no input of a command lies in what it is about to replace."""
+"""Output folders and files: that they can be written, that one command at a time works in them, and what is left behind.
+
+A command holds the lock of what it writes (``hold_folder``, ``hold_file``). The operating system frees the lock of a
+process that has died, so nobody has to remove anything by hand.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 ROUNDS = "identity.json"  # stands in a folder of rounds, and in no other
+LOCK, HOLDER = ".dfb.lock", ".dfb.holder"
+# What records.atomic_write leaves behind when its process is killed; older versions named it by the process id.
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.tmp", re.DOTALL)
+_LONG = 80  # so much of a file's name goes into that of its temporary and its lock, which would be too long else
+# How launchers tell a process its number; accelerate asks the same variables.
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def is_main_process() -> bool:
+    """Whether this process writes: the only one, or the first of those that a launcher has started together."""
+    return next((int(os.environ[name]) for name in _RANKS if os.environ.get(name, "").isdigit()), 0) == 0
+
+
+def expand(path: str | Path) -> Path:
+    """``path`` with a leading ~ as the home folder. Raises UserError where there is no such home, or no such path."""
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: no path, as it holds a NUL character", "give the name of a file or folder")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        remedy = "write the whole path, or ./~NAME for a file of that name"
+        raise UserError(f"{path}: there is no such home folder on this machine", remedy) from error
 
 
 def make_folder(folder: Path) -> None:
     """Make ``folder`` and its parents. Raises UserError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}", "choose another output_dir") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be written: {_reason(error)}", "choose another output_dir") from error
 
 
 def check_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
@@ -23,8 +55,105 @@ def check_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
 
     What is no path on this disk, as hub ids, lies nowhere.
     """
-    place = folder.expanduser().resolve()
+    place = expand(folder).resolve()
     for name, given in inputs.items():
-        path = Path(given).expanduser().resolve() if given else None
+        path = expand(given).resolve() if given else None
         if path is not None and path.exists() and (path == place or place in path.parents):
             raise UserError(f"{name}: {given} lies in {folder}, which this command writes", "choose another output_dir")
+
+
+@contextmanager
+def hold_folder(folder: Path, command: str) -> Iterator[None]:
+    """Make ``folder`` and keep every other ``command`` out of it; sweep what killed writers left in it.
+
+    Of several processes of one run the first takes the lock. A folder that was made and stays empty is removed again.
+    Raises UserError where the folder cannot be written, another command is at work in it, or it has vanished meanwhile.
+    """
+    if not is_main_process():
+        yield
+        return
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    make_folder(folder)
+    try:
+        with _lock(folder / LOCK, folder / HOLDER, folder, command, "output_dir"):
+            sweep_folder(folder)
+            yield
+            if not (folder / LOCK).exists():
+                problem = f"{folder}: was moved or deleted while {command} was at work in it"
+                raise UserError(problem, "run the same command again")
+    finally:
+        for place in made:
+            with suppress(OSError):  # not empty: there is something to keep
+                place.rmdir()
+
+
+@contextmanager
+def hold_file(path: Path, command: str) -> Iterator[None]:
+    """``hold_folder`` for an output that is one file: its folder may be shared with others.
+
+    Raises UserError where it cannot be written there, or another command is writing it.
+    """
+    if not is_main_process():
+        yield
+        return
+    make_folder(path.parent)
+    name = path.name[:_LONG]
+    with _lock(path.with_name(f".{name}.lock"), path.with_name(f".{name}.holder"), path, command, "output"):
+        sweep_beside(path)
+        yield
+
+
+@contextmanager
+def _lock(lock_file: Path, holder_file: Path, what: Path, command: str, other: str) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        remedy = f"wait until it has ended, or choose another {other}"
+        raise UserError(f"{what}: {_who(holder_file)} is at work here", remedy) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}: cannot be written: {_reason(error)}", f"choose another {other}") from error
+    try:
+        with suppress(OSError):  # a full disk: whoever comes next is then told that somebody is at work, not who
+            since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            told = {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+            holder_file.write_text(json.dumps(told), "utf-8")
+        yield
+    finally:
+        # Both files go while the lock is held: who waits for a file that is gone sees so, and makes a new one.
+        holder_file.unlink(missing_ok=True)
+        lock_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, FileExistsError):
+        return "a file is in the way"
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def _who(holder_file: Path) -> str:
+    try:
+        told = json.loads(holder_file.read_text("utf-8"))
+        return f"{told['command']} (process {told['pid']} on {told['host']}, since {told['since']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not been written yet, or the disk was full
+        return "another command"
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove what killed writers left in ``folder`` and below, where no other command is at work."""
+    for place, subfolders, names in os.walk(folder):
+        here = Path(place)
+        subfolders[:] = [name for name in subfolders if not (here / name / LOCK).exists()]
+        for name in names:
+            if _TEMPORARY.fullmatch(name):
+                (here / name).unlink(missing_ok=True)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what killed writers of the file ``path`` left beside it."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name[:_LONG]}.") and _TEMPORARY.fullmatch(left.name):
+            left.unlink(missing_ok=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -236,14 +238,29 @@ def recipe_of_each(records: Iterable[ScoreRecord]) -> dict[str, str]:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place at the end, remove it on an error.
 
-    A reader therefore sees the whole old file or the whole new one, whenever the writer is killed.
+    A reader therefore sees the whole old file or the whole new one, whenever the writer is killed or the power fails.
+    No two writers share a temporary, on whatever host or in whatever container they are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # folders.py knows this name, and sweeps what was left behind; a long one must not become too long.
+    temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a renaming in ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks have nothing of the kind
+            raise
+    finally:
+        os.close(descriptor)

@@ -191,6 +191,7 @@ def _leave_temporary_files(folder: Path) -> None:
     (folder / "images/.00002-s3.png.77.tmp").write_bytes(b"half")
     (folder / ".metadata.jsonl.77.tmp").write_bytes(b"half")
     (folder / "images/00099-s3.png").write_bytes(b"an image whose row was never written")
+    (folder / ".pending.json").write_text('["images/00099-s3.png"]')
 
 
 @pytest.mark.parametrize("damage", [_truncate_last_line, _lose_an_image, _leave_temporary_files])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..folders import hold_folder
 from .sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler
 from .scoring import SCORERS_HELP, add_scoring_flags
 
@@ -90,13 +91,19 @@ def run(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from ..catalog import resolve
+
+    benchmark: Benchmark = resolve("benchmark", arguments.benchmark)()
+    _check(arguments, benchmark)
+    with hold_folder(Path(arguments.output_dir), "dfb benchmark"):
+        _measure(arguments, benchmark)
+
+
+def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     from ..data.prompt_images import find_images
     from .benchmark_page import console_summary, write_pages
     from .benchmark_run import check_folder, image_names, make_run, open_folder, write_run
     from .scoring import process_state, score_items
 
-    benchmark: Benchmark = resolve("benchmark", arguments.benchmark)()
-    _check(arguments, benchmark)
     prompts, settings = _prompts(benchmark, arguments)
     baseline = _baseline(benchmark, settings, arguments)
     loaded = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.
 REPORT, README = "report.html", "README.md"
 _NEEDED: Mapping[str, type] = {"benchmark": str, "prompts": str, "prompts_hash": str, "short": list}
 _OPTIONAL: Mapping[str, type] = {"images": str, "seeds": list, "generation": dict, "recipes": dict}
-_HOUR = 3600.0
 # What may change while the run stays the same: where its prompts and weights were read from, as their hashes decide.
 _FREE = ("prompts", "model", "lora", "recipes", "version")
 
@@ -163,9 +161,6 @@ def write_run(run: BenchmarkRun, records: Sequence[ScoreRecord], comparison: Map
         file.write_text(_dump(run.settings), "utf-8")
     with atomic_write(run.folder / RESULTS) as file:
         file.write_text(_dump(results_json(run, comparison)), "utf-8")
-    for path in run.folder.glob(".*.tmp"):  # what killed runs left behind; young ones may be those of a run beside
-        if path.stat().st_mtime < time.time() - _HOUR:
-            path.unlink(missing_ok=True)
 
 
 def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:

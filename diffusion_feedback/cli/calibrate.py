@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders import hold_folder
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def run(argv: Sequence[str]) -> None:
     """Calibrate as ``argv`` says. Raises UserError for bad input."""
     arguments = build_parser().parse_args(argv)
     _check(arguments)
+    with hold_folder(Path(arguments.output_dir), "dfb calibrate"):
+        _calibrate(arguments)
 
+
+def _calibrate(arguments: argparse.Namespace) -> None:
     from ..evaluation.calibration import agreements, calibrate
     from .calibration_report import CalibrationResult, table, write
     from .scoring import process_state, score_items
@@ -205,7 +210,7 @@ def _check(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file", "choose another --output_dir")
-    if folder.is_dir() and any(folder.iterdir()) and not arguments.overwrite:
+    if folder.is_dir() and any(folder.glob("[!.]*")) and not arguments.overwrite:
         raise UserError(f"{folder}: holds files already", "choose another --output_dir, or give --overwrite")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..folders import hold_file
+
 CHECK_EPILOG = """examples:
   dfb data check pairs.parquet
   dfb data check "pickapic/train-*.parquet"
@@ -174,7 +176,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
     unit = "example" if is_text else "pair"
     write = write_texts if is_text else write_pickapic
-    number = write(tqdm(reader, desc="convert", total=reader.num_rows, unit=unit), output)
+    with hold_file(output, "dfb data convert"):
+        number = write(tqdm(reader, desc="convert", total=reader.num_rows, unit=unit), output)
     for _, reason in reader.skipped:
         print(f"left out: {reason}")
     print(f"{output}: {number:,} {unit}s from {reader.format} ({reader.counts})")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..folders import hold_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,8 +69,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(
             f"--num_prompts {arguments.num_prompts}, --seed {arguments.seed}", "allowed: 1 or more, 0 or more"
         )
-    story = Story(arguments)
-    story.tell()
+    with hold_folder(Path(arguments.output_dir), "dfb demo"):
+        Story(arguments).tell()
 
 
 class Story:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..folders import hold_folder
 from .completing import (
     add_completion_flags,
     drawing_of,
@@ -86,14 +87,16 @@ def run(argv: Sequence[str]) -> None:
     if arguments.batch_size < 1:
         raise UserError(f"--batch_size: got {arguments.batch_size}", "allowed: 1 or more")
     check_sampling_flags(arguments)
+    draw = _complete
     if is_language_model(arguments.model, arguments.family):
         given = [name for name in _IMAGE_FLAGS if getattr(arguments, name) != parser.get_default(name)]
         _refuse(given, arguments.model, "writes texts")
-        _complete(arguments)
     else:
         _refuse(given_completion_flags(arguments), arguments.model, "makes images")
         arguments.family = arguments.family or "sd"
-        _draw_images(arguments)
+        draw = _draw_images
+    with hold_folder(Path(arguments.output_dir), "dfb generate"):
+        draw(arguments)
 
 
 def _refuse(given: Sequence[str], model: str, what: str) -> None:

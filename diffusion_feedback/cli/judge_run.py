@@ -22,9 +22,9 @@ from ..evaluation.judging import (
     position_bias,
 )
 from ..evaluation.statistics import Interval
-from ..folders import check_outside, make_folder
+from ..folders import check_outside, hold_folder
 from ..generation import COMPLETIONS, complete_prompts, load_completions
-from ..records import CompletionRecord, Text, atomic_write
+from ..records import CompletionRecord, Text, TextRecord, atomic_write
 from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..types import PairJudge
@@ -55,6 +55,12 @@ def judge(arguments: argparse.Namespace) -> None:
     for spec in arguments.judge:
         parse_text_spec(spec, _kind(spec))  # before minutes of sampling, not after
     texts = read_texts(arguments)
+    check_outside(folder, _inputs(arguments))
+    with hold_folder(folder, "dfb judge"):
+        _compare(arguments, folder, called, texts)
+
+
+def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str], texts: Sequence[TextRecord]) -> None:
     settings = _settings(arguments)
     _claim(folder, arguments, settings)
     sides = (_completions(arguments, 0), _completions(arguments, 1))
@@ -191,12 +197,13 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name not in unused}
 
 
+def _inputs(arguments: argparse.Namespace) -> dict[str, str | None]:
+    named = {f"--{name}": getattr(arguments, name) for name in ("prompts", "texts", "reference")}
+    return {"A": arguments.a, "B": arguments.b, **named}
+
+
 def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
-    """Make the folder, and make sure that nothing of others, no input and no other comparison is in it."""
-    inputs = {"A": arguments.a, "B": arguments.b}
-    inputs |= {f"--{name}": getattr(arguments, name) for name in ("prompts", "texts", "reference")}
-    check_outside(folder, inputs)
-    make_folder(folder)
+    """Make sure that nothing of others and no other comparison is in the folder."""
     own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html", _README}
     others = [path for path in folder.glob("[!.]*") if path.name not in own]
     others += [path for name in "ab" for path in (folder / name).glob("[!.]*") if path.name != COMPLETIONS]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders import hold_file
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
@@ -94,7 +95,11 @@ def run(argv: Sequence[str]) -> None:
     """Label as ``argv`` says. Raises UserError for bad input."""
     arguments = build_parser().parse_args(argv)
     _check(arguments)
+    with hold_file(Path(arguments.output), "dfb label"):
+        _label(arguments)
 
+
+def _label(arguments: argparse.Namespace) -> None:
     from ..data.image_sets import PairImage, open_images
     from ..errors import UserError
     from ..generation import read_prompts

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders import hold_file
+
 if TYPE_CHECKING:
     from .benchmark_run import BenchmarkRun
 
@@ -64,7 +66,8 @@ def run(argv: Sequence[str]) -> None:
         report = runs_report(others, baseline, compared, title=arguments.title)
     else:
         report = runs_report([baseline], None, [], title=arguments.title)
-    write_report(report, output)
+    with hold_file(output, "dfb report"):
+        write_report(report, output)
     for notice in report.notices:
         print(f"{'ALARM: ' if notice.tone == 'alarm' else ''}{notice.title}\n  {notice.text}")
     print(f"{output}: {len(others) + 1} runs of {baseline.benchmark.title}, baseline {baseline.name}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..config import build_parser, parse, to_yaml
+from ..folders import hold_folder
 
 EPILOG = """examples:
   dfb rounds --config configs/text_rounds_tiny.yaml
@@ -33,4 +35,5 @@ def run(argv: Sequence[str]) -> None:
     from .rounds_run import Rounds
 
     check_rounds(recipe)
-    Rounds.open(recipe, overwrite=flags.overwrite).run()
+    with hold_folder(Path(recipe.output_dir), "dfb rounds"):
+        Rounds.open(recipe, overwrite=flags.overwrite).run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from accelerate.utils import parse_flag_from_env
 from ..catalog import needs_reference, reads_text
 from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
 from ..errors import UserError
-from ..folders import ROUNDS, check_outside, make_folder
+from ..folders import ROUNDS, check_outside
 from ..records import Text, atomic_write, content_hash
 from ..training.run_folder import RunFolder
 from .rounds_figures import RoundFigures, measure
@@ -28,7 +27,6 @@ from .rounds_page import README, write_page
 from .training_run import inputs_of, run_training
 
 _SCORES, _DRAWN, _MODEL = "scores.parquet", "drawn.json", "model"
-_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what atomic_write leaves when its process is killed
 # What a later call may change: rounds are added, and speed is nobody's business.
 _FREE = {("rounds", "num_rounds"), ("rounds", "batch_size"), ("rollouts", "batch_size"), ("output_dir",)}
 
@@ -129,7 +127,6 @@ class Rounds:
             figures.append(self._measure(number, models[-1], figures[-1]))
             self._note(f"round {number}: {figures[-1].line()}")
         self._main(lambda: write_page(self.folder, self.recipe, figures, self.side.samples))
-        self._main(lambda: _sweep(self.folder))
         self.state.destroy_process_group()
 
     def _pairs(self, number: int, place: Path, model: str) -> Path:
@@ -306,13 +303,6 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers left behind."""
-    for path in folder.rglob(".*.tmp"):
-        if _LEFTOVER.fullmatch(path.name) and path.is_file():
-            path.unlink()
-
-
 def _process() -> PartialState:
     from datetime import timedelta
 
@@ -335,7 +325,6 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
     """Make sure that the folder is empty or holds rounds of the same recipe, prompts and model, and write the recipe."""
     folder = Path(recipe.output_dir)
     told = {"recipe": to_dict(recipe), "identity": dict(identity)}
-    make_folder(folder)
     path, mark = folder / "recipe.yaml", folder / ROUNDS
     if not mark.exists() and any(folder.glob("[!.]*")):
         holds = "a run of dfb train" if path.exists() else "no rounds"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..folders import hold_file
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 EPILOG = f"""examples:
@@ -43,13 +44,20 @@ def run(argv: Sequence[str]) -> None:
     """Score as ``argv`` says. Raises UserError for bad input."""
     arguments = build_parser().parse_args(argv)
 
-    from ..data.image_sets import open_images
-    from ..data.scores import write_scores
-    from ..generation import read_prompts
-    from .scoring import check_not_input, check_output, process_state, score_items, summary
+    from .scoring import check_output
 
     output = Path(arguments.output)
     check_output(output, overwrite=arguments.overwrite)
+    with hold_file(output, "dfb score"):
+        _score(arguments, output)
+
+
+def _score(arguments: argparse.Namespace, output: Path) -> None:
+    from ..data.image_sets import open_images
+    from ..data.scores import write_scores
+    from ..generation import read_prompts
+    from .scoring import check_not_input, process_state, score_items, summary
+
     prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None
     items = open_images(arguments.images, prompts=prompts, split=arguments.split, revision=arguments.revision)
     check_not_input(output, items, arguments.prompts)

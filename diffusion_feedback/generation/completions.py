@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..folders import make_folder
+from ..folders import make_folder, sweep_beside
 from ..records import CompletionRecord, Text, atomic_write, content_hash
 
 COMPLETIONS = "completions.jsonl"
@@ -85,8 +85,7 @@ def complete_prompts(
             _append(path, records)
             found += records
             progress.update(len(records))
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink()
+    sweep_beside(path)
     return found
 
 

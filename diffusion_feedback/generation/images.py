@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..records import ImageRecord, atomic_write, content_hash
+from ..folders import make_folder, sweep_folder
+from ..records import ImageRecord, atomic_write, content_hash, parse_json
 
 Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """(prompts, seeds) of equal length to one image each; an image depends on its own prompt and seed alone."""
@@ -26,8 +27,7 @@ Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 METADATA = "metadata.jsonl"
 IMAGES = "images"
 
-_IMAGE_NAME = re.compile(r"\d{5,}-s\d+\.png")
-_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what atomic_write leaves behind when its process is killed
+_IMAGE_NAME = re.compile(IMAGES + r"/\d{5,}-s\d+\.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,43 @@ class _Manifest:
         self.rows.update((record.file_name, record) for record in records)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Images that are about to be written or replaced, by name: those of a killed run may be replaced by the next.
+
+    Images that neither this nor ``metadata.jsonl`` names are somebody's, and are never removed.
+    """
+
+    path: Path
+    names: set[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Pending:
+        path = folder / ".pending.json"
+        if not path.is_file():
+            return cls(path, set())
+        remedy = "remove the file, and look whether all images in images/ are to be kept"
+        names = parse_json(path.read_bytes(), str(path), remedy)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: not a list of file names", remedy)
+        return cls(path, set(names))
+
+    def add(self, names: Iterable[str]) -> None:
+        """Note ``names`` on the disk before they are touched."""
+        new = set(names) - self.names
+        if new:
+            self.names.update(new)
+            with atomic_write(self.path) as temporary:
+                temporary.write_text(json.dumps(sorted(self.names)), "utf-8")
+
+    def clear(self, keep: set[str]) -> None:
+        """All is in place: remove those images that are not to ``keep``, and the note."""
+        for name in self.names - keep:
+            if _IMAGE_NAME.fullmatch(name):
+                (self.path.parent / name).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
 def generate(
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -74,8 +111,8 @@ def generate(
     same seed gives the same starting noise under every prompt and every model, as a before/after comparison needs.
     Images that are recorded and in place are kept, so the same call goes on after a kill and ends in the same bytes;
     prompts may be added at the end, and seeds anywhere. ``settings`` must be JSON. Raises UserError where ``folder``
-    holds the images of another run, unless ``overwrite`` says to replace them; ValueError for an empty or repeated
-    request.
+    holds the images of another run, or images of which no manifest tells, unless ``overwrite`` says to replace them;
+    ValueError for an empty or repeated request.
     """
     if not prompts or not seeds or batch_size < 1:
         raise ValueError(f"nothing to do: {len(prompts)} prompts, {len(seeds)} seeds, batch_size {batch_size}")
@@ -87,21 +124,32 @@ def generate(
         for index, prompt in enumerate(prompts)
         for seed in sorted(seeds)
     ]
-    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / IMAGES)
+    pending = _Pending.read(folder)
     if overwrite:
+        pending.add(_unrecorded(folder, set()))
         (folder / METADATA).unlink(missing_ok=True)
     manifest = _resume(folder, wanted)
+    _check_unrecorded(folder, manifest, pending, wanted)
     with tqdm(total=len(wanted), initial=len(manifest.rows), unit="image", desc="generate") as progress:
         # Batches are cut from the whole request, not from what is left, so that a run that was interrupted hands the
         # sampler the same batches as one that was not: GPU kernels round differently for another batch size.
         for start in range(0, len(wanted), batch_size):
             batch = [record for record in wanted[start : start + batch_size] if record.file_name not in manifest.rows]
             if batch:
+                pending.add(record.file_name for record in batch)
                 _write_images(folder, batch, sampler)
                 manifest.append(batch)
                 progress.update(len(batch))
+    absent = [record.file_name for record in wanted if not (folder / record.file_name).is_file()]
+    if absent:
+        problem = (
+            f"{folder}: {len(absent)} of its images were removed while they were generated; the first: {absent[0]}"
+        )
+        raise UserError(problem, "run the same command again")
     manifest.rewrite(wanted)
-    _sweep(folder, keep={Path(record.file_name).name for record in wanted})
+    pending.clear(keep={record.file_name for record in wanted})
+    sweep_folder(folder)
     return wanted
 
 
@@ -190,10 +238,20 @@ def _check_same_run(folder: Path, found: ImageRecord, wanted: ImageRecord | None
         raise UserError(problem, remedy)
 
 
-def _sweep(folder: Path, keep: set[str]) -> None:
-    """Remove what killed writers left behind and images that no row names; files of other names are left alone."""
-    for path in (folder / IMAGES).iterdir():
-        if _LEFTOVER.fullmatch(path.name) or (_IMAGE_NAME.fullmatch(path.name) and path.name not in keep):
-            path.unlink()
-    for path in folder.glob(f".{METADATA}.*.tmp"):
-        path.unlink()
+def _unrecorded(folder: Path, recorded: set[str]) -> list[str]:
+    """Images under names such as ours that are not ``recorded``; files of other names are nobody's business here."""
+    names = (f"{IMAGES}/{path.name}" for path in (folder / IMAGES).iterdir())
+    return sorted(name for name in names if _IMAGE_NAME.fullmatch(name) and name not in recorded)
+
+
+def _check_unrecorded(folder: Path, manifest: _Manifest, pending: _Pending, wanted: Sequence[ImageRecord]) -> None:
+    """Refuse to replace or to keep images of which nobody knows what they are: without rows all of them are such."""
+    known = {*manifest.rows, *pending.names}
+    if manifest.rows:  # of this very run, so that what it asks for comes out as it was
+        known |= {record.file_name for record in wanted}
+    unknown = _unrecorded(folder, known)
+    if unknown:
+        state = "does not name them" if manifest.rows else "is empty" if manifest.path.exists() else "is not there"
+        problem = f"{folder}: holds {len(unknown)} images, and {METADATA} {state}; the first: {unknown[0]}"
+        remedy = f"bring {METADATA} back, move the images away, use another folder, or --overwrite to replace them"
+        raise UserError(problem, remedy)
