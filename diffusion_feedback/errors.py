@@ -1,8 +1,13 @@
-"""The one error for a user's mistake: the command line turns it into a clear message and exit code 2."""
+"""The errors that are no defects: the command line turns them into a clear message and an exit code of their own."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What allocators say in a RuntimeError of no kind of its own: torch's on the CPU, cuBLAS, and the drivers of devices.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 
 
 class UserError(ValueError):
@@ -17,6 +22,15 @@ class UserError(ValueError):
         super().__init__(f"{problem}\n  -> {remedy}" if remedy else problem)
         self.problem = problem
         self.remedy = remedy
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work at a place from where it goes on; the exit code is 128 + ``signum``."""
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signum = int(signum)
+        self.message = message
 
 
 def first_line(error: BaseException) -> str:
@@ -40,3 +54,21 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a
 def _written_out(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, on the CPU or on a device; torch need not be imported for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def within_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn running out of memory in ``what`` into a UserError that ends in ``remedy``; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"{what}: out of memory: {first_line(error)}", remedy) from error

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError, first_line
+from .errors import UserError, first_line, is_out_of_memory
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Endings of files: whoever gives one means a file on this disk.
@@ -31,10 +31,10 @@ def reading(source: str | Path, what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this light module does not import
+        if is_out_of_memory(error):
             raise
         raise UserError(f"{source}: could not be read as {what}: {first_line(error)}", remedy) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -9,19 +10,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..config import TrainingConfig
-from ..errors import UserError
+from ..errors import Interrupted, UserError, first_line, is_out_of_memory, within_memory
 from ..types import BatchSource, Coupled, Gated, Observer, Step, StepOutput
+from .checkpoints import first_not_finite
 from .ema import WeightAverage
+from .finite import MAX_SKIPPED, START_OVER, Watch, explain
 from .optimizers import learning_rate_at
+from .resuming import check_identity, take_over, take_over_optimizer
 from .run_folder import RunFolder
+from .stopping import StopSignals
 
 Look = Callable[[int, nn.Module], Mapping[str, float]]
 _WEIGHT = "weight of "
+_STOP = "asked to stop"
+_SMALLER = (
+    "lower training.train_batch_size and raise training.gradient_accumulation_steps by as much, set"
+    " model.gradient_checkpointing: true, or use another device; --resume takes all of these. A lower data.resolution"
+    " or text.max_length wants a run of its own"
+)
 
 
 def _sums(output: StepOutput) -> dict[str, Tensor]:
@@ -42,7 +53,8 @@ class Trainer:
     ``source`` gives the batches of each update; ``look(step, network)`` is called every ``look_every`` steps (0: only at the
     end; with ``look_first`` also before the first update) with the averaged weights in place, on the main process, and
     returns figures for metrics.jsonl. ``figures_of(number)`` are figures of update ``number`` that are known without
-    running it. ``identity`` names hashes that a continued run must share with its beginning.
+    running it. ``identity`` names hashes that a continued run must share with its beginning. ``name_of`` tells people
+    where the example of a pair id stands.
     """
 
     accelerator: Accelerator
@@ -57,11 +69,16 @@ class Trainer:
     identity: Mapping[str, str] = field(default_factory=dict)
     look_first: bool = False
     figures_of: Callable[[int], Mapping[str, float]] = lambda number: {}
+    name_of: Callable[[str], str] = lambda pair_id: f"pair {pair_id}"
 
     def __post_init__(self) -> None:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
         self.weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.average = WeightAverage(self.weights, self.config.ema_decay) if self.config.ema_decay else None
+        self._saved = -1  # the step of the newest checkpoint
+        self._skipped = 0  # updates that the loss scaler has left out, one after the other
+        self._stop = StopSignals()
+        self._is_stopping = False
 
     @property
     def effective_batch(self) -> int:
@@ -69,14 +86,41 @@ class Trainer:
         return self.source.batch_size
 
     def fit(self) -> None:
-        """Train to the end, from the newest checkpoint where there is one."""
+        """Train to the end, from the newest checkpoint where there is one.
+
+        A SIGTERM or SIGINT ends the run after the step in progress, with a checkpoint: raises Interrupted. Raises
+        UserError for numbers that are none, out of memory, a full disk, and checkpoints that do not fit.
+        """
         self.network.train()
         start = self._restore()
-        if start == 0 and isinstance(self.step, Gated):
-            gate = self.step.gate(self.policy, next(self.source.micro_batches(0)))
+        if start == 0:
+            self._begin()
+        elif self._is_look_due(start):
+            self._look(start)  # unless that was done before the run broke off
+        with self._stop:
+            self._train(start)
+
+    def _begin(self) -> None:
+        """The check before the first update, and the figures of the model as it came."""
+        if isinstance(self.step, Gated):
+            batch = next(self.source.micro_batches(0))
+            with within_memory("step 1", _SMALLER):
+                gate = self._gate(self.step, batch)
             self._log({"step": 0, **{f"gate/{name}": value for name, value in gate.items()}})
-        if start == 0 and self.look_first:
+        if self.look_first:
             self._look(0)
+
+    def _gate(self, step: Gated, batch: Any) -> Mapping[str, float]:
+        try:
+            return step.gate(self.policy, batch)
+        except UserError as error:
+            watch = Watch(self.name_of)
+            with torch.no_grad():
+                watch.note(batch, self.step(self.policy, batch))
+            culprits = watch.culprits()
+            raise UserError(error.problem + (explain(culprits) if culprits else ""), error.remedy) from error
+
+    def _train(self, start: int) -> None:
         bar = tqdm(
             total=self.config.max_train_steps,
             initial=start,
@@ -86,20 +130,35 @@ class Trainer:
         )
         with bar:
             for number in range(start, self.config.max_train_steps):
-                metrics = self.update(number)
                 done = number + 1
+                with within_memory(f"step {done}", _SMALLER):
+                    metrics = self.update(number)
                 self._log({"step": done, **metrics, **self.figures_of(number)})
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0.0) * self.effective_batch
-                shown = {"loss": f"{metrics['loss']:.4f}", "pairs/s": f"{rate:.1f}"}
+                shown = {"loss": f"{metrics.get('loss', float('nan')):.4f}", "pairs/s": f"{rate:.1f}"}
                 if "rewards/accuracies" in metrics:
                     shown["accuracy"] = f"{metrics['rewards/accuracies']:.3f}"
                 bar.set_postfix(shown, refresh=False)
-                if done == self.config.max_train_steps or (self.look_every and done % self.look_every == 0):
-                    self._look(done)
-                # After the look: whatever a checkpoint covers is then already written down.
-                if done % self.config.checkpointing_steps == 0 or done == self.config.max_train_steps:
-                    self._save(done)
+                self._after(done)
+
+    def _after(self, done: int) -> None:
+        """What follows step ``done``: the checkpoint first, so that nothing that comes after it can lose the step."""
+        is_last = done == self.config.max_train_steps
+        if is_last or self._is_stopping or done % self.config.checkpointing_steps == 0:
+            self._save(done)
+        if self._is_stopping:
+            raise self._interrupted(done, self._stop.received or signal.SIGTERM)
+        if self._is_look_due(done):
+            self._look(done)
+
+    def _interrupted(self, done: int, signum: int) -> Interrupted:
+        where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
+        goes_on = self.folder.resume_command
+        return Interrupted(signum, f"{where}; its checkpoint is written\n  -> to go on: {goes_on}")
+
+    def _is_look_due(self, done: int) -> bool:
+        return done == self.config.max_train_steps or bool(self.look_every and done % self.look_every == 0)
 
     def update(self, number: int) -> dict[str, float]:
         """One optimizer step; returns the metrics averaged over the global batch."""
@@ -112,13 +171,18 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums = self._accumulate(number)
-        norm = self._clip()
+        watch = Watch(self.name_of)
+        sums = self._accumulate(number, watch)
+        norm = self._clip(number + 1, watch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
         metrics = {**self._mean(sums), "grad_norm": norm, "lr": rate}
+        if self.accelerator.scaler is not None:
+            metrics = self._scaled(number + 1, metrics, watch)
+        elif not abs(metrics.get("loss", 0.0)) < float("inf"):
+            raise self._not_finite(number + 1, f"the loss is {metrics['loss']}", watch)
         for observer in self._observers().values():
             observer.observe(self.network, metrics)
         return metrics
@@ -128,7 +192,7 @@ class Trainer:
         parts: dict[str, object] = {"step": self.step, "source": self.source}
         return {name: part for name, part in parts.items() if isinstance(part, Observer)}
 
-    def _accumulate(self, number: int) -> dict[str, Tensor]:
+    def _accumulate(self, number: int, watch: Watch) -> dict[str, Tensor]:
         """Gradients of one update; returns sums of metrics and of their weights, of this process."""
         batches, step = self.source.micro_batches(number), self.step
         if isinstance(step, Coupled):
@@ -143,6 +207,7 @@ class Trainer:
             with self.accelerator.no_sync(self.policy) if following is not None else nullcontext():
                 output = step(self.policy, batch)
                 self.accelerator.backward(output.loss * scale)
+            watch.note(batch, output)
             for name, value in _sums(output).items():
                 sums[name] = sums[name] + value if name in sums else value
             batch = following
@@ -154,23 +219,48 @@ class Trainer:
         gathered = gather_object([values.tolist()])
         return [torch.tensor(each, dtype=values.dtype, device=values.device) for each in gathered]
 
-    def _clip(self) -> float:
+    def _clip(self, done: int, watch: Watch) -> float:
         limit = self.config.max_grad_norm or float("inf")
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), limit)
         value = float(norm) if norm is not None else float("nan")
         # Under fp16 the loss scaler skips a step that overflowed; otherwise there is no way back from here.
         if self.accelerator.scaler is None and not value < float("inf"):
-            raise UserError(
-                f"the gradient norm is {value}", "lower training.learning_rate, or train in bf16 or float32"
-            )
+            raise self._not_finite(done, f"the gradient norm is {value}", watch)
         return value
 
+    def _not_finite(self, done: int, what: str, watch: Watch) -> UserError:
+        """The error of step ``done``: weights that broke before it, or the examples that it saw."""
+        weight = first_not_finite(self.weights)
+        if weight is not None:
+            return UserError(
+                f"step {done}: {what}, because weight {weight} holds values that are not finite", START_OVER
+            )
+        culprits = [name for part in self._gather(watch.culprits()) for name in part]
+        return UserError(f"step {done}: {what}{explain(culprits)}", START_OVER)
+
+    def _gather(self, value: Any) -> list[Any]:
+        """``value`` of every process, in the order of ranks."""
+        return [value] if self.accelerator.num_processes == 1 else list(gather_object([value]))
+
+    def _scaled(self, done: int, metrics: dict[str, float], watch: Watch) -> dict[str, float]:
+        """``metrics`` of a step under the loss scaler, which leaves out updates that overflowed, but not for ever."""
+        self._skipped = self._skipped + 1 if self.optimizer.step_was_skipped else 0  # type: ignore[attr-defined]
+        if self._skipped >= MAX_SKIPPED:
+            what = f"the loss scaler has skipped {self._skipped} updates in a row, as gradients overflow in fp16"
+            raise self._not_finite(done, what, watch)
+        kept = {name: value for name, value in metrics.items() if abs(value) < float("inf")}
+        return {**kept, "skipped_updates": float(self._skipped)}
+
     def _mean(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        # Whether any process was asked to stop travels along, so that all of them stop after the same step.
+        asked = next(iter(sums.values())).new_tensor(bool(self._stop.received))
+        sums = {**sums, _STOP: asked}
         names = sorted(sums)
         stacked = torch.stack([sums[name] for name in names])
         summed = self.accelerator.reduce(stacked, reduction="sum")
         assert isinstance(summed, Tensor)
         totals = dict(zip(names, summed.tolist(), strict=True))
+        self._is_stopping = totals.pop(_STOP) > 0
         return {
             name: total / totals[_WEIGHT + name]
             for name, total in totals.items()
@@ -184,13 +274,55 @@ class Trainer:
             yield self.network
 
     def _look(self, done: int) -> None:
+        """Look at the network, unless metrics.jsonl has the figures of ``done``; a failure loses no step."""
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            with self.result() as network:
-                figures = self.look(done, network)
-            if figures:
-                self._log({"step": done, **{f"validation/{name}": value for name, value in figures.items()}})
-        self.accelerator.wait_for_everyone()
+        failure: BaseException | None = None
+        if self.accelerator.is_main_process and not self._was_looked_at(done):
+            # Other processes wait and cannot be told: with them, the look is finished first.
+            self._stop.at_once = self.accelerator.num_processes == 1
+            try:
+                self._look_alone(done)
+            except BaseException as error:
+                failure = self._explained(done, error)
+            finally:
+                self._stop.at_once = False
+        if self.accelerator.num_processes > 1:
+            told = [None if failure is None else str(failure)]
+            broadcast_object_list(told)
+            if failure is None and told[0] is not None:
+                failure = UserError(f"evaluation failed in the main process: {told[0]}")
+        if failure is not None:
+            raise failure
+
+    def _look_alone(self, done: int) -> None:
+        with self.result() as network:
+            figures = self.look(done, network)
+        if figures:
+            self._log({"step": done, **{f"validation/{name}": value for name, value in figures.items()}})
+
+    def _was_looked_at(self, done: int) -> bool:
+        rows = [row for row in self.folder.read_metrics() if row["step"] == done]
+        return any(name.startswith("validation/") for row in rows for name in row)
+
+    def _explained(self, done: int, error: BaseException) -> BaseException:
+        """What ended the look after step ``done``, as an error that says how to go on; the step itself is kept."""
+        if 0 < done != self._saved:
+            self._check_weights(done)
+            self._write(done)
+        goes_on = (
+            f"{self.folder.resume_command} goes on from step {done}; with --validation.prompts [] "
+            "--validation.num_prompts 0 it draws no samples, with --validation.steps 0 it evaluates only at the end"
+        )
+        what = f"evaluation after step {done}"
+        if isinstance(error, Interrupted):
+            return self._interrupted(done, error.signum)
+        if isinstance(error, UserError):
+            return UserError(f"{what}: {error.problem}", f"{error.remedy}; {goes_on}" if error.remedy else goes_on)
+        if is_out_of_memory(error):
+            return UserError(f"{what}: out of memory: {first_line(error)}", goes_on)
+        if isinstance(error, OSError):
+            return UserError(f"{what}: {error.filename or 'a file'}: {error.strerror or error}", goes_on)
+        return error
 
     def _log(self, row: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -198,9 +330,20 @@ class Trainer:
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def _save(self, done: int) -> None:
+        """Write the checkpoint of ``done``. Raises UserError in every process where a weight is no number."""
+        self._check_weights(done)
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            self._write(done)
+
+    def _check_weights(self, done: int) -> None:
+        averaged = self.average.average if self.average is not None else {}
+        for what, name in (("weight", first_not_finite(self.weights)), ("average of", first_not_finite(averaged))):
+            if name is not None:
+                problem = f"step {done}: {what} {name} holds values that are not finite; they are not saved"
+                raise UserError(problem, START_OVER)
+
+    def _write(self, done: int) -> None:
         tensors: dict[str, Mapping[str, Tensor]] = {"policy": {name: p.detach() for name, p in self.weights.items()}}
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
@@ -208,6 +351,7 @@ class Trainer:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "identity": self._identity()}
         self.folder.save_checkpoint(done, tensors, state, self.config.checkpoints_total_limit)
+        self._saved = done
 
     def _identity(self) -> dict[str, str]:
         """What a continued run must share with its beginning, besides the recipe."""
@@ -215,27 +359,13 @@ class Trainer:
 
     def _restore(self) -> int:
         found = self.folder.load_checkpoint()
-        if found is None:
-            start = 0
-        else:
-            start, tensors, state = found
-            for name, value in self._identity().items():
-                if state["identity"][name] != value:
-                    problem = (
-                        f"{self.folder.path}: --resume with another {name}: {state['identity'][name]} became {value}"
-                    )
-                    raise UserError(problem, "resume with the same model, pairs and number of processes")
-            with torch.no_grad():
-                for name, parameter in self.weights.items():
-                    parameter.copy_(tensors["policy"][name])
-            if self.average is not None:
-                self.average.load_state_dict(tensors["average"])
-            for name, observer in self._observers().items():
-                observer.load_state_dict(tensors[name])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+        if found is not None:
+            self._saved, tensors, state = found
+            checkpoint = self.folder.checkpoints()[-1]
+            check_identity(self.folder.path, state.get("identity"), self._identity())
+            take_over(checkpoint, tensors, self.weights, self.average, self._observers())
+            take_over_optimizer(checkpoint, state, self.optimizer, self.accelerator.scaler)
         if self.accelerator.is_main_process:
-            self.folder.forget_after(start if found is not None else -1)
+            self.folder.forget_after(self._saved)
         self.accelerator.wait_for_everyone()
-        return start
+        return max(0, self._saved)

@@ -4,7 +4,7 @@ recipe.yaml        the resolved recipe; ``dfb train --config`` reads it back
 environment.json   versions and hardware
 metrics.jsonl      one line a step, and one a look at held-out pairs
 samples/           validation grids, or completions, on fixed seeds
-checkpoints/       step-000100/..., whole or absent
+checkpoints/       step-000100/..., whole or absent, with checksums
 README.md          model card, written last: its presence says that the run is complete
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
+import shlex
 import shutil
 from collections.abc import Mapping
 from importlib import metadata
@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError, first_line
+from ..catalog import BATCH_COUPLED
+from ..errors import UserError
 from ..folders import ROUNDS
+from ..foreign import reading
 from ..records import atomic_write
+from . import checkpoints
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
 _WEIGHTS = (
@@ -57,6 +58,15 @@ FREE_KEYS = {
     ("validation",),
     ("output_dir",),
 }
+# Neither do these, up to rounding, as long as the examples of one step are as many; not so where the loss of one example
+# depends on the others of its pass. Whoever runs out of memory needs them.
+_GEOMETRY = {
+    ("training", "train_batch_size"),
+    ("training", "gradient_accumulation_steps"),
+    ("text", "max_tokens_per_pass"),
+    ("model", "gradient_checkpointing"),
+}
+_TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 
 
 def environment() -> dict[str, Any]:
@@ -76,6 +86,11 @@ class RunFolder:
         self.path = path
 
     @property
+    def resume_command(self) -> str:
+        """What goes on with the run, from the folder in which it was started."""
+        return f"dfb train --config {shlex.quote(str(self.path / 'recipe.yaml'))} --resume"
+
+    @property
     def metrics_path(self) -> Path:
         """Where the metrics stand."""
         return self.path / "metrics.jsonl"
@@ -90,7 +105,7 @@ class RunFolder:
             raise UserError(f"{self.path}: holds rounds of dfb rounds", "choose another output_dir")
         if (self.path / "recipe.yaml").exists():
             if resume:
-                self._check_same(yaml.safe_load((self.path / "recipe.yaml").read_text()), recipe)
+                self._check_same(self._read_recipe(), recipe)
             elif not overwrite:
                 remedy = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
                 raise UserError(f"{self.path}: already holds a run", remedy)
@@ -104,16 +119,17 @@ class RunFolder:
         """Start or continue a run here. Raises UserError for a folder that holds something else, or cannot be written."""
         self.check_free(recipe, resume=resume, overwrite=overwrite)
         recipe_path = self.path / "recipe.yaml"
-        if recipe_path.exists() and not overwrite:
-            return
+        is_new = overwrite or not recipe_path.exists()
         try:
-            if recipe_path.exists():
+            if recipe_path.exists() and overwrite:
                 self._clear()
-            # The recipe comes first: with it in place, a folder whose writer was killed is continued, not refused.
+            # The recipe comes first: with it in place, a folder whose writer was killed is continued, not refused. A run
+            # that goes on writes it again, as what is free may have changed.
             with atomic_write(recipe_path) as file:
-                file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-            with atomic_write(self.path / "environment.json") as file:
-                file.write_text(json.dumps(environment(), indent=2) + "\n")
+                file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), "utf-8")
+            if is_new:
+                with atomic_write(self.path / "environment.json") as file:
+                    file.write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
 
@@ -122,15 +138,26 @@ class RunFolder:
         for pattern in ("README.md", "metrics.jsonl", "environment.json", *_WEIGHTS):
             for file in self.path.glob(pattern):
                 file.unlink()
-        for name in ("checkpoints", "samples", *_PARTS):
+        for name in ("checkpoints", "samples", _TRACKED, *_PARTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "recipe.yaml").unlink()
 
-    def _check_same(self, old: Any, new: Mapping[str, Any]) -> None:
+    def _read_recipe(self) -> Mapping[str, Any]:
+        path = self.path / "recipe.yaml"
+        remedy = "start over with --overwrite, or choose another output_dir"
+        with reading(path, "the recipe of the run", remedy):
+            found = yaml.safe_load(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: holds no recipe but {type(found).__name__}", remedy)
+        return found
+
+    def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         before, after = _flatten(old), _flatten(new)
+        is_coupled = before.get(("objective", "name")) in BATCH_COUPLED
+        free_keys = FREE_KEYS if is_coupled else FREE_KEYS | _GEOMETRY
         differing = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
         for key in differing:
-            if not any(key[: len(free)] == free for free in FREE_KEYS):
+            if not any(key[: len(free)] == free for free in free_keys):
                 problem = (
                     f"{self.path}: --resume with another {'.'.join(key)}: {before.get(key)!r} became {after.get(key)!r}"
                 )
@@ -138,71 +165,49 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics_path.open("a") as file:
+        with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl."""
-        if not self.metrics_path.exists():
+        """All whole lines of metrics.jsonl. Raises UserError naming a line that is no JSON object with a step."""
+        path = self.metrics_path
+        if not path.exists():
             return []
-        lines = self.metrics_path.read_text().split("\n")[:-1]  # what follows the last newline was cut off by a kill
+        with reading(path, "metrics", "remove the file; the run goes on without the figures of its beginning"):
+            lines = path.read_text("utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
         found = []
         for number, line in enumerate(lines, start=1):
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{self.metrics_path}, line {number}: not JSON", "remove the line") from error
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON", "remove the line") from error
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise UserError(f"{path}, line {number}: no object with a step", "remove the line")
+            found.append(row)
         return found
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps beyond ``step``, which a continued run will write again."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         with atomic_write(self.metrics_path) as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
-    def save_checkpoint(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimizer: Any, keep: int
-    ) -> None:
-        """Write ``checkpoints/step-N`` beside and rename it; then remove all but the newest ``keep``."""
-        folder = self.path / "checkpoints" / f"step-{step:06d}"
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            for name, values in tensors.items():
-                save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
-            _save_optimizer(optimizer, temporary / "optimizer.pt")
-        except (OSError, SafetensorError) as error:
-            problem = f"{folder}: the checkpoint could not be written: {first_line(error)}"
-            raise UserError(problem, "make room; --resume goes on from the checkpoint before it") from error
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, keep: int) -> None:
+        """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""
+        checkpoints.save(self._checkpoints, step, tensors, state, keep)
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        return checkpoints.existing(self._checkpoints)
 
-    def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], Any] | None:
-        """The newest checkpoint: step, tensors by name, optimizer state; None where there is none."""
+    def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint: step, tensors by name, state of optimizer and run; None where there is none."""
         found = self.checkpoints()
-        if not found:
-            return None
-        try:
-            tensors = {file.stem: load_file(file) for file in found[-1].glob("*.safetensors")}
-            optimizer = torch.load(found[-1] / "optimizer.pt", weights_only=True, map_location="cpu")
-        except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            problem = f"{found[-1]}: the checkpoint cannot be read: {first_line(error)}"
-            raise UserError(problem, "remove the folder to go on from the checkpoint before it") from error
-        return int(found[-1].name.removeprefix("step-")), tensors, optimizer
+        return checkpoints.load(found[-1]) if found else None
 
-
-def _save_optimizer(state: Any, path: Path) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:  # torch's way to say that the disk is full
-        raise OSError(str(error)) from error
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
 
 def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -1,0 +1,45 @@
+"""Signals that ask a run to end: the step in progress is finished first, unless one comes again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from ..errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """While the ``with`` block lasts, the first SIGTERM or SIGINT is noted in ``received``; a second one ends at once.
+
+    Where ``at_once`` is set, as between steps, the first does so too, by raising Interrupted. Outside of the main thread,
+    where Python handles no signals, nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        is_second, self.received = bool(self.received), signum
+        if is_second or self.at_once:
+            raise Interrupted(signum)
+        text = f"\n{signal.Signals(signum).name}: stopping after this step; the same again stops at once\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())  # print is not safe in a handler
