@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
+from ..records import sync
 
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -53,10 +53,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk has no room for halves
         problem = f"{final}: the checkpoint could not be written: {first_line(error)}"
@@ -157,12 +157,3 @@ def _save_state(state: Any, path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk itself: a rename may otherwise outlive what it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
