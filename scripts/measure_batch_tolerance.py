@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from diffusion_feedback.catalog import resolve
-from diffusion_feedback.generation import read_prompts
+from diffusion_feedback.prompts import read_prompts
 
 SETTINGS = {"num_inference_steps": 15, "guidance_scale": 2.0}
 COUNT = 24

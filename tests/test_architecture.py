@@ -24,6 +24,7 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation"},
+    {"prompts"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
         "generation", "labeling", "evaluation", "annotation", "reports",

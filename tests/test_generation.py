@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.generation import generate, load_generated, own_noise, read_prompts
+from diffusion_feedback.generation import generate, load_generated, own_noise
+from diffusion_feedback.prompts import read_prompts
 from diffusion_feedback.records import ImageRecord
 
 PROMPTS = [f"a picture of thing {index}, “quoted”" for index in range(6)]
@@ -88,7 +89,8 @@ def test_prompt_goes_before_caption_and_text(tmp_path: Path) -> None:
     [
         ("p.txt", "\n \n", "p.txt: holds no prompts"),
         ("p.txt", b"\xff\xfe", "p.txt: not UTF-8 text"),
-        ("p.json", "[]", "cannot read prompts from a file ending in '.json'(.|\n)*did you mean '.jsonl'"),
+        ("p.json", "[]", "holds no prompts"),
+        ("p.jsn", "[]", "cannot read prompts from a file ending in '.jsn'(.|\n)*did you mean '.json'"),
         ("p.jsonl", '{"promt": "a"}', "line 1: no column 'prompt'(.|\n)*did you mean 'promt'"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ""}', "line 2, column 'prompt': found ''"),
         ("p.jsonl", '{"prompt": 3}', "line 1, column 'prompt': found 3"),
@@ -97,8 +99,8 @@ def test_prompt_goes_before_caption_and_text(tmp_path: Path) -> None:
         ("p.csv", "prompt,style\na cat,big,photo\n", "line 2: not 2 cells"),
         ("p.csv", 'prompt\n"a cat\na dog\n', "line 3: not CSV"),
         ("p.jsonl", '{"prompt": "\\ud83d"}', "line 1: not JSON"),
-        ("p.csv", "style\nphoto\n", "line 2: no column 'prompt', 'caption', 'text'"),
-        ("p.parquet", b"nonsense", "p.parquet: not a parquet file"),
+        ("p.csv", "style\nphoto\n", "line 2: no column 'prompt', 'prompts', 'caption', 'text'"),
+        ("p.parquet", b"nonsense", "p.parquet: could not be read as a parquet file"),
     ],
 )
 def test_broken_prompt_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

@@ -138,12 +138,9 @@ def load_writer(
 
 
 def read_text_prompts(path: str) -> list[Text]:
-    """The different prompts of a text or CSV file, or of texts in any of the formats that are trained on."""
+    """The different prompts of a file of prompts, or of texts in any of the formats that are trained on."""
     from ..data.texts import open_prompts
-    from ..generation import read_prompts
 
-    if Path(path).suffix.lower() == ".csv":
-        return list(dict.fromkeys(record.prompt for record in read_prompts(path)))
     return open_prompts(path)
 
 

@@ -79,7 +79,7 @@ class Story:
     def __init__(self, arguments: argparse.Namespace) -> None:
         from ..config import build_parser as recipe_parser
         from ..config import parse
-        from ..generation import read_prompts
+        from ..prompts import read_prompts
 
         self.folder = Path(arguments.output_dir)
         if arguments.overwrite:

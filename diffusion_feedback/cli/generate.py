@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--prompts",
         required=True,
-        help=".txt (one a line), .csv, .jsonl or .parquet (column prompt; images: caption, text)",
+        help=".txt (one a line), .json, .jsonl, .csv, .tsv or .parquet (column prompt, prompts, caption or text)",
     )
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--seeds", type=int, nargs="+", default=[0], help="each prompt is generated under each seed (default 0)")
@@ -109,7 +109,8 @@ def _refuse(given: Sequence[str], model: str, what: str) -> None:
 
 
 def _draw_images(arguments: argparse.Namespace) -> None:
-    from ..generation import generate, own_noise, read_prompts
+    from ..generation import generate, own_noise
+    from ..prompts import read_prompts
 
     prompts = [record.prompt for record in read_prompts(arguments.prompts)]
     loaded = load_sampler(arguments, dtype=arguments.dtype)

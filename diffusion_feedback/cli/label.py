@@ -102,8 +102,8 @@ def run(argv: Sequence[str]) -> None:
 def _label(arguments: argparse.Namespace) -> None:
     from ..data.image_sets import PairImage, open_images
     from ..errors import UserError
-    from ..generation import read_prompts
     from ..labeling.panel import read_calibration
+    from ..prompts import read_prompts
     from .label_output import write_built, write_relabelled
     from .scoring import check_not_input, process_state
 

@@ -14,8 +14,9 @@ from ..catalog import resolve
 from ..config import Recipe
 from ..data.image_sets import open_images
 from ..data.scores import read_scores, write_scores
-from ..generation import generate, load_generated, own_noise, read_prompts
+from ..generation import generate, load_generated, own_noise
 from ..labeling.panel import Policy
+from ..prompts import read_prompts
 from ..records import Text
 from .label_output import write_built
 from .rounds_checks import rule_of

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
 def _score(arguments: argparse.Namespace, output: Path) -> None:
     from ..data.image_sets import open_images
     from ..data.scores import write_scores
-    from ..generation import read_prompts
+    from ..prompts import read_prompts
     from .scoring import check_not_input, process_state, score_items, summary
 
     prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import UserError
-from ..records import parse_json
+from ..prompts.rows import read_table
 from .image_folders import list_images, natural_order
 from .rows import Location, Row, match_columns, read_image
 
@@ -36,42 +35,6 @@ def find_twins(folder: Path) -> tuple[Path, Path] | None:
     """The folders of chosen and of rejected images under ``folder``, if there are such."""
     pairs = ((folder / chosen, folder / rejected) for chosen, rejected in TWINS)
     return next(((chosen, rejected) for chosen, rejected in pairs if chosen.is_dir() and rejected.is_dir()), None)
-
-
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and row of a JSONL or CSV file. Raises UserError naming file and line."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                yield from _csv_rows(file, path)
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _json_row(line, f"{path}, line {number}")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-
-
-def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Strict: a quotation mark that is never closed would swallow all rows behind it.
-    reader = csv.DictReader(file, strict=True)
-    try:
-        for cells in reader:
-            if None in cells or None in cells.values():
-                problem = f"{path}, line {reader.line_num}: not {len(reader.fieldnames or [])} cells"
-                raise UserError(problem, "quote the cells that hold commas")
-            yield reader.line_num, cells
-    except csv.Error as error:
-        problem = f"{path}, line {reader.reader.line_num}: not CSV ({error})"
-        raise UserError(problem, "close every quotation mark, and double those inside a quoted cell") from error
-
-
-def _json_row(line: str, where: str) -> dict[str, Any]:
-    remedy = "write one JSON object on each line"
-    row = parse_json(line, where, remedy)
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: found {line.strip()[:60]!r}", remedy)
-    return row
 
 
 @dataclass(frozen=True)

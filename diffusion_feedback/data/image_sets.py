@@ -12,9 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..prompts.rows import read_table
 from ..records import content_hash
 from ..types import ImageItem
-from .folders import find_metadata, find_twins, read_table
+from .folders import find_metadata, find_twins
 from .image_folders import is_image_name, list_images
 from .images import decode_image
 from .readers import find_source

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ..errors import UserError, first_line
+from ..prompts import prompt_column
+from ..prompts.rows import read_rows
 from ..records import parse_json
 from .places import load_hub
 from .rows import BadRow
@@ -199,24 +201,19 @@ class HubTexts:
 
 
 @dataclass(frozen=True)
-class PromptLines:
-    """A text file of prompts, one a line."""
+class PromptRows:
+    """A file of prompts alone in a form that ``prompts`` reads; the space around a prompt is its own."""
 
     file: Path
-    storage: str = "lines of text"
+    storage: str = "a file of prompts"
     num_rows: int | None = None
     columns: frozenset[str] = frozenset({"prompt"})
 
     def rows(self) -> Iterator[TextRow]:
-        """Every line that is not blank. Raises UserError for text that is not UTF-8."""
-        try:
-            lines = self.file.read_text("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            problem = f"{self.file}: not UTF-8 text (byte {error.start})"
-            raise UserError(problem, "save the file as UTF-8") from error
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield TextRow(f"{self.file}, line {number}", {"prompt": line.rstrip("\r")})
+        """Every row. Raises UserError naming file and row for what is not valid."""
+        for where, row in read_rows(self.file):
+            prompt = row if isinstance(row, str) else row[prompt_column(list(row), where)]
+            yield TextRow(where, {"prompt": prompt})
 
 
 def text_columns(schema: pa.Schema) -> frozenset[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..prompts import ENDINGS
+from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
 from .folders import find_metadata, find_twins
 from .places import files_of_split, glob_files, hub_id, is_glob
@@ -15,7 +17,7 @@ from .readers import OnBadRow
 from .rows import BadRow
 from .text_cells import Row
 from .text_formats import TextFormat, detect, unknown_columns
-from .text_sources import JSON_SUFFIXES, SUFFIXES, HubTexts, ParquetTexts, PromptLines, TextSource, file_source
+from .text_sources import JSON_SUFFIXES, SUFFIXES, HubTexts, ParquetTexts, PromptRows, TextSource, file_source
 
 FORMATS_HELP = (
     "give a file of JSON Lines, JSON or parquet, a glob of such files, a folder of them, or a hub id such as owner/name"
@@ -164,16 +166,13 @@ def open_prompts(
     on_bad_row: OnBadRow = "error",
     unique: bool = True,
 ) -> list[Text]:
-    """The prompts of ``path``, in its order: of any format that has prompts, or of prompts alone, also ``.txt``, one a line.
+    """The prompts of ``path``, in its order: of any format that has prompts, or a file of prompts alone.
 
     ``unique`` leaves out a prompt that came before, as each prompt of preferences recurs. Raises UserError as
     ``open_texts`` does, and where an example has no prompt.
     """
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix == ".txt":
-        sources: list[TextSource] = [PromptLines(path)]
-    else:
-        sources = find_texts(str(path), split=split, revision=revision)
+    sources = _prompt_sources(path, split, revision)
     found: list[Text] = []
     known: set[str] = set()
     for record in TextReader(sources, str(path), on_bad_row=on_bad_row, prompts_alone=True):
@@ -190,6 +189,16 @@ def open_prompts(
             found.append(record.prompt)
         known.add(key)
     return found
+
+
+def _prompt_sources(path: Path, split: str, revision: str | None) -> list[TextSource]:
+    if not path.is_file() or path.suffix.lower() not in ENDINGS:
+        return find_texts(str(path), split=split, revision=revision)
+    if path.name.endswith(SUFFIXES) and not is_list_of_texts(path):
+        sources = find_texts(str(path), split=split, revision=revision)
+        if detect(sources[0].columns) is not None:
+            return sources
+    return [PromptRows(path)]
 
 
 def find_texts(name: str, *, split: str, revision: str | None, streaming: bool = False) -> list[TextSource]:

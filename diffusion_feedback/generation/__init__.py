@@ -2,13 +2,11 @@
 
 from .completions import COMPLETIONS, Completion, CompletionSampler, complete_prompts, load_completions
 from .images import IMAGES, METADATA, Sampler, generate, load_generated, own_noise
-from .prompts import PROMPT_COLUMNS, read_prompts
 
 __all__ = [
     "COMPLETIONS",
     "IMAGES",
     "METADATA",
-    "PROMPT_COLUMNS",
     "Completion",
     "CompletionSampler",
     "Sampler",
@@ -17,5 +15,4 @@ __all__ = [
     "load_completions",
     "load_generated",
     "own_noise",
-    "read_prompts",
 ]

@@ -400,7 +400,7 @@ def test_prompts_of_any_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 2, column 'prompt': found '', an empty text"):
         open_prompts(jsonl(tmp_path / "blank.jsonl", {"prompt": "a"}, {"prompt": ""}))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"latin.txt: not UTF-8 text \(byte 3\)"):
+    with pytest.raises(UserError, match=r"latin.txt: not UTF-8 text \(line 1, byte 3\)"):
         open_prompts(tmp_path / "latin.txt")
 
 
