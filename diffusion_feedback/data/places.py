@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,44 @@ _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_uni
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_PREFIX = "hf://datasets/"
 _GLOB = re.compile(r"[*?\[]")
+
+
+def stamp_of(file: Path) -> tuple[int, int]:
+    """Size, bytes, and time of the last change, ns: whoever has seen the file so need not read it again.
+
+    Raises UserError where the file is gone.
+    """
+    try:
+        found = file.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({reason(error)})", "put the file in its place") from error
+    return found.st_size, found.st_mtime_ns
+
+
+def check_regular(file: Path) -> None:
+    """Raise OSError where ``file``, followed through links, is a folder, device or pipe: reading could never end.
+
+    ValueError for a name that cannot be one, as with a NUL in it.
+    """
+    mode = os.stat(file).st_mode
+    if stat.S_ISREG(mode):
+        return
+    kinds = [(stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket")]
+    kind = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
+    raise OSError(None, f"is {kind}, not a file", str(file))
+
+
+def read_regular(file: Path) -> bytes:
+    """The bytes of ``file``. Raises OSError and ValueError as ``check_regular``, and where it cannot be read."""
+    check_regular(file)
+    return file.read_bytes()
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why a file could not be read, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def is_glob(name: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError
-from .places import load_hub
+from ..errors import UserError, first_line
+from ..foreign import reading
+from .places import check_regular, load_hub, stamp_of
 from .rows import Location, Row, match_columns, read_image
 
 PICKAPIC = {
@@ -26,6 +28,7 @@ CHOSEN_REJECTED = {"prompt": ("prompt", "caption"), "image_0": ("chosen",), "ima
 
 _ROWS_AT_ONCE = 32
 _KEPT_BYTES = 256 * 2**20
+_OPEN_FILES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,9 @@ class Layout:
     @classmethod
     def of(cls, schema: pa.Schema, where: str) -> Layout:
         """Recognise the layout of a table. Raises UserError naming ``where`` for a missing column or a wrong type."""
+        if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+            problem = f"{where}: {len(twice)} column names stand more than once, the first: {twice[0]!r}"
+            raise UserError(problem, "write the file with each column once: which of them was meant cannot be told")
         images_0_1 = {*PICKAPIC["image_0"], *PICKAPIC["image_1"]}
         if {"chosen", "rejected"} & set(schema.names) and not images_0_1 & set(schema.names):
             columns = match_columns(CHOSEN_REJECTED, schema.names, where)
@@ -99,12 +105,53 @@ def _check_type(name: str, column: pa.Field, where: str) -> None:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Open ``file`` to be read page by page. Raises UserError where it is no parquet file."""
+    """Open ``file`` to be read page by page. Raises UserError where it is no parquet file, or its footer is damaged."""
     try:
+        check_regular(file)
         # By default whole row groups of encoded images would be held, twice over.
         return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a parquet file ({error})", "write it anew, or copy it again") from error
+    except MemoryError:  # Arrow's is a kind of ArrowException too, and no fault of the file
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        problem = f"{file}: not a parquet file ({first_line(error)})"
+        raise UserError(problem, "write or download the file again") from error
+
+
+class RowGroups:
+    """Row groups of ``files`` for random access from any number of threads; the recently used ones stay in memory.
+
+    A row group is read once whoever asks for it at a time, and a file's footer, which names all of its row groups, is
+    parsed once as long as the file stays open. Raises UserError for a file that is damaged, or has changed since
+    ``stamps`` (size and time of change of each file) were taken.
+    """
+
+    def __init__(self, files: Sequence[Path], stamps: Sequence[tuple[int, int]]) -> None:
+        self._files, self._stamps = files, stamps
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+
+    def get(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
+        """Row group ``group`` of file ``number``; always asked for with the same ``columns``."""
+        with self._lock:
+            if stamp_of(self._files[number]) != self._stamps[number]:
+                problem = f"{self._files[number]}: the images have changed since the run began"
+                raise UserError(problem, "start the run again")
+            if (number, group) not in self._kept:
+                self._kept[number, group] = self._read(number, group, columns)
+                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end((number, group))
+            return self._kept[number, group]
+
+    def _read(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
+        if number not in self._open:
+            self._open[number] = open_parquet(self._files[number])
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        with reading(f"{self._files[number]}, row group {group}", "parquet", "copy or download the file again"):
+            return self._open[number].read_row_group(group, list(columns))
 
 
 @dataclass(frozen=True)
@@ -112,26 +159,36 @@ class ParquetSource:
     """Pairs in parquet files, read in small batches; a location is (file, row group, row in the group)."""
 
     files: Sequence[Path]
-    _kept: OrderedDict[tuple[int, int], pa.Table] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
-    def _layouts(self) -> list[Layout]:
-        return [Layout.of(open_parquet(file).schema_arrow, str(file)) for file in self.files]
+    def _heads(self) -> list[tuple[Layout, int, tuple[int, int]]]:
+        """Layout, number of rows, and size and time of change of each file."""
+        heads = []
+        for file in self.files:
+            stamp = stamp_of(file)
+            with open_parquet(file) as parquet:
+                layout = Layout.of(parquet.schema_arrow, str(file))
+                heads.append((layout, parquet.metadata.num_rows, stamp))
+        return heads
+
+    @cached_property
+    def _groups(self) -> RowGroups:
+        return RowGroups(self.files, [stamp for _, _, stamp in self._heads])
 
     @property
     def format(self) -> str:
         """The format in words."""
         number = f", {len(self.files)} files" if len(self.files) > 1 else ""
-        return f"parquet with {self._layouts[0].format}{number}"
+        return f"parquet with {self._heads[0][0].format}{number}"
 
-    @cached_property
+    @property
     def num_rows(self) -> int:
         """Rows of all files."""
-        return sum(open_parquet(file).metadata.num_rows for file in self.files)
+        return sum(number for _, number, _ in self._heads)
 
     def rows(self) -> Iterator[Row]:
         """Every row of every file. Raises UserError for a file that cannot be read or lacks a column."""
-        for number, layout in enumerate(self._layouts):
+        for number, (layout, _, _) in enumerate(self._heads):
             with open_parquet(self.files[number]) as parquet:
                 yield from self._rows_of(number, parquet, layout)
 
@@ -149,36 +206,21 @@ class ParquetSource:
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images at (file, row group, row); recently used row groups are kept in memory."""
         number, group, row = (int(part) for part in location)
-        file, columns = self.files[number], self._layouts[number].columns
-        table = self._group(number, group)
-        where = f"{file}, row group {group}"
-        first, second = (
-            read_image(table.column(columns[name])[row].as_py(), file.parent, where) for name in ("image_0", "image_1")
-        )
+        file, columns = self.files[number], self._heads[number][0].columns
+        names = [columns[name] for name in ("image_0", "image_1")]
+        table, where = self._groups.get(number, group, names), f"{file}, row group {group}"
+        first, second = (read_image(table.column(name)[row].as_py(), file.parent, where) for name in names)
         return first, second
-
-    def _group(self, number: int, group: int) -> pa.Table:
-        if (number, group) in self._kept:
-            self._kept.move_to_end((number, group))
-            return self._kept[number, group]
-        columns = self._layouts[number].columns
-        with open_parquet(self.files[number]) as parquet:
-            try:
-                table = parquet.read_row_group(group, [columns["image_0"], columns["image_1"]])
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{self.files[number]}, row group {group}: {error}", "copy the file again") from error
-        self._kept[number, group] = table
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
-            self._kept.popitem(last=False)
-        return table
 
 
 def next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.RecordBatch | None:
     """The next of ``batches``, None at the end. Raises UserError naming ``file`` and ``group`` where it is damaged."""
     try:
         return next(batches, None)
-    except (pa.ArrowException, OSError) as error:
-        problem = f"{file}, row group {group}: damaged ({error})"
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        problem = f"{file}, row group {group}: damaged ({first_line(error)})"
         raise UserError(problem, "copy or download the file again") from error
 
 
