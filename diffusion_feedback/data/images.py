@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
@@ -23,14 +23,32 @@ from ..types import ImageView
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 FORMATS_NAMED = "PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF"
 
+_STARTS = (
+    (b"version https://git-lfs", "a git LFS pointer, as git lfs pull was never run"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "XML"),
+    (b"%pdf", "a PDF"),
+    (b"pk\x03\x04", "a zip archive"),
+    (b"par1", "a parquet file"),
+    (b"8bps", "a Photoshop image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjp  ", "a JPEG 2000 image"),
+    (b"{", "JSON"),
+)
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What an image says of itself before its pixels are read: ``size`` is (width, height), px."""
+    """What an image says of itself: ``size`` is (width, height) of the upright image, px."""
 
     format: str
     mode: str
     size: tuple[int, int]
+    is_animated: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,10 +68,20 @@ class EncodedImage:
         return decode_image(self.data, self.source)
 
 
-def image_header(data: bytes, source: str) -> ImageHeader:
-    """Format, mode and size of the image ``data`` as stored. Raises UserError as decode_image does."""
+def image_header(data: bytes, source: str, *, decode: bool = False) -> ImageHeader:
+    """Format, mode and size of the image ``data``; ``decode`` reads its pixels too, as a check.
+
+    Raises UserError as decode_image does.
+    """
     with _opened(data, source) as image:
-        return ImageHeader(image.format or "unknown", image.mode, image.size)
+        # Phones write a second view into JPEGs, which Pillow then calls MPO; nothing moves there.
+        moves = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+        name, mode, size = image.format or "unknown", image.mode, image.size
+        if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
+            size = (size[1], size[0])
+        if decode:
+            _upright_rgb(image, source)
+        return ImageHeader(name, mode, size, moves)
 
 
 def decode_image(data: bytes, source: str) -> Image.Image:
@@ -64,10 +92,14 @@ def decode_image(data: bytes, source: str) -> Image.Image:
     pixels that are floating-point numbers, or an image beyond Pillow's size limit (before memory is taken for it).
     """
     with _opened(data, source) as image:
-        if image.mode == "F":  # nobody knows which number is white
-            raise UserError(f"{source}: its pixels are floating-point numbers", "convert the image to an 8-bit PNG")
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return _upright_rgb(image, source)
+
+
+def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
+    if image.mode == "F":  # nobody knows which number is white
+        raise UserError(f"{source}: its pixels are floating-point numbers", "convert the image to an 8-bit PNG")
+    image.load()
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -87,12 +119,30 @@ def _opened(data: bytes, source: str) -> Iterator[Image.Image]:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        problem = f"{source}: not an image of {FORMATS_NAMED} (begins with {data[:8]!r})"
+        problem = f"{source}: not an image of {FORMATS_NAMED} (it is {_kind(data)})"
         raise UserError(problem, "replace or remove the image, or convert it to PNG") from error
     except (
         Exception
     ) as error:  # Pillow's plugins raise almost anything on broken bytes: OSError, SyntaxError, struct.error
         raise UserError(f"{source}: broken image ({error})", "replace or remove the image") from error
+
+
+def _kind(data: bytes) -> str:
+    """What ``data`` looks like, in words. Never the bytes themselves: the file may be none that was meant to be read."""
+    start = data[:512]
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif"):
+        return "a HEIC image"
+    if not start.strip(b"\0"):
+        return "zeros only"
+    begin = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    known = next((name for first, name in _STARTS if begin.startswith(first)), None)
+    if known is not None:
+        return known
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        return "text" if error.start > len(start) - 4 else "data of another kind"  # cut within a character
+    return "data of another kind" if b"\0" in start else "text"
 
 
 def to_pixels(image: Image.Image, resolution: int, view: ImageView) -> tuple[Tensor, Tensor]:
