@@ -1,19 +1,20 @@
-"""Pairs in folders: images with ``metadata.jsonl`` or ``metadata.csv``, and twin folders chosen/ and rejected/."""
+"""Pairs in folders: images with a metadata table, two a row, and twin folders chosen/ and rejected/."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..prompts.rows import read_table
-from .image_folders import list_images, natural_order
-from .rows import Location, Row, match_columns, read_image
+from .captions import TwinCaptions, stem_of
+from .image_folders import FolderImages, list_images, natural_order
+from .rows import Location, Part, Row, listed, match_columns, read_image, read_path
+from .tabular import METADATA_NAMES, columns_of, place_in, read_table
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 TWINS = (("chosen", "rejected"), ("win", "lose"), ("w", "l"))
 
 _METADATA = {
@@ -22,13 +23,12 @@ _METADATA = {
     "image_1": ("image_1_file_name", "jpg_1_file_name"),
     "label_0": ("label_0",),
 }
-_CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
-_CAPTIONS = {"file": ("file_name",), "prompt": ("caption", "prompt", "text")}
-
-
-def find_metadata(folder: Path) -> Path | None:
-    """The metadata file of an image folder, if there is one."""
-    return next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
+_CHOSEN_REJECTED = {
+    "prompt": ("prompt", "caption"),
+    "image_0": ("chosen_file_name",),
+    "image_1": ("rejected_file_name",),
+}
+_MAY_BE_EMPTY = ("label_1", "has_label", "are_different", "num_example_per_prompt")
 
 
 def find_twins(folder: Path) -> tuple[Path, Path] | None:
@@ -37,9 +37,20 @@ def find_twins(folder: Path) -> tuple[Path, Path] | None:
     return next(((chosen, rejected) for chosen, rejected in pairs if chosen.is_dir() and rejected.is_dir()), None)
 
 
+def names_two_images(metadata: Path) -> bool:
+    """Whether a metadata table names two images a row."""
+    sides = {
+        name for layout in (_METADATA, _CHOSEN_REJECTED) for side in ("image_0", "image_1") for name in layout[side]
+    }
+    return bool(sides & set(columns_of(metadata)))
+
+
 @dataclass(frozen=True)
 class ImageFolderSource:
-    """A folder whose ``metadata`` file names two images and a label a row; a location is the two file names."""
+    """A folder whose ``metadata`` table names two images and a label a row; a location is the two file names.
+
+    A row may lack the key of an optional field though others have it: the field then has its default there.
+    """
 
     metadata: Path
 
@@ -48,20 +59,59 @@ class ImageFolderSource:
         """The format in words."""
         return f"image folder with {self.metadata.name}"
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The metadata table."""
+        return [self.metadata]
+
     @cached_property
     def num_rows(self) -> int:
-        """Rows of the metadata file."""
+        """Rows of the metadata table."""
         return sum(1 for _ in read_table(self.metadata))
 
-    def rows(self) -> Iterator[Row]:
-        """Every row of the metadata file. Raises UserError for a broken line, or a column that the first row lacks."""
-        columns: Mapping[str, str] | None = None
+    @cached_property
+    def _found(self) -> list[str]:
+        return columns_of(self.metadata)
+
+    @cached_property
+    def _columns(self) -> Mapping[str, str]:
+        sides = {name for side in ("image_0", "image_1") for name in _CHOSEN_REJECTED[side]}
+        is_chosen = bool(sides & set(self._found))
+        columns = match_columns(_CHOSEN_REJECTED if is_chosen else _METADATA, self._found, str(self.metadata))
+        if is_chosen:  # label_1 speaks of label_0, which is not used here
+            columns.pop("label_1", None)
+        return columns
+
+    @property
+    def unused(self) -> Sequence[str]:
+        """Columns that nothing is read from."""
+        return sorted(set(self._found) - set(self._columns.values()))
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Images beside those that the rows name, and metadata tables beside this one."""
+        folder, columns = self.metadata.parent, self._columns
+        sides = [columns["image_0"], columns["image_1"]]
+        named = {os.path.normpath(str(cells.get(side))) for _, cells in read_table(self.metadata) for side in sides}
+        places = {os.path.dirname(name) for name in named if not name.startswith(("/", ".."))}
+        here = [folder / place for place in sorted(places) if (folder / place).is_dir()]
+        listings = [list_images(place, recursive=False) for place in here]
+        images = [os.path.relpath(path, folder) for each in listings for path in each.paths]
+        unnamed = natural_order(name for name in images if name not in named)
+        tables = [name for name in METADATA_NAMES if name != self.metadata.name and (folder / name).is_file()]
+        told = [(unnamed, f"images that no row of {self.metadata.name} names"), (tables, "other metadata tables")]
+        return [f"{folder}: passed over {len(names)} {what}: {listed(names)}" for names, what in told if names]
+
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+        """Every row of the metadata table. Raises UserError for a broken line, or a column that no row has."""
+        columns = self._columns
+        defaults = {} if "label_0" in columns else {"label_0": 1.0}
         for number, cells in read_table(self.metadata):
-            if columns is None:
-                columns = match_columns(_METADATA, list(cells), str(self.metadata))
-            values = {name: cells.get(column) for name, column in columns.items()}
-            location = (str(values["image_0"]), str(values["image_1"]))
-            yield Row(f"{self.metadata}, line {number}", values, columns, location, self.metadata.parent)
+            if self.metadata.suffix.lower() == ".csv":  # where a cell cannot be missing but only empty
+                cells = {name: cell for name, cell in cells.items() if cell != "" or name not in _MAY_BE_EMPTY}
+            values = {field: cells[name] for field, name in columns.items() if name in cells} | defaults
+            location = (str(values.get("image_0")), str(values.get("image_1")))
+            yield Row(place_in(self.metadata, number), values, columns, location, self.metadata.parent)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of the file names in ``location``."""
@@ -72,10 +122,9 @@ class ImageFolderSource:
 
 @dataclass(frozen=True)
 class TwinFolderSource:
-    """Two folders with images of the same stems, chosen and rejected; a location is the two paths.
+    """Two folders with images of the same names but for their endings, in the same subfolders, chosen and rejected.
 
-    Captions stand in ``<stem>.txt`` beside the chosen image, or in ``captions.jsonl`` (``file_name``, ``caption``)
-    beside the two folders or in the first.
+    Captions are those of ``TwinCaptions``. A location is the two paths.
     """
 
     chosen: Path
@@ -86,59 +135,68 @@ class TwinFolderSource:
         """The format in words."""
         return f"twin folders {self.chosen.name}/ and {self.rejected.name}/"
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The tables of captions."""
+        return self._captions.files
+
+    @cached_property
+    def _listings(self) -> tuple[FolderImages, FolderImages]:
+        return list_images(self.chosen), list_images(self.rejected)
+
     @cached_property
     def _sides(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        return _images_by_stem(self.chosen), _images_by_stem(self.rejected)
+        first, second = self._listings
+        return _images_by_stem(first), _images_by_stem(second)
+
+    @cached_property
+    def _stems(self) -> list[str]:
+        return natural_order(self._sides[0].keys() | self._sides[1].keys())
 
     @property
     def num_rows(self) -> int:
         """Stems that stand in either folder."""
-        return len(self._sides[0].keys() | self._sides[1].keys())
+        return len(self._stems)
 
     @cached_property
-    def _captions(self) -> dict[str, Any]:
-        """Captions by stem, from the first captions file that is there."""
-        places = [folder / name for folder in (self.chosen.parent, self.chosen) for name in _CAPTION_FILES]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            return {}
-        columns: Mapping[str, str] | None = None
-        captions: dict[str, Any] = {}
-        for _, cells in read_table(path):
-            if columns is None:
-                columns = match_columns(_CAPTIONS, list(cells), str(path))
-            captions[Path(str(cells.get(columns["file"]))).stem] = cells.get(columns["prompt"])
-        return captions
+    def _captions(self) -> TwinCaptions:
+        return TwinCaptions(self.chosen, self.rejected)
 
-    def rows(self) -> Iterator[Row]:
-        """Every stem of either folder, in the order of the names; a side that is missing is None."""
-        chosen, rejected = self._sides
+    @property
+    def unused(self) -> Sequence[str]:
+        """Nothing: tables of captions have many columns of no concern."""
+        return []
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Files in either folder that are no images, and captions that name no image."""
+        lines = [listing.note for listing in self._listings if listing.note]
+        if lost := self._captions.unused(self._stems):
+            lines.append(f"{self.chosen.parent}: passed over {len(lost)} captions that name no image: {listed(lost)}")
+        return lines
+
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+        """Every stem of either folder, in natural order; a side that is missing is None."""
         columns = {"image_0": self.chosen.name, "image_1": self.rejected.name, "prompt": "caption"}
-        for stem in natural_order(chosen.keys() | rejected.keys()):
-            first, second = chosen.get(stem), rejected.get(stem)
-            values = {"prompt": self._caption(stem), "image_0": first, "image_1": second, "label_0": 1.0}
-            location = (str(first), str(second))
-            yield Row(str(first or self.chosen / stem), values, columns, location)
-
-    def _caption(self, stem: str) -> Any:
-        try:
-            return (self.chosen / f"{stem}.txt").read_text("utf-8-sig").strip()
-        except FileNotFoundError:
-            return self._captions.get(stem)
-        except UnicodeDecodeError as error:
-            problem = f"{self.chosen / f'{stem}.txt'}: not UTF-8 text (byte {error.start})"
-            raise UserError(problem, "save the file as UTF-8") from error
+        folder = self.chosen.parent
+        for stem in self._stems:
+            first, second = (side.get(stem) for side in self._sides)
+            names = [None if path is None else str(path.relative_to(folder)) for path in (first, second)]
+            prompt = self._captions.of(stem, (first, second))
+            values = {"prompt": prompt, "image_0": names[0], "image_1": names[1], "label_0": 1.0}
+            yield Row(str(first or self.chosen / stem), values, columns, (str(first), str(second)), folder)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images at the paths in ``location``."""
-        first, second = (read_image(str(path), Path(), str(path)) for path in location)
+        first, second = (read_path(Path(str(path)), str(path)) for path in location)
         return first, second
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
+def _images_by_stem(listing: FolderImages) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for path in list_images(folder, recursive=False).paths:
-        if path.stem in images:
-            raise UserError(f"{folder}: both {images[path.stem].name} and {path.name}", "keep one of the two")
-        images[path.stem] = path
+    for name, path in zip(listing.names, listing.paths, strict=True):
+        known: Any = images.setdefault(stem_of(name), path)
+        if known != path:
+            problem = f"{listing.folder}: both {known.name} and {path.name}"
+            raise UserError(problem, "keep one of the two: one image of this name is chosen, one rejected")
     return images

@@ -12,15 +12,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..prompts.rows import read_table
 from ..records import content_hash
 from ..types import ImageItem
-from .folders import find_metadata, find_twins
+from .folders import find_twins
 from .image_folders import is_image_name, list_images
 from .images import decode_image
 from .readers import find_source
 from .rows import Location, PairSource, match_columns, read_image
 from .tables import ParquetSource
+from .tabular import find_metadata, read_table
 
 _FILE_COLUMNS = ("file_name", "image", "path")
 _PROMPT_COLUMNS = ("prompt", "caption", "text")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..foreign import reading
 
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -56,6 +57,32 @@ def reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
+def user_path(name: str) -> Path:
+    """``name`` as a path, ~ being the home. Raises UserError for what can be none on this machine."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user
+        raise UserError(f"{name!r}: cannot be a path ({first_line(error)})", "check the path") from error
+    return path
+
+
+def check_is_one(name: str) -> None:
+    """Raise UserError where ``name`` lists several data sets."""
+    parts = [part.strip() for part in re.split(r"[,;]", name)]
+    if len(parts) > 1 and any(part and user_path(part).exists() for part in parts):
+        remedy = "convert each with dfb data convert to a parquet file of one folder, and give that folder"
+        raise UserError(f"{name}: {len(parts)} data sets, where one is read", remedy)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``folder`` was written by datasets' save_to_disk: a data set (state.json) or a dictionary of splits."""
+    names = ("dataset_dict.json", "state.json")
+    return any((folder / name).is_file() for name in names) and (
+        (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()
+    )
+
+
 def is_glob(name: str) -> bool:
     """Whether ``name`` stands for all files of like names."""
     return bool(_GLOB.search(name))
@@ -96,20 +123,36 @@ def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -
 
 
 def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> Any:
-    """The split of a data set on the hub, as ``datasets`` gives it, pictures not decoded.
+    """The split of a data set on the hub, or in a folder of save_to_disk, as ``datasets`` gives it, pictures not decoded.
 
-    Raises UserError where it is not to be had, or does not say its columns.
+    Raises UserError where it is not to be had, or does not say its columns. Scripts of data sets never run.
     """
     import datasets
 
-    try:
-        data = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        problem = f"{name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
-        raise UserError(problem, "check the path or the hub id, the split and the revision") from error
+    if is_saved(user_path(name)):
+        data = _load_saved(user_path(name), split)
+    else:
+        try:
+            data = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
+        except Exception as error:  # whatever a stranger's files and a network may raise; a script is a RuntimeError
+            problem = f"{name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
+            raise UserError(problem, "check the path or the hub id, the split and the revision") from error
     if data.features is None:
         raise UserError(f"{name}: does not say its columns before it is read", "set data.streaming: false")
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
     return data
+
+
+def _load_saved(folder: Path, split: str) -> Any:
+    """The data set of a folder that save_to_disk wrote; a single one has no splits, and is given for any."""
+    import datasets
+
+    with reading(folder, "a folder of datasets' save_to_disk", "save it again, or write parquet with to_parquet"):
+        data = datasets.load_from_disk(str(folder))
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if split not in data:
+        raise UserError(f"{folder}: no split {split!r}", f"found splits: {', '.join(map(str, data))}")
+    return data[split]

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..prompts.rows import read_table
 from ..records import PromptRecord
 from ..types import ImageItem
-from .folders import find_metadata
 from .image_folders import list_images
 from .image_sets import ImageFile
+from .tabular import find_metadata, read_table
 
 _PROMPT_COLUMNS = ("prompt", "caption", "text")
 _PLACE = re.compile(r"(?:(?P<style>[^/]+)/)?(?P<index>\d{5,})\.\w+")

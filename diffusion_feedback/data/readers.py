@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
 from ..records import PairRecord
-from .folders import ImageFolderSource, TwinFolderSource, find_metadata, find_twins
-from .places import files_of_split, glob_files, hub_id, is_glob
-from .rows import BadRow, Location, PairSource, Row, to_record, unlabelled
+from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
+from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, user_path
+from .rows import BadRow, Location, PairSource, Row, listed, to_record, unlabelled
 from .tables import HubSource, ParquetSource
+from .tabular import METADATA_NAMES, find_metadata
 
 OnBadRow = Literal["error", "skip"]
 Ties = Literal["drop", "soft", "first"]
 
 FORMATS_HELP = (
-    "give a parquet file, a glob of parquet files, a folder (parquet files, images with metadata.jsonl or metadata.csv,"
-    " or chosen/ and rejected/), or a hub id such as owner/name"
+    "give a parquet file, a glob of parquet files, a folder (parquet files; images with metadata.jsonl, metadata.csv or"
+    " metadata.parquet; chosen/ and rejected/; or what datasets' save_to_disk wrote), or a hub id such as owner/name"
 )
 
 
@@ -151,7 +152,8 @@ def open_pairs(
     """Find out what ``path`` is, and open its pairs.
 
     A parquet file (Pick-a-Pic columns, or prompt, chosen, rejected), a glob or folder of such files, an image folder
-    with metadata.jsonl or metadata.csv, twin folders chosen/ and rejected/ (win/ and lose/, w/ and l/), or a hub id.
+    with metadata.jsonl, metadata.csv or metadata.parquet, twin folders chosen/ and rejected/ (win/ and lose/, w/ and
+    l/), a folder that datasets' save_to_disk wrote, or a hub id.
     ``split`` picks files whose names begin with it, a folder of that name, or the hub's split; ``revision`` and
     ``streaming`` matter for the hub only. ``ties``: drop leaves them out, soft keeps them at 0.5, first takes image 0
     as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
@@ -162,13 +164,13 @@ def open_pairs(
 
 def find_source(name: str, *, split: str, revision: str | None, streaming: bool) -> PairSource:
     """The source that ``name`` stands for, by looking at the disk. Raises UserError where it is none."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _folder_source(path, split)
     if path.is_file():
-        if path.suffix in (".jsonl", ".csv"):
+        if path.suffix.lower() in (".jsonl", ".csv") or (path.name in METADATA_NAMES and names_two_images(path)):
             return ImageFolderSource(path)
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return ParquetSource([path])
         raise UserError(f"{path}: not a file of pairs", FORMATS_HELP)
     if is_glob(name):
@@ -178,18 +180,32 @@ def find_source(name: str, *, split: str, revision: str | None, streaming: bool)
         return ParquetSource(files)
     if (hub := hub_id(name, [".parquet"])) is not None:
         return HubSource(hub, split, revision, streaming)
+    check_is_one(name)
     raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
 
 
 def _folder_source(folder: Path, split: str) -> PairSource:
+    if is_saved(folder):
+        return HubSource(str(folder), split)
     # The split's own folder comes first; "data" is where data sets from the hub keep their parquet files.
     for place in (folder / split, folder, folder / "data"):
         if not place.is_dir():
             continue
-        if (metadata := find_metadata(place)) is not None and find_twins(place) is None:
+        metadata, twins = find_metadata(place), find_twins(place)
+        if metadata is not None and (twins is None or names_two_images(metadata)):
             return ImageFolderSource(metadata)
-        if (twins := find_twins(place)) is not None:
+        if twins is not None:
             return TwinFolderSource(*twins)
-        if files := sorted(place.glob("*.parquet")):
-            return ParquetSource(files if place.name == split else files_of_split(folder, files, split, "parquet"))
+        files = sorted(file for file in place.iterdir() if file.suffix.lower() == ".parquet" and file.is_file())
+        if seen := [file for file in files if not file.name.startswith(".")]:
+            chosen = seen if place.name == split else files_of_split(folder, seen, split, "parquet")
+            return ParquetSource(chosen, _left_out(place, files, chosen, split))
     raise UserError(f"{folder}: no pairs in this folder", FORMATS_HELP)
+
+
+def _left_out(place: Path, files: Sequence[Path], chosen: Sequence[Path], split: str) -> list[str]:
+    """Lines on the parquet files below ``place`` that are not read: names of another split, hidden, in subfolders."""
+    others = [file.name for file in files if file not in chosen]
+    below = [f"{file.parent.name}/{file.name}" for file in sorted(place.glob("*/*.parquet"))]
+    told = [(others, f"parquet files not of split {split!r}"), (below, "parquet files in subfolders")]
+    return [f"{place}: passed over {len(names)} {what}: {listed(names)}" for names, what in told if names]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,13 +12,15 @@ from typing import Any, Literal, Protocol
 from ..catalog import nearest
 from ..errors import UserError
 from ..records import PairRecord
-from .images import decode_image
+from .images import ImageHeader, image_header
+from .places import read_regular, reason
 
 Location = tuple[int | str, ...]
 """Where a source finds the two images of a row again; each source has its own form."""
 
 Problem = Literal["caption", "label", "image", "identical", "missing", "json", "text", "empty", "turns", "score"]
 
+SIDES = ("image_0", "image_1")
 OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")
 SKIP_REMEDY = (
     "mend or remove the row; or leave such rows out: data.on_bad_row: skip in a recipe, --on_bad_row skip for a command"
@@ -33,11 +36,20 @@ class BadRow(UserError):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a source whose rows hold the images themselves: the same as long as ``files`` are unchanged."""
+
+    files: tuple[Path, ...]
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One raw row. ``values`` are by our names for the fields, ``columns`` gives the file's names for them.
 
     Images are bytes, a ``{"bytes", "path"}`` mapping, or the path of a file, relative to ``folder``; they are read only
-    when needed. ``location`` is None where the images cannot be read again.
+    when needed. A cell that could not be read may be the BadRow that says why. ``location`` is None where the images
+    cannot be read again. ``position`` counts the rows of ``part``, which is None where images are files of their own.
     """
 
     source: str
@@ -45,6 +57,8 @@ class Row:
     columns: Mapping[str, str]
     location: Location | None
     folder: Path = Path()
+    part: Part | None = None
+    position: int = 0
 
     def where(self, field: str) -> str:
         """File, row and column of ``field``, for messages."""
@@ -64,8 +78,26 @@ class PairSource(Protocol):
         """Number of rows, where it is known without reading them."""
         ...
 
-    def rows(self) -> Iterator[Row]:
-        """Every row, one after the other. Raises UserError for what is wrong with a whole file."""
+    @property
+    def files(self) -> Sequence[Path]:
+        """The tables that the rows are read from, where they are files on this disk; images of their own are none."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was passed over, counted and named: one line for each kind."""
+        ...
+
+    @property
+    def unused(self) -> Sequence[str]:
+        """Names of the columns that nothing is read from."""
+        ...
+
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+        """Every row, one after the other; without the images' cells in parts of which all is known already.
+
+        Raises UserError for what is wrong with a whole file.
+        """
         ...
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
@@ -89,21 +121,51 @@ def match_columns(wanted: Mapping[str, Sequence[str]], found: Sequence[str], whe
     return columns
 
 
-def read_image(value: Any, folder: Path, where: str) -> bytes:
-    """The bytes of an image cell; paths are relative to ``folder``. Raises BadRow naming ``where``."""
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first few of ``names``, for a message."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def image_file(value: Any, folder: Path, where: str) -> Path | None:
+    """The file that an image cell names, relative to ``folder``; None where the cell holds the image itself.
+
+    A relative name must stay in ``folder``: such a name in a data set from elsewhere could mean anything on this disk.
+    Raises BadRow naming ``where``.
+    """
     if isinstance(value, Mapping):
         # datasets' to_parquet can leave the bytes out and keep a path that may not exist elsewhere.
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes):
-        return value
+        return None
     if value is None or value == "":
         raise BadRow("image", f"{where}: no image")
-    path = folder / str(value)
+    if os.path.normpath(str(value)).split(os.sep)[0] == "..":
+        advice = "give the full path of an image that lies elsewhere"
+        raise BadRow("image", f"{where}: {value} leads out of {folder}; {advice}")
+    return folder / str(value)
+
+
+def is_outside(file: Path, folder: Path) -> bool:
+    """Whether ``file``, links followed, does not lie below ``folder``."""
+    place = os.path.realpath(folder)
+    return os.path.commonpath([place, os.path.realpath(file)]) != place
+
+
+def read_image(value: Any, folder: Path, where: str) -> bytes:
+    """The bytes of an image cell; paths are relative to ``folder``. Raises BadRow naming ``where``."""
+    file = image_file(value, folder, where)
+    if file is not None:
+        return read_path(file, where)
+    data: bytes = value["bytes"] if isinstance(value, Mapping) else value
+    return data
+
+
+def read_path(file: Path, where: str) -> bytes:
+    """The bytes of an image's ``file``. Raises BadRow naming ``where``, for pipes, devices and folders too."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise BadRow("image", f"{where}: cannot read {path} ({reason})") from error
+        return read_regular(file)
+    except (OSError, ValueError) as error:
+        raise BadRow("image", f"{where}: cannot read {file} ({reason(error)})") from error
 
 
 def unlabelled(row: Row) -> Literal["unlabelled", "not_different"] | None:
@@ -113,28 +175,41 @@ def unlabelled(row: Row) -> Literal["unlabelled", "not_different"] | None:
     return "not_different" if _is_false(row.values.get("are_different")) else None
 
 
-def to_record(row: Row, *, decode: bool) -> PairRecord:
-    """Check a labelled ``row`` and make it a pair; ``decode`` also decodes both images. Raises BadRow."""
+def check_labels(row: Row) -> tuple[str, float, float]:
+    """Caption, vote share for image 0, and weight of a labelled ``row``. Raises BadRow."""
     prompt = row.values.get("prompt")
+    if isinstance(prompt, BadRow):
+        raise prompt
     if not isinstance(prompt, str) or not prompt.strip():
         found = "no caption" if prompt is None else f"found {prompt!r}, not a caption"
         raise BadRow("caption", f"{row.where('prompt')}: {found if prompt != '' else 'the caption is empty'}")
-    label_0, weight = _label(row), _weight(row)
-    image_0, image_1 = (read_image(row.values.get(f), row.folder, row.where(f)) for f in ("image_0", "image_1"))
-    for field, data in (("image_0", image_0), ("image_1", image_1)):
+    return prompt, _label(row), _weight(row)
+
+
+def check_different(row: Row, is_same: bool) -> None:
+    """Raise BadRow where both sides are the same image."""
+    if is_same:
+        columns = " and ".join(repr(row.columns.get(field, field)) for field in SIDES)
+        raise BadRow("identical", f"{row.source}, columns {columns}: both sides are the same image")
+
+
+def to_record(row: Row, *, decode: bool) -> PairRecord:
+    """Check a labelled ``row`` and make it a pair; ``decode`` also decodes both images. Raises BadRow."""
+    prompt, label_0, weight = check_labels(row)
+    images = [read_image(row.values.get(field), row.folder, row.where(field)) for field in SIDES]
+    for field, data in zip(SIDES, images, strict=True):
         if not data:
             raise BadRow("image", f"{row.where(field)}: the image is empty (0 bytes)")
         if decode:
-            _check_image(data, row.where(field))
-    if image_0 == image_1:
-        columns = " and ".join(repr(row.columns.get(field, field)) for field in ("image_0", "image_1"))
-        raise BadRow("identical", f"{row.source}, columns {columns}: both sides are the same image")
-    return PairRecord(prompt, image_0, image_1, label_0, weight, row.source)
+            check_image(data, row.where(field))
+    check_different(row, images[0] == images[1])
+    return PairRecord(prompt, images[0], images[1], label_0, weight, row.source)
 
 
-def _check_image(data: bytes, where: str) -> None:
+def check_image(data: bytes, where: str) -> ImageHeader:
+    """Decode an image, for what it says of itself. Raises BadRow naming ``where``."""
     try:
-        decode_image(data, where)
+        return image_header(data, where, decode=True)
     except UserError as error:
         raise BadRow("image", error.problem) from error
 
@@ -143,7 +218,7 @@ def _label(row: Row) -> float:
     label_0 = _number(row, "label_0")
     if not 0 <= label_0 <= 1:
         raise BadRow("label", f"{row.where('label_0')}: found {row.values.get('label_0')!r}, not a number from 0 to 1")
-    if "label_1" in row.columns:
+    if "label_1" in row.values:
         label_1 = _number(row, "label_1")
         if not abs(label_0 + label_1 - 1) < 1e-6:
             found = f"found {label_1!r} beside {row.columns.get('label_0', 'label_0')!r} {label_0!r}"
@@ -152,7 +227,7 @@ def _label(row: Row) -> float:
 
 
 def _weight(row: Row) -> float:
-    if "num_example_per_prompt" not in row.columns:
+    if "num_example_per_prompt" not in row.values:
         return 1.0
     number = _number(row, "num_example_per_prompt")
     if not (number >= 1 and number.is_integer()):

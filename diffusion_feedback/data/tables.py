@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError, first_line
 from ..foreign import reading
+from ..prompts.rows import check_columns
 from .places import check_regular, load_hub, stamp_of
-from .rows import Location, Row, match_columns, read_image
+from .rows import SIDES, Location, Part, Row, match_columns, read_image
 
 PICKAPIC = {
     "prompt": ("caption", "prompt"),
@@ -38,29 +39,41 @@ class Layout:
     format: str
     columns: Mapping[str, str]
     labels: Mapping[str, float]
+    unused: Sequence[str] = ()
 
     @classmethod
     def of(cls, schema: pa.Schema, where: str) -> Layout:
         """Recognise the layout of a table. Raises UserError naming ``where`` for a missing column or a wrong type."""
-        if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
-            problem = f"{where}: {len(twice)} column names stand more than once, the first: {twice[0]!r}"
-            raise UserError(problem, "write the file with each column once: which of them was meant cannot be told")
+        check_columns(schema.names, where)
         images_0_1 = {*PICKAPIC["image_0"], *PICKAPIC["image_1"]}
         if {"chosen", "rejected"} & set(schema.names) and not images_0_1 & set(schema.names):
+            name, labels = "columns prompt, chosen, rejected", {"label_0": 1.0}
             columns = match_columns(CHOSEN_REJECTED, schema.names, where)
-            for name in ("label_1", "has_label", "are_different"):  # these speak of label_0, which is not used here
-                columns.pop(name, None)
-            layout = cls("columns prompt, chosen, rejected", columns, {"label_0": 1.0})
+            columns.pop("label_1", None)  # speaks of label_0, which is not used here
         else:
-            layout = cls("Pick-a-Pic columns", match_columns(PICKAPIC, schema.names, where), {})
-        for name, column in layout.columns.items():
-            _check_type(name, schema.field(column), where)
-        return layout
+            name, labels = "Pick-a-Pic columns", {}
+            columns = match_columns(PICKAPIC, schema.names, where)
+        for field, column in columns.items():
+            _check_type(field, schema.field(column), where)
+        used = set(columns.values())
+        return cls(name, columns, labels, [column for column in schema.names if column not in used])
 
-    def row(self, source: str, cells: Mapping[str, Any], location: Location | None, folder: Path) -> Row:
+    def wanted(self, *, without_images: bool) -> list[str]:
+        """Names of the columns to read."""
+        return [column for name, column in self.columns.items() if not (without_images and name in SIDES)]
+
+    def row(
+        self,
+        source: str,
+        cells: Mapping[str, Any],
+        location: Location | None,
+        folder: Path,
+        part: Part | None,
+        position: int,
+    ) -> Row:
         """The cells of one row under our names."""
-        values = {name: cells[column] for name, column in self.columns.items()} | dict(self.labels)
-        return Row(source, values, self.columns, location, folder)
+        values = {name: cells[column] for name, column in self.columns.items() if column in cells}
+        return Row(source, values | dict(self.labels), self.columns, location, folder, part, position)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -159,6 +172,7 @@ class ParquetSource:
     """Pairs in parquet files, read in small batches; a location is (file, row group, row in the group)."""
 
     files: Sequence[Path]
+    notes: Sequence[str] = ()
 
     @cached_property
     def _heads(self) -> list[tuple[Layout, int, tuple[int, int]]]:
@@ -182,32 +196,39 @@ class ParquetSource:
         return f"parquet with {self._heads[0][0].format}{number}"
 
     @property
+    def unused(self) -> Sequence[str]:
+        """Columns of the first file that nothing is read from."""
+        return self._heads[0][0].unused
+
+    @property
     def num_rows(self) -> int:
         """Rows of all files."""
         return sum(number for _, number, _ in self._heads)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
         """Every row of every file. Raises UserError for a file that cannot be read or lacks a column."""
-        for number, (layout, _, _) in enumerate(self._heads):
+        for number, (layout, num_rows, _) in enumerate(self._heads):
+            part = Part((self.files[number],), num_rows)
+            columns = layout.wanted(without_images=is_known is not None and is_known(part))
             with open_parquet(self.files[number]) as parquet:
-                yield from self._rows_of(number, parquet, layout)
+                yield from self._rows_of(number, parquet, columns, part)
 
-    def _rows_of(self, number: int, parquet: pq.ParquetFile, layout: Layout) -> Iterator[Row]:
-        file, position = self.files[number], 0
-        columns = list(layout.columns.values())
+    def _rows_of(self, number: int, parquet: pq.ParquetFile, columns: Sequence[str], part: Part) -> Iterator[Row]:
+        file, layout, position = self.files[number], self._heads[number][0], 0
         for group in range(parquet.num_row_groups):
             in_group = 0
-            batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+            batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns))
             while (batch := next_batch(batches, file, group)) is not None:
                 for cells in batch.to_pylist():
-                    yield layout.row(f"{file}, row {position}", cells, (number, group, in_group), file.parent)
+                    where = f"{file}, row {position}"
+                    yield layout.row(where, cells, (number, group, in_group), file.parent, part, position)
                     position, in_group = position + 1, in_group + 1
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images at (file, row group, row); recently used row groups are kept in memory."""
         number, group, row = (int(part) for part in location)
         file, columns = self.files[number], self._heads[number][0].columns
-        names = [columns[name] for name in ("image_0", "image_1")]
+        names = [columns[name] for name in SIDES]
         table, where = self._groups.get(number, group, names), f"{file}, row group {group}"
         first, second = (read_image(table.column(name)[row].as_py(), file.parent, where) for name in names)
         return first, second
@@ -246,6 +267,22 @@ class HubSource:
         """Rows of the split; None for a stream."""
         return None if self.streaming else len(self._data)
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files in which ``datasets`` keeps the rows; none for a stream."""
+        kept = [] if self.streaming else self._data.cache_files
+        return [Path(each["filename"]) for each in kept]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Nothing is passed over."""
+        return []
+
+    @property
+    def unused(self) -> Sequence[str]:
+        """Columns that nothing is read from."""
+        return self._layout.unused
+
     @cached_property
     def _data(self) -> Any:
         return load_hub(self.name, self.split, self.revision, self.streaming)
@@ -254,16 +291,19 @@ class HubSource:
     def _layout(self) -> Layout:
         return Layout.of(self._data.features.arrow_schema, f"{self.name}, split {self.split!r}")
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
         """Every row of the split. Raises UserError where the hub cannot be reached or a column is missing."""
-        data = self._data.select_columns(list(self._layout.columns.values()))
-        for number, cells in enumerate(data):
+        files, layout = tuple(self.files), self._layout
+        part = Part(files, len(self._data)) if files else None
+        columns = layout.wanted(without_images=part is not None and is_known is not None and is_known(part))
+        for number, cells in enumerate(self._data.select_columns(columns)):
             location = None if self.streaming else (number,)
-            yield self._layout.row(f"{self.name}, split {self.split!r}, row {number}", cells, location, Path())
+            where = f"{self.name}, split {self.split!r}, row {number}"
+            yield layout.row(where, cells, location, Path(), part, number)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of row ``location[0]``."""
         cells, columns = self._data[int(location[0])], self._layout.columns
         where = f"{self.name}, row {location[0]}"
-        first, second = (read_image(cells[columns[name]], Path(), where) for name in ("image_0", "image_1"))
+        first, second = (read_image(cells[columns[name]], Path(), where) for name in SIDES)
         return first, second

@@ -11,10 +11,11 @@ from ..errors import UserError
 from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
-from .folders import find_metadata, find_twins
-from .places import files_of_split, glob_files, hub_id, is_glob
+from .folders import find_twins
+from .places import files_of_split, glob_files, hub_id, is_glob, is_saved
 from .readers import OnBadRow
 from .rows import BadRow
+from .tabular import find_metadata
 from .text_cells import Row
 from .text_formats import TextFormat, detect, unknown_columns
 from .text_sources import JSON_SUFFIXES, SUFFIXES, HubTexts, ParquetTexts, PromptRows, TextSource, file_source
@@ -204,6 +205,8 @@ def _prompt_sources(path: Path, split: str, revision: str | None) -> list[TextSo
 def find_texts(name: str, *, split: str, revision: str | None, streaming: bool = False) -> list[TextSource]:
     """The sources that ``name`` stands for, by looking at the disk. Raises UserError where it is none."""
     path = Path(name).expanduser()
+    if is_saved(path):
+        return [HubTexts(str(path), split, revision)]
     if path.is_dir():
         return [file_source(file) for file in _files_in(path, split)]
     if path.is_file():

@@ -1,0 +1,63 @@
+"""Tables beside images: which file of a folder is one, its columns, and the place of each of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..prompts.rows import read_table as read_lines
+from .tables import next_batch, open_parquet
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def find_metadata(folder: Path) -> Path | None:
+    """The metadata file of an image folder, if there is one; parquet counts where it names files."""
+    return next((folder / name for name in METADATA_NAMES if _is_metadata(folder / name)), None)
+
+
+def _is_metadata(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    return not _is_parquet(file) or any(name.endswith("file_name") for name in columns_of(file))
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet"
+
+
+def place_in(file: Path, number: int) -> str:
+    """Where a row of ``read_table`` stands, for messages."""
+    return f"{file}, {'row' if _is_parquet(file) else 'line'} {number}"
+
+
+def columns_of(file: Path) -> list[str]:
+    """The columns of a table: of all of its rows, since a row of JSON Lines may lack what others have."""
+    if _is_parquet(file):
+        with open_parquet(file) as parquet:
+            return list(parquet.schema_arrow.names)
+    names: dict[str, None] = {}
+    for _, cells in read_table(file):
+        names.update(dict.fromkeys(cells))
+        if file.suffix.lower() == ".csv":
+            break
+    return list(names)
+
+
+def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (line from 1; row from 0 in parquet) and cells of each row of a JSON Lines, CSV or parquet file.
+
+    Raises UserError naming file and row.
+    """
+    if not _is_parquet(file):
+        yield from read_lines(file)
+        return
+    position = 0
+    with open_parquet(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            batches = parquet.iter_batches(1024, row_groups=[group])
+            while (batch := next_batch(batches, file, group)) is not None:
+                for cells in batch.to_pylist():
+                    yield position, cells
+                    position += 1
