@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ..types import ShapedHead
+
 # Logits up to this many bytes are kept for the backward pass.
 KEPT_BYTES = 1 << 28
 # A tile should stay in the cache of a CPU core; on an accelerator, launches cost more than memory.
@@ -40,23 +42,37 @@ def token_logps(
     ``hidden`` (N, H); float64 stays, all else is summed in float32. ``entropy``: also give the distributions' entropies,
     else None. Both are differentiable, once. ``kept_bytes``: see above.
     """
+    bare = head.head if isinstance(head, ShapedHead) else head
     # A head of another kind (with adapters, or whose weights are elsewhere) is called as a module: only a bare one can be
     # cut into tiles.
-    if type(head) is not nn.Linear or head.weight.ndim != 2:
+    if type(bare) is not nn.Linear or bare.weight.ndim != 2:
         return _of_any_head(hidden, head, targets, temperature=temperature, entropy=entropy, kept_bytes=kept_bytes)
-    weight: Tensor = head.weight
-    bias: Tensor | None = head.bias
+    weight: Tensor = bare.weight
+    bias: Tensor | None = bare.bias
     if not torch.is_grad_enabled():  # else logits would be kept for a backward pass that never comes
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     if torch.is_autocast_enabled(hidden.device.type):
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(half), weight.to(half)
-    if temperature != 1.0:
-        hidden = hidden / temperature
-        bias = bias / temperature if bias is not None else None
+    divisor, cap = _shape_of(head, temperature)
+    if divisor != 1.0:
+        hidden = hidden / divisor
+        bias = bias / divisor if bias is not None else None
     hidden = hidden.to(weight.dtype)
-    logps, entropies = _TiledLogps.apply(hidden, weight, bias, targets, entropy, kept_bytes)
+    logps, entropies = _TiledLogps.apply(hidden, weight, bias, targets, entropy, kept_bytes, cap)
     return logps, entropies if entropy else None
+
+
+def _shape_of(head: nn.Module, temperature: float) -> tuple[float, float | None]:
+    """What hidden states are divided by before the product, and the cap of what comes out, None for none.
+
+    The logits are then z = h w + b, or cap tanh(z), and in them are the head's scale and cap and the temperature.
+    """
+    if not isinstance(head, ShapedHead):
+        return temperature, None
+    if head.cap is None:
+        return temperature / head.scale, None
+    return head.cap / head.scale, head.cap / temperature
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -80,9 +96,16 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right, out_dtype=wide) if is_cuda else left.to(wide) @ right.to(wide)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, tile: slice) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, tile: slice, cap: float | None) -> Tensor:
     logits = _product(hidden, weight[tile].t())
-    return logits if bias is None else logits.add_(bias[tile])
+    if bias is not None:
+        logits.add_(bias[tile])
+    return logits if cap is None else logits.tanh_().mul_(cap)
+
+
+def _bend(logits: Tensor, cap: float) -> Tensor:
+    """d (cap tanh z) / dz, from cap tanh z."""
+    return cap - logits.square() / cap
 
 
 class _TiledLogps(torch.autograd.Function):
@@ -97,6 +120,7 @@ class _TiledLogps(torch.autograd.Function):
         targets: Tensor,
         entropy: bool,
         kept_bytes: int,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -111,7 +135,8 @@ class _TiledLogps(torch.autograd.Function):
             found = torch.zeros_like(top)
             kept: list[Tensor] = []
             for tile in _tiles(rows, vocabulary, hidden.device, kept_bytes):
-                logits = _logits(hidden, weight, bias, tile)
+                logits = _logits(hidden, weight, bias, tile, cap)
+                bend = _bend(logits, cap) if cap is not None and pull is not None else None
                 if is_kept:
                     kept.append(logits)
                 is_here = (targets >= tile.start) & (targets < tile.stop)
@@ -129,21 +154,23 @@ class _TiledLogps(torch.autograd.Function):
                     share = shifted.exp_()
                 total = total * shrink + share.sum(1, keepdim=True)
                 if pull is not None:
-                    pull.mul_(shrink).add_(_product(share.to(weight.dtype), weight[tile]))
+                    slope = share if bend is None else share * bend
+                    pull.mul_(shrink).add_(_product(slope.to(weight.dtype), weight[tile]))
                 top = new_top
             normaliser = top + total.log()
             entropies = total.log() - dot / total if entropy else torch.zeros_like(total)
             if pull is not None:
-                pull = weight[targets].to(wide) - pull / total
+                own = weight[targets].to(wide)
+                pull = (own if cap is None else own * _bend(found, cap)) - pull / total
             ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropies, pull, *kept)
-            ctx.entropy, ctx.kept_bytes = entropy, kept_bytes
+            ctx.entropy, ctx.kept_bytes, ctx.cap = entropy, kept_bytes, cap
             return (found - normaliser).squeeze(1), entropies.squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, push: Tensor, entropy_push: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, entropies, pull, *kept = ctx.saved_tensors
-        none = (None, None, None)
+        none = (None, None, None, None)
         if pull is not None:
             return (pull * push[:, None]).to(hidden.dtype), None, None, *none
         with torch.autocast(hidden.device.type, enabled=False):
@@ -153,17 +180,19 @@ class _TiledLogps(torch.autograd.Function):
             to_weight = torch.empty_like(weight) if needs_weight else None
             to_bias = torch.empty_like(bias) if needs_bias else None
             for number, tile in enumerate(_tiles(len(hidden), len(weight), hidden.device, ctx.kept_bytes)):
-                logits = kept[number] if kept else _logits(hidden, weight, bias, tile)
+                logits = kept[number] if kept else _logits(hidden, weight, bias, tile, ctx.cap)
                 slope = (logits - normaliser).exp_()
                 if ctx.entropy:
                     # dH/dz = -p (log p + H)
-                    bend = (logits - normaliser).add_(entropies).mul_(slope).mul_(entropy_push[:, None])
-                    slope = slope.mul_(-push[:, None]).sub_(bend)
+                    turn = (logits - normaliser).add_(entropies).mul_(slope).mul_(entropy_push[:, None])
+                    slope = slope.mul_(-push[:, None]).sub_(turn)
                 else:
                     slope.mul_(-push[:, None])
                 is_here = (targets >= tile.start) & (targets < tile.stop)
                 local = (targets - tile.start).clamp(0, slope.shape[1] - 1)[:, None]
                 slope.scatter_add_(1, local, torch.where(is_here, push, 0)[:, None])
+                if ctx.cap is not None:
+                    slope.mul_(_bend(logits, ctx.cap))
                 if to_bias is not None:
                     to_bias[tile] = slope.sum(0)
                 slope = slope.to(weight.dtype)

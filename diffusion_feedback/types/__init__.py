@@ -1,5 +1,6 @@
 """What flows in memory between the rooms: batches, log-probabilities, step results, and the protocols that join them."""
 
+from .heads import ShapedHead
 from .images import (
     Conditioning,
     Denoiser,
@@ -54,6 +55,7 @@ __all__ = [
     "Ranker",
     "Reference",
     "Scores",
+    "ShapedHead",
     "Step",
     "StepOutput",
     "TextBatch",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_feedback.likelihoods import heads
+from diffusion_feedback.types import ShapedHead
 
 ROWS, WIDTH, VOCABULARY = 7, 6, 2500  # three tiles of at least 1024 tokens
 NEVER, ALWAYS = 0, 1 << 30
@@ -27,9 +28,19 @@ def problem(dtype: torch.dtype = torch.float64, *, bias: bool = False) -> tuple[
     return hidden.to(dtype).requires_grad_(), head.to(dtype), targets
 
 
-def brute(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def brute(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     shares = torch.softmax(head(hidden) / temperature, 1)
     return shares.log()[torch.arange(len(targets)), targets], -(shares * shares.log()).sum(1)
+
+
+def by_hand(head: nn.Module, *, scale: float = 1.0, cap: float | None = None) -> Callable[[Tensor], Tensor]:
+    """Logits as Gemma 2 (cap), Granite and Cohere (scale) make them of their head's."""
+
+    def logits(hidden: Tensor) -> Tensor:
+        scaled = head(hidden) * scale
+        return scaled if cap is None else torch.tanh(scaled / cap) * cap
+
+    return logits
 
 
 def tile_narrowly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,16 +51,23 @@ def tile_narrowly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", ["all", "hidden", "head"])
+@pytest.mark.parametrize("shape", [None, {"scale": 0.3}, {"cap": 5.0}, {"scale": 2.0, "cap": 3.0}], ids=str)
 def test_values_and_gradients_are_those_of_the_full_softmax(
-    monkeypatch: pytest.MonkeyPatch, kept_bytes: int, entropy: bool, bias: bool, trained: str
+    monkeypatch: pytest.MonkeyPatch,
+    kept_bytes: int,
+    entropy: bool,
+    bias: bool,
+    trained: str,
+    shape: dict[str, float] | None,
 ) -> None:
     tile_narrowly(monkeypatch)
     hidden, head, targets = problem(bias=bias)
     hidden.requires_grad_(trained != "head")
-    head.requires_grad_(trained != "hidden")
+    bare = head.requires_grad_(trained != "hidden")
+    head = bare if shape is None else ShapedHead(bare, **shape)
     push = torch.linspace(-1, 2, ROWS, dtype=torch.float64)
     found = heads.token_logps(hidden, head, targets, temperature=0.7, entropy=entropy, kept_bytes=kept_bytes)
-    expected = brute(hidden, head, targets, 0.7)
+    expected = brute(hidden, head if shape is None else by_hand(bare, **shape), targets, 0.7)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
     loss, brute_loss = (found[0] * push).sum(), (expected[0] * push).sum()
     if entropy:
