@@ -24,7 +24,7 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation"},
-    {"prompts"},
+    {"prompts", "text_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
         "generation", "labeling", "evaluation", "annotation", "reports",
@@ -40,8 +40,8 @@ NOT_FOR_TRAINING = {"models", "scorers", "data", "generation", "labeling", "anno
 
 DOORS = {
     "diffusers": {"models"},
-    "peft": {"models"},
-    "transformers": {"models", "scorers"},
+    "peft": {"models", "text_folders"},
+    "transformers": {"models", "scorers", "text_folders"},
     "open_clip": {"scorers"},
     "datasets": {"data"},
     "accelerate": {"training", "cli"},

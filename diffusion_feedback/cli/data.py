@@ -129,7 +129,7 @@ def _token_check(arguments: argparse.Namespace) -> Any:
     if arguments.tokenizer is None:
         _refuse_token_flags(arguments)
         return None
-    from ..models.causal_lm import load_tokenizer
+    from ..text_folders import load_tokenizer
     from .token_check import TokenCheck
 
     tokenizer = load_tokenizer(arguments.tokenizer)

@@ -55,7 +55,7 @@ def divergence_of(writer: Writer, reference: nn.Module, records: Sequence[Comple
     likelihood = TokenLikelihood(device, temperature=drawing.temperature)
     found = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
     figures = {"log_ratio": found.log_ratio.tolist(), "token_kl": found.token_kl.tolist()}
-    vocabulary, ends = int(model.network.model.config.vocab_size), model.end_token_ids
+    vocabulary, ends = int(model.network.model.get_output_embeddings().weight.shape[0]), model.end_token_ids
     if num_prefixes(vocabulary, len(ends), drawing.max_new_tokens) <= _MOST_PREFIXES:
         different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
         figures["exact"] = [

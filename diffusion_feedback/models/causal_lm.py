@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM
-from safetensors import SafetensorError
+from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..errors import UserError, first_line
+from ..text_folders import (
+    NO_LIMIT,
+    adapter_config,
+    check_vocabulary,
+    is_adapter,
+    load_model,
+    load_tokenizer,
+    located,
+    positions_of,
+    rows_of,
+)
+from .end_tokens import closing_token_id
 from .latent_diffusion import check_finite, weights_hash
 from .lora import save_transformer
+from .output_heads import check_logits, head_of, trunk_of
 from .quiet import quiet
 from .text_sampling import complete
 
@@ -24,6 +36,7 @@ Read = Callable[[Tensor, nn.Module], Any]
 """Takes hidden states (B, T, H) after the last norm, and the output head; what it returns, the forward pass returns."""
 
 _NOISE = re.compile("dropout|layerdrop|drop_prob|pdrop|jitter")  # names of rates of noise in transformers' models
+_WHAT = "a language model"
 _FOLDER = "give a folder that save_pretrained wrote for a causal language model, its adapter folder, or a hub id"
 
 
@@ -36,15 +49,14 @@ class LanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read) -> Any:
         """Ids and positions (B, T), mask (B, T) or (B, 1, T, T) bool, to what ``read`` makes of the hidden states."""
-        trunk = self.model.base_model
-        hidden = trunk(
+        hidden = trunk_of(self.model)(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
             return_dict=True,
         ).last_hidden_state
-        return read(hidden, self.model.get_output_embeddings())
+        return read(hidden, head_of(self.model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +72,23 @@ class CausalLM:
 
     @property
     def window(self) -> int:
-        """Longest sequence, prompt and completion, in tokens."""
+        """Longest sequence, prompt and completion, in tokens, that the model holds."""
         return window_of(self.network.model.config, self.tokenizer)
 
     @property
+    def usual_length(self) -> int:
+        """How long texts are when nobody says otherwise: as the tokenizer says, at most what the model holds."""
+        return int(min(self.window, self.tokenizer.model_max_length))
+
+    @property
     def end_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: the tokenizer's own end token first, then those of the generation settings."""
-        stated = self.network.model.generation_config.eos_token_id
-        found = [self.tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])]
-        vocabulary = self.network.model.config.vocab_size
-        return tuple(dict.fromkeys(token for token in found if token is not None and token < vocabulary))
+        """Tokens that end a completion: the tokenizer's own end token first, then those of the generation settings, then
+        the one that closes the assistant's turn in the tokenizer's chat template.
+        """
+        stated = _stated_ends(self.network.model)
+        found = [self.tokenizer.eos_token_id, *stated, closing_token_id(self.tokenizer)]
+        known = rows_of(self.network.model)
+        return tuple(dict.fromkeys(token for token in found if token is not None and token < known))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -120,17 +139,31 @@ class CausalLM:
         """Write weights (or adapters) and tokenizer as plain transformers and peft load them.
 
         Adapters over a model that was merged itself are merged too: alone they would go with a base that is nowhere.
+        Whatever ends a completion here is in the generation settings, so that it does with every reader of the folder.
         """
         assert isinstance(network, LanguageModel)
         with quiet():
+            if unsaid_ends(self):
+                network.model.generation_config.eos_token_id = list(self.end_token_ids)
             save_transformer(network.model, folder, is_merged=self.is_merged)
             self.tokenizer.save_pretrained(folder)
 
 
+def _stated_ends(model: Any) -> list[int | None]:
+    stated = model.generation_config.eos_token_id
+    return list(stated) if isinstance(stated, list) else [stated]
+
+
+def unsaid_ends(language_model: CausalLM) -> list[int]:
+    """The end tokens that the model's own generation settings do not name: other readers would run past them."""
+    stated = _stated_ends(language_model.network.model)
+    return [token for token in language_model.end_token_ids if token not in stated]
+
+
 def window_of(config: Any, tokenizer: Any) -> int:
-    """Longest sequence that both model and tokenizer know, in tokens."""
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(min(positions or 10**9, tokenizer.model_max_length))
+    """Longest sequence that the model holds, in tokens; that of its tokenizer where the model states none."""
+    positions = positions_of(config)
+    return positions if positions < NO_LIMIT else int(min(positions, tokenizer.model_max_length))
 
 
 def enable_checkpointing(model: Any) -> None:
@@ -169,33 +202,15 @@ def _silence(holder: Any) -> None:
 @torch.no_grad()
 def _repeats(model: Any) -> bool:
     was_training = model.training
-    ids = torch.arange(min(16, model.config.get_text_config().vocab_size))[None]
+    ids = torch.arange(min(16, rows_of(model)), device=model.device)[None]
+    trunk = trunk_of(model)
+    # The part for text alone of a multimodal model, which in training asks for images too.
+    part = trunk if trunk is not model.base_model else model
     model.train()
     with torch.random.fork_rng(devices=[]):
-        first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+        first, second = (part(input_ids=ids, use_cache=False, return_dict=True)[0] for _ in range(2))
     model.train(was_training)
     return bool(torch.equal(first, second))
-
-
-def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
-    """The tokenizer of a folder or hub id. Raises UserError where there is none."""
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"{path}: no tokenizer could be loaded: {first_line(error)}"
-        raise UserError(problem, "give a folder with tokenizer.json, or a hub id") from error
-
-
-def check_path(path: str) -> None:
-    """Raise UserError for a local path without a transformers model or an adapter."""
-    folder = Path(path)
-    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        is_pipeline = (folder / "model_index.json").is_file()
-        what = "is a diffusers pipeline" if is_pipeline else "has no config.json"
-        raise UserError(f"{path}: not a language model, it {what}", _FOLDER)
-    if not folder.exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
-        raise UserError(f"{path}: no such folder", "check model.pretrained_model_name_or_path")
 
 
 def load(
@@ -209,42 +224,39 @@ def load(
     """Load a causal LM folder or hub id in ``dtype``, eval mode, frozen, without dropout; an adapter is merged.
 
     Raises UserError for a path that is neither, another kind of model, missing weights, weights that are not finite, a
-    tokenizer with more tokens than the model, and models whose logits are not their head's output (soft caps, scales).
+    tokenizer with more tokens than the model, and models whose logits are not their head's output, scaled or soft capped.
     """
-    check_path(path)
-    try:
-        with quiet():
-            if is_adapter(path):
-                model, missing = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload(), set()
-            else:
-                model, found = AutoModelForCausalLM.from_pretrained(
-                    path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True
-                )
-                missing = set(found["missing_keys"])
-                if "score.weight" in found["unexpected_keys"]:
-                    raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{path}: could not be loaded as a language model: {first_line(error)}", _FOLDER) from error
+    located(path, _WHAT, _FOLDER)
+    if is_adapter(path) and adapter_config(path).task_type == TaskType.SEQ_CLS:
+        raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
+    with quiet():
+        loaded = load_model(path, AutoModelForCausalLM, _WHAT, _FOLDER, revision=revision, variant=variant, dtype=dtype)
+    model = loaded.model
+    if "score.weight" in loaded.unexpected:
+        raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
     tokenizer = load_tokenizer(path, revision=revision)
-    if missing:
-        raise UserError(f"{path}: {len(missing)} weights are missing, the first is {min(missing)!r}", _FOLDER)
+    if loaded.missing:
+        raise UserError(
+            f"{path}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}", _FOLDER
+        )
     check_vocabulary(path, tokenizer, model)
     prepare(model, path, device)
-    _check_head(model, path)
-    return CausalLM(LanguageModel(model), tokenizer, is_merged=is_adapter(path))
+    check_logits(model, path)
+    language_model = CausalLM(LanguageModel(model), tokenizer, is_merged=loaded.is_merged)
+    if unsaid_ends(language_model):
+        _check_generation(model, path)
+    return language_model
 
 
-def is_adapter(path: str) -> bool:
-    """Whether ``path`` is the folder of an adapter."""
-    return (Path(path) / "adapter_config.json").is_file()
-
-
-def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:
-    """Raise UserError where ``tokenizer`` gives ids that ``model`` has no embedding for."""
-    largest, known = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().num_embeddings
-    if largest >= known:
-        problem = f"{path}: the tokenizer's ids go to {largest}, the model knows {known} tokens"
-        raise UserError(problem, "use the tokenizer that the model was trained with")
+def _check_generation(model: Any, path: str) -> None:
+    """Settings that transformers does not save once they are changed would stop a run at its very end."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        problem = f"{path}: generation_config.json cannot be saved with a result: {first_line(error)}"
+        raise UserError(
+            problem, 'mend that file (often: set "do_sample": true beside temperature and top_p)'
+        ) from error
 
 
 def prepare(model: Any, path: str, device: torch.device | str) -> None:
@@ -256,17 +268,3 @@ def prepare(model: Any, path: str, device: torch.device | str) -> None:
         model.to(device)
     except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
         raise UserError(f"device {device}: {first_line(error)}", "use another device") from error
-
-
-@torch.no_grad()
-def _check_head(model: Any, path: str) -> None:
-    # Several tokens, since the embedding of a padding token may be zero.
-    ids = torch.arange(min(16, model.config.vocab_size), device=model.device)[None]
-    hidden = model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
-    if not torch.allclose(
-        model.get_output_embeddings()(hidden).float(), model(ids).logits.float(), atol=1e-4, rtol=1e-4
-    ):
-        problem = f"{path}: the logits of a {type(model).__name__} are not its output head's (a soft cap, or a scale)"
-        raise UserError(
-            problem, "use a model whose logits are the head's output, such as Llama, Qwen, Mistral or GPT-2"
-        )

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftConfig, TaskType
-from safetensors import SafetensorError
+from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ..errors import UserError, first_line
-from .causal_lm import (
-    check_path,
+from ..errors import UserError
+from ..foreign import reading
+from ..text_folders import (
+    LoadedModel,
+    adapter_config,
     check_vocabulary,
-    enable_checkpointing,
     is_adapter,
+    load_config,
+    load_model,
     load_tokenizer,
-    prepare,
-    window_of,
+    located,
+    rows_of,
 )
+from .causal_lm import enable_checkpointing, prepare, window_of
+from .end_tokens import padding_token
 from .latent_diffusion import weights_hash
 from .lora import save_transformer
+from .output_heads import trunk_of
 from .quiet import quiet
 
 _HEADS = ("score", "classifier")
-_WHOLE: Mapping[str, Sequence[str]] = {"missing_keys": (), "mismatched_keys": ()}
+_WHAT = "a reward model"
 _FOLDER = "give a causal language model to start from, or a sequence classification model with num_labels 1"
 
 
@@ -53,7 +57,7 @@ class RewardNetwork(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
         """Ids, mask and positions (B, T), index of each row's last token (B,), to scores (B,) float32."""
-        hidden = self.model.base_model(
+        hidden = trunk_of(self.model)(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -80,6 +84,11 @@ class RewardModel:
     def window(self) -> int:
         """Longest sequence, prompt and completion, in tokens."""
         return window_of(self.network.model.config, self.tokenizer)
+
+    @property
+    def usual_length(self) -> int:
+        """How long texts are when nobody says otherwise: as the tokenizer says, at most what the model holds."""
+        return int(min(self.window, self.tokenizer.model_max_length))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -117,49 +126,59 @@ def load(
     Raises UserError for a path that is neither, a model with several labels, missing trunk weights, damaged weights, and
     a tokenizer with more tokens than the model.
     """
-    check_path(path)
+    located(path, _WHAT, _FOLDER)
     tokenizer = load_tokenizer(path, revision=revision)
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if is_adapter(path):
-                model, found = _merged(path, dtype), _WHOLE
-            else:
-                _check_labels(path, AutoConfig.from_pretrained(path, revision=revision))
-                model, found = AutoModelForSequenceClassification.from_pretrained(
-                    path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True, num_labels=1
-                )
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{path}: could not be loaded as a reward model: {first_line(error)}", _FOLDER) from error
-    missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in _HEADS)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded = _load(path, revision, variant, dtype)
+    model = loaded.model
+    missing = sorted(key for key in loaded.missing if key.split(".")[0] not in _HEADS)
     if missing:
         raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]!r}", _FOLDER)
     if not any(hasattr(model, name) for name in _HEADS):
         raise UserError(f"{path}: {type(model).__name__} has no head of the names {_HEADS}", _FOLDER)
     check_vocabulary(path, tokenizer, model)
     prepare(model, path, device)
-    # transformers' own forward pass finds the last token by the padding id; without one it takes no batches.
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
-    return RewardModel(RewardNetwork(model), tokenizer, is_merged=is_adapter(path))
+    _set_padding(model, tokenizer)
+    return RewardModel(RewardNetwork(model), tokenizer, is_merged=loaded.is_merged)
 
 
-def _merged(path: str, dtype: torch.dtype) -> Any:
-    """The model of an adapter's folder: of a reward model whole, of a language model the trunk under a new head."""
-    if PeftConfig.from_pretrained(path).task_type == TaskType.SEQ_CLS:
-        return AutoPeftModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, num_labels=1
-        ).merge_and_unload()
-    writer = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload()
-    config = copy.deepcopy(writer.config)
+def _load(path: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> LoadedModel:
+    if is_adapter(path) and adapter_config(path).task_type != TaskType.SEQ_CLS:
+        return _under_new_head(load_model(path, AutoModelForCausalLM, "a language model", _FOLDER, dtype=dtype), path)
+    if not is_adapter(path):
+        _check_labels(path, load_config(path, _WHAT, _FOLDER, revision=revision))
+    return load_model(
+        path,
+        AutoModelForSequenceClassification,
+        _WHAT,
+        _FOLDER,
+        revision=revision,
+        variant=variant,
+        dtype=dtype,
+        num_labels=1,
+    )
+
+
+def _under_new_head(writer: LoadedModel, path: str) -> LoadedModel:
+    """The trunk of a language model that was merged with its adapter, under a new head."""
+    config = copy.deepcopy(writer.model.config)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-    model.base_model.load_state_dict(writer.base_model.state_dict())
-    return model
+    with reading(path, _WHAT, _FOLDER):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=writer.model.dtype)
+        model.base_model.load_state_dict(writer.model.base_model.state_dict())
+    return LoadedModel(model, frozenset(), frozenset(), writer.is_merged)
+
+
+def _set_padding(model: Any, tokenizer: Any) -> None:
+    """A padding token that ends no text, for other readers: transformers' own forward pass reads the last token that is no
+    padding, so with an end token as padding it would read the token before it. Without such a token it takes texts one by one.
+    """
+    token = padding_token(tokenizer, rows_of(model))
+    if token is not None and token != tokenizer.pad_token:
+        tokenizer.add_special_tokens({"pad_token": token})
+    for config in {id(found): found for found in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = None if token is None else tokenizer.pad_token_id
 
 
 def _check_labels(path: str, config: Any) -> None:

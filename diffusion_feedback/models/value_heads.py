@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import UserError, first_line
+from ..errors import UserError
+from ..foreign import reading
 from ..records import atomic_write, content_hash
+from ..types import ShapedHead
 from .causal_lm import LanguageModel
 from .latent_diffusion import check_finite
+from .output_heads import logit_shape, uncapped
 
 FILE_NAME = "value_heads.safetensors"
 
@@ -130,11 +133,8 @@ def load_into(heads: ValueHeads, folder: Path) -> None:
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no value heads", "give the folder of a run with objective ilql")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({first_line(error)})", "copy the folder again") from error
+    with reading(path, "value heads", "copy the folder again"), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
 
 
 class AdvantageHead(nn.Module):
@@ -142,16 +142,22 @@ class AdvantageHead(nn.Module):
 
     softmax over a of (log pi(a | s) + beta (Q'(s, a) - V(s))): V(s) and the normaliser of pi are the same for all a, so
     the logits of the policy plus beta Q' have the same softmax, and at beta 0 are the policy's own, bit for bit.
+    ``cap`` of the policy's logits is applied here; by ``scale`` the model multiplies what comes out.
     """
 
-    def __init__(self, output_head: nn.Module, heads: ValueHeads, beta: float) -> None:
+    def __init__(
+        self, output_head: nn.Module, heads: ValueHeads, beta: float, *, scale: float = 1.0, cap: float | None = None
+    ) -> None:
         super().__init__()
-        self.output_head, self.heads, self.beta = output_head, heads, beta
+        self.output_head = output_head if cap is None else ShapedHead(output_head, scale=scale, cap=cap)
+        self.heads, self.beta, self.scale = heads, beta, scale
+        self.factor = 1.0 if cap is None else 1 / scale
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., H) to scores (..., V)."""
         logits: Tensor = self.output_head(hidden)
-        return logits + self.beta * self.heads.target_q(hidden)
+        logits = logits if self.factor == 1.0 else logits * self.factor
+        return logits + (self.beta / self.scale) * self.heads.target_q(hidden)
 
 
 @contextmanager
@@ -166,8 +172,10 @@ def steered(network: ValueNetwork, *, beta: float) -> Iterator[LanguageModel]:
         raise UserError(f"beta: got {beta!r}", "allowed: 0 (the policy itself) or more")
     model = network.language_model.model
     output_head = model.get_output_embeddings()
-    model.set_output_embeddings(AdvantageHead(output_head, network.heads, beta))
+    scale, cap = logit_shape(model)
+    model.set_output_embeddings(AdvantageHead(output_head, network.heads, beta, scale=scale, cap=cap))
     try:
-        yield network.language_model
+        with uncapped(model):  # the head itself caps, before the advantage is added
+            yield network.language_model
     finally:
         model.set_output_embeddings(output_head)

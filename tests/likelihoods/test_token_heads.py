@@ -28,7 +28,9 @@ def problem(dtype: torch.dtype = torch.float64, *, bias: bool = False) -> tuple[
     return hidden.to(dtype).requires_grad_(), head.to(dtype), targets
 
 
-def brute(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def brute(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     shares = torch.softmax(head(hidden) / temperature, 1)
     return shares.log()[torch.arange(len(targets)), targets], -(shares * shares.log()).sum(1)
 

@@ -176,7 +176,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="v_head.0.bias.*not finite"):
         value_heads.load_into(heads, tmp_path)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="could not be read as value heads"):
         value_heads.load_into(heads, tmp_path)
 
 

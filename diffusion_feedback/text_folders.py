@@ -1,0 +1,251 @@
+"""Folders and hub ids of transformers' models that people bring: their models, adapters and tokenizers.
+
+One place for whatever reads texts, language models and judges alike. Code that a folder holds never runs, a path that is not
+there is never asked of the hub, and every failure is one UserError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .errors import UserError
+from .foreign import is_hub_id, reading
+
+_ADAPTER = "adapter_config.json"
+_TOKENIZER = (
+    "give a folder with tokenizer.json, tokenizer.model or vocab.txt, as the model was trained with, or a hub id"
+)
+# Files that hold a vocabulary; without one transformers makes up a tokenizer of its own.
+_VOCABULARY = re.compile(
+    r"tokenizer\.json|tekken\.json|merges\.txt|spm_char\.model|.*\.(model|tiktoken|spm|bpe)|.*vocab.*"
+)
+# Longest sequence by the names that architectures have for it.
+_POSITIONS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "max_target_positions",
+    "context_length",
+)  # fmt: skip
+NO_LIMIT = 10**9  # tokenizers and models without a limit of their own
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model, what transformers said of its weights, and whether it was read from an adapter, which is merged now."""
+
+    model: Any
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+    is_merged: bool
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No remarks and no bars from transformers; what matters is said by us, once."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def located(path: str, what: str, remedy: str) -> str:
+    """``path`` with ~ resolved. Raises UserError where it is neither a folder with a ``what`` nor a possible hub id."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        if is_hub_id(path):
+            return path
+        raise UserError(f"{path}: no such folder", f"check the path, or {remedy}")
+    if not folder.is_dir():
+        raise UserError(f"{path}: a file, and not the folder of {what}", remedy)
+    if not any((folder / name).is_file() for name in ("config.json", _ADAPTER)):
+        is_pipeline = (folder / "model_index.json").is_file()
+        found = "is a diffusers pipeline" if is_pipeline else "has no config.json"
+        raise UserError(f"{path}: not {what}, it {found}", remedy)
+    return str(folder)
+
+
+def is_adapter(path: str) -> bool:
+    """Whether ``path`` is the folder of an adapter."""
+    return (Path(path).expanduser() / _ADAPTER).is_file()
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id. Raises UserError where there is none, or it needs code of its own."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any(_VOCABULARY.fullmatch(file.name) for file in folder.iterdir()):
+            raise UserError(f"{path}: holds no tokenizer, no file with a vocabulary", _TOKENIZER)
+    elif not is_hub_id(path):
+        raise UserError(f"{path}: {'a file, and not a folder' if folder.exists() else 'no such folder'}", _TOKENIZER)
+    with quiet(), _explained(path, "a tokenizer", _TOKENIZER, "tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else path, revision=revision, trust_remote_code=False
+        )
+        words = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+        # transformers makes up an empty vocabulary where it finds none.
+        if not words or not tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]:
+            raise UserError(f"{path}: its tokenizer knows no words: files of its vocabulary are missing", _TOKENIZER)
+        return tokenizer
+
+
+def load_model(
+    path: str,
+    auto: Any,
+    what: str,
+    remedy: str,
+    *,
+    revision: str | None = None,
+    is_trained: bool = True,
+    **settings: Any,
+) -> LoadedModel:
+    """The model at ``path`` by the auto class ``auto``; ``settings`` go to its ``from_pretrained``. An adapter is merged.
+
+    Raises UserError, which ends in ``remedy``, where it is no ``what``, needs code of its own, or is quantised and
+    ``is_trained`` or not to be read without another library.
+    """
+    with quiet(), _explained(path, what, remedy, "config.json"):
+        if is_adapter(path):
+            return _merged(path, auto, what, remedy, settings)
+        model, found = auto.from_pretrained(
+            path, revision=revision, output_loading_info=True, trust_remote_code=False, **settings
+        )
+        if is_trained and getattr(model, "is_quantized", False):
+            raise UserError(f"{path}: {_quantisation(path) or 'its weights are quantised'}", _WHOLE_WEIGHTS)
+        return LoadedModel(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]), False)
+
+
+def load_config(path: str, what: str, remedy: str, *, revision: str | None = None) -> Any:
+    """transformers' configuration of the model at ``path``. Raises UserError as ``load_model``."""
+    with quiet(), _explained(path, what, remedy, "config.json"):
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def adapter_config(path: str) -> Any:
+    """peft's configuration of the adapter in the folder ``path``. Raises UserError for a damaged one."""
+    with _explained(path, "an adapter", "give the folder that the adapter was saved in, whole", _ADAPTER):
+        return PeftConfig.from_pretrained(str(Path(path).expanduser()))
+
+
+def base_of(path: str, config: Any) -> str:
+    """The base of the adapter in ``path``: a folder on this disk, or a hub id.
+
+    A relative path is looked up from here, then from the adapter's folder. Raises UserError where it is neither.
+    """
+    base = config.base_model_name_or_path
+    if not base:
+        raise UserError(f"{path}: {_ADAPTER} names no base", f"set base_model_name_or_path in {_ADAPTER}")
+    for folder in (Path(base).expanduser(), Path(path).expanduser() / base):
+        if folder.is_dir():
+            return str(folder)
+    if is_hub_id(base):
+        return str(base)
+    problem = f"{path}: the adapter's base {base!r} ({_ADAPTER}, base_model_name_or_path) is not there"
+    raise UserError(problem, "put the base there, or write the path where it lies into that key")
+
+
+def _merged(path: str, auto: Any, what: str, remedy: str, settings: dict[str, Any]) -> LoadedModel:
+    """The base of an adapter with the adapter merged in; all of the adapter's weights must have found a place."""
+    config = adapter_config(path)
+    base = located(base_of(path, config), f"the base of {path}", f"see base_model_name_or_path in {_ADAPTER}")
+    if is_adapter(base):
+        raise UserError(f"{path}: its base {base} is an adapter itself", "merge that one into its own base first")
+    loaded = load_model(base, auto, what, remedy, revision=config.revision, **settings)
+    wrap = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    folder = str(Path(path).expanduser())
+    config.inference_mode = True
+    adapted = wrap(loaded.model, config)
+    found = adapted.load_adapter(folder, "default", torch_device="cpu")
+    odd = sorted(found.missing_keys) or sorted(found.unexpected_keys)
+    if odd:
+        kind = "are missing" if found.missing_keys else "have no place in its base"
+        raise UserError(f"{path}: {len(odd)} weights of the adapter {kind}, the first is {odd[0]!r}", _WHOLE_ADAPTER)
+    whole = {key for key in loaded.missing if not any(_ends(key, name) for name in config.modules_to_save or ())}
+    return LoadedModel(adapted.merge_and_unload(), frozenset(whole), loaded.unexpected, True)
+
+
+def _ends(key: str, module: str) -> bool:
+    return f".{key}".rpartition(".")[0].endswith(f".{module}")
+
+
+_WHOLE_ADAPTER = "use the base that the adapter was trained on, and copy the adapter's folder whole"
+_WHOLE_WEIGHTS = "use the model that it was made from, in bf16, fp16 or fp32: quantised weights are not trained"
+_CODE = "use a model of an architecture that transformers has: code that comes with a folder never runs here"
+
+
+@contextmanager
+def _explained(path: str, what: str, remedy: str, config_name: str) -> Iterator[None]:
+    """Failures to read ``path`` as one UserError, which says so where the cause is quantisation or code in the folder."""
+    try:
+        with reading(path, what, remedy):
+            yield
+    except UserError as error:
+        if isinstance(error.__cause__, Exception):
+            if (quantisation := _quantisation(path)) is not None:
+                raise UserError(f"{path}: {quantisation}", _WHOLE_WEIGHTS) from error
+            if "trust_remote_code" in str(error.__cause__) or "auto_map" in _json(path, config_name):
+                raise UserError(
+                    f"{path}: {what} that needs code of its own ({config_name}, auto_map)", _CODE
+                ) from error
+        raise
+
+
+def _quantisation(path: str) -> str | None:
+    """What the folder's config.json says of quantised weights; None where it says nothing."""
+    found = _json(path, "config.json").get("quantization_config")
+    if not isinstance(found, dict):
+        return None
+    method = found.get("quant_method", "an unnamed method")
+    bits = found.get("bits") or (4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else None)
+    return f"its weights are quantised ({method}{f', {bits} bit' if bits else ''}; quantization_config in config.json)"
+
+
+def _json(path: str, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((Path(path).expanduser() / name).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def rows_of(model: Any) -> int:
+    """How many tokens ``model`` has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:
+    """Raise UserError where ``tokenizer`` gives ids that ``model`` has no embedding for.
+
+    Added tokens may be beyond it, as Gemma 3's for images are: a text that uses one is refused.
+    """
+    known = rows_of(model)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    largest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=-1)
+    if largest >= known:
+        problem = f"{path}: the tokenizer's ids go to {largest}, the model knows {known} tokens"
+        raise UserError(problem, "use the tokenizer that the model was trained with")
+
+
+def unknown_tokens(tokenizer: Any, model: Any) -> list[str]:
+    """The tokens of ``tokenizer`` that ``model`` has no embedding for, in the order of their ids."""
+    known = rows_of(model)
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= known}
+    return [beyond[number] for number in sorted(beyond)]
+
+
+def positions_of(config: Any) -> int:
+    """Longest sequence that a model of ``config`` holds, in tokens; ``NO_LIMIT`` where it states none."""
+    text = config.get_text_config()
+    stated = (getattr(text, name, None) for name in _POSITIONS)
+    return next((int(value) for value in stated if isinstance(value, int) and value > 0), NO_LIMIT)
