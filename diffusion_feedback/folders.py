@@ -72,19 +72,12 @@ def hold_folder(folder: Path, command: str) -> Iterator[None]:
     if not is_main_process():
         yield
         return
-    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-    make_folder(folder)
-    try:
-        with _lock(folder / LOCK, folder / HOLDER, folder, command, "output_dir"):
-            sweep_folder(folder)
-            yield
-            if not (folder / LOCK).exists():
-                problem = f"{folder}: was moved or deleted while {command} was at work in it"
-                raise UserError(problem, "run the same command again")
-    finally:
-        for place in made:
-            with suppress(OSError):  # not empty: there is something to keep
-                place.rmdir()
+    with _made(folder), _lock(folder / LOCK, folder / HOLDER, folder, command, "output_dir"):
+        sweep_folder(folder)
+        yield
+        if not (folder / LOCK).exists():
+            problem = f"{folder}: was moved or deleted while {command} was at work in it"
+            raise UserError(problem, "run the same command again")
 
 
 @contextmanager
@@ -96,11 +89,23 @@ def hold_file(path: Path, command: str) -> Iterator[None]:
     if not is_main_process():
         yield
         return
-    make_folder(path.parent)
-    name = path.name[:_LONG]
-    with _lock(path.with_name(f".{name}.lock"), path.with_name(f".{name}.holder"), path, command, "output"):
+    lock, holder = (path.with_name(f".{path.name[:_LONG]}.{what}") for what in ("lock", "holder"))
+    with _made(path.parent), _lock(lock, holder, path, command, "output"):
         sweep_beside(path)
         yield
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make ``folder``; what was made of it and its parents is removed again where it stays empty."""
+    absent = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    make_folder(folder)
+    try:
+        yield
+    finally:
+        for place in absent:
+            with suppress(OSError):  # not empty: there is something to keep
+                place.rmdir()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..folders import hold_folder
+from .flags import Flags
 from .sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler
 from .scoring import SCORERS_HELP, add_scoring_flags
 
@@ -40,11 +41,10 @@ explains the rest. Run the same command again to go on after an interruption. df
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb benchmark",
         description="Run a benchmark: generate or find its images, score them, and report figures with intervals.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("benchmark", metavar="BENCHMARK", help="hpsv2, pickapic, partiprompts, drawbench or shapes")

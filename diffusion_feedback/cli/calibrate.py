@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_folder
+from .flags import Flags
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
@@ -35,11 +36,10 @@ shares are votes.
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb calibrate",
         description="Measure how far scorers can be trusted, on pairs that people have labelled, and fit their scale.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("pairs", metavar="PAIRS", help="labelled preference pairs: parquet, glob, folder or hub id")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..folders import hold_file
+from .flags import Flags
 
 CHECK_EPILOG = """examples:
   dfb data check pairs.parquet
@@ -38,13 +39,12 @@ told apart: prompt, chosen, rejected; prompt, completion, label; prompt, complet
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of both commands."""
-    parser = argparse.ArgumentParser(prog="dfb data", description="Check and convert preference pairs and texts.")
+    parser = Flags(prog="dfb data", description="Check and convert preference pairs and texts.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,convert}")
-    layout = argparse.RawDescriptionHelpFormatter
     says = "Say what a data set holds and what is wrong with it."
-    check = commands.add_parser("check", description=says, help=says, epilog=CHECK_EPILOG, formatter_class=layout)
+    check = commands.add_parser("check", description=says, help=says, epilog=CHECK_EPILOG)
     says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns, texts as one file with TRL's."
-    convert = commands.add_parser("convert", description=says, help=says, epilog=CONVERT_EPILOG, formatter_class=layout)
+    convert = commands.add_parser("convert", description=says, help=says, epilog=CONVERT_EPILOG)
     for command in (check, convert):
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
         command.add_argument("--split", default="train", help="split, where the source has splits (default train)")

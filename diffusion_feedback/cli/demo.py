@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..folders import hold_folder
+from .flags import Flags
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,11 +40,10 @@ METHODS = {"dpo": "shapes_dpo_lora", "ai": "shapes_ai_dpo_lora", "sft": "shapes_
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb demo",
         description="Beat the embedded Stable Diffusion by its own Diffusion-DPO fine-tune, and prove it.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output_dir", "--output-dir", default="runs/demo", help="folder to write (default runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training runs (default 0)")
@@ -148,7 +148,7 @@ class Story:
         output = self.folder / AI_PAIRS
         if output.exists():
             return
-        parser = argparse.ArgumentParser()
+        parser = Flags()
         add_scoring_flags(parser)
         flags = ["--scorer", f"pickscore={SCORER}", "--cache_dir", str(self.folder / "cache"), "--batch_size", "64"]
         items = open_images(self.recipes["dpo"].data.train)

@@ -16,6 +16,7 @@ from .completing import (
     load_writer,
     read_text_prompts,
 )
+from .flags import Flags
 from .sampling import add_sampling_flags, check_sampling_flags, load_sampler
 
 EPILOG = """examples:
@@ -45,11 +46,10 @@ _IMAGE_FLAGS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb generate",
         description="Generate one image, or some completions, for each prompt under each seed.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="diffusers or transformers folder, or hub id")

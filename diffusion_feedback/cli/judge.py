@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from .completing import add_completion_flags, fill_completion_flags
+from .flags import Flags
 
 EPILOG = """examples:
   dfb judge runs/text_dpo assets/captions-lm --prompts assets/captions/validation.jsonl \\
@@ -32,11 +33,10 @@ judgements.jsonl, results.json, report.html and README.md. Run the same command 
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb judge",
         description="Compare two language models, or their completions, on held-out prompts.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("a", metavar="A", help="model folder, hub id, or completions")

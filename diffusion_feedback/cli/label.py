@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_file
+from .flags import Flags
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
@@ -42,11 +43,10 @@ given; their old label_0 stands in human_label_0. Run the same command again to 
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb label",
         description="Make preference pairs of scored images, or label pairs anew, by one or several scorers.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("images", metavar="IMAGES_OR_PAIRS", help="folder of images with prompts, or preference pairs")

@@ -1,21 +1,21 @@
 """``dfb``: dispatches to one module a command, imported only when its command is called.
 
-Exit codes: 0 for done, 2 for a user's mistake, a full disk or too little memory (told in one message, without a
-traceback), 130 or 143 for an interruption (SIGINT, SIGTERM); any other failure is a defect and shows its traceback.
+Exit codes: 0 for done; 2 for a user's mistake, or a failure of the disk, of a path or of memory (told in one message,
+without a traceback); 130 for an interruption, 143 for a request to end (SIGTERM), 141 where the reader of the output has
+gone. Any other failure is a defect and shows its traceback.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..catalog import nearest
-from ..errors import Interrupted, UserError, first_line, is_out_of_memory
+from ..errors import UserError
+from . import failures
 
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
@@ -50,21 +50,6 @@ examples:
 """
 
 
-_INTERRUPTED = "interrupted; the same command (dfb train with --resume) goes on from the last whole piece of work"
-_TRAINING = (
-    "set model.gradient_checkpointing: true, lower data.resolution, text.max_length or training.train_batch_size (and raise"
-    " training.gradient_accumulation_steps by as much), or use another device"
-)
-# What takes less memory, by command.
-_SMALLER = {
-    "train": _TRAINING,
-    "rounds": f"lower rounds.batch_size; {_TRAINING}",
-    "data": "check or convert a part of the data at a time, or close other programs",
-    "others": "give a lower --batch_size, a smaller size of images or fewer tokens, or another --device",
-}
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
 def overview() -> str:
     """What ``dfb --help`` prints."""
     return OVERVIEW.format(commands="\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
@@ -73,31 +58,29 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with failures.stopping():
+        try:
+            code = _guarded(arguments)
+        except SystemExit as error:  # of --help, and of commands that have said everything
+            code = failures.flushed(error.code if isinstance(error.code, int) else int(error.code is not None))
+            raise SystemExit(code) from error
+        return failures.flushed(code)
+
+
+def _guarded(arguments: Sequence[str]) -> int:
     try:
+        failures.open_streams()
+        failures.check_arguments(arguments)
         _run(arguments)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as error:
-        signum = error.signum if isinstance(error, Interrupted) else int(signal.SIGINT)
-        print(f"\n{(isinstance(error, Interrupted) and error.message) or _INTERRUPTED}", file=sys.stderr)
-        return 128 + signum
+        return failures.interrupted(error, arguments)
     except BrokenPipeError:
-        # The reader, such as `head`, has gone. What is still buffered would fail again when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        remedy = "make room, or write elsewhere; the same command (dfb train with --resume) goes on"
-        print(f"error: {error.filename or 'writing'}: {error.strerror}\n  -> {remedy}", file=sys.stderr)
-        return 2
     except Exception as error:
-        if not is_out_of_memory(error):
+        message = failures.told(error, arguments)
+        if message is None:
             raise
-        remedy = _SMALLER.get(arguments[0], _SMALLER["others"])
-        print(f"error: out of memory: {first_line(error)}\n  -> {remedy}", file=sys.stderr)
+        failures.say(f"error: {message}")
         return 2
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_file
+from .flags import Flags
 
 if TYPE_CHECKING:
     from .benchmark_run import BenchmarkRun
@@ -25,11 +26,10 @@ side, and an alarm where one scorer rises while another falls. It is one file wi
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb report",
         description="Join benchmark runs into one HTML page.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder that dfb benchmark wrote")

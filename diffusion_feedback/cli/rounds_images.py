@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..generation import generate, load_generated, own_noise
 from ..labeling.panel import Policy
 from ..prompts import read_prompts
 from ..records import Text
+from .flags import Flags
 from .label_output import write_built
 from .rounds_checks import rule_of
 from .scoring import add_scoring_flags, score_items
@@ -70,7 +70,7 @@ class ImageSide:
 
     def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
         """Score every image, each process its share; what the cache holds is not scored again."""
-        parser = argparse.ArgumentParser()
+        parser = Flags()
         add_scoring_flags(parser)
         flags = ["--scorer", spec, "--cache_dir", self.recipe.data.cache_dir]
         records = score_items(open_images(str(drawn)), parser.parse_args(flags))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..folders import hold_file
+from .flags import Flags
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 EPILOG = f"""examples:
@@ -24,11 +25,10 @@ recipe_id, score, raw (the cosine of CLIP scorers), logit_scale. Run the same co
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="dfb score",
         description="Score images against their prompts, by one or several scorers at once.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", metavar="IMAGES", help="folder of images, or preference pairs")
     parser.add_argument("--output", required=True, metavar="SCORES.parquet", help="file to write")

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from diffusion_feedback import __version__
+from diffusion_feedback import __version__, cli
 from diffusion_feedback.cli.main import COMMANDS, main
 from diffusion_feedback.errors import UserError
 
@@ -98,7 +99,7 @@ def test_a_full_disk_is_no_defect(command: SimpleNamespace, capsys: pytest.Captu
     assert "error: runs/a/metrics.jsonl: No space left on device\n  -> make room" in capsys.readouterr().err
 
     def other(argv: Sequence[str]) -> None:
-        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(Path(cli.__file__).with_name("absent.css")))
 
     command.run = other
     with pytest.raises(FileNotFoundError):
