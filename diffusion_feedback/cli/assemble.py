@@ -93,6 +93,7 @@ def build_encoders(recipe: Recipe, denoiser: Any) -> Encoders:
     images = TensorCache(
         root / "latents",
         {"encoder": denoiser.image_encoder_id(), "resolution": resolution, "dtype": data.cache_dtype},
+        parts=("latents", "sizes"),
     )
     texts = TensorCache(root / "text", {"encoder": denoiser.text_encoder_id(), "dtype": data.cache_dtype})
     return Encoders(

@@ -55,7 +55,7 @@ def build_views(recipe: Recipe, scorer: Any) -> CachedViews:
     if not recipe.data.cache:
         return CachedViews(scorer.cut, None)
     root = Path(recipe.data.cache_dir).expanduser()
-    return CachedViews(scorer.cut, TensorCache(root / "views", {"view": scorer.view_id()}))
+    return CachedViews(scorer.cut, TensorCache(root / "views", {"view": scorer.view_id()}, parts=("pixels",)))
 
 
 def build_step(recipe: Recipe, scorer: Any, views: CachedViews, accelerator: Accelerator) -> Any:

@@ -176,6 +176,12 @@ class TextSession:
             passes = passes_of(range(len(index)), lengths, budget_of(self.recipe, lengths))
             mine = passes[accelerator.process_index :: accelerator.num_processes]
             self.cached.fill(index.batch, mine, show=accelerator.is_main_process)
+            if accelerator.num_processes > 1:
+                # What others have filled in is taken over while the reference is there to be asked for what is damaged,
+                # or lies on a disk that this process does not see.
+                accelerator.wait_for_everyone()
+                self.cached.cache.refresh()
+                self.cached.fill(index.batch, passes, show=False)
         accelerator.wait_for_everyone()
         self.cached.release()
         if self.reference is not None:

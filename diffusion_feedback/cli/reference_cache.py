@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.cache import TensorCache
+from ..errors import UserError
 from ..records import content_hash
 from ..types import TextBatch, TokenSequence
 
@@ -32,7 +33,10 @@ class ReferenceLogps:
         self._values: dict[str, Tensor] = {}
 
     def __call__(self, batch: TextBatch) -> Tensor:
-        """Look ``batch`` up, or ask. Raises ValueError for a pair that was not filled in while the reference was there."""
+        """Look ``batch`` up, or ask. Raises ValueError for a pair that was not filled in while the reference was there.
+
+        Raises UserError for a pair of which the reference says no number.
+        """
         keys = [pair_key(*sides) for sides in zip(batch.chosen, batch.rejected, strict=True)]
         for key in keys:
             entry = self.cache.get(key) if key not in self._values else None
@@ -46,7 +50,11 @@ class ReferenceLogps:
         if self._compute is None:
             raise ValueError("the reference was let go before it was asked for these pairs")
         logps = self._compute(batch).float().cpu().view(2, -1)
-        for key, value in zip(keys, logps.unbind(1), strict=True):
+        for number, (key, value) in enumerate(zip(keys, logps.unbind(1), strict=True)):
+            if not bool(value.isfinite().all()):
+                problem = f"pair {batch.pair_ids[number]}: the reference's log-probabilities are {value.tolist()}"
+                remedy = "load it in float32 (model.dtype) without mixed precision; else its weights are damaged"
+                raise UserError(problem, remedy)
             if key not in self._values:
                 self._values[key] = value.clone()
                 self.cache.put(key, {"logps": value})
@@ -60,6 +68,5 @@ class ReferenceLogps:
         self.cache.flush()
 
     def release(self) -> None:
-        """Let go of the reference; what other processes have filled in is taken over. From here on all must be there."""
+        """Let go of the reference. From here on all must be there."""
         self._compute = None
-        self.cache.refresh()

@@ -152,7 +152,10 @@ class _Session:
         device = find_device(arguments.device) if arguments.device else state.device
         scorers = load_scorers(arguments.scorer, device=device, dtype=getattr(torch, arguments.dtype))
         root = Path(arguments.cache_dir).expanduser() / "scores"
-        caches = {s.recipe_id: stack.enter_context(TensorCache(root, {"recipe": s.recipe_id})) for s in scorers}
+        caches = {
+            s.recipe_id: stack.enter_context(TensorCache(root, {"recipe": s.recipe_id}, parts=("score", "raw")))
+            for s in scorers
+        }
         return cls(scorers, caches, arguments, state)
 
     def say_truncated(self, items: Sequence[ImageItem]) -> None:

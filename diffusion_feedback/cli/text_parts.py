@@ -167,7 +167,9 @@ def build_reference_cache(
             return likelihood.logps(frozen, likelihood.prepare(batch))
 
     root = Path(recipe.data.cache_dir).expanduser()
-    return ReferenceLogps(TensorCache(root / "reference_logps", namespace), compute, accelerator.device)
+    return ReferenceLogps(
+        TensorCache(root / "reference_logps", namespace, parts=("logps",)), compute, accelerator.device
+    )
 
 
 def build_step(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,20 +38,29 @@ class TensorCache:
     The namespace (hash of the encoder's weights, resolution, precision, ...) is hashed into the name of the folder, and
     stands in it as ``namespace.json``. Entries lie in safetensors shards that are written beside and renamed, and never
     changed after; several processes may append at once. What was not flushed is lost with its process, nothing else.
-    A broken shard is set aside with a warning, and its entries are computed again.
+    A shard is named by the hash of its content, which is checked when it is first read in a process. One that is
+    damaged or foreign, lacks one of ``parts`` (the names of the tensors of every entry, where they are known beforehand),
+    or holds values that are not finite is set aside with a warning, and its entries are computed again.
     Raises UserError naming the path where the folder cannot be written. Keys must not hold "/".
     """
 
     def __init__(
-        self, folder: str | Path, namespace: Mapping[str, str | int | float], *, flush_every: int = 512
+        self,
+        folder: str | Path,
+        namespace: Mapping[str, str | int | float],
+        *,
+        parts: Collection[str] | None = None,
+        flush_every: int = 512,
     ) -> None:
         text = json.dumps(dict(namespace), sort_keys=True, indent=1)
         self.folder = Path(folder).expanduser() / content_hash(text)
         self._flush_every = flush_every
+        self._parts = None if parts is None else tuple(sorted(parts))
         self._pending: dict[str, Entry] = {}
         self._shard_of: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}  # names of the tensors of an entry; few distinct ones
         self._known: set[str] = set()
+        self._verified: set[str] = set()
         self._open: OrderedDict[str, Any] = OrderedDict()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +99,7 @@ class TensorCache:
         return len(self._shard_of) + len(self._pending)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._pending or key in self._shard_of
+        return key in self._pending or (key in self._shard_of and self._is_sound(self.folder / self._shard_of[key]))
 
     def refresh(self) -> None:
         """Take in shards that other processes have added."""
@@ -112,6 +122,14 @@ class TensorCache:
         for key, parts in entries.items():
             self._shard_of.setdefault(key, path.name)
             self._names.setdefault(key, tuple(sorted(parts)))
+
+    def _check_parts(self, shard: str) -> None:
+        """Raise OSError where an entry of ``shard`` lacks a tensor that the others have."""
+        names = {key: self._names[key] for key, name in self._shard_of.items() if name == shard}
+        expected = self._parts or next(iter(names.values()), ())
+        lacking = next((key for key, parts in names.items() if parts != expected), None)
+        if lacking is not None:
+            raise OSError(f"{lacking} has {', '.join(names[lacking])}, expected is {', '.join(expected)}")
 
     def _drop(self, path: Path, error: Exception) -> None:
         # Set aside, not deleted: what looks broken may be a disk that is away for a moment.
@@ -136,15 +154,32 @@ class TensorCache:
         """The entry of ``key``, or None. The tensors are not to be written to."""
         if key in self._pending:
             return self._pending[key]
-        if key not in self._shard_of:
+        if key not in self._shard_of or not self._is_sound(path := self.folder / self._shard_of[key]):
             return None
-        path = self.folder / self._shard_of[key]
         try:
             shard = self._shard(path)
             return {name: shard.get_tensor(f"{key}/{name}") for name in self._names[key]}
         except (SafetensorError, OSError) as error:
             self._drop(path, error)
             return None
+
+    def _is_sound(self, path: Path) -> bool:
+        """Whether a shard holds what was written, and numbers alone; asked once a process, and then set aside if not."""
+        if path.name in self._verified:
+            return True
+        try:
+            if _shard_name(path) != path.name:
+                raise OSError("its content is not what its name, a hash, says")
+            with safe_open(path, "pt") as shard:
+                broken = next((name for name in shard.keys() if not _is_finite(shard.get_tensor(name))), None)  # noqa: SIM118
+            if broken is not None:
+                raise OSError(f"{broken} is not finite")
+            self._check_parts(path.name)
+        except (SafetensorError, OSError) as error:
+            self._drop(path, error)
+            return False
+        self._verified.add(path.name)
+        return True
 
     def _shard(self, path: Path) -> Any:
         if path.name not in self._open:
@@ -155,11 +190,16 @@ class TensorCache:
         return self._open[path.name]
 
     def put(self, key: str, entry: Mapping[str, Tensor]) -> None:
-        """Add an entry; one that is there already is kept. Raises UserError where a full shard cannot be written."""
+        """Add an entry; one that is there already is kept. Raises UserError where a full shard cannot be written.
+
+        Raises ValueError for values that are not finite: whoever computed them says what they mean.
+        """
         if "/" in key:
             raise ValueError(f"a key must not hold '/': {key!r}")
         if key in self:
             return
+        if _first_not_finite(entry):
+            raise ValueError(f"{_first_not_finite(entry)} of {key} is not finite")
         # Clones: safetensors refuses tensors that share memory, and a view would hold on to its whole batch.
         self._pending[key] = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in entry.items()}
         if len(self._pending) >= self._flush_every:
@@ -177,6 +217,7 @@ class TensorCache:
         except OSError as error:
             raise self._unwritable(error) from error
         self._known.add(path.name)
+        self._verified.add(path.name)
         for key, entry in self._pending.items():
             self._shard_of[key] = path.name
             self._names[key] = tuple(sorted(entry))
@@ -186,6 +227,23 @@ class TensorCache:
         """Flush, and let go of the files."""
         self.flush()
         self._open.clear()
+
+
+def _shard_name(path: Path) -> str:
+    """The name of a shard with the content of ``path``: that of ``records.content_hash``, a part at a time."""
+    digest = hashlib.sha256(path.stat().st_size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return f"{digest.hexdigest()[:32]}{path.suffix}"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _first_not_finite(entry: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, tensor in entry.items() if not _is_finite(tensor)), None)
 
 
 def _look_up(
@@ -286,8 +344,15 @@ class CachedTextEncoder:
         if self.cache is not None:
             text = {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in text.items()}
         entries = {key: {name: tensor[row] for name, tensor in text.items()} for row, key in enumerate(wanted)}
-        if self.cache is not None:
-            for key, entry in entries.items():
+        for key, entry in entries.items():
+            broken = _first_not_finite(entry)
+            if broken:
+                kind = str(entry[broken].dtype).removeprefix("torch.")
+                problem = f"prompt {wanted[key][:80]!r}: its {broken} from the text encoder are not finite in {kind}"
+                raise UserError(
+                    problem, "the text encoder's weights are damaged, or cache in float32 (data.cache_dtype)"
+                )
+            if self.cache is not None:
                 self.cache.put(key, entry)
         return entries
 
