@@ -128,7 +128,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "versions": {"trl": trl.__version__, "torch": torch.__version__},
         "speed": {name: joined(found, given.pairs) for name, found in runs.items()},
         "floors": floors,
-        "memory": peaks(setting, long, torch.get_num_threads()),
+        "memory": {} if given.speed_only else peaks(setting, long, torch.get_num_threads()),
     }
 
 
@@ -150,7 +150,8 @@ def table(found: Mapping[str, Any]) -> str:
             f"| {what} | {both['ours']:.2f} | {both['theirs']:.2f} | {speed['wall']['ratio']:.2f}"
             f" | {speed['cpu']['ratio']:.2f} | {BARS[name]} |"
         )
-    lines += ["\n| peak memory | MB | MB beyond libraries and model |", "| --- | --- | --- |"]
+    if found["memory"]:
+        lines += ["\n| peak memory | MB | MB beyond libraries and model |", "| --- | --- | --- |"]
     for way, memory in found["memory"].items():
         lines.append(f"| {way} | {memory['peak'] / MB:.0f} | {(memory['peak'] - memory['before']) / MB:.0f} |")
     gap = max(speed["loss_gap"] for speed in found["speed"].values())
@@ -160,7 +161,8 @@ def table(found: Mapping[str, Any]) -> str:
         what = "processor time" if given["device"] == "cpu" else "time"
         lines.append(f"{name}: matrix products alone take {floor:.3f} s, {floor / seconds:.0%} of our step's {what}.")
     short = [name for name, bar in BARS.items() if found["speed"][name]["wall"]["ratio"] < bar]
-    over = [ours for ours, other in SMALLER if found["memory"][ours]["peak"] >= found["memory"][other]["peak"]]
+    smaller = SMALLER if found["memory"] else ()
+    over = [ours for ours, other in smaller if found["memory"][ours]["peak"] >= found["memory"][other]["peak"]]
     lines.append(f"Below the bar: {', '.join([*short, *(f'memory of {way}' for way in over)]) or 'none'}.")
     return "\n".join(lines)
 
@@ -185,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--vocabulary", type=int, default=50257)
     add("--prompt", type=int, default=60, help="tokens")
     add("--completion", type=int, default=40, help="tokens")
+    add("--speed_only", action="store_true", help="leave out the memory of each way, which takes a process each")
     add("--output", type=Path, help="write the numbers here as JSON, and the table beside them as Markdown")
     add("--alone", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
