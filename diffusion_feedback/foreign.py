@@ -19,6 +19,7 @@ _FILES = (
     ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow",
     ".txt", ".yaml", ".yml", ".zip", ".tar",
 )  # fmt: skip
+_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
@@ -55,3 +56,19 @@ def check_exists(name: str, remedy: str) -> None:
     """Raise UserError where ``name`` is neither something on this disk nor a possible hub id."""
     if not is_hub_id(name) and not Path(name).expanduser().exists():
         raise UserError(f"{name}: no such file or folder", remedy)
+
+
+def check_whole(place: Path) -> None:
+    """Raise UserError where file ``place``, or a file of weights in folder ``place``, is a pointer of git-LFS, or empty."""
+    weights = (".safetensors", ".bin", ".pt", ".ckpt")
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.suffix in weights)
+    for file in files:
+        if not file.is_file():
+            continue
+        with file.open("rb") as opened:
+            head = opened.read(len(_POINTER))
+        if head == _POINTER:
+            remedy = "fetch the weights: git lfs install, git lfs pull; or download them from the hub"
+            raise UserError(f"{file}: a pointer of git-LFS, not the weights themselves", remedy)
+        if not head:
+            raise UserError(f"{file}: an empty file", "download or copy it again")

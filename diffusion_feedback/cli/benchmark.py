@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..folders import hold_folder
 from .flags import Flags
-from .sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler
+from .sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     if arguments.prompts is None:
         raise UserError(f"benchmark {benchmark.name} has no prompts of its own", "give --prompts FILE")
     check_sampling_flags(arguments)
+    take_lora_run(arguments)
     if arguments.baseline and Path(arguments.baseline).resolve() == Path(arguments.output_dir).resolve():
         raise UserError(f"--baseline {arguments.baseline}: is the --output_dir", "compare with another run")
     arguments.scorer = arguments.scorer or list(benchmark.scorers)

@@ -17,11 +17,12 @@ from .completing import (
     read_text_prompts,
 )
 from .flags import Flags
-from .sampling import add_sampling_flags, check_sampling_flags, load_sampler
+from .sampling import add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
 
 EPILOG = """examples:
   dfb generate assets/shapes-sd --prompts assets/prompts/heldout.txt --output_dir out/base
-  dfb generate assets/shapes-sd --lora runs/demo/dpo --prompts prompts.txt --seeds 0 1 2 3 --output_dir out/tuned
+  dfb generate runs/demo/dpo --prompts prompts.txt --seeds 0 1 2 3 --output_dir out/tuned
+  dfb generate assets/shapes-sd --lora runs/demo/dpo/checkpoints/step-000150 --prompts prompts.txt --output_dir out/150
   dfb generate stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype float16 --prompts prompts.jsonl --output_dir out
   dfb generate runs/text_dpo --prompts prompts.jsonl --num_samples 4 --max_new_tokens 32 --output_dir out/completions
   dfb generate Qwen/Qwen2.5-0.5B-Instruct --family causal_lm --prompts prompts.jsonl --output_dir out/completions
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="diffusers or transformers folder, or hub id")
+    add("model", metavar="MODEL", help="diffusers or transformers folder, hub id, or folder of a run (LoRA runs too)")
     add(
         "--prompts",
         required=True,
@@ -87,6 +88,7 @@ def run(argv: Sequence[str]) -> None:
     if arguments.batch_size < 1:
         raise UserError(f"--batch_size: got {arguments.batch_size}", "allowed: 1 or more")
     check_sampling_flags(arguments)
+    take_lora_run(arguments)
     draw = _complete
     if is_language_model(arguments.model, arguments.family):
         given = [name for name in _IMAGE_FLAGS if getattr(arguments, name) != parser.get_default(name)]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..generation import Sampler
 
+_MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
 _SETTINGS = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
 
 
@@ -37,7 +41,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, families: str = "sd o
     """The flags that say which weights a model has, and how images are drawn from it."""
     add = parser.add_argument
     add("--family", default="sd", help=f"model family: {families}")
-    add("--lora", help="folder, file or hub id of LoRA weights")
+    add("--lora", help="folder, file or hub id of LoRA weights, or a checkpoint of a LoRA run")
     add("--revision", help="branch, tag or commit on the hub")
     add("--variant", help="weight variant, such as fp16")
     add(
@@ -63,6 +67,37 @@ def check_sampling_flags(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}: got {value}", "allowed: multiples of 8")
 
 
+def take_lora_run(arguments: argparse.Namespace) -> None:
+    """Where MODEL is a LoRA run, or a checkpoint of one: take base and adapter from it. Raises UserError where it has none."""
+    from ..catalog import reads_text
+    from ..errors import UserError
+    from ..foreign import check_exists, reading
+
+    folder = Path(arguments.model or "").expanduser()
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    path = run / "recipe.yaml"
+    if not path.is_file() or any((folder / name).is_file() for name in _MODEL_FILES):
+        return
+    with reading(path, "the recipe of a run", "give the base as MODEL, and the weights as --lora"):
+        model = yaml.safe_load(path.read_text("utf-8"))["model"]
+        base, family, tuning = (model[key] for key in ("pretrained_model_name_or_path", "family", "tuning"))
+        text = reads_text(family)
+    if text or tuning != "lora":
+        what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
+        raise UserError(f"{arguments.model}: {what}", "continue the run with --resume, and give its folder")
+    if arguments.lora:
+        raise UserError(f"--lora: {arguments.model} is itself a LoRA run, on {base}", f"give {base} and one --lora")
+    if arguments.family not in (None, "sd", family):
+        raise UserError(f"--family: got {arguments.family!r}, {path} says {family!r}", "leave it out")
+    for name in ("revision", "variant"):
+        if getattr(arguments, name) not in (None, model[name]):
+            raise UserError(f"--{name}: got {getattr(arguments, name)!r}, {path} says {model[name]!r}", "leave it out")
+        setattr(arguments, name, model[name])
+    check_exists(base, f"{path} names it as the base: give the base as MODEL, and {arguments.model} as --lora")
+    print(f"{arguments.model}: a LoRA run on {base}, which is loaded with it")
+    arguments.model, arguments.lora, arguments.family = base, str(folder), family
+
+
 def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
     """Load ``arguments.model`` in ``dtype`` on ``arguments.device`` (the best there is for None). Raises UserError."""
     import torch
@@ -77,7 +112,7 @@ def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     if arguments.lora:
-        denoiser.load_lora(arguments.lora)
+        print(denoiser.load_lora(arguments.lora))
     settings = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
 
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:

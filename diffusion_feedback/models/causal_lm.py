@@ -30,6 +30,7 @@ from .latent_diffusion import check_finite, weights_hash
 from .lora import save_transformer
 from .output_heads import check_logits, head_of, trunk_of
 from .quiet import quiet
+from .saving import saving
 from .text_sampling import complete
 
 Read = Callable[[Tensor, nn.Module], Any]
@@ -142,11 +143,11 @@ class CausalLM:
         Whatever ends a completion here is in the generation settings, so that it does with every reader of the folder.
         """
         assert isinstance(network, LanguageModel)
-        with quiet():
+        with quiet(), saving(folder) as beside:
             if unsaid_ends(self):
                 network.model.generation_config.eos_token_id = list(self.end_token_ids)
-            save_transformer(network.model, folder, is_merged=self.is_merged)
-            self.tokenizer.save_pretrained(folder)
+            save_transformer(network.model, beside, is_merged=self.is_merged)
+            self.tokenizer.save_pretrained(beside)
 
 
 def _stated_ends(model: Any) -> list[int | None]:

@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from ..errors import UserError
 from .latent_diffusion import check_finite, weights_hash
 from .quiet import quiet
+from .saving import saving
 
 _BICUBIC = 3
 _FOLDER = "give a folder that CLIPModel.save_pretrained wrote, or a hub id"
@@ -113,10 +114,10 @@ class ClipScorer:
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write a CLIPModel folder that plain ``from_pretrained`` loads, with tokenizer and image processor."""
         assert isinstance(network, Similarity)
-        with quiet():
-            network.clip.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            self.image_processor.save_pretrained(folder)
+        with quiet(), saving(folder) as beside:
+            network.clip.save_pretrained(beside)
+            self.tokenizer.save_pretrained(beside)
+            self.image_processor.save_pretrained(beside)
 
 
 def load(

@@ -19,7 +19,9 @@ from ..errors import UserError
 from ..noise import DDPMProcess
 from ..types import Conditioning
 from . import lora
+from .lora_loading import load_into
 from .quiet import quiet
+from .saving import saving
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,26 +121,28 @@ class LatentDiffusion:
             network.train(training)
         return list(images)
 
-    def load_lora(self, path: str) -> None:
-        """Add the LoRA weights at ``path`` to the pipeline. Raises UserError where there are none."""
-        lora.load_into(self.pipeline, path)
+    def load_lora(self, path: str) -> str:
+        """Add the LoRA weights at ``path`` to the pipeline; say which. Raises UserError unless all of them fit."""
+        return load_into(self.pipeline, path)
 
     def save_merged(self, folder: Path) -> None:
         """Write the whole pipeline, what ``load_lora`` added merged into its weights."""
         with quiet():
             self.pipeline.fuse_lora()
             self.pipeline.unload_lora_weights()
-            self.pipeline.save_pretrained(folder)
+            with saving(folder) as beside:
+                self.pipeline.save_pretrained(beside)
 
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write LoRA weights (``load_lora_weights``) or the whole pipeline (``from_pretrained``) to ``folder``."""
-        if lora.is_adapted(network):
-            lora.save(self.pipeline, network, folder)
-            return
         own = self.pipeline.unet
         try:
             self.pipeline.unet = network
-            self.pipeline.save_pretrained(folder)
+            with quiet(), saving(folder) as beside:
+                if lora.is_adapted(network):
+                    lora.save(self.pipeline, network, beside)
+                else:
+                    self.pipeline.save_pretrained(beside)
         finally:
             self.pipeline.unet = own
 

@@ -7,7 +7,7 @@ asks for the newest peft, so that a fresh install of all three may not fit toget
 from __future__ import annotations
 
 import copy
-import os
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,18 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 
 def save(pipeline: Any, network: Any, folder: Path) -> None:
-    """Write the adapter so that plain ``load_lora_weights`` reads it, rank and alpha included."""
-    state = {key: value.contiguous() for key, value in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
+    """Write the adapter of ``network`` so that plain ``load_lora_weights`` reads it, and all others at the same strength.
+
+    Some tools (ComfyUI, older diffusers) read no alpha and take it to be the rank. So the factor sqrt(alpha / rank) is
+    folded into both matrices, and alpha is written as the rank.
+    """
+    config = copy.copy(network.peft_config[ADAPTER])
+    fold = math.sqrt(config.lora_alpha / config.r)
+    config.lora_alpha = config.r
+    weights = get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
+    state = {key: (value * fold).contiguous() for key, value in weights.items()}
     # Sets come out in another order in another process; sorted, equal weights are equal files.
-    config = network.peft_config[ADAPTER].to_dict()
-    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     pipeline.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
 
 
@@ -165,19 +172,6 @@ def merged_copy(model: Any) -> Any:
     if hasattr(model, "generation_config"):
         plain.generation_config = model.generation_config
     return plain
-
-
-def load_into(pipeline: Any, path: str) -> None:
-    """Add the LoRA weights in folder, file or hub id ``path`` to ``pipeline``. Raises UserError where there are none."""
-    local = path.startswith((".", os.sep)) or path.count("/") != 1
-    if local and not Path(path).exists():
-        raise UserError(f"{path}: no such LoRA folder or file", "give the folder with pytorch_lora_weights.safetensors")
-    try:
-        with quiet():
-            pipeline.load_lora_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        remedy = "give the folder with pytorch_lora_weights.safetensors"
-        raise UserError(f"{path}: LoRA weights could not be loaded: {error}", remedy) from error
 
 
 def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

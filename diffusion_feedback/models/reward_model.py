@@ -31,6 +31,7 @@ from .latent_diffusion import weights_hash
 from .lora import save_transformer
 from .output_heads import trunk_of
 from .quiet import quiet
+from .saving import saving
 
 _HEADS = ("score", "classifier")
 _WHAT = "a reward model"
@@ -105,9 +106,9 @@ class RewardModel:
         Adapters over a model that was merged itself are merged too: alone they would go with a base that is nowhere.
         """
         assert isinstance(network, RewardNetwork)
-        with quiet():
-            save_transformer(network.model, folder, is_merged=self.is_merged)
-            self.tokenizer.save_pretrained(folder)
+        with quiet(), saving(folder) as beside:
+            save_transformer(network.model, beside, is_merged=self.is_merged)
+            self.tokenizer.save_pretrained(beside)
 
 
 def load(

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..foreign import reading
-from ..records import atomic_write, content_hash
+from ..records import content_hash
 from ..types import ShapedHead
 from .causal_lm import LanguageModel
 from .latent_diffusion import check_finite
 from .output_heads import logit_shape, uncapped
+from .saving import saving
 
 FILE_NAME = "value_heads.safetensors"
 
@@ -112,8 +113,8 @@ def save(heads: ValueHeads, folder: Path) -> None:
     """Write ``value_heads.safetensors``, targets included, into ``folder``, which also holds the language model."""
     state = {name: value.detach().cpu().contiguous() for name, value in heads.state_dict().items()}
     sizes = {"hidden_size": heads.hidden_size, "vocab_size": heads.vocab_size}
-    with atomic_write(folder / FILE_NAME) as file:
-        save_file(state, file, metadata={"value_heads": json.dumps(sizes)})
+    with saving(folder) as beside:
+        save_file(state, beside / FILE_NAME, metadata={"value_heads": json.dumps(sizes)})
 
 
 def load_into(heads: ValueHeads, folder: Path) -> None:

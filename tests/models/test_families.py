@@ -184,7 +184,7 @@ def test_wrong_paths_and_kinds_are_named(tmp_path: Path, tiny_pipelines: dict[st
         load(str(tiny_pipelines["sdxl"]))
     with pytest.raises(UserError, match="no layer of the network ends in 'to_nowhere'"):
         lora.add(load(str(tiny_pipelines["sd"])).network, rank=2, alpha=2, targets=["to_nowhere"], seed=0)
-    with pytest.raises(UserError, match="no such LoRA"):
+    with pytest.raises(UserError, match="no such file or folder"):
         load(str(tiny_pipelines["sd"])).load_lora(str(tmp_path / "absent"))
 
 
