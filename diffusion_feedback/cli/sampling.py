@@ -80,22 +80,21 @@ def take_lora_run(arguments: argparse.Namespace) -> None:
         return
     with reading(path, "the recipe of a run", "give the base as MODEL, and the weights as --lora"):
         model = yaml.safe_load(path.read_text("utf-8"))["model"]
-        base, family, tuning = (model[key] for key in ("pretrained_model_name_or_path", "family", "tuning"))
-        text = reads_text(family)
+        base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
+        text = reads_text(model["family"])
     if text or tuning != "lora":
         what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
         raise UserError(f"{arguments.model}: {what}", "continue the run with --resume, and give its folder")
     if arguments.lora:
         raise UserError(f"--lora: {arguments.model} is itself a LoRA run, on {base}", f"give {base} and one --lora")
-    if arguments.family not in (None, "sd", family):
-        raise UserError(f"--family: got {arguments.family!r}, {path} says {family!r}", "leave it out")
-    for name in ("revision", "variant"):
-        if getattr(arguments, name) not in (None, model[name]):
-            raise UserError(f"--{name}: got {getattr(arguments, name)!r}, {path} says {model[name]!r}", "leave it out")
+    for name, default in (("family", "sd"), ("revision", None), ("variant", None)):
+        given = getattr(arguments, name)
+        if given not in (None, default, model[name]):
+            raise UserError(f"--{name}: got {given!r}, {path} says {model[name]!r}", "leave it out")
         setattr(arguments, name, model[name])
     check_exists(base, f"{path} names it as the base: give the base as MODEL, and {arguments.model} as --lora")
     print(f"{arguments.model}: a LoRA run on {base}, which is loaded with it")
-    arguments.model, arguments.lora, arguments.family = base, str(folder), family
+    arguments.model, arguments.lora = base, str(folder)
 
 
 def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
