@@ -86,7 +86,7 @@ def test_lora_is_another_model(
         (["--seeds", "1", "1"], "--seeds"),
         (["--height", "30"], "--height: got 30"),
         (["--family", "flux"], "unknown family 'flux'"),
-        (["--lora", "./absent"], "./absent: no such LoRA"),
+        (["--lora", "./absent"], "./absent: no such file or folder"),
         (["--device", "cuda:99"], "device cuda:99"),
         (["--prompts", "absent.txt"], "absent.txt"),
     ],
