@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from .errors import UserError, first_line, is_out_of_memory
 
@@ -37,7 +38,16 @@ def reading(source: str | Path, what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{source}: could not be read as {what}: {first_line(error)}", remedy) from error
+        raise UserError(f"{source}: could not be read as {what}: {_cause(error)}", remedy) from error
+
+
+def _cause(error: Exception) -> str:
+    """What ``error`` says, in our words where a library's would mislead."""
+    if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+        return "it is a pickle with more in it than tensors, which could run code and is never loaded"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config asks for"
+    return f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)
 
 
 def is_hub_id(name: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -121,7 +122,9 @@ def load_model(
         model, found = auto.from_pretrained(
             path, revision=revision, output_loading_info=True, trust_remote_code=False, **settings
         )
-        if is_trained and getattr(model, "is_quantized", False):
+        is_quantised = bool(getattr(model, "is_quantized", False))
+        # A way of quantising that transformers does not know leaves its mark in the config, and weights without their scales.
+        if is_quantised and is_trained or not is_quantised and getattr(model.config, "quantization_config", None):
             raise UserError(f"{path}: {_quantisation(path) or 'its weights are quantised'}", _WHOLE_WEIGHTS)
         return LoadedModel(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]), False)
 
@@ -161,12 +164,14 @@ def _merged(path: str, auto: Any, what: str, remedy: str, settings: dict[str, An
     base = located(base_of(path, config), f"the base of {path}", f"see base_model_name_or_path in {_ADAPTER}")
     if is_adapter(base):
         raise UserError(f"{path}: its base {base} is an adapter itself", "merge that one into its own base first")
+    folder = Path(path).expanduser()
+    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise UserError(f"{path}: the adapter's weights are not there ({SAFETENSORS_WEIGHTS_NAME})", _WHOLE_ADAPTER)
     loaded = load_model(base, auto, what, remedy, revision=config.revision, **settings)
     wrap = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-    folder = str(Path(path).expanduser())
     config.inference_mode = True
     adapted = wrap(loaded.model, config)
-    found = adapted.load_adapter(folder, "default", torch_device="cpu")
+    found = adapted.load_adapter(str(folder), "default", torch_device="cpu")
     odd = sorted(found.missing_keys) or sorted(found.unexpected_keys)
     if odd:
         kind = "are missing" if found.missing_keys else "have no place in its base"
@@ -180,7 +185,7 @@ def _ends(key: str, module: str) -> bool:
 
 
 _WHOLE_ADAPTER = "use the base that the adapter was trained on, and copy the adapter's folder whole"
-_WHOLE_WEIGHTS = "use the model that it was made from, in bf16, fp16 or fp32: quantised weights are not trained"
+_WHOLE_WEIGHTS = "use the model that it was made from, in bf16, fp16 or fp32: quantised weights are not trained here"
 _CODE = "use a model of an architecture that transformers has: code that comes with a folder never runs here"
 
 

@@ -259,7 +259,7 @@ def test_what_is_no_number_is_named(functions: Path, name: str, message: str) ->
     [
         ("reward=x", "unknown kind of judge 'reward'(.|\n)*did you mean 'reward_model'"),
         ("reward_model", "does not say where the reward_model lies"),
-        ("reward_model={none}", "cannot be loaded as a judge"),
+        ("reward_model={none}", "none: no such folder"),
         ("reward_model={none},maxlength=3", "does not take 'maxlength'(.|\n)*did you mean 'max_length'"),
         ("reward_model={none},max_length", "'max_length' is no setting"),
         ("reward_model={none},max_length=3,max_length=4", "stands twice"),

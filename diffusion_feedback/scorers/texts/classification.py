@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForSequenceClassification
 
 from ...errors import UserError, first_line
+from ...foreign import reading
+from ...text_folders import (
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    located,
+    positions_of,
+    rows_of,
+)
 from ..checkpoints import weights_hash
 
-_FOLDER = "give a folder that AutoModelForSequenceClassification loads, or a hub id"
-_NO_LIMIT = 10**9  # tokenizers without a limit of their own claim an astronomical one
+_WHAT = "a judge of texts"
+_FOLDER = "give a folder that AutoModelForSequenceClassification loads, the folder of its adapter, or a hub id"
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -54,6 +60,7 @@ class Classification:
                 ids = [*ids, self.tokenizer.eos_token_id]
             if not ids:
                 raise UserError(f"{self.source}: the text {text!r} has no tokens", "leave empty texts out")
+            check_tokens(ids, self.model, self.source)
             sequences.append(list(ids[-self.max_length :] if self.cut_left else self._cut_right(text, ids)))
         return sequences
 
@@ -110,25 +117,24 @@ def load_classification(
     ``num_labels`` is what the model must have, None for any number; ``ends`` applies to decoders with an end token.
     Raises UserError where there is no such model, its head is missing, or numbers are out of range.
     """
-    wanted = {} if num_labels is None else {"num_labels": num_labels}
-    if Path(path).expanduser().is_dir():
-        path = str(Path(path).expanduser())
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, **wanted
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise UserError(f"{path}: cannot be loaded as a judge of texts: {first_line(error)}", _FOLDER) from error
-    missing = sorted(name for name in report["missing_keys"] if not name.endswith("position_ids"))
+    located(path, _WHAT, _FOLDER)
+    tokenizer = load_tokenizer(path)
+    wanted: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
+    loaded = load_model(
+        path, AutoModelForSequenceClassification, _WHAT, _FOLDER, is_trained=False, dtype=dtype, **wanted
+    )
+    model = loaded.model
+    check_vocabulary(path, tokenizer, model)
+    missing = sorted(name for name in loaded.missing if not name.endswith("position_ids"))
     if missing:
         problem = f"{path}: weights are missing, such as {missing[0]}: it was not trained to judge"
         raise UserError(problem, "train one with dfb train (family reward_model), or give another folder")
     is_decoder = isinstance(getattr(model, "score", None), nn.Module)
     limit = min(int(tokenizer.model_max_length), _positions(model.config))
+    with reading(path, _WHAT, f"use another device than {device}"):
+        model = model.to(device).eval()
     return Classification(
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=tokenizer,
         source=path,
         max_length=min(whole_number("max_length", max_length), limit) if max_length else limit,
@@ -139,10 +145,16 @@ def load_classification(
 
 
 def _positions(config: Any) -> int:
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     # Of RoBERTa's table of positions the first ones belong to padding.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(found) - offset if found else _NO_LIMIT
+    padded = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    return positions_of(config) - (config.pad_token_id + 1 if padded else 0)
+
+
+def check_tokens(ids: Sequence[int], model: Any, source: str) -> None:
+    """Raise UserError where a token of ``ids`` is beyond the embedding of ``model``, which was loaded from ``source``."""
+    if max(ids) >= rows_of(model):
+        problem = f"{source}: a text has the token {max(ids)}, the model knows {rows_of(model)} tokens"
+        raise UserError(problem, "leave out the words of that token: the model was not trained on it")
 
 
 def render(prompt: Any, completion: Any, tokenizer: Any, source: str, *, finished: bool = True) -> str:
@@ -209,16 +221,3 @@ def yes_or_no(name: str, value: str) -> bool:
     if value not in ("true", "false"):
         raise UserError(f"{name}={value}: neither yes nor no", "allowed: true, false")
     return value == "true"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No remarks and no bars from transformers; what matters is said by us, once."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

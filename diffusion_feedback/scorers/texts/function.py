@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ class FunctionScorer:
             values = self.function(prompts=list(prompts), completions=list(completions))
         except UserError:
             raise
-        except Exception as error:  # a stranger's function may fail in any way
+        except (Exception, SystemExit) as error:  # a stranger's function may fail in any way
             place = traceback.extract_tb(error.__traceback__)[-1]
             problem = f"function {self.name}: {type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
             raise UserError(problem, "mend the function") from error
@@ -63,8 +64,9 @@ def load(source: str, device: torch.device | str = "cpu", dtype: torch.dtype = t
         raise UserError(f"function={source}: no function is named", _FORM)
     module = _from_file(Path(place), source) if place.endswith(".py") else _from_name(place, source)
     found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
+    with _running(source, f"{attribute!r} of {place}"):
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
     if not callable(found):
         kind = "is not there" if found is None else f"is a {type(found).__name__}"
         known = sorted(name for name, value in vars(module).items() if inspect.isfunction(value))
@@ -75,11 +77,10 @@ def load(source: str, device: torch.device | str = "cpu", dtype: torch.dtype = t
 
 
 def _from_name(name: str, source: str) -> ModuleType:
-    try:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"function={source}: {name!r} is no name of a module", _FORM)
+    with _running(source, name):
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        problem = f"function={source}: no module {error.name!r} can be imported"
-        raise UserError(problem, f"install it, or name its file; {_FORM}") from error
 
 
 def _from_file(path: Path, source: str) -> ModuleType:
@@ -89,13 +90,29 @@ def _from_file(path: Path, source: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _running(source, str(path)):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"function={source}: {path}, line {error.lineno}: {error.msg}", "mend the file") from error
-    except ModuleNotFoundError as error:
-        raise UserError(f"function={source}: {path} imports {error.name!r}", "install it") from error
     return module
+
+
+@contextmanager
+def _running(source: str, what: str) -> Iterator[None]:
+    """Importing runs a stranger's code, which may fail in any way, or end the program: both are one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        place = f"{error.filename or what}, line {error.lineno}"
+        raise UserError(f"function={source}: {place}: {error.msg}", "mend the file") from error
+    except ModuleNotFoundError as error:
+        problem = f"function={source}: no module {error.name!r} can be imported"
+        raise UserError(problem, f"install it, or name its file; {_FORM}") from error
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        how = "ends the program" if isinstance(error, SystemExit) else f"fails: {type(error).__name__}: {error}"
+        problem = f"function={source}: importing {what} {how} ({last.filename}, line {last.lineno})"
+        raise UserError(problem, "mend it: importing a judge must do nothing but define it") from error
 
 
 def _by_name(function: Callable[..., Any], source: str) -> Callable[..., Any]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ...errors import UserError, first_line
+from ...foreign import reading
 from ...records import content_hash
+from ...text_folders import check_vocabulary, load_model, load_tokenizer, located, positions_of
 from ..checkpoints import weights_hash
 from .checking import check_equal_length
-from .classification import PRECISION, quiet, whole_number
+from .classification import PRECISION, check_tokens, whole_number
 
 TEMPLATE = """Which of two answers to the request is better: more helpful, more truthful, and closer to what is asked?
 The order of the answers and their length must not matter.
@@ -32,6 +34,8 @@ The order of the answers and their length must not matter.
 Reply with one letter, A or B. The better answer is:"""
 _ANSWERS = ("A", "B")
 _FIELDS = ("prompt", "first", "second")
+_WHAT = "a language model that judges"
+_FOLDER = "give a folder that AutoModelForCausalLM loads, the folder of its adapter, or a hub id"
 _FIELD = re.compile("{(" + "|".join(_FIELDS) + ")}")
 
 
@@ -66,8 +70,11 @@ class LanguageModelJudge:
         if not self.tokenizer.chat_template:
             return question
         turn = [{"role": "user", "content": question}]
-        rendered: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return rendered
+        try:
+            return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a stranger's template may fail in any way
+            problem = f"llm={self.name}: its chat template refuses a question: {first_line(error)}"
+            raise UserError(problem, "use another model, or mend its chat template") from error
 
     @torch.inference_mode()
     def _answer(self, questions: Sequence[str]) -> list[float]:
@@ -77,6 +84,8 @@ class LanguageModelJudge:
         rows = self.tokenizer(replies, add_special_tokens=not is_chat, verbose=False).input_ids
         shared = [_common(*rows[place : place + 2]) for place in range(0, len(rows), 2)]
         self._check_length(max(map(len, rows)))
+        for row in rows:
+            check_tokens(row, self.model, f"llm={self.name}")
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         ids = torch.zeros(mask.shape, dtype=torch.long)
@@ -93,7 +102,7 @@ class LanguageModelJudge:
         return preferences
 
     def _check_length(self, length: int) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 10**9
+        limit = positions_of(self.model.config)
         if length > limit:
             problem = f"llm={self.name}: a question of {length} tokens, its window holds {limit}"
             raise UserError(problem, "judge shorter texts, shorten the template, or use a model with a longer window")
@@ -114,13 +123,15 @@ def load(
     or model.
     """
     question = _read_template(template) if template else TEMPLATE
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            problem = f"llm={source}: cannot be loaded as a language model: {first_line(error)}"
-            raise UserError(problem, "give a folder that AutoModelForCausalLM loads, or a hub id") from error
+    located(source, _WHAT, _FOLDER)
+    tokenizer = load_tokenizer(source)
+    loaded = load_model(source, AutoModelForCausalLM, _WHAT, _FOLDER, is_trained=False, dtype=dtype)
+    if loaded.missing:
+        problem = f"llm={source}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}"
+        raise UserError(problem, _FOLDER)
+    check_vocabulary(source, tokenizer, loaded.model)
+    with reading(source, _WHAT, f"use another device than {device}"):
+        model = loaded.model.to(device).eval()
     recipe = f"llm.1/question {content_hash(question)[:8]}/{PRECISION[dtype]}/{weights_hash(model.state_dict())}"
     return LanguageModelJudge(source, recipe, model, tokenizer, question, whole_number("batch_size", batch_size))
 
@@ -128,7 +139,8 @@ def load(
 def _read_template(path: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"template={path}: no such file", "give a file with the question to the judge")
-    text = Path(path).read_text("utf-8").rstrip("\n")
+    with reading(path, "a question to the judge", "save it as text in UTF-8"):
+        text = Path(path).read_text("utf-8").rstrip("\n")
     missing = [name for name in _FIELDS if "{" + name + "}" not in text]
     if missing:
         raise UserError(f"{path}: does not hold {{{missing[0]}}}", "show the judge {prompt}, {first} and {second}")
