@@ -31,18 +31,26 @@ def content_hash(*parts: bytes | str) -> str:
 def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
     """What the JSON ``text`` holds; bytes are UTF-8, with or without a byte order mark.
 
-    Raises UserError naming ``where`` for what is no JSON, is nested too deep, or holds half of a character: such text
-    could be neither hashed nor written.
+    Raises UserError naming ``where`` for what is no JSON, is nested too deep, names a key twice (one value would be
+    lost), or holds half of a character: such text could be neither hashed nor written.
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_each_once)
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})", remedy) from error
+    return found
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two values of {next(name for name in names if names.count(name) > 1)!r} in one object")
     return found
 
 

@@ -55,9 +55,12 @@ class PolicyGradientSession:
         self.model = load_model(recipe, recipe.model.pretrained_model_name_or_path, device)
         self.base_hash = self.model.model_hash()
         self.tokenization = build_tokenization(recipe, self.model)
-        train = load_prompts(recipe, self.tokenization, self.algorithm)
+        train = load_prompts(recipe, self.tokenization, self.algorithm, say=accelerator.print)
         assert train is not None
-        self.train, self.heldout = train, load_prompts(recipe, self.tokenization, self.algorithm, heldout=True)
+        self.train, self.heldout = (
+            train,
+            load_prompts(recipe, self.tokenization, self.algorithm, say=accelerator.print, heldout=True),
+        )
         _check_apart(self.train, self.heldout)
         self.order = PairOrder(len(train), rollouts.num_prompts, recipe.training.seed)
         completions = rollouts.num_prompts * rollouts.num_generations // rollouts.num_mini_batches

@@ -65,6 +65,8 @@ def load_trajectories(
         accelerator.print(f"{len(reader.skipped)} bad rows skipped in {path}; the first of them:")
         for _, reason in reader.skipped[:20]:
             accelerator.print(f"  {reason}")
+    for note in [*reader.notes(), *tokenization.counts.notes()]:
+        accelerator.print(f"note             {path}: {note}")
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     return index.head(limit) if limit else index
 

@@ -20,9 +20,11 @@ CHECK_EPILOG = """examples:
   dfb data check answers.jsonl --tokenizer my_model --max_length 1024
 
 PATH is a parquet file, a glob, a folder (parquet files; images with metadata.jsonl or metadata.csv; or chosen/ and
-rejected/ with the same file names), or a hub id. Texts stand in parquet, JSON Lines or JSON files, known by their
-columns: prompt, chosen, rejected; chosen, rejected; prompt, completion, label; prompt, completion; messages; text; and
-those of UltraFeedback, SHP and Anthropic HH.
+rejected/ with the same file names), or a hub id. Texts stand in parquet, JSON Lines, JSON, CSV or TSV files or a folder
+of save_to_disk, known by their columns: prompt, chosen, rejected; chosen, rejected; prompt, completion, label; prompt,
+completion; messages; conversations; text; question (instruction, query, input) with chosen and rejected or with an answer
+(output, response); and those of UltraFeedback, SHP, Anthropic HH, OpenRLHF and LLaMA-Factory. system, history, tools and
+chat_template_kwargs may stand beside them. Columns that are not read are listed, those that would change a prompt refused.
 """
 
 CONVERT_EPILOG = """examples:
@@ -30,6 +32,7 @@ CONVERT_EPILOG = """examples:
   dfb data convert "pickapic/train-*.parquet" clean.parquet --on_bad_row skip
   dfb data convert data-is-better-together/open-image-preferences-v1-binarized pairs.parquet --split train
   dfb data convert hh-rlhf/train.jsonl.gz pairs.jsonl --on_bad_row skip
+  dfb data convert chats.jsonl answers.jsonl --each_answer
 
 Pairs of images: the output holds the images themselves and has Pick-a-Pic's columns: caption, jpg_0, jpg_1, label_0,
 label_1, ... Ties are kept, as label_0 0.5. Texts: the output, .jsonl or .parquet, has TRL's columns, with the prompt
@@ -67,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["error", "skip"],
         default="error",
         help="stop at the first bad row, or leave bad rows out and list them (default error)",
+    )
+    convert.add_argument(
+        "--each_answer",
+        "--each-answer",
+        action="store_true",
+        help="texts: a row of each answer of a conversation, the turns before it as its prompt",
     )
     convert.add_argument("--overwrite", action="store_true", help="replace the output if it is there already")
     return parser
@@ -152,7 +161,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     from ..data.pickapic import write_pickapic
     from ..data.readers import open_pairs
-    from ..data.text_output import write_texts
+    from ..data.text_output import each_answer, write_texts
     from ..data.texts import open_texts
     from ..errors import UserError
 
@@ -174,10 +183,15 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise UserError(problem, "train on it as it is: trajectories need no conversion")
     if output.exists() and not arguments.overwrite:
         raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
+    if arguments.each_answer and not is_text:
+        raise UserError("--each_answer: means nothing for images", "leave it out")
     unit = "example" if is_text else "pair"
-    write = write_texts if is_text else write_pickapic
+    write: Any = write_texts if is_text else write_pickapic
+    rows: Any = tqdm(reader, desc="convert", total=reader.num_rows, unit=unit)
     with hold_file(output, "dfb data convert"):
-        number = write(tqdm(reader, desc="convert", total=reader.num_rows, unit=unit), output)
+        number = write(each_answer(rows) if arguments.each_answer else rows, output)
     for _, reason in reader.skipped:
         print(f"left out: {reason}")
+    for note in reader.notes() if is_text else ():
+        print(note)
     print(f"{output}: {number:,} {unit}s from {reader.format} ({reader.counts})")

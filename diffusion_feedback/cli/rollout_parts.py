@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,9 +92,16 @@ def encode_prompts(
 
 
 def load_prompts(
-    recipe: Recipe, tokenization: Tokenization, algorithm: PolicyGradient, *, heldout: bool = False
+    recipe: Recipe,
+    tokenization: Tokenization,
+    algorithm: PolicyGradient,
+    *,
+    say: Callable[[str], None],
+    heldout: bool = False,
 ) -> PromptSet | None:
     """The prompts to train on, or the held-out ones; None where a recipe names no held-out ones.
+
+    ``say`` is told what was left aside.
 
     Raises UserError for bad rows, and where there are fewer prompts than an iteration takes.
     """
@@ -103,7 +110,7 @@ def load_prompts(
     if path is None:
         return None
     split = data.validation_split if heldout else data.split
-    texts = open_prompts(path, split=split, revision=data.revision, on_bad_row=data.on_bad_row)
+    texts = open_prompts(path, split=split, revision=data.revision, on_bad_row=data.on_bad_row, say=say)
     prompts = encode_prompts(texts, tokenization, algorithm, max_new_tokens=rollouts.max_new_tokens)
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     prompts = prompts.head(limit) if limit else prompts

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from ..catalog import kind_of
 from ..config import Recipe
+from ..data.text_check import repeats_prompt
 from ..data.texts import TextReader, open_texts
 from ..data.token_index import TokenIndex, unpair
 from ..errors import UserError
@@ -118,7 +119,19 @@ def _examples(
         for reason in skipped[:20]:
             accelerator.print(f"  {reason}")
     _note_left_out(left_out, notes, heldout=heldout)
+    notes += [f"note             {path}: {note}" for note in [*reader.notes(), *_odd_texts(records)]]
     return examples, records[0].is_conversational
+
+
+def _odd_texts(records: Sequence[TextRecord]) -> list[str]:
+    """What ``dfb data check`` warns of and training goes on with."""
+    notes = []
+    if repeating := sum(map(repeats_prompt, records)):
+        notes.append(f"{repeating:,} completions begin with their prompt once more: the model learns to repeat it")
+    turns = sum(record.is_conversational for record in records)
+    if 0 < turns < len(records):
+        notes.append(f"{turns:,} of {len(records):,} examples are conversations, the others plain texts")
+    return notes
 
 
 def _index(recipe: Recipe, examples: Sequence[TokenExample], notes: list[str], *, heldout: bool) -> TokenIndex:

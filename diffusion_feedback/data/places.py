@@ -90,8 +90,10 @@ def is_glob(name: str) -> bool:
 
 def glob_files(name: str, suffixes: Sequence[str]) -> list[Path]:
     """The files that the glob ``name`` stands for and that end in one of ``suffixes``, sorted."""
+    if "\0" in name:  # which no file's name holds, and the disk will not be asked for
+        return []
     found = glob.glob(str(Path(name).expanduser()), recursive=True)
-    return sorted(Path(file) for file in found if file.endswith(tuple(suffixes)))
+    return sorted(Path(file) for file in found if file.lower().endswith(tuple(suffixes)))
 
 
 def hub_id(name: str, suffixes: Sequence[str]) -> str | None:

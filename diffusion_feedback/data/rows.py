@@ -18,7 +18,9 @@ from .places import read_regular, reason
 Location = tuple[int | str, ...]
 """Where a source finds the two images of a row again; each source has its own form."""
 
-Problem = Literal["caption", "label", "image", "identical", "missing", "json", "text", "empty", "turns", "score"]
+Problem = Literal[
+    "caption", "label", "image", "identical", "missing", "json", "text", "empty", "turns", "score", "unread"
+]
 
 SIDES = ("image_0", "image_1")
 OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
@@ -11,16 +12,36 @@ from ..records import Message, Text, parse_json
 from .rows import BadRow, Problem
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-# ShareGPT's names of the speakers.
-_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+# ShareGPT's names of the speakers, and LLaMA-Factory's of tools.
+_SPEAKERS = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "observation": "tool",
+}  # fmt: skip
+_CALL = "function_call"  # LLaMA-Factory's turn of the assistant that calls a function, as JSON text
+# Turns that a table or a script wrote out: JSON text, or Python's way of printing a list.
+_WRITTEN_OUT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+_TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row by column; every reading checks what it reads, and raises BadRow naming file, row, column and value."""
+    """One row by column; every reading checks what it reads, and raises BadRow naming file, row, column and value.
+
+    ``asked`` gathers the columns that were read, so that the others can be told.
+    """
 
     source: str
     cells: Mapping[str, Any]
+    asked: set[str] = field(default_factory=set)
+
+    def get(self, column: str) -> Any:
+        """The cell as it stands; None where there is none."""
+        self.asked.add(column)
+        return self.cells.get(column)
+
+    def unread(self) -> list[str]:
+        """The columns that hold something and were not asked for so far."""
+        return [name for name, value in self.cells.items() if name not in self.asked and not is_blank(value)]
 
     def bad(self, kind: Problem, column: str, says: str) -> BadRow:
         """The error of this row at ``column``."""
@@ -28,9 +49,9 @@ class Row:
 
     def raw(self, column: str) -> Any:
         """The cell as it stands; a missing column or an empty cell is a bad row."""
+        value = self.get(column)
         if column not in self.cells:
             raise self.bad("missing", column, f"no such column; found: {', '.join(self.cells)}")
-        value = self.cells[column]
         if value is None:
             raise self.bad("missing", column, "empty (null)")
         return value
@@ -39,40 +60,46 @@ class Row:
         """A text; ``blank`` allows one without a visible character."""
         value = self.raw(column)
         if not isinstance(value, str):
-            raise self.bad("text", column, f"found {_shown(value)}, not a text")
+            raise self.bad("text", column, f"found {shown(value)}, not a text")
         if not blank and not value.strip():
             raise self.bad("empty", column, f"found {value!r}, an empty text")
         return value
 
     def text(self, column: str, *, blank: bool = False) -> Text:
-        """A text, or turns; ``blank`` allows an empty text, or no turns."""
+        """A text, or turns (one may stand without its list); ``blank`` allows an empty text, or no turns."""
         value = self.raw(column)
-        if not isinstance(value, list | tuple):
-            return self.string(column, blank=blank)
+        if not isinstance(value, list | tuple | Mapping):
+            text = self.string(column, blank=blank)
+            if _WRITTEN_OUT.match(text):
+                says = f"found {shown(text)}, turns that were written out as a text"
+                raise self.bad("turns", column, f"{says}; JSON Lines and parquet hold the list itself")
+            return text
         return self.turns(column) if value or not blank else ()
 
     def turns(self, column: str) -> tuple[Message, ...]:
         """Turns of a conversation, at least one: {role, content}, or ShareGPT's {from, value}."""
         value = self.raw(column)
+        value = [value] if isinstance(value, Mapping) else value
         if not isinstance(value, list | tuple):
-            raise self.bad("turns", column, f'found {_shown(value)}, not a list of {{"role": ..., "content": ...}}')
+            raise self.bad("turns", column, f'found {shown(value)}, not a list of {{"role": ..., "content": ...}}')
         if not value:
             raise self.bad("empty", column, "found [], no turns")
         return tuple(self._turn(column, number, turn) for number, turn in enumerate(value))
 
     def _turn(self, column: str, number: int, turn: Any) -> Message:
         if not isinstance(turn, Mapping):
-            raise self.bad("turns", column, f'turn {number}: found {_shown(turn)}, not {{"role": ..., "content": ...}}')
+            raise self.bad("turns", column, f'turn {number}: found {shown(turn)}, not {{"role": ..., "content": ...}}')
         if "role" not in turn and "from" in turn:
             rest = {key: part for key, part in turn.items() if key not in ("from", "value")}
-            turn = {"role": _SPEAKERS.get(turn["from"], turn["from"]), "content": turn.get("value"), **rest}
-        role, content = turn.get("role"), turn.get("content")
-        if role not in ROLES:
-            known = ", ".join(ROLES)
-            raise self.bad("turns", column, f"turn {number}: found role {role!r}; known roles: {known}")
-        if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
-            raise self.bad("turns", column, f"turn {number}: found content {_shown(content)}, not a text")
-        return dict(turn)
+            turn = {"role": turn["from"], "content": turn.get("value"), **rest}
+        found = dict(turn)
+        try:
+            _take_role(found)
+            _take_calls(found)
+            _take_content(found)
+        except ValueError as error:
+            raise self.bad("turns", column, f"turn {number}: {error}") from error
+        return found
 
     def reply(self, column: str) -> Text:
         """A completion: a text that says something, or turns of which the first is the assistant's."""
@@ -92,12 +119,20 @@ class Row:
 
     def number(self, column: str) -> float | None:
         """A finite number; None where there is none."""
-        value = self.cells.get(column)
+        value = self.get(column)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
-            raise self.bad("score", column, f"found {_shown(value)}, not a finite number in single precision")
+            raise self.bad("score", column, f"found {shown(value)}, not a finite number in single precision")
         return float(value)
+
+    def truth(self, column: str) -> bool:
+        """True or false; also 1 or 0, as tables hold them."""
+        value = self.raw(column)
+        found = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+        if found is None:
+            raise self.bad("label", column, f"found {shown(value)}; allowed: true, false, 1, 0")
+        return found
 
     def strength(self, *better_worse: str) -> dict[str, Any]:
         """The columns margin, chosen_probability and weight; the difference of two score columns is a margin too."""
@@ -121,14 +156,14 @@ class Row:
         """What goes to the chat template: ``tools`` and ``chat_template_kwargs``; either may be JSON text."""
         found: dict[str, Any] = {}
         for column, kind in (("chat_template_kwargs", dict), ("tools", list)):
-            value = self.cells.get(column)
+            value = self.get(column)
             if isinstance(value, str):
                 try:
                     value = parse_json(value, f"{self.source}, column {column!r}", "") if value.strip() else None
                 except UserError as error:
                     raise BadRow("json", error.problem) from error
             if value is not None and not isinstance(value, kind):
-                raise self.bad("turns", column, f"found {_shown(value)}, not a {kind.__name__}")
+                raise self.bad("turns", column, f"found {shown(value)}, not a {kind.__name__}")
             if value:
                 found |= value if isinstance(value, dict) else {column: value}
         return found
@@ -142,6 +177,73 @@ _STRENGTHS = (
 )
 
 
-def _shown(value: Any) -> str:
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (
+        isinstance(value, str | list | tuple | Mapping) and not (value.strip() if isinstance(value, str) else value)
+    )
+
+
+# --- one turn: each raises ValueError for what it cannot take ----------------------------------------------------------
+
+
+def _take_role(turn: dict[str, Any]) -> None:
+    role = turn.get("role")
+    if not isinstance(role, str) or _SPEAKERS.get(role, role) not in (*ROLES, _CALL):
+        raise ValueError(f"found role {shown(role)}; known roles: {', '.join(ROLES)}")
+    turn["role"] = _SPEAKERS.get(role, role)
+    if role == _CALL:
+        function = _json_object(turn.pop("content", None), "a call of a function")
+        turn |= {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+
+
+def _take_calls(turn: dict[str, Any]) -> None:
+    """Calls of tools as templates read them: arguments as an object (OpenAI writes JSON text), no empty list."""
+    calls = turn.get("tool_calls")
+    if "tool_calls" in turn and is_blank(calls):
+        del turn["tool_calls"]
+        return
+    if not isinstance(calls, list | tuple):
+        return
+    taken = []
+    for call in calls:
+        if not isinstance(call, Mapping):
+            raise ValueError(f"found {shown(call)} among tool_calls, not an object")
+        function = call["function"] if isinstance(call.get("function"), Mapping) else call
+        if isinstance(arguments := function.get("arguments"), str):
+            read = _json_object(arguments, "arguments of a tool") if arguments.strip() else {}
+            function = {**function, "arguments": read}
+        taken.append({**call, "function": function} if "function" in call else function)
+    turn["tool_calls"] = taken
+
+
+def _take_content(turn: dict[str, Any]) -> None:
+    content = turn.get("content")
+    if isinstance(content, list | tuple) and content:
+        # OpenAI's parts. A model of texts reads no others than texts.
+        for part in content:
+            if (
+                not isinstance(part, Mapping)
+                or part.get("type", "text") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                raise ValueError(f"found the part {shown(part)}; only parts of the type text are read")
+        turn["content"] = content = "".join(part["text"] for part in content)
+    if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
+        raise ValueError(f"found content {shown(content)}, not a text")
+
+
+def _json_object(text: Any, what: str) -> dict[str, Any]:
+    try:
+        found = parse_json(text, what, "") if isinstance(text, str) else text
+    except UserError as error:
+        raise ValueError(f"found {shown(text)}; {error.problem}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"found {shown(text)}, not {what} as an object of JSON")
+    return dict(found)
+
+
+def shown(value: Any) -> str:
+    """``value`` in few characters, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

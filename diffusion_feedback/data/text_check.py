@@ -27,6 +27,7 @@ _BAD = {
     ),
     "identical": ("with the same text as chosen and rejected", "remove them: there is nothing to prefer"),
     "label": ("with a label that is not valid", "write labels as true or false"),
+    "unread": ("with a column that says more and is not read", "give it a name that a known format has, or remove it"),
     "score": ("with a number out of its range", "margin >= 0, chosen_probability 0.5 to 1, weight > 0"),
 }
 _EXAMPLES = 5
@@ -56,7 +57,7 @@ class TextReport:
     characters by side; ``longer_chosen`` is the number of pairs whose chosen side is the longer one. ``margins`` are
     those above 0. ``duplicates`` are rows that repeat an example, ``contradicting`` are examples whose rows prefer, or
     label, both ways; ``ties`` are examples without a majority; ``repeated_prompts`` are examples whose texts begin with
-    their prompt once more. ``unusable`` is (source, reason); ``tokens`` are None without a tokenizer.
+    their prompt once more. ``left_aside`` says which columns and files were not read. ``unusable`` is (source, reason); ``tokens`` are None without a tokenizer.
     """
 
     name: str
@@ -75,6 +76,7 @@ class TextReport:
     ties: int
     repeated_prompts: Sequence[str]
     unusable: Sequence[tuple[str, str]]
+    left_aside: Sequence[str] = ()
     tokens: TokenTally | None = None
 
     @property
@@ -85,7 +87,8 @@ class TextReport:
 
     def to_text(self) -> str:
         """The report in plain words, with what to do about each problem."""
-        lines = [f"{self.name}: {self.format}", f"  {self.counts}", *self._contents(), *self._problems()]
+        aside = [f"  {note}" for note in self.left_aside]
+        lines = [f"{self.name}: {self.format}", f"  {self.counts}", *aside, *self._contents(), *self._problems()]
         if self.tokens is not None and self.counts.examples:
             lines += self.tokens.lines()
         return "\n".join([*lines, self._verdict()])
@@ -172,7 +175,7 @@ class _Tally:
                 self.lengths.setdefault(name, []).append(_characters(side))
         if record.prompt:
             self.prompts.add(content_hash(_as_string(record.prompt)))
-            if all(_begins_with(side, record.prompt) for side in sides):
+            if repeats_prompt(record):
                 self.repeated_prompts.append(record.source)
         if record.label is not None:
             self.labels["desirable" if record.label else "undesirable"] += 1
@@ -242,6 +245,7 @@ def _report(reader: TextReader, tally: _Tally, tokens: TokenTally | None) -> Tex
         ties=ties,
         repeated_prompts=tally.repeated_prompts,
         unusable=reader.skipped,
+        left_aside=reader.notes(),
         tokens=tokens,
     )
 
@@ -260,6 +264,12 @@ def _as_string(text: Text) -> str:
 
 def _characters(text: Text) -> int:
     return len(text) if isinstance(text, str) else sum(len(turn.get("content") or "") for turn in text)
+
+
+def repeats_prompt(record: TextRecord) -> bool:
+    """Whether the texts of ``record`` begin with its prompt once more."""
+    sides = [side for side in (record.chosen, record.rejected) if side is not None]
+    return all(_begins_with(side, record.prompt) for side in sides)
 
 
 def _begins_with(side: Text, prompt: Text) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+import re
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +11,29 @@ from ..errors import UserError
 from ..records import Message, Text, TextRecord
 from .implicit_prompts import split_texts, split_turns, unescape_dialogue
 from .rows import BadRow
-from .text_cells import Row
+from .text_cells import Row, is_blank, shown
+from .text_columns import refuse_unread
 
 Read = Callable[[Row], TextRecord | None]
+_IMAGE_NAME = re.compile(r"\s*[^\n]{1,200}\.(png|jpe?g|webp|gif|bmp|tiff?|avif)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
-    """A format, known by the columns that it ``needs``; ``read`` gives None for a row that says nothing by its own
+    """A format, known by the columns that it ``needs``; ``make`` gives None for a row that says nothing by its own
     account, and raises BadRow for one that is wrong.
     """
 
     name: str
     needs: tuple[str, ...]
-    read: Read
+    make: Read
+
+    def read(self, row: Row) -> TextRecord | None:
+        """The record of ``row``; None as ``make``. Raises BadRow too where a column beside what was read says more."""
+        record = self.make(row)
+        if record is not None:
+            refuse_unread(row, record, self.name)
+        return record
 
     @property
     def is_prompts(self) -> bool:
@@ -38,6 +48,10 @@ def detect(columns: Set[str]) -> TextFormat | None:
 
 def unknown_columns(name: str, columns: Set[str]) -> UserError:
     """The error of a file whose columns belong to no known format."""
+    if len(columns) == 1 and any(mark in min(columns) for mark in ";|\t"):
+        return UserError(
+            f"{name}: found one column, {min(columns)!r}", "separate the cells by commas, or by tabs in a .tsv"
+        )
     known = "; ".join(", ".join(form.needs) for form in FORMATS)
     return UserError(f"{name}: found columns {', '.join(sorted(columns)) or 'none'}", f"known formats: {known}")
 
@@ -48,6 +62,9 @@ def unknown_columns(name: str, columns: Set[str]) -> UserError:
 def _preference(row: Row, prompt: Text, chosen: Text, rejected: Text, **strength: Any) -> TextRecord:
     if chosen == rejected:
         raise BadRow("identical", f"{row.source}, columns 'chosen' and 'rejected': both are the same text")
+    if isinstance(chosen, str) and isinstance(rejected, str) and all(map(_IMAGE_NAME.fullmatch, (chosen, rejected))):
+        says = f"found {chosen!r}, the name of an image: pairs of images stand in metadata.jsonl, as image_0_file_name"
+        raise row.bad("text", "chosen", f"{says}, image_1_file_name, caption, label_0")
     return TextRecord(prompt, chosen, rejected, template=row.template(), source=row.source, **strength)
 
 
@@ -59,10 +76,54 @@ def _assistant(text: str) -> tuple[Message, ...]:
     return ({"role": "assistant", "content": text},)
 
 
+def _system(row: Row) -> str | None:
+    """The words of a column system (or system_prompt), which may be empty; None where there are none."""
+    given = [row.string(name, blank=True) for name in ("system", "system_prompt") if row.get(name) is not None]
+    return next((text for text in given if text.strip()), "" if given else None)
+
+
+def _under_system(row: Row, turns: Sequence[Message]) -> tuple[Message, ...]:
+    """``turns`` after the system's turn, where a column gives one that is not there already."""
+    system = _system(row)
+    if not (system or "").strip() or (turns and turns[0] == {"role": "system", "content": system}):
+        return tuple(turns)
+    if turns and turns[0]["role"] == "system":
+        raise row.bad("turns", "system", f"found {system!r} beside another system turn: {turns[0]['content']!r}")
+    return ({"role": "system", "content": system}, *turns)
+
+
+def _prompt_of(row: Row) -> Text:
+    """The column prompt, as turns where a system's words stand beside it."""
+    prompt = row.text("prompt", blank=True)
+    if isinstance(prompt, str) and _system(row) is None:
+        return prompt
+    return _under_system(row, _prompt_turns(prompt))
+
+
+def _question(row: Row, column: str) -> tuple[Message, ...]:
+    """The user's question with what belongs to it: Alpaca's input, Dolly's context; system; history."""
+    words = row.string(column)
+    for name in ("input", "context") if column == "instruction" else ():
+        if row.get(name) is not None and (given := row.string(name, blank=True).strip()):
+            words += f"\n\n{given}"
+    return _under_system(row, (*_history(row), *_user(words)))
+
+
+def _history(row: Row) -> tuple[Message, ...]:
+    """LLaMA-Factory's earlier turns: a list of [question, answer]."""
+    turns: list[Message] = []
+    given = row.get("history")
+    for number, pair in enumerate(() if is_blank(given) else given if isinstance(given, list | tuple) else [given]):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
+            raise row.bad("turns", "history", f"item {number}: found {str(pair)[:60]!r}, not [question, answer]")
+        turns += (*_user(pair[0]), *_assistant(pair[1]))
+    return tuple(turns)
+
+
 def _pair(row: Row) -> TextRecord:
     """prompt, chosen, rejected. Turns of chosen and rejected may hold the prompt once more (UltraFeedback binarized)."""
     strength = row.strength("score_chosen", "score_rejected")
-    prompt, chosen, rejected = row.text("prompt", blank=True), row.text("chosen"), row.text("rejected")
+    prompt, chosen, rejected = _prompt_of(row), row.text("chosen"), row.text("rejected")
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         return _preference(row, prompt, chosen, rejected, **strength)
     return _preference(row, *_as_turns(row, prompt, chosen, rejected), **strength)
@@ -73,9 +134,26 @@ def _as_turns(row: Row, prompt: Text, chosen: Text, rejected: Text) -> tuple[Tex
     sides = [_assistant(side) if isinstance(side, str) else side for side in (chosen, rejected)]
     if all(side[0]["role"] != "assistant" for side in sides):
         inner, *sides = split_turns(*sides)
+        if isinstance(prompt, str) and not any(prompt.strip() in (turn.get("content") or "") for turn in inner):
+            says = f"found {shown(prompt)}, which is not in the turns that chosen and rejected share"
+            raise row.bad("turns", "prompt", f"{says}: leave one of the two prompts out")
         prompt = inner if isinstance(prompt, str) else _joined(prompt, inner)
     first, second = (row.checked_reply(name, side) for name, side in zip(("chosen", "rejected"), sides, strict=True))
     return _prompt_turns(prompt), first, second
+
+
+def _asked(question: str, better: str = "chosen", worse: str = "rejected") -> Read:
+    """A question and two answers, as turns (Intel's orca_dpo_pairs, LLaMA-Factory's ranking, OpenRLHF)."""
+
+    def read(row: Row) -> TextRecord:
+        prompt = _prompt_of(row) if question == "prompt" else _question(row, question)
+        chosen, rejected = row.text(better), row.text(worse)
+        strength = row.strength("score_chosen", "score_rejected")
+        if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+            return _preference(row, prompt, chosen, rejected, **strength)
+        return _preference(row, *_as_turns(row, prompt, chosen, rejected), **strength)
+
+    return read
 
 
 def _prompt_turns(prompt: Text) -> tuple[Message, ...]:
@@ -107,13 +185,18 @@ def _implicit(row: Row) -> TextRecord:
         return _preference(row, (), chosen, rejected)
     turns = split_turns(chosen, rejected)
     return _preference(
-        row, turns[0], row.checked_reply("chosen", turns[1]), row.checked_reply("rejected", turns[2]), **strength
+        row,
+        _under_system(row, turns[0]),
+        row.checked_reply("chosen", turns[1]),
+        row.checked_reply("rejected", turns[2]),
+        **strength,
     )
 
 
 def _pair_after_turns(row: Row) -> TextRecord:
-    """conversations, chosen, rejected: the turns so far, and two answers (llm-jp/hh-rlhf-12k-ja)."""
-    prompt, chosen, rejected = row.turns("conversations"), row.text("chosen"), row.text("rejected")
+    """conversations, chosen, rejected: the turns so far, and two answers, as texts or one turn each."""
+    prompt = _under_system(row, row.turns("conversations"))
+    chosen, rejected = row.text("chosen"), row.text("rejected")
     return _preference(row, *_as_turns(row, prompt, chosen, rejected), **row.strength())
 
 
@@ -157,14 +240,16 @@ def _demonstration(row: Row) -> TextRecord:
 
 def _unpaired(row: Row) -> TextRecord:
     """prompt, completion, label: whether the completion is desirable."""
-    label = row.raw("label")
-    if not isinstance(label, bool):
-        raise row.bad("label", "label", f"found {label!r}; allowed: true, false")
-    return _single(row, label)
+    return _single(row, row.truth("label"))
 
 
-def _single(row: Row, label: bool | None) -> TextRecord:
-    prompt, completion = row.text("prompt", blank=True), row.reply("completion")
+def _response(row: Row) -> TextRecord:
+    """prompt, response: the same as prompt, completion."""
+    return _single(row, None, "response")
+
+
+def _single(row: Row, label: bool | None, column: str = "completion") -> TextRecord:
+    prompt, completion = _prompt_of(row), row.reply(column)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         prompt = _prompt_turns(prompt)
         completion = _assistant(completion) if isinstance(completion, str) else completion
@@ -172,22 +257,35 @@ def _single(row: Row, label: bool | None) -> TextRecord:
     return TextRecord(prompt, completion, label=label, weight=weight, template=row.template(), source=row.source)
 
 
-def _instruction(row: Row) -> TextRecord | None:
-    """instruction, input, output (Alpaca, kunishou/hh-rlhf-49k-ja); ng_translation 1 says that a row is no good."""
-    if str(row.cells.get("ng_translation") or "0").strip().lower() in ("1", "1.0", "true"):
-        return None
-    given = row.string("input", blank=True).strip() if row.cells.get("input") is not None else ""
-    prompt = row.string("instruction") + (f"\n\n{given}" if given else "")
-    return TextRecord(_user(prompt), _assistant(row.string("output")), source=row.source)
+def _tag(row: Row) -> bool | None:
+    """LLaMA-Factory's kto_tag: whether the completion is desirable; None where there is none."""
+    return None if row.get("kto_tag") is None else row.truth("kto_tag")
+
+
+def _answered(question: str, answer: str) -> Read:
+    """A question and its answer, as turns; ng_translation 1 (kunishou/hh-rlhf-49k-ja) says that a row is no good."""
+
+    def read(row: Row) -> TextRecord | None:
+        if str(row.get("ng_translation") or "0").strip().lower() in ("1", "1.0", "true"):
+            return None
+        sides = _question(row, question), _assistant(row.string(answer))
+        weight, label = row.strength().get("weight", 1.0), _tag(row)
+        return TextRecord(*sides, label=label, weight=weight, template=row.template(), source=row.source)
+
+    return read
 
 
 def _conversation(column: str) -> Read:
     def read(row: Row) -> TextRecord:
-        turns = row.turns(column)
+        turns = _under_system(row, row.turns(column))
         if not any(turn["role"] == "assistant" for turn in turns):
             raise row.bad("turns", column, "no turn of the assistant: there is nothing to learn")
-        weight = row.strength().get("weight", 1.0)
-        return TextRecord("", turns, weight=weight, template=row.template(), source=row.source)
+        weight, label = row.strength().get("weight", 1.0), _tag(row)
+        prompt: Text = ""
+        if label is not None:
+            # What is judged is the last answer.
+            prompt, turns = turns[:-1], row.checked_reply(column, turns[-1:])
+        return TextRecord(prompt, turns, label=label, weight=weight, template=row.template(), source=row.source)
 
     return read
 
@@ -197,20 +295,48 @@ def _text(row: Row) -> TextRecord:
 
 
 def _prompt(row: Row) -> TextRecord:
-    return TextRecord(row.text("prompt"), "", template=row.template(), source=row.source)
+    prompt = _prompt_of(row)
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise row.bad("empty", "prompt", f"found {row.get('prompt')!r}, an empty text")
+    return TextRecord(prompt, "", template=row.template(), source=row.source)
+
+
+# Names of questions and of their answers, besides TRL's prompt and completion.
+_QUESTIONS = ("instruction", "question", "query", "input")
+_ANSWERS = (
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+    ("problem", "solution"),
+    ("input", "output"),
+)
+
+
+def _columns(*needs: str) -> tuple[str, tuple[str, ...]]:
+    return f"columns {', '.join(needs)}", needs
 
 
 FORMATS = (
     TextFormat("columns prompt, chosen, rejected", ("prompt", "chosen", "rejected"), _pair),
     TextFormat("columns conversations, chosen, rejected", ("conversations", "chosen", "rejected"), _pair_after_turns),
+    *(TextFormat(*_columns(name, "chosen", "rejected"), _asked(name)) for name in _QUESTIONS),
+    *(
+        TextFormat(
+            *_columns(name, "response_chosen", "response_rejected"),
+            _asked(name, "response_chosen", "response_rejected"),
+        )
+        for name in ("prompt", *_QUESTIONS)
+    ),
     TextFormat("columns chosen, rejected (the prompt is in both)", ("chosen", "rejected"), _implicit),
     TextFormat("columns prompt, completion, label", ("prompt", "completion", "label"), _unpaired),
     TextFormat("columns prompt, completion", ("prompt", "completion"), _demonstration),
     TextFormat("UltraFeedback's completions, best against worst", ("instruction", "completions"), _completions),
     TextFormat("SHP's two answers", ("history", "human_ref_A", "human_ref_B", "labels"), _shp),
-    TextFormat("columns instruction, output", ("instruction", "output"), _instruction),
+    *(TextFormat(*_columns("instruction", name), _answered("instruction", name)) for name in ("output", "response")),
     TextFormat("column messages", ("messages",), _conversation("messages")),
     TextFormat("column conversations", ("conversations",), _conversation("conversations")),
+    TextFormat(*_columns("prompt", "response"), _response),
+    *(TextFormat(*_columns(*names), _answered(*names)) for names in _ANSWERS),
     TextFormat("column text", ("text",), _text),
     TextFormat("prompts alone", ("prompt",), _prompt),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..foreign import reading
 from ..records import Text, TextRecord, atomic_write
 
 _DEFAULTS = {"margin": 0.0, "chosen_probability": 1.0, "weight": 1.0}
@@ -41,6 +43,26 @@ def _plain(value: Text | bool) -> Any:
     return [dict(turn) for turn in value] if isinstance(value, tuple) else value
 
 
+def each_answer(records: Iterable[TextRecord]) -> Iterator[TextRecord]:
+    """One record for each of the assistant's turns, what came before it as its prompt; what has no turns stays as it is.
+
+    Raises UserError for preferences: what is better is a whole completion, not each of its turns.
+    """
+    for record in records:
+        if isinstance(record.chosen, str):
+            yield record
+            continue
+        if record.rejected is not None or record.label is not None:
+            problem = f"{record.source}: a preference, and the turns of a completion are not preferred one by one"
+            raise UserError(problem, "leave --each_answer out")
+        turns = (*(record.prompt or ()), *record.chosen)
+        first = len(turns) - len(record.chosen)
+        for number in range(first, len(turns)):
+            if turns[number]["role"] == "assistant":
+                prompt, answer = turns[:number], turns[number : number + 1]
+                yield replace(record, prompt=prompt, chosen=answer)
+
+
 def write_texts(records: Iterable[TextRecord], path: str | Path) -> int:
     """Write ``records`` to ``path`` (.jsonl or .parquet) in their order, whole or not at all; returns their number.
 
@@ -53,12 +75,18 @@ def write_texts(records: Iterable[TextRecord], path: str | Path) -> int:
         raise UserError(f"{path}: cannot write texts to such a file", "give a name that ends in .jsonl or .parquet")
     try:
         with atomic_write(path) as temporary:
-            number = write(map(to_row, records), temporary)
+            number = write(map(to_row, _read(records)), temporary)
             if not number:
                 raise UserError(f"{path}: no texts to write", "give at least one example")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
     return number
+
+
+def _read(records: Iterable[TextRecord]) -> Iterator[TextRecord]:
+    """``records``, whose reading may fail as writing may: the file that is to blame is another one."""
+    with reading("the texts", "rows", "copy or download them again"):
+        yield from records
 
 
 def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:

@@ -1,8 +1,10 @@
-"""Rows of texts as they stand: JSON and JSON Lines, parquet, and the hub, one mapping of columns a row."""
+"""Rows of texts as they stand: JSON and JSON Lines, CSV, parquet, and the hub, one mapping of columns a row."""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +13,27 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ..errors import UserError, first_line
+from ..errors import UserError
+from ..foreign import reading
 from ..prompts import prompt_column
-from ..prompts.rows import read_rows
+from ..prompts.rows import check_columns, read_rows
 from ..records import parse_json
 from .places import load_hub
 from .rows import BadRow
 from .tables import is_image, next_batch, open_parquet
 
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+KINDS = {"JSON": JSON_SUFFIXES, "parquet": (".parquet",), "CSV": CSV_SUFFIXES}
+SUFFIXES = tuple(suffix for suffixes in KINDS.values() for suffix in suffixes)
+# Columns that are numbers, and those that are lists, where all cells are texts.
+_NUMBERS = frozenset({
+    "margin", "weight", "chosen_probability", "score_chosen", "score_rejected", "label", "labels", "reward",
+})  # fmt: skip
+_LISTS = frozenset({
+    "prompt", "chosen", "rejected", "completion", "response", "messages", "conversations", "completions", "history",
+    "rewards",
+})  # fmt: skip
 
 _ROWS_AT_ONCE = 1024
 _REMEDY = "write one JSON object on each line"
@@ -91,11 +104,7 @@ class JsonSource:
         return found
 
     def _lines(self) -> Iterator[bytes]:
-        try:
-            with gzip.open(self.file, "rb") if self.file.suffix == ".gz" else self.file.open("rb") as file:
-                yield from file
-        except (OSError, EOFError) as error:
-            raise UserError(f"{self.file}: cannot be read ({first_line(error)})", "copy the file again") from error
+        yield from _lines(self.file)
 
     def rows(self) -> Iterator[TextRow]:
         """Every object; a line that is none is a bad row."""
@@ -112,6 +121,104 @@ class JsonSource:
                     yield TextRow(source, BadRow("json", error.problem))
                 else:
                     yield _json_row(source, item)
+
+
+@dataclass(frozen=True)
+class CsvSource:
+    """A table of cells between commas (or tabs), under a line with the names of the columns; gzip is unpacked on the way.
+
+    Cells of columns that are numbers elsewhere are read as such, lists (turns) where they are JSON; an empty number is none.
+    """
+
+    file: Path
+    num_rows: int | None = None
+
+    @property
+    def storage(self) -> str:
+        """How the rows stand."""
+        return "cells between tabs" if self._delimiter == "\t" else "CSV"
+
+    @property
+    def _delimiter(self) -> str:
+        return "\t" if ".tsv" in self.file.suffixes[-2:] else ","
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The names of the first line. Raises UserError for a name that stands twice."""
+        reader = self._reader()
+        try:
+            header: list[str] = next(reader, [])
+        except csv.Error as error:
+            raise _csv_error(self.file, reader.line_num, error) from error
+        check_columns(header, str(self.file))
+        return frozenset(header)
+
+    def _reader(self) -> Any:
+        # Strict: a quotation mark that is never closed would swallow all rows behind it.
+        return csv.reader(_texts(self.file), delimiter=self._delimiter, strict=True)
+
+    def rows(self) -> Iterator[TextRow]:
+        """Every row; one of another number of cells is a bad row. Raises UserError for what is no table."""
+        reader = self._reader()
+        try:
+            header: list[str] = next(reader, [])
+            check_columns(header, str(self.file))
+            for cells in reader:
+                source = f"{self.file}, line {reader.line_num}"
+                if len(cells) == len(header):
+                    yield TextRow(source, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)})
+                elif cells:
+                    problem = (
+                        f"{source}: {len(cells)} cells, the header has {len(header)}; quote cells that hold commas"
+                    )
+                    yield TextRow(source, BadRow("json", problem))
+        except csv.Error as error:
+            raise _csv_error(self.file, reader.line_num, error) from error
+
+
+def _csv_error(file: Path, line: int, error: csv.Error) -> UserError:
+    remedy = "close every quotation mark, and double those inside a quoted cell; or write JSON Lines"
+    return UserError(f"{file}, line {line}: not a table of cells ({error})", remedy)
+
+
+def _cell(name: str, cell: str) -> Any:
+    if name in _NUMBERS:
+        try:
+            return float(cell) if cell.strip() else None
+        except ValueError:
+            return cell
+    if name in _LISTS and cell.lstrip().startswith(("[", "{")):
+        try:
+            found = parse_json(cell, name, "")
+        except UserError:
+            return cell
+        is_list = isinstance(found, list) and (
+            name in ("rewards", "history") or all(isinstance(x, dict) for x in found)
+        )
+        return found if is_list else cell
+    return cell
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """The lines of ``file``, unpacked. Raises UserError where it cannot be read."""
+    with reading(file, "a file of texts", "copy or download the file again"), _opened(file) as lines:
+        yield from lines
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """The lines of ``file`` as texts, with their ends. Raises UserError naming the line that is not UTF-8."""
+    for number, line in enumerate(_lines(file), start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            problem = f"{file}, line {number}: not UTF-8 text (byte {error.start})"
+            raise UserError(problem, "save the file as UTF-8") from error
+
+
+def _opened(file: Path) -> io.BufferedIOBase | gzip.GzipFile:
+    if not file.is_file():
+        raise FileNotFoundError("no such file")
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _json_row(source: str, item: Any) -> TextRow:
@@ -131,12 +238,19 @@ class ParquetTexts:
     def schema(self) -> pa.Schema:
         """Columns and types. Raises UserError where the file is no parquet file."""
         with open_parquet(self.file) as parquet:
-            return parquet.schema_arrow
+            schema = parquet.schema_arrow
+        check_columns(schema.names, str(self.file))
+        return schema
 
     @property
     def columns(self) -> frozenset[str]:
         """Names of the columns that hold no pictures."""
         return text_columns(self.schema)
+
+    @property
+    def pictures(self) -> frozenset[str]:
+        """Names of the columns that hold pictures, which are not read."""
+        return frozenset(self.schema.names) - self.columns
 
     @cached_property
     def num_rows(self) -> int:
@@ -193,6 +307,11 @@ class HubTexts:
         """Names of the columns that hold no pictures."""
         return text_columns(self.schema)
 
+    @property
+    def pictures(self) -> frozenset[str]:
+        """Names of the columns that hold pictures, which are not read."""
+        return frozenset(self.schema.names) - self.columns
+
     def rows(self) -> Iterator[TextRow]:
         """Every row of the split. Raises UserError where the hub cannot be reached."""
         data = self._data.select_columns([name for name in self.schema.names if name in self.columns])
@@ -223,7 +342,10 @@ def text_columns(schema: pa.Schema) -> frozenset[str]:
 
 def file_source(file: Path) -> TextSource:
     """The source of one file, by its ending."""
-    return ParquetTexts(file) if file.suffix == ".parquet" else JsonSource(file)
+    name = file.name.lower()
+    if name.endswith(CSV_SUFFIXES):
+        return CsvSource(file)
+    return ParquetTexts(file) if name.endswith(".parquet") else JsonSource(file)
 
 
 def _decoded(batch: pa.RecordBatch) -> Sequence[dict[str, Any]] | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, visible
 from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
@@ -18,10 +18,22 @@ from .rows import BadRow
 from .tabular import find_metadata
 from .text_cells import Row
 from .text_formats import TextFormat, detect, unknown_columns
-from .text_sources import JSON_SUFFIXES, SUFFIXES, HubTexts, ParquetTexts, PromptRows, TextSource, file_source
+from .text_sources import (
+    CSV_SUFFIXES,
+    KINDS,
+    SUFFIXES,
+    CsvSource,
+    HubTexts,
+    JsonSource,
+    ParquetTexts,
+    PromptRows,
+    TextSource,
+    file_source,
+)
 
 FORMATS_HELP = (
-    "give a file of JSON Lines, JSON or parquet, a glob of such files, a folder of them, or a hub id such as owner/name"
+    "give a file of JSON Lines, JSON, CSV, TSV or parquet, a glob of such files, a folder of them or of save_to_disk, or a"
+    " hub id such as owner/name"
 )
 _IMAGE_COLUMNS = frozenset(
     {"jpg_0", "jpg_1", "image_0", "image_1", "image_0_file_name", "image_1_file_name", "file_name"}
@@ -32,13 +44,14 @@ _IMAGE_COLUMNS = frozenset(
 @dataclass(slots=True)
 class TextCounts:
     """What one pass met: ``examples`` were given out; ``silent`` rows say nothing by their own account (all scores
-    alike, or marked as no good); ``bad`` is by kind of reason.
+    alike, or marked as no good); ``bad`` is by kind of reason; ``unread`` are rows by column that the format does not read.
     """
 
     rows: int = 0
     examples: int = 0
     silent: int = 0
     bad: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         named = [(self.silent, "without a preference, or marked as no good"), (self.bad.total(), "bad")]
@@ -61,6 +74,7 @@ class TextReader:
         self.name = name
         self.on_bad_row = on_bad_row
         self.prompts_alone = prompts_alone
+        self.passed_over: Sequence[str] = ()
         self.counts = TextCounts()
         self.skipped: list[tuple[str, str]] = []
 
@@ -94,7 +108,7 @@ class TextReader:
                 self.counts.rows += 1
                 form = form or self._format_of(source, row.cells)
                 try:
-                    record = _record(row.source, row.cells, form)
+                    record = self._record(row.source, row.cells, form)
                 except BadRow as error:
                     if self.on_bad_row == "error":
                         raise
@@ -106,6 +120,21 @@ class TextReader:
                 else:
                     self.counts.examples += 1
                     yield record
+
+    def _record(self, source: str, cells: Mapping[str, object] | BadRow, form: TextFormat | None) -> TextRecord | None:
+        if isinstance(cells, BadRow):
+            raise cells
+        assert form is not None
+        row = Row(source, cells)
+        record = form.read(row)
+        if record is not None:
+            self.counts.unread.update(row.unread())
+        return record
+
+    def notes(self) -> list[str]:
+        """What the last pass left aside, in plain words: columns that are not read, and files."""
+        pictures = sorted({name for source in self.sources for name in getattr(source, "pictures", ())})
+        return [*unread_note(self.counts.unread, pictures), *self.passed_over]
 
     def require_examples(self) -> None:
         """Raise UserError where the last pass found no usable example, saying why."""
@@ -132,11 +161,11 @@ class TextReader:
         return form
 
 
-def _record(source: str, cells: Mapping[str, object] | BadRow, form: TextFormat | None) -> TextRecord | None:
-    if isinstance(cells, BadRow):
-        raise cells
-    assert form is not None
-    return form.read(Row(source, cells))
+def unread_note(unread: Mapping[str, int], pictures: Sequence[str] = ()) -> list[str]:
+    """The line on columns that were not read, by the rows that hold something there; none where there are none."""
+    named = [f"{visible(name)} ({count:,} rows)" for name, count in unread.items()]
+    named += [f"{visible(name)} (pictures)" for name in pictures]
+    return [f"columns not read: {', '.join(named)}"] if named else []
 
 
 def open_texts(
@@ -149,14 +178,16 @@ def open_texts(
 ) -> TextReader:
     """Find out what ``path`` is, and open its texts: preferences, unpaired feedback, demonstrations, or plain texts.
 
-    A file of JSON Lines, JSON (either may be gzipped) or parquet, a glob or folder of such files, or a hub id. The
-    format is known by its columns: TRL's (prompt, chosen, rejected; chosen, rejected; prompt, completion, label;
+    A file of JSON Lines, JSON, CSV, TSV (each may be gzipped) or parquet, a glob or folder of such files, a folder of
+    save_to_disk, or a hub id. The format is known by its columns: TRL's (prompt, chosen, rejected; chosen, rejected; prompt, completion, label;
     prompt, completion; messages; text; as texts or as turns), UltraFeedback's, Anthropic HH's, SHP's and others of
     ``text_formats``. ``split`` picks files whose names begin with it, a folder of that name, or the hub's split;
     ``revision`` and ``streaming`` matter for the hub only. Raises UserError for a path that is none of these.
     """
     sources = find_texts(str(path), split=split, revision=revision, streaming=streaming)
-    return TextReader(sources, str(path), on_bad_row=on_bad_row)
+    reader = TextReader(sources, str(path), on_bad_row=on_bad_row)
+    reader.passed_over = passed_over(path, sources)
+    return reader
 
 
 def open_prompts(
@@ -166,17 +197,21 @@ def open_prompts(
     revision: str | None = None,
     on_bad_row: OnBadRow = "error",
     unique: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> list[Text]:
     """The prompts of ``path``, in its order: of any format that has prompts, or a file of prompts alone.
 
-    ``unique`` leaves out a prompt that came before, as each prompt of preferences recurs. Raises UserError as
+    ``unique`` leaves out a prompt that came before, as each prompt of preferences recurs. ``say`` is told what was left
+    aside. Raises UserError as
     ``open_texts`` does, and where an example has no prompt.
     """
     path = Path(path).expanduser()
     sources = _prompt_sources(path, split, revision)
     found: list[Text] = []
     known: set[str] = set()
-    for record in TextReader(sources, str(path), on_bad_row=on_bad_row, prompts_alone=True):
+    reader = TextReader(sources, str(path), on_bad_row=on_bad_row, prompts_alone=True)
+    reader.passed_over = passed_over(path, sources)
+    for record in reader:
         if not record.prompt:
             problem = f"{record.source}: no prompt to generate from"
             raise UserError(problem, "give a column prompt; whole texts do not say where their prompts end")
@@ -189,15 +224,23 @@ def open_prompts(
         if not unique or key not in known:
             found.append(record.prompt)
         known.add(key)
+    if say is not None:
+        for line in [
+            *(f"{path}: {note}" for note in reader.notes()),
+            *(f"left out: {why}" for _, why in reader.skipped),
+        ]:
+            say(line)
     return found
 
 
 def _prompt_sources(path: Path, split: str, revision: str | None) -> list[TextSource]:
     if not path.is_file() or path.suffix.lower() not in ENDINGS:
         return find_texts(str(path), split=split, revision=revision)
-    if path.name.endswith(SUFFIXES) and not is_list_of_texts(path):
+    if path.name.lower().endswith(SUFFIXES) and not is_list_of_texts(path):
         sources = find_texts(str(path), split=split, revision=revision)
-        if detect(sources[0].columns) is not None:
+        form = detect(sources[0].columns)
+        # Tables of prompts may call them texts.
+        if form is not None and not (form.needs == ("text",) and path.suffix.lower() in CSV_SUFFIXES):
             return sources
     return [PromptRows(path)]
 
@@ -210,8 +253,8 @@ def find_texts(name: str, *, split: str, revision: str | None, streaming: bool =
     if path.is_dir():
         return [file_source(file) for file in _files_in(path, split)]
     if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{path}: not a file of texts", FORMATS_HELP)
+        if not path.name.lower().endswith(SUFFIXES):
+            raise _unknown_ending(path)
         return [file_source(path)]
     if is_glob(name):
         files = glob_files(name, SUFFIXES)
@@ -228,9 +271,11 @@ def holds_texts(
 ) -> bool:
     """Whether ``path`` holds texts rather than images, by a look at its columns; False where nothing of texts is found.
 
-    Raises UserError for a file that cannot be read, and where the hub cannot be reached.
+    Raises UserError for a file of another ending or that cannot be read, and where the hub cannot be reached.
     """
     name, place = str(path), Path(path).expanduser()
+    if place.is_file() and not place.name.lower().endswith(SUFFIXES):
+        raise _unknown_ending(place)
     if place.is_dir() and (find_metadata(place) is not None or find_twins(place) is not None):
         return False
     try:
@@ -249,8 +294,45 @@ def holds_texts(
 def _files_in(folder: Path, split: str) -> list[Path]:
     # The split's own folder comes first; "data" is where data sets from the hub keep their files.
     for place in (folder / split, folder, folder / "data"):
-        for suffixes in (JSON_SUFFIXES, (".parquet",)):
-            if files := sorted(path for path in place.glob("*") if path.name.endswith(suffixes) and path.is_file()):
-                kind = "JSON" if suffixes is JSON_SUFFIXES else "parquet"
+        for kind, suffixes in KINDS.items():
+            if files := sorted(
+                path for path in place.glob("*") if _is_data(path) and path.name.lower().endswith(suffixes)
+            ):
                 return files if place.name == split else files_of_split(folder, files, split, kind)
     raise UserError(f"{folder}: no texts in this folder", FORMATS_HELP)
+
+
+def _is_data(path: Path) -> bool:
+    # Hidden files are other programs'; what stands under these names describes data and holds none.
+    return not path.name.startswith(".") and path.name not in _DESCRIPTIONS and path.is_file()
+
+
+def passed_over(path: str | Path, sources: Sequence[TextSource]) -> list[str]:
+    """Which files and folders of the folder ``path`` are not among ``sources``, in plain words."""
+    read = [source.file for source in sources if isinstance(source, JsonSource | ParquetTexts | CsvSource)]
+    folder = Path(path).expanduser()
+    if not read or not folder.is_dir():
+        return []
+    place = read[0].parent
+    others = sorted(each.name + "/" * each.is_dir() for each in place.iterdir() if each not in read)
+    kept = [visible(name) for name in others if not name.startswith(".") and name not in _QUIET]
+    more = f", and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+    return [f"beside the files that were read: {', '.join(kept[:_NAMED])}{more}"] if kept else []
+
+
+def _unknown_ending(path: Path) -> UserError:
+    remedy = _REMEDIES.get(path.suffix.lower(), FORMATS_HELP)
+    return UserError(f"{path}: not a file of texts, nor of pairs of images, by its ending", remedy)
+
+
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+_QUIET = frozenset({"README.md", "LICENSE", "LICENSE.txt"})
+_NAMED = 8
+_REMEDIES = {
+    ".txt": "write JSON Lines with a column text, prompt and completion, or prompt, chosen and rejected",
+    ".arrow": "give the folder that save_to_disk wrote, or write the data as parquet (to_parquet)",
+    ".xlsx": "save the table as CSV in UTF-8",
+    ".gz": "name it as what it is once unpacked: .jsonl.gz, .json.gz, .csv.gz or .tsv.gz",
+    ".zip": "unpack the archive, and give the folder",
+    ".tar": "unpack the archive, and give the folder",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from .rows import BadRow
 from .text_cells import Row
 from .text_formats import TextFormat, detect, unknown_columns
 from .text_sources import TextRow, TextSource
-from .texts import find_texts
+from .texts import find_texts, unread_note
 
 _REMEDY = (
     "give rows of prompt and completion (or messages, or text) with reward, a number, or rewards, a list of numbers"
@@ -43,9 +44,10 @@ class TrajectoryReader:
     def __init__(self, sources: Sequence[TextSource], name: str, *, on_bad_row: OnBadRow = "error") -> None:
         self.sources, self.name, self.on_bad_row = sources, name, on_bad_row
         self.skipped: list[tuple[str, str]] = []
+        self.unread = Counter[str]()
 
     def __iter__(self) -> Iterator[TrajectoryRecord]:
-        self.skipped = []
+        self.skipped, self.unread = [], Counter()
         count = 0
         for source in self.sources:
             form = detect(source.columns)
@@ -53,13 +55,25 @@ class TrajectoryReader:
                 raise unknown_columns(str(getattr(source, "file", self.name)), source.columns)
             for row in source.rows():
                 try:
-                    record = _trajectory(row, form)
+                    record = self._trajectory(row, form)
                 except BadRow as error:
                     self.leave_out(row.source, error)
                 else:
                     count += 1
                     yield record
         self.require(count)
+
+    def _trajectory(self, row: TextRow, form: TextFormat) -> TrajectoryRecord:
+        if isinstance(row.cells, BadRow):
+            raise row.cells
+        cells = Row(row.source, row.cells)
+        record = _trajectory(cells, form)
+        self.unread.update(cells.unread())
+        return record
+
+    def notes(self) -> list[str]:
+        """What the last pass left aside, in plain words."""
+        return unread_note(self.unread)
 
     def leave_out(self, source: str, error: BadRow) -> None:
         """Take note of a bad row. Raises it unless bad rows are skipped."""
@@ -86,13 +100,10 @@ def open_trajectories(
     return TrajectoryReader(find_texts(path, split=split, revision=revision), path, on_bad_row=on_bad_row)
 
 
-def _trajectory(row: TextRow, form: TextFormat) -> TrajectoryRecord:
+def _trajectory(row: Row, form: TextFormat) -> TrajectoryRecord:
     """The trajectory of ``row``. Raises BadRow naming file, row and column."""
-    if isinstance(row.cells, BadRow):
-        raise row.cells
-    cells = Row(row.source, row.cells)
-    rewards, is_total = _rewards(cells)
-    record = form.read(cells)
+    rewards, is_total = _rewards(row)
+    record = form.read(row)
     if record is None or record.rejected is not None or not record.chosen:
         problem = f"{row.source}: one completion is needed in each row, and this is a row of {form.name}"
         raise BadRow("text", problem)
@@ -100,7 +111,7 @@ def _trajectory(row: TextRow, form: TextFormat) -> TrajectoryRecord:
 
 
 def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
-    given = [name for name in ("reward", "rewards") if row.cells.get(name) is not None]
+    given = [name for name in ("reward", "rewards") if row.get(name) is not None]
     if len(given) != 1:
         found = "both" if given else "neither"
         raise BadRow("missing", f"{row.source}: found {found} of the columns 'reward' and 'rewards'; one is needed")

@@ -7,17 +7,20 @@ included: a model that is not taught the mark does not stop.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from ..errors import UserError, first_line
-from ..records import Message, TextRecord
+from ..records import Message, Text, TextRecord
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TIME_LIMIT = 20.0  # s that a template may take for one conversation; a usual one takes a thousandth
+_MOST_CHARACTERS = 2**26  # of a rendered conversation, far beyond any model's window
 # What the template is called with; a row's own arguments must not take their place.
 _OURS = frozenset({
     "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict",
@@ -28,11 +31,12 @@ _OURS = frozenset({
 @dataclass(frozen=True, slots=True)
 class SideText:
     """One side of an example as text: ``spans`` are its scored parts, each from the end of one beginning of ``full`` to
-    the end of another.
+    the end of another; ``skipped`` counts the assistant's turns that are not scored.
     """
 
     full: str
     spans: Sequence[tuple[str, str]]
+    skipped: int = 0
 
 
 def read_template(path: str | Path | None) -> str | None:
@@ -68,8 +72,10 @@ class Conversations:
     def side(self, record: TextRecord, prompt: Sequence[Message], completion: Sequence[Message]) -> SideText:
         """``completion`` after ``prompt``; scored is what the assistant says in it, turn by turn.
 
-        Raises UserError for a completion in which the assistant says nothing, and for a template that drops its turn or
-        renders the beginning of a conversation otherwise than the whole.
+        Some templates render earlier turns otherwise than the last one (Qwen3 drops their thoughts), so that the model
+        will never be where such a turn was said: of a demonstration only the turns that stand in the whole as they were
+        said are scored, the last one at least. Raises UserError for a completion in which the assistant says nothing, a
+        template that drops its turn, and for preferences under a template that rewrites one of its turns.
         """
         where, arguments = record.source, record.template
         messages = [*prompt, *completion]
@@ -78,7 +84,8 @@ class Conversations:
             remedy = "a completion holds at least one message of the role assistant, with content"
             raise UserError(f"{where}: the assistant says nothing", remedy)
         full = self.render(messages, arguments, where)
-        spans = []
+        spans: list[tuple[str, str]] = []
+        may_skip = record.rejected is None and record.label is None
         for turn in turns:
             opened = self.render(messages[:turn], arguments, where, opening=True)
             closed = full if turn + 1 == len(messages) else self.render(messages[: turn + 1], arguments, where)
@@ -86,10 +93,13 @@ class Conversations:
                 # Some templates open a turn with words that it need not have, such as an empty thought.
                 before = self.render(messages[:turn], arguments, where) if turn else ""
                 self._check(before, closed, where)
-            if not full.startswith(closed):
+            if full.startswith(closed):
+                spans.append((opened, closed))
+            elif not may_skip:
                 raise _prefix_error(where)
-            spans.append((opened, closed))
-        return SideText(full, spans)
+        if not spans:
+            raise _prefix_error(where)
+        return SideText(full, spans, len(turns) - len(spans))
 
     def _check(self, before: str, closed: str, where: str) -> None:
         if closed == before:
@@ -125,13 +135,47 @@ class Conversations:
                 raise UserError(f"{where}: {name!r} cannot be an argument of the chat template", remedy)
         turns = [dict(message) for message in messages]
         try:
-            return self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **arguments)
-        except (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            with _limited(TIME_LIMIT):
+                found = self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **arguments)
+        except Exception as error:
+            # A template is a program: it may divide by zero, call itself for ever, or ask for all memory there is.
             problem = f"{where}: the chat template does not take this conversation: {first_line(error)}"
             raise UserError(problem, "change the row, or give another template with text.chat_template") from error
+        if isinstance(found, str) and len(found) > _MOST_CHARACTERS:
+            problem = f"{where}: the chat template makes {len(found):,} characters of this conversation"
+            raise UserError(problem, "give another template with text.chat_template")
+        return found
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block once ``seconds`` have passed.
+
+    By a timer's signal, which interrupts a loop of the template as it runs; signals come to the main thread alone, so in
+    another one there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise TimeoutError(f"it was not done after {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def as_turns(prompts: Sequence[Text]) -> list[Text]:
+    """``prompts`` as conversations: a plain text becomes the user's turn."""
+    return [({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 def _prefix_error(where: str) -> UserError:
     problem = f"{where}: the chat template renders the beginning of this conversation otherwise than the whole"
     remedy = "give a template that only appends, or that marks the assistant's words with {% generation %}"
-    return UserError(problem, f"{remedy} (text.chat_template)")
+    return UserError(problem, f"{remedy} (text.chat_template); or end the completion with its first answer")

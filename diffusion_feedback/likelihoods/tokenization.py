@@ -20,21 +20,28 @@ from .conversations import Conversations, SideText, read_template
 
 UNCUT = 2**31  # a length that no text has
 _AT_ONCE = 1024
+_TAIL = 3  # tokens that may be white space behind a stop token
 
 
 @dataclass(slots=True)
 class TokenCounts:
-    """What was done to the texts: of ``examples``, those whose prompt was cut at its beginning; of all completions,
-    those cut at their end, those given the tokenizer's end token, and those whose end-of-turn token was scored though
-    the template does not count it in; and pairs that are no longer different after the cut.
+    """What was done to the texts: of ``examples``, those whose prompt was cut at its beginning, whose prompt's last token
+    went over to the completion, and that came with the beginning token; of all completions, those cut at their end, those
+    given the tokenizer's end token, those that end by another stop token of their own, and those whose end-of-turn token
+    was scored though the template does not count it in; answers that are not scored; and pairs that are no longer
+    different after the cut.
     """
 
     examples: int = 0
     cut_prompts: int = 0
     cut_completions: int = 0
     added_end_tokens: int = 0
+    own_end_tokens: int = 0
     added_stop_tokens: int = 0
     cut_alike: int = 0
+    moved_borders: int = 0
+    doubled_begins: int = 0
+    skipped_answers: int = 0
 
     def notes(self) -> list[str]:
         """One line for each kind of change that should be known; none where nothing was lost."""
@@ -42,7 +49,13 @@ class TokenCounts:
             "cut_prompts": "prompts were cut at their beginning to fit text.max_length",
             "cut_completions": "completions were cut at their end, and have no end token",
             "added_stop_tokens": "turns are followed by a stop token that the template leaves out, and that is scored",
+            "own_end_tokens": "completions end by a stop token of their own, and got no end token behind it",
             "cut_alike": "pairs are no longer different after the cut",
+            "moved_borders": "prompts end inside a token that goes on in the completion: nobody who gives the prompt alone"
+            " is where training was; let the prompt end before the space, and the completion begin with it",
+            "doubled_begins": "texts came with the beginning token that the tokenizer puts there, and it was kept once",
+            "skipped_answers": "earlier answers are not scored, as the chat template rewrites them once others follow;"
+            " dfb data convert --each_answer makes a row of each answer",
         }
         return [f"{getattr(self, name)} {words}" for name, words in said.items() if getattr(self, name)]
 
@@ -53,6 +66,7 @@ class _Side:
 
     ids: list[int]
     spans: list[tuple[int, int]]
+    is_moved: bool = False
 
     @property
     def prompt(self) -> int:
@@ -90,6 +104,9 @@ class Tokenization:
         self.counts = TokenCounts()
         # The tokenizer would look them up anew each time.
         self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._around = (0, 0)
+        self._stops = _stop_tokens(tokenizer)
+        self._doubled: set[str] = set()
 
     def encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
         """One example a record, in order.
@@ -105,8 +122,8 @@ class Tokenization:
     def encode_prompts(self, prompts: Sequence[Text]) -> list[list[int]]:
         """Token ids of each prompt, ready to be completed: conversations with the opening of the assistant's turn.
 
-        Prompts lose tokens at their beginning where less than ``max_completion_length`` (1 where it is not given) tokens
-        would be left for the completion.
+        Prompts lose tokens at their beginning, and are counted, where less than ``max_completion_length`` (1 where it is
+        not given) tokens would be left for the completion.
         """
         texts = [
             text
@@ -119,13 +136,14 @@ class Tokenization:
             (text for text, prompt in zip(texts, prompts, strict=True) if not isinstance(prompt, str)), special=False
         )
         room = self.max_completion_length if self.max_completion_length < self.max_length else 1
-        adds_end = self._adds_end()
         encoded = []
         for text, prompt in zip(texts, prompts, strict=True):
             ids = (plain if isinstance(prompt, str) else turns)[text]
-            if adds_end and isinstance(prompt, str):
-                ids = ids[:-1]
+            if isinstance(prompt, str):
+                ids = ids[: len(ids) - self._around[1]]
             encoded.append(self._cut_left(ids, len(ids), max(0, len(ids) + room - self.max_length)))
+            self.counts.cut_prompts += len(encoded[-1]) < len(ids)
+            self.counts.doubled_begins += isinstance(prompt, str) and text in self._doubled
         return encoded
 
     def _encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
@@ -136,10 +154,15 @@ class Tokenization:
                 if isinstance(side, SideText):
                     texts[record.is_conversational].extend([side.full, *(text for span in side.spans for text in span)])
         plain, turns = self._tokenize(texts[False]), self._tokenize(texts[True], special=False)
-        return [
-            self._example(record, [self._side(side, turns if record.is_conversational else plain) for side in sides])
-            for record, sides in zip(records, planned, strict=True)
-        ]
+        examples = []
+        for record, sides in zip(records, planned, strict=True):
+            has_turns = record.is_conversational
+            tokens = turns if has_turns else plain
+            examples.append(self._example(record, [self._side(side, tokens, is_rendered=has_turns) for side in sides]))
+            if not has_turns:
+                fulls = [side.full for side in sides if isinstance(side, SideText)]
+                self.counts.doubled_begins += any(full in self._doubled for full in fulls)
+        return examples
 
     def _plan(self, record: TextRecord) -> list[SideText | _Side]:
         """The sides of ``record``, chosen first, as texts, or as tokens where the template marks them."""
@@ -169,7 +192,9 @@ class Tokenization:
             if self.conversations.marks_assistant(record):
                 return self._marked(record, completion)
             prompt = ()
-        return self.conversations.side(record, prompt, completion)
+        side = self.conversations.side(record, prompt, completion)
+        self.counts.skipped_answers += side.skipped
+        return side
 
     def _marked(self, record: TextRecord, messages: Sequence[Message]) -> _Side:
         """A conversation whose template marks what the assistant says."""
@@ -192,6 +217,8 @@ class Tokenization:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return {}
+        if special:
+            self._around = added_tokens(self.tokenizer)
         given = self.tokenizer(
             distinct,
             add_special_tokens=special,
@@ -199,21 +226,29 @@ class Tokenization:
             return_token_type_ids=False,
             verbose=False,
         )
-        return dict(zip(distinct, given["input_ids"], strict=True))
+        ids = dict(zip(distinct, given["input_ids"], strict=True))
+        if special and self._around[0]:
+            front = self._around[0]
+            # Texts that were rendered before come with what the tokenizer puts in front of them.
+            self._doubled = {text for text, found in ids.items() if found[front : 2 * front] == found[:front]}
+            ids |= {text: ids[text][front:] for text in self._doubled}
+        return ids
 
-    def _side(self, side: SideText | _Side, tokens: Mapping[str, list[int]]) -> _Side:
+    def _side(self, side: SideText | _Side, tokens: Mapping[str, list[int]], *, is_rendered: bool) -> _Side:
         if isinstance(side, _Side):
             return side
         ids = tokens[side.full]
-        spans = []
+        spans, is_moved = [], False
+        behind = 0 if is_rendered else self._around[1]
         for opened, closed in side.spans:
             start, end = common_prefix(tokens[opened], ids), len(ids)
+            is_moved |= start < len(tokens[opened]) - behind and side.full.startswith(opened)
             if closed != side.full:
                 end = common_prefix(tokens[closed], ids)
                 # A token that spans the border belongs to what comes before it here: the end of the turn is scored.
                 end += end < len(tokens[closed])
             spans.append((start, end))
-        return _Side(ids, spans)
+        return _Side(ids, spans, is_moved)
 
     def _example(self, record: TextRecord, sides: list[_Side]) -> TokenExample:
         if not record.is_conversational:
@@ -234,6 +269,7 @@ class Tokenization:
                 raise UserError(problem, "use the tokenizer that the model was trained with")
         sequences = self._cut(record, sides)
         self.counts.examples += 1
+        self.counts.moved_borders += any(side.is_moved for side in sides)
         return TokenExample(
             pair_id=record.pair_id,
             chosen=sequences[0],
@@ -253,10 +289,15 @@ class Tokenization:
         bare = len(side.ids)
         while bare > side.prompt and side.ids[bare - 1] == end:
             bare -= 1
-        if bare == len(side.ids):
-            if bare == side.prompt:
+        if bare == len(side.ids) and bare == side.prompt:
+            return
+        if len(side.ids) - bare <= self._around[1]:  # the text itself has none
+            if self._is_closed(side.ids[side.prompt : bare]):
+                self.counts.own_end_tokens += 1
+                side.ids = side.ids[:bare]
+                side.spans = [(side.prompt, bare)]
                 return
-            self.counts.added_end_tokens += 1
+            self.counts.added_end_tokens += bare == len(side.ids)
         side.ids = [*side.ids[:bare], end]
         side.spans = [(side.prompt, bare + 1)]
 
@@ -296,9 +337,29 @@ class Tokenization:
         drop = min(drop, max(0, prompt - 1))
         return [*ids[:begins], *ids[begins + drop :]] if drop else ids
 
-    def _adds_end(self) -> bool:
-        """Whether the tokenizer puts an end token behind a text of its own accord."""
-        return bool(self.tokenizer("a")["input_ids"][-1] == self._end)
+    def _is_closed(self, completion: Sequence[int]) -> bool:
+        """Whether a completion ends by a stop token of a chat template, with white space behind it at most."""
+        for token in reversed(completion[-_TAIL:]):
+            if token in self._stops:
+                return True
+            if self.tokenizer.decode([token]).strip():
+                return False
+        return False
+
+
+def added_tokens(tokenizer: Any) -> tuple[int, int]:
+    """How many tokens the tokenizer puts in front of a text of its own accord, and how many behind it."""
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    front = next((n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare), 0)
+    return front, len(whole) - len(bare) - front
+
+
+def _stop_tokens(tokenizer: Any) -> set[int]:
+    """The special tokens that may end a text: a chat template's and the tokenizer's own."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    no_stops = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "unk", "mask")}
+    special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+    return (special - no_stops) | {number for number in (tokenizer.eos_token_id,) if number is not None}
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

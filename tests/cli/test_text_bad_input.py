@@ -47,7 +47,7 @@ BAD_ROWS: dict[str, tuple[Rows, list[str]]] = {
     "null": ([*with_row(prompt=None), {"prompt": None, "chosen": "a", "rejected": "b"}], ["line", "prompt"]),
     "a turn without a role": (with_row(chosen=[{"content": "yes"}]), ["line 3", "chosen"]),
     "prompts alone": ([{"prompt": row["prompt"]} for row in GOOD], ["bad.jsonl", "prompts alone"]),
-    "unknown columns": ([{"question": "a", "answer": "b"}], ["bad.jsonl", "question"]),
+    "unknown columns": ([{"headline": "a", "body": "b"}], ["bad.jsonl", "headline"]),
     "no rejected": ([{"prompt": "a", "completion": f"b{i}"} for i in range(8)], ["line 1", "rejected", "sft"]),
     "labels where pairs are needed": (
         [{"prompt": "a", "completion": f"b{i}", "label": bool(i % 2)} for i in range(8)],

@@ -240,7 +240,7 @@ def test_bad_rows(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"prompt": "p", "completion": "c", "label": 1}, ["column 'label'", "found 1", "true, false"]),
+        ({"prompt": "p", "completion": "c", "label": 2}, ["column 'label'", "found 2", "true, false, 1, 0"]),
         ({"prompt": "p", "completion": "c", "label": "yes"}, ["column 'label'", "'yes'"]),
         ({"prompt": "p", "completion": "", "label": True}, ["column 'completion'", "empty"]),
         ({"chosen": "same", "rejected": "same"}, ["the same text"]),
@@ -280,8 +280,8 @@ def test_rows_that_say_nothing_are_counted(tmp_path: Path) -> None:
 
 def test_unknown_columns_name_those_found_and_those_known(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        list(open_texts(jsonl(tmp_path / "texts.jsonl", {"question": "a", "answer": "b"})))
-    for part in ("texts.jsonl", "answer, question", "prompt, chosen, rejected; ", "messages", "instruction, output"):
+        list(open_texts(jsonl(tmp_path / "texts.jsonl", {"title": "a", "body": "b"})))
+    for part in ("texts.jsonl", "body, title", "prompt, chosen, rejected; ", "messages", "instruction, output"):
         assert part in str(caught.value)
     with pytest.raises(UserError, match=r"holds prompts alone \(columns prompt\)"):
         list(open_texts(jsonl(tmp_path / "texts.jsonl", {"prompt": "a"})))
@@ -323,7 +323,7 @@ def test_json_lists_lines_and_gzip_hold_the_same(tmp_path: Path) -> None:
         assert reader.num_rows == number
     assert open_texts(tmp_path / "list.json").format == "JSON list with columns prompt, chosen, rejected"
     (tmp_path / "broken.jsonl.gz").write_bytes((tmp_path / "packed.jsonl.gz").read_bytes()[:40])
-    with pytest.raises(UserError, match="broken.jsonl.gz: cannot be read"):
+    with pytest.raises(UserError, match="broken.jsonl.gz: could not be read"):
         list(open_texts(tmp_path / "broken.jsonl.gz"))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="the data holds no rows"):
@@ -361,9 +361,9 @@ def test_where_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(UserError, match=says):
             open_texts(wrong)
-    (tmp_path / "a.csv").write_text("prompt\n")
-    with pytest.raises(UserError, match="not a file of texts"):
-        open_texts("a.csv")
+    (tmp_path / "a.xlsx").write_text("prompt\n")
+    with pytest.raises(UserError, match="not a file of texts(.|\n)*save the table as CSV"):
+        open_texts("a.xlsx")
     assert find_texts("owner/name", split="test", revision="v1") == [HubTexts("owner/name", "test", "v1")]
     with pytest.raises(UserError, match="owner/name: no such file or folder, and not to be had from the hub"):
         list(open_texts("owner/name"))
