@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+
+from .errors import UserError
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy of ``image`` in RGB: transparency is laid on white, 16-bit grey is scaled to 8 bits.
+    """A copy of ``image`` in RGB and upright: the turn of its EXIF is done, transparency is laid on white, 16-bit grey
+    is scaled to 8 bits.
 
     Palette, grey and CMYK images go through Pillow's own conversion. Always a copy, so that the file behind ``image``
-    may be closed.
+    may be closed. Raises UserError for pixels that are floating-point numbers.
     """
+    if image.mode == "F":  # nobody knows which number is white
+        raise UserError("its pixels are floating-point numbers", "convert the image to an 8-bit PNG")
+    image.load()  # EXIF may stand behind the pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255; 65535 / 257 is 255 exactly.
         grey = np.asarray(image).astype(np.float64).clip(0, 65535)
@@ -20,3 +28,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def resample(image: Image.Image, size: tuple[int, int], filter: Image.Resampling) -> Image.Image:
+    """``image`` scaled to ``size`` (width, height): columns first, then rows, each pass rounded to 8 bits.
+
+    What Pillow up to 12 does in one call. Pillow 13 takes the rows of pictures more than twice as tall as wide first,
+    which gives other numbers; in two calls the numbers are the same in both.
+    """
+    for passed in ((size[0], image.height), size):
+        if passed != image.size:
+            image = image.resize(passed, filter)
+    return image

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
@@ -96,10 +96,10 @@ def decode_image(data: bytes, source: str) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
-    if image.mode == "F":  # nobody knows which number is white
-        raise UserError(f"{source}: its pixels are floating-point numbers", "convert the image to an 8-bit PNG")
-    image.load()
-    return to_rgb(ImageOps.exif_transpose(image))
+    try:
+        return to_rgb(image)
+    except UserError as error:
+        raise UserError(f"{source}: {error.problem}", error.remedy) from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor v2: an affine map of CLIP's image features, about 1 (ugly) to 10 (beautiful)."""
+"""LAION's aesthetic predictors v1 and v2: an affine map of CLIP's image features, about 1 (ugly) to 10 (beautiful)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,35 @@ from .towers import load_clip
 
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_URL = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
+V1_URL = "https://github.com/LAION-AI/aesthetic-predictor"
 _HIDDEN = (1024, 128, 64, 16, 1)
+_V1 = {"weight", "bias"}
+_FITTING = {
+    768: "openai/clip-vit-large-patch14",
+    512: "openai/clip-vit-base-patch32 (or -patch16, as the file is named)",
+}
 
 
-def load(weights: str | None, towers: Towers, *, clip: str = "openai/clip-vit-large-patch14") -> Scorer:
+def load(weights: str | None, towers: Towers, *, clip: str | None = None) -> Scorer:
     """The predictor whose head stands in the file ``weights``, on the CLIPModel ``clip`` (a folder or hub id).
 
-    The head's five linear layers have nothing between them at inference, so that they are one affine map, which is
-    multiplied out in float64. The prompt is not read. ``raw`` is the score; there is no ``logit_scale``.
+    Version 2 has five linear layers with nothing between them at inference, so that they are one affine map, which is
+    multiplied out in float64; version 1 (sa_0_4_vit_l_14_linear.pth and its like) is one layer. They do not compare.
+    ``clip`` None is OpenAI's ViT-L/14. The prompt is not read. ``raw`` is the score; there is no ``logit_scale``.
     Raises UserError without ``weights``, for a head that does not fit ``clip``, and where a file cannot be had.
     """
     if weights is None:
         problem = "scorer aesthetic: needs the file of its head, which no hub publishes officially"
-        raise UserError(problem, f"download {HEAD_FILE} from {HEAD_URL} and write aesthetic=PATH")
-    tower = load_clip(clip, towers)
+        remedy = f"download {HEAD_FILE} from {HEAD_URL} (version 1: {V1_URL}) and write aesthetic=PATH"
+        raise UserError(problem, remedy)
     path = Path(weights).expanduser()
     state = read_checkpoint(path)
-    weight, bias = (part.to(towers.device) for part in _affine(state, tower.width, str(path)))
+    is_v1 = state.keys() == _V1
+    if clip is None and is_v1:
+        clip = _clip_of_v1(state, str(path))
+    tower = load_clip(clip or _FITTING[768], towers)
+    affine = _affine_v1 if is_v1 else _affine
+    weight, bias = (part.to(towers.device) for part in affine(state, tower.width, str(path)))
     view = replace(tower.view, centre="nearest")  # published with OpenAI's clip
 
     def judge(images: Tensor, prompts: Tensor) -> Scores:
@@ -46,7 +58,7 @@ def load(weights: str | None, towers: Towers, *, clip: str = "openai/clip-vit-la
 
     return Scorer(
         name="aesthetic",
-        recipe_id=f"aesthetic.2/{view.id}/{tower.key}-{weights_hash(state)}",
+        recipe_id=f"aesthetic.{1 if is_v1 else 2}/{view.id}/{tower.key}-{weights_hash(state)}",
         view_key=view.id,
         image_key=tower.key,
         text_key="none",
@@ -57,6 +69,22 @@ def load(weights: str | None, towers: Towers, *, clip: str = "openai/clip-vit-la
         judge=judge,
         view_pixels=view.pixels,
     )
+
+
+def _clip_of_v1(state: dict[str, Tensor], source: str) -> str:
+    """The CLIP that a head of version 1 is for, by its width. Raises UserError where that does not tell."""
+    width = state["weight"].shape[-1] if state["weight"].ndim else 0
+    if width == 768:
+        return _FITTING[768]
+    fitting = _FITTING.get(width, "the CLIPModel that the head was trained on")
+    raise UserError(f"{source}: a head over {width} features, which ViT-L/14 does not give", f"append ,clip={fitting}")
+
+
+def _affine_v1(state: dict[str, Tensor], width: int, source: str) -> tuple[Tensor, Tensor]:
+    """Weight (width,) and bias () of the single layer. Raises UserError naming ``source`` where it does not fit."""
+    layer = nn.Linear(width, 1, device="meta")
+    fill(layer, state, source)
+    return layer.weight.detach()[0].float(), layer.bias.detach()[0].float()
 
 
 def _affine(state: dict[str, Tensor], width: int, source: str) -> tuple[Tensor, Tensor]:

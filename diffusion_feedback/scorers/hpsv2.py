@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ..catalog import nearest
 from ..errors import UserError
+from ..foreign import is_hub_id
+from .hub_files import hub_file
 from .scorer import Scorer, Towers
-from .towers import cosine_scores, hub_file, is_hub_id, load_open_clip
+from .towers import cosine_scores, load_open_clip
 from .views import LetterboxView
 
 HUB_ID = "xswu/HPSv2"
@@ -18,23 +20,25 @@ def load(
     weights: str | None,
     towers: Towers,
     *,
-    version: str = "v2.1",
+    version: str | None = None,
     resampling: str = "antialias",
     architecture: str = "ViT-H-14",
 ) -> Scorer:
     """HPSv2 from the checkpoint ``weights``, a folder or hub repository that holds the published files, or the hub.
 
-    ``version`` is "v2.0" or "v2.1": other weights, whose scores are not comparable. ``resampling`` "antialias" is what
+    ``version`` is "v2.0" or "v2.1": other weights, whose scores are not comparable; a file of another name than the
+    published ones needs it said, and where nothing is said the published v2.1 is taken. ``resampling`` "antialias" is what
     the published code computes today, "legacy" what it did when its tables were made (torchvision before 0.17).
     ``architecture`` is a model of open_clip. ``score`` and ``raw`` are the cosine, as hpsv2.score() gives it; the
     benchmark's numbers are 100 times that. ``logit_scale`` is exp of the checkpoint's own: the scorer was trained by
     Bradley-Terry. Raises UserError for other values, and for weights that cannot be had or do not fit.
     """
-    if version not in FILES:
+    if version not in (None, *FILES):
         raise UserError(f"scorer hpsv2: version {version!r}", nearest(str(version), list(FILES)))
     if resampling not in ("antialias", "legacy"):
         raise UserError(f"scorer hpsv2: resampling {resampling!r}", nearest(str(resampling), ["antialias", "legacy"]))
-    tower = load_open_clip(architecture, _checkpoint(weights, version), towers)
+    version, checkpoint = _checkpoint(weights, version)
+    tower = load_open_clip(architecture, checkpoint, towers)
     view = LetterboxView(tower.image_size, "legacy" if resampling == "legacy" else "antialias")
     return Scorer(
         name="hpsv2",
@@ -48,17 +52,24 @@ def load(
         encode_prompts=tower.encode_prompts,
         judge=cosine_scores(1.0),
         view_pixels=view.pixels,
-        count_truncated=tower.tokenizer.count_truncated,
+        cuts=tower.tokenizer.cuts,
     )
 
 
-def _checkpoint(weights: str | None, version: str) -> Path:
-    remedy = f"give the path of {FILES[version]} (published at the hub as {HUB_ID})"
+def _checkpoint(weights: str | None, version: str | None) -> tuple[str, Path]:
+    """The version and the file. Raises UserError where nothing tells the version, and where name and ``version`` differ."""
+    wanted = version or "v2.1"
+    remedy = f"give the path of {FILES[wanted]} (published at the hub as {HUB_ID})"
     if weights is None or is_hub_id(weights):
-        return hub_file(weights or HUB_ID, FILES[version], remedy)
+        return wanted, hub_file(weights or HUB_ID, FILES[wanted], remedy)
     path = Path(weights).expanduser()
-    path = path / FILES[version] if path.is_dir() else path
-    named = next((known for known, file in FILES.items() if file == path.name), version)
-    if named != version:
+    path = path / FILES[wanted] if path.is_dir() else path
+    named = next((known for known, file in FILES.items() if Path(file).stem == path.stem), None)
+    if named and version and named != version:
         raise UserError(f"{path}: by its name the weights of {named}, asked for as {version}", f"say version={named}")
-    return path
+    if path.is_file() and not (named or version):
+        problem = (
+            f"{path}: nothing in the file says which version of HPSv2 it is, and its name is none of the published"
+        )
+        raise UserError(problem, "append ,version=v2.0 or ,version=v2.1: their scores do not compare")
+    return named or wanted, path

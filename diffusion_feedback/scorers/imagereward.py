@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from ..errors import UserError
+from ..foreign import is_hub_id, reading
 from ..records import content_hash
 from ..types import Scores
 from .blip import Blip, load_blip
 from .checkpoints import fill, read_checkpoint, weights_hash
+from .hub_files import hub_file
 from .scorer import Scorer, Towers
-from .towers import hub_file, is_hub_id
 from .views import CropView
 
 HUB_ID = "THUDM/ImageReward"
@@ -82,7 +83,7 @@ def load(weights: str | None, towers: Towers) -> Scorer:
         encode_prompts=encode_prompts,
         judge=judge,
         view_pixels=view.pixels,
-        count_truncated=lambda prompts: sum(len(ids) > TOKENS for ids in tokenizer(list(prompts)).input_ids),
+        cuts=lambda prompts: [len(ids) > TOKENS for ids in tokenizer(list(prompts)).input_ids] if prompts else [],
     )
 
 
@@ -104,11 +105,8 @@ def _vocabulary_file(weights: Path) -> Path:
 
 def _tokenizer(vocabulary: Path, blip: Blip) -> BertTokenizer:
     """BERT's WordPiece, lower case, with BLIP's two tokens at the end. Raises UserError for another vocabulary."""
-    try:
+    with reading(vocabulary, "a vocabulary", f"give the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID}"):
         tokenizer = BertTokenizer(vocab=str(vocabulary))
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        problem = f"{vocabulary}: not a vocabulary ({error})"
-        raise UserError(problem, f"give the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID}") from error
     tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     if len(tokenizer) != blip.vocabulary:
         problem = f"{vocabulary}: holds {len(tokenizer) - 2} tokens, the weights know {blip.vocabulary - 2}"

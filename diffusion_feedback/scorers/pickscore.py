@@ -27,5 +27,5 @@ def load(weights: str | None, towers: Towers) -> Scorer:
         encode_prompts=tower.encode_prompts,
         judge=cosine_scores(tower.logit_scale),
         view_pixels=tower.view.pixels,
-        count_truncated=tower.tokenizer.count_truncated,
+        cuts=tower.tokenizer.cuts,
     )

@@ -27,7 +27,7 @@ class Scorer:
     ``recipe_id`` names all that makes the number: name and version / preprocessing / precision / hash of the weights.
     ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
     ``view_pixels`` is ``view`` for a batch (N, 3, H, W) in [0, 1], differentiable; None where there is no such thing.
-    ``count_truncated`` says how many prompts are longer than the scorer reads.
+    ``cuts`` says which of the prompts are longer than the scorer reads: what is cut from them does not count.
     """
 
     name: str
@@ -41,12 +41,16 @@ class Scorer:
     encode_prompts: Callable[[Sequence[str]], Tensor]
     judge: Callable[[Tensor, Tensor], Scores]
     view_pixels: Callable[[Tensor], Tensor] | None = None
-    count_truncated: Callable[[Sequence[str]], int] = lambda prompts: 0
+    cuts: Callable[[Sequence[str]], list[bool]] = lambda prompts: [False] * len(prompts)
 
     @property
     def reads_prompts(self) -> bool:
         """Whether the score depends on the prompt; ``text_key`` is "none" where it does not."""
         return self.text_key != "none"
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many of ``prompts`` are longer than the scorer reads."""
+        return sum(self.cuts(prompts))
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores (N,) float32 of each image against its prompt. Raises ValueError for unequal lengths or no image.

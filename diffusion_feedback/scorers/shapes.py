@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..pixels import to_rgb
+from ..pixels import resample, to_rgb
 from ..types import Scores
 from .scorer import Scorer, Towers
 
@@ -210,10 +210,7 @@ def read_scene(image: Image.Image) -> Reading:
 
 
 def _at_resolution(image: Image.Image) -> NDArray[np.uint8]:
-    resized = to_rgb(image)
-    if resized.size != (RESOLUTION, RESOLUTION):
-        resized = resized.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
-    return np.asarray(resized)
+    return np.asarray(resample(to_rgb(image), (RESOLUTION, RESOLUTION), Image.Resampling.BOX))
 
 
 def read_pixels(levels: NDArray[np.uint8]) -> Reading:

@@ -4,58 +4,27 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import CLIPModel
 
-from ..errors import UserError, first_line
-from ..records import content_hash, parse_json
+from ..errors import UserError
+from ..foreign import is_hub_id, reading
+from ..records import content_hash
 from ..types import Scores
 from .checkpoints import fill, read_checkpoint, weights_hash
+from .hub_files import optional_json, quiet
 from .scorer import Towers
+from .tokens import VOCABULARY, PromptTokenizer, folder_tokenizer
 from .views import CropView, crop_view
 
-VOCABULARY = 49_408
-"""Size of OpenAI's byte-pair vocabulary, which open_clip brings along."""
-
 _PROMPTS_AT_ONCE = 64
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-
-
-@dataclass(frozen=True)
-class PromptTokenizer:
-    """Prompts to token ids of one fixed length; what is too long is cut, and its end token kept.
-
-    ``encode`` gives the ids of each prompt, start and end token included; ``id`` is a hash of vocabulary and length.
-    """
-
-    id: str
-    length: int
-    end: int
-    padding: int
-    encode: Callable[[Sequence[str]], list[list[int]]]
-
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Ids (N, length) int64. Without the end token a prompt would be read as if it were empty."""
-        rows = torch.full((len(prompts), self.length), self.padding)
-        for row, ids in zip(rows, self.encode(prompts), strict=True):
-            kept = ids if len(ids) <= self.length else [*ids[: self.length - 1], self.end]
-            row[: len(kept)] = torch.tensor(kept)
-        return rows
-
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many of ``prompts`` are cut."""
-        return sum(len(ids) > self.length for ids in self.encode(prompts))
 
 
 @dataclass(frozen=True)
@@ -133,25 +102,14 @@ def load_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> ClipT
     return tower
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether ``source`` has the form of a hub id ("owner/name"), and not of a file, and names nothing on this disk."""
-    plain = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")
-    return plain and Path(source).suffix not in _WEIGHT_SUFFIXES and not Path(source).exists()
-
-
-def hub_file(repository: str, file: str, remedy: str) -> Path:
-    """``file`` of a hub repository, from the local cache or downloaded. Raises UserError where it cannot be had."""
-    try:
-        return Path(hf_hub_download(repository, file))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{repository}/{file} cannot be had from the hub ({first_line(error)})", remedy) from error
-
-
 def _build_clip(source: str, towers: Towers) -> ClipTower:
     model = _read_clip(source)
     model.eval().requires_grad_(False)
     config = model.config
-    tokenizer = _folder_tokenizer(source, config.text_config)
+    image_size = config.vision_config.image_size
+    if not isinstance(image_size, int):
+        raise UserError(f"{source}: config.json says image_size {image_size!r}", "give a model of square pictures")
+    tokenizer = folder_tokenizer(source, config.text_config)
     parts = {"text": config.text_config, "vision": config.vision_config}
     settings = {
         f"{name}.{key}": getattr(part, key)
@@ -161,7 +119,6 @@ def _build_clip(source: str, towers: Towers) -> ClipTower:
     identity = _identity(model.state_dict(), settings, tokenizer)
     scale = float(model.logit_scale.float().exp())
     model = model.to(towers.device, towers.dtype)
-    image_size = config.vision_config.image_size
     return ClipTower(
         key=f"{towers.precision}/{identity}",
         logit_scale=scale,
@@ -185,26 +142,21 @@ def _identity(state: Mapping[str, Tensor], settings: Mapping[str, Any], tokenize
 
 
 def _read_clip(source: str) -> Any:
-    config = _optional_json(source, "config.json")
+    config = optional_json(source, "config.json")
     if config is None and Path(source).is_dir():
         raise UserError(f"{source}: holds no config.json", "give the folder of a CLIPModel")
     if config is not None and config.get("model_type") != "clip":
         problem = f"{source}: holds a model of type {config.get('model_type')!r}, not 'clip'"
         raise UserError(problem, "give a CLIPModel with both towers")
-    try:
-        with _quiet():
-            # Sizes that do not fit are gathered and named below, in the place of a traceback.
-            model, notes = CLIPModel.from_pretrained(
-                source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except Exception as error:  # a stranger's files: configuration and weights may fail in any way
-        reason = first_line(error)
-        if Path(source).is_dir():
-            problem = f"{source}: not a CLIPModel that can be read ({reason})"
-            raise UserError(problem, "save it again with save_pretrained (config.json, model.safetensors)") from error
-        remedy = "give a local folder with the model: NAME=FOLDER"
-        problem = f"{source}: no such folder, and cannot be had from the hub ({reason})"
-        raise UserError(problem, remedy) from error
+    is_here = Path(source).is_dir()
+    what = "a CLIPModel" if is_here else "a CLIPModel from the hub, and there is no such folder"
+    remedy = "save it again with save_pretrained (config.json, model.safetensors)"
+    remedy = remedy if is_here else "check the name, or give a local folder with the model: NAME=FOLDER"
+    with quiet(), reading(source, what, remedy):
+        # Sizes that do not fit are gathered and named below, in the place of a traceback.
+        model, notes = CLIPModel.from_pretrained(
+            source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
     shapes = [str(part[0]) for part in notes["mismatched_keys"]]
     found = {"of another shape": shapes, "missing": notes["missing_keys"], "unknown": notes["unexpected_keys"]}
     wrong = [f"{len(names)} {what} ({sorted(names)[0]})" for what, names in found.items() if names]
@@ -215,97 +167,18 @@ def _read_clip(source: str) -> Any:
 
 
 def _preprocessing(source: str) -> Mapping[str, Any] | None:
-    config = _optional_json(source, "preprocessor_config.json")
+    config = optional_json(source, "preprocessor_config.json")
     if config is None:
         # Where a whole CLIPProcessor was saved, its parts stand in one file.
-        config = (_optional_json(source, "processor_config.json") or {}).get("image_processor")
+        config = (optional_json(source, "processor_config.json") or {}).get("image_processor")
     return config
-
-
-def _optional_json(source: str, name: str) -> dict[str, Any] | None:
-    path = _optional(source, name)
-    if path is None:
-        return None
-    found = parse_json(path.read_bytes(), str(path), "correct the file, or save the model again")
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {type(found).__name__}, not an object", "save the model again")
-    return found
-
-
-def _optional(source: str, name: str) -> Path | None:
-    """The file ``name`` of a folder or hub repository; None where there is none."""
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(source, name))
-    except EntryNotFoundError:  # not there, or not in the cache of a machine without network
-        return None
-    except (OSError, ValueError) as error:
-        problem = f"{source}: no such folder, and cannot be had from the hub ({first_line(error)})"
-        raise UserError(problem, "give a local folder: NAME=FOLDER") from error
-
-
-def _folder_tokenizer(source: str, text: Any) -> PromptTokenizer:
-    """The tokenizer beside the weights, or CLIP's standard one for a model of that vocabulary.
-
-    Raises UserError where there is none, and where its ids or its end token are not those that the model knows.
-    """
-    own = _optional(source, "tokenizer.json") or (_optional(source, "vocab.json") and _optional(source, "merges.txt"))
-    if own:
-        try:
-            with _quiet():
-                tokenizer = CLIPTokenizer.from_pretrained(source)
-        except Exception as error:  # a stranger's file
-            problem = f"{source}: tokenizer cannot be read ({first_line(error)})"
-            raise UserError(problem, "save the tokenizer again with save_pretrained") from error
-    elif text.vocab_size == VOCABULARY:
-        tokenizer = _standard_tokenizer()
-    else:
-        problem = f"{source}: holds no tokenizer, and its vocabulary of {text.vocab_size} is not CLIP's {VOCABULARY}"
-        raise UserError(problem, "save the tokenizer of the model into the folder (tokenizer.json)")
-    vocabulary = tokenizer.get_vocab()
-    last, end = max(vocabulary.values()), tokenizer.eos_token_id
-    if last >= text.vocab_size:
-        problem = f"{source}: the tokenizer's ids go to {last}, the model knows {text.vocab_size} tokens"
-        raise UserError(problem, "save the tokenizer of this model into the folder")
-    # The model reads a prompt at its end token: configurations of before mid-2023 say 2 and mean the highest id.
-    if end != text.eos_token_id and not (text.eos_token_id == 2 and end == last):
-        problem = f"{source}: prompts end in token {end}, config.json says eos_token_id {text.eos_token_id}"
-        raise UserError(problem, "set text_config.eos_token_id to the tokenizer's end token")
-    if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 3:
-        problem = f"{source}: tokenizer_config.json says model_max_length {tokenizer.model_max_length!r}"
-        raise UserError(
-            problem, f"allowed: 3 or more (start, a word, end); the model reads {text.max_position_embeddings}"
-        )
-    length = min(text.max_position_embeddings, tokenizer.model_max_length)
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    return PromptTokenizer(
-        id=content_hash(json.dumps([sorted(vocabulary.items()), rules, length])),
-        length=length,
-        end=end,
-        padding=end,
-        encode=lambda prompts: tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else [],
-    )
-
-
-def _standard_tokenizer() -> Any:
-    """CLIPTokenizer over OpenAI's vocabulary, from the copy that open_clip brings along."""
-    bundled = open_clip.SimpleTokenizer()
-    special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {special.get(token, token): number for token, number in bundled.encoder.items()}
-    merges = sorted(bundled.bpe_ranks, key=bundled.bpe_ranks.__getitem__)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
 def _build_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> ClipTower:
     config = _open_clip_config(architecture)
-    try:
-        with torch.device("meta"):
-            model: Any = open_clip.CLIP(**config)
-    except Exception as error:  # a stranger's configuration: its sizes may fail in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"architecture {architecture!r}: {reason}", "correct its open_clip_config.json") from error
+    named = f"architecture {architecture!r}"
+    with reading(named, "sizes of a CLIP", "correct its open_clip_config.json"), torch.device("meta"):
+        model: Any = open_clip.CLIP(**config)
     state = read_checkpoint(checkpoint)
     fill(model, state, str(checkpoint))
     # The one buffer that is in no checkpoint: a prompt's tokens see those before them.
@@ -314,13 +187,12 @@ def _build_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> Cli
     model.eval().requires_grad_(False)
     bundled = open_clip.SimpleTokenizer(context_length=length)
     start, end = bundled.sot_token_id, bundled.eot_token_id
-    tokenizer = PromptTokenizer(
-        id="open_clip",
-        length=length,
-        end=end,
-        padding=0,
-        encode=lambda prompts: [[start, *bundled.encode(prompt), end] for prompt in prompts],
-    )
+
+    def encode(prompts: Sequence[str]) -> list[list[int]]:
+        return [[start, *bundled.encode(prompt), end] for prompt in prompts]
+
+    # It cleans by itself.
+    tokenizer = PromptTokenizer("open_clip", length, end, padding=0, encode=encode, encode_cleaned=encode)
     identity = _identity(state, config, tokenizer)
     model = model.to(towers.device, towers.dtype)
     image_size = config["vision_cfg"].get("image_size", 224)
@@ -339,15 +211,8 @@ def _build_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> Cli
 
 
 def _open_clip_config(architecture: str) -> dict[str, Any]:
-    try:
+    with reading(f"architecture {architecture!r}", "a model of open_clip", "see open_clip.list_models()"):
         config = open_clip.get_model_config(architecture)
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # a name that is none, or a file of another form
-        raise UserError(f"architecture {architecture!r}: {error}", "see open_clip.list_models()") from error
     if config is None:
         close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
         remedy = f"near to it: {', '.join(close) or 'none'}; all of them: open_clip.list_models()"
@@ -365,16 +230,3 @@ def _open_clip_config(architecture: str) -> dict[str, Any]:
         problem = f"architecture {architecture!r} is no plain CLIP ({', '.join(odd) or 'vocab_size'})"
         raise UserError(problem, "give one with CLIP's own two towers, such as ViT-H-14")
     return dict(config)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No remarks and no bars from transformers; what matters is said by us, once."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

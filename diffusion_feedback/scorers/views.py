@@ -2,7 +2,8 @@
 
 A view is a small frozen callable: one image of any size and mode to (3, S, S) float32, and ``pixels`` for a batch of
 tensors, differentiable. Its ``id`` is the part of a recipe id that names all of it. Images of every mode go through
-``pixels.to_rgb`` first.
+``pixels.to_rgb`` first, so that a file has one score however it was opened. The published pipelines do not all agree
+there: OpenAI's clip and torchvision scale palette and bilevel pictures before they make them RGB, by the nearest pixel.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from ..errors import UserError
-from ..pixels import to_rgb
+from ..pixels import resample, to_rgb
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,6 +33,7 @@ Channels = tuple[float, float, float]
 Centre = Literal["floor", "nearest"]
 Resampling = Literal["antialias", "legacy"]
 
+_PIL_12 = "5ecfb525"  # what ``_resampler`` finds under Pillow 12.0, 12.1, 12.2, 12.3 and 13.0
 _BICUBIC = 3  # Pillow's number, as it stands in a preprocessor_config.json
 
 
@@ -41,7 +44,8 @@ class CropView:
     ``centre`` says where the square begins when an odd number of rows is left over: "floor" is transformers'
     CLIPImageProcessor, with which PickScore was made; "nearest" (a half to the even neighbour) is torchvision's
     CenterCrop, with which OpenAI's clip and open_clip cut. They differ by one row where the excess is 3, 7, 11, ...
-    Equal to those two pipelines bit for bit.
+    Equal to those two pipelines bit for bit for grey and RGB pictures, under Pillow up to 12: there columns are scaled
+    before rows. Pillow 13 scales the rows of pictures more than twice as tall as wide first; this does not.
     """
 
     size: int = 224
@@ -52,8 +56,8 @@ class CropView:
 
     @property
     def id(self) -> str:
-        """As in "pil-crop-224"; what differs from OpenAI's and transformers' way is added."""
-        parts = ["pil-crop", str(self.size)]
+        """As in "pil12-crop-224": the resampler; what differs from OpenAI's and transformers' way is added."""
+        parts = [_resampler(), "crop", str(self.size)]
         parts += [f"of-{self.resize}"] if self.resize != self.size else []
         parts += [self.centre] if self.centre != "floor" else []
         return "-".join(parts) + _normalisation_id(self.mean, self.std)
@@ -64,15 +68,14 @@ class CropView:
         height, width = self._scaled(rgb.height, rgb.width)
         top, left = self._corner(height, width)
         # Scaling all of it, as the published pipelines do: cut-outs of the source are not the same to the last bit.
-        square = rgb.resize((width, height), Image.Resampling.BICUBIC)
+        square = resample(rgb, (width, height), Image.Resampling.BICUBIC)
         return _normalise(_levels(square.crop((left, top, left + self.size, top + self.size))), self.mean, self.std)
 
     def pixels(self, pixels: Tensor) -> Tensor:
         """The same for ``pixels`` (N, 3, H, W) in [0, 1], with gradients.
 
         Agrees with the view of the 8-bit picture to 0.01 of the range [0, 1], 0.0015 in the mean: as Pillow does,
-        columns are scaled before rows and each pass is clamped to [0, 1], but not rounded to 8 bits. Of pictures more
-        than twice as tall as wide Pillow 13 scales the rows first; there single pixels at hard edges differ by 0.06.
+        columns are scaled before rows and each pass is clamped to [0, 1], but not rounded to 8 bits.
         """
         height, width = self._scaled(*pixels.shape[-2:])
         top, left = self._corner(height, width)
@@ -183,6 +186,22 @@ def _normalisation_id(mean: Channels, std: Channels) -> str:
     if (mean, std) == (OPENAI_MEAN, OPENAI_STD):
         return ""
     return "-norm-" + hashlib.sha256(json.dumps([mean, std]).encode()).hexdigest()[:6]
+
+
+@cache
+def _resampler() -> str:
+    """The resampler of the Pillow in use: "pil12" where it is that of Pillow 12.0 to 13.0, else "pil-" and a hash.
+
+    Told by what it does to a small picture, enlarged and reduced in both directions: a version number would neither
+    know of versions to come nor of builds whose arithmetic is another.
+    """
+    rows, columns = np.mgrid[:23, :29]
+    probe = (rows * rows * 37 + columns * 91 + rows * columns * 13) % 256
+    image = Image.fromarray(np.stack([probe, probe[::-1], 255 - probe], -1).astype(np.uint8))
+    sizes = ((11, 23), (29, 7), (64, 23), (29, 61))
+    scaled = (image.resize(size, Image.Resampling.BICUBIC).tobytes() for size in sizes)
+    found = hashlib.sha256(b"".join(scaled)).hexdigest()[:8]
+    return "pil12" if found == _PIL_12 else f"pil-{found}"
 
 
 def _levels(image: Image.Image) -> Tensor:

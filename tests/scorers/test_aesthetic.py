@@ -83,7 +83,7 @@ def test_the_prompt_is_not_read(files: tuple[Path, Path]) -> None:
 def test_recipe_names_tower_and_head(files: tuple[Path, Path], tmp_path: Path) -> None:
     first = scorer_of(files)
     name, view, precision, hashes = first.recipe_id.split("/")
-    assert (name, view, precision) == ("aesthetic.2", "pil-crop-32-nearest", "fp32")
+    assert (name, view, precision) == ("aesthetic.2", "pil12-crop-32-nearest", "fp32")
     assert [len(part) for part in hashes.split("-")] == [12, 12]
     other = save_head(tmp_path, head(seed=1))
     assert scorer_of((other, files[1])).recipe_id != first.recipe_id
@@ -151,3 +151,42 @@ def test_bad_files_are_named(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
     with pytest.raises(UserError, match=r"head.pth: is a file"):
         aesthetic.load(str(files[0]), Towers(), clip=str(files[0]))
+
+
+def linear_head(folder: Path, width: int = WIDTH) -> tuple[Path, nn.Linear]:
+    """A head as version 1 is published: the state of one layer."""
+    torch.manual_seed(4)
+    layer = nn.Linear(width, 1)
+    torch.save(layer.state_dict(), folder / "sa_0_4_vit_l_14_linear.pth")
+    return folder / "sa_0_4_vit_l_14_linear.pth", layer
+
+
+@torch.no_grad()
+def test_version_1_is_one_layer_over_the_features(files: tuple[Path, Path], tmp_path: Path) -> None:
+    file, layer = linear_head(tmp_path)
+    transform = open_clip.image_transform(SIDE, is_train=False)
+    pixels = torch.stack([transform(image) for image in pictures()])
+    features = CLIPModel.from_pretrained(files[1]).eval().get_image_features(pixels).pooler_output.double()
+    expected = layer.double()(features / features.norm(dim=-1, keepdim=True))[:, 0]
+    scorer = scorer_of((file, files[1]))
+    torch.testing.assert_close(scorer.score(pictures(), PROMPTS).double(), expected, atol=1e-5, rtol=0)
+    assert scorer.recipe_id.startswith("aesthetic.1/pil12-crop-32-nearest/fp32/")
+    with torch.enable_grad():
+        check_pixels(scorer, tolerance=0.02)
+
+
+@pytest.mark.parametrize(
+    ("width", "clip", "named"),
+    [
+        (768, None, "openai/clip-vit-large-patch14: .*from the hub"),
+        (512, None, "a head over 512 features.*\n.*append ,clip=openai/clip-vit-base-patch32"),
+        (7, None, "a head over 7 features.*\n.*append ,clip=the CLIPModel that the head was trained on"),
+        (512, "tiny", r"weight is \(1, 512\), expected \(1, 24\)"),
+    ],
+)
+def test_heads_of_version_1_need_their_own_clip(
+    files: tuple[Path, Path], tmp_path: Path, width: int, clip: str | None, named: str
+) -> None:
+    file, _ = linear_head(tmp_path, width)
+    with pytest.raises(UserError, match=f"(?s){named}"):
+        aesthetic.load(str(file), Towers(), clip=clip and str(files[1]))

@@ -1,19 +1,33 @@
-"""CLIPScore in its two forms, against transformers used by itself."""
+"""CLIPScore in its three forms, against transformers used by itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
-from tiny_clip import PROMPTS, SIDE, check_pixels, check_rows_are_independent, pictures, save_bare_clip, save_clip
+from letterbox import letterbox_by_hand
+from tiny_clip import (
+    PROMPTS,
+    SIDE,
+    check_pixels,
+    check_rows_are_independent,
+    open_clip_model,
+    pictures,
+    save_bare_clip,
+    save_clip,
+    save_open_clip,
+)
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers import clip_score, pickscore
+from diffusion_feedback.scorers.checkpoints import read_checkpoint
 from diffusion_feedback.scorers.scorer import Towers
+from diffusion_feedback.scorers.views import OPENAI_MEAN, OPENAI_STD
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +95,8 @@ def test_forms_are_told_apart_and_share_weights(folder: Path) -> None:
         clip_score.load(str(folder), towers, form="hessel"),
         pickscore.load(str(folder), towers),
     )
-    assert percent.recipe_id.startswith("clip_score.percent/pil-crop-32/fp32/")
-    assert hessel.recipe_id.startswith("clip_score.hessel/pil-crop-32-nearest/fp32/")
+    assert percent.recipe_id.startswith("clip_score.percent/pil12-crop-32/fp32/")
+    assert hessel.recipe_id.startswith("clip_score.hessel/clean-text/pil12-crop-32-nearest/fp32/")
     assert percent.logit_scale is None
     assert hessel.logit_scale is None
     assert len(towers.loaded) == 1
@@ -106,3 +120,39 @@ def test_unknown_forms_are_named(folder: Path) -> None:
 def test_standard_vocabulary_counts_words(tmp_path: Path) -> None:
     scorer = clip_score.load(str(save_bare_clip(tmp_path)), Towers())
     assert scorer.count_truncated(["cat " * 75, "cat " * 76]) == 1
+
+
+@torch.no_grad()
+def test_hessel_reads_prompts_as_openais_clip_does(folder: Path) -> None:
+    """Typographic quotes, ligatures, full-width signs and entities mean what they stand for; percent keeps them apart."""
+    odd, plain = ["“cats”", "ﬁne", "ｆｕｌｌ", "a&amp;b", "two\n words"], ['"cats"', "fine", "full", "a&b", "two words"]
+    hessel, percent = clip_score.load(str(folder), Towers(), form="hessel"), clip_score.load(str(folder), Towers())
+    assert torch.equal(hessel.encode_prompts(odd), hessel.encode_prompts(plain))
+    assert not torch.allclose(percent.encode_prompts(odd[:1]), percent.encode_prompts(plain[:1]), atol=1e-3)
+
+
+@torch.no_grad()
+def test_diffusion_dpo_is_the_cosine_of_the_letterboxed_picture(tmp_path: Path) -> None:
+    """As that paper's code computes it: open_clip's two towers over HPSv2's pictures, without its scale."""
+    file, architecture = save_open_clip(tmp_path)
+    model = open_clip_model()
+    model.load_state_dict({name: value.float() for name, value in read_checkpoint(file).items()})
+    mean, std = (torch.tensor(part)[:, None, None] for part in (OPENAI_MEAN, OPENAI_STD))
+    levels = [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in pictures()]
+    views = torch.stack([(letterbox_by_hand(level, SIDE, "antialias").float() - mean) / std for level in levels])
+    image, text, _ = model(views, open_clip.get_tokenizer("ViT-H-14")(PROMPTS))
+    scorer = clip_score.load(str(file), Towers(), form="diffusion_dpo", architecture=architecture)
+    found = scorer.score(pictures(), PROMPTS)
+    torch.testing.assert_close(found, (image * text).sum(-1), atol=1e-5, rtol=0)
+    assert scorer.recipe_id.startswith(f"clip_score.diffusion_dpo/clean-text/tensor-antialias-{SIDE}/fp32/")
+    assert found.std() > 0.05
+    check_rows_are_independent(scorer)
+
+
+def test_diffusion_dpo_reads_folders_too(folder: Path) -> None:
+    scorer = clip_score.load(str(folder), Towers(), form="diffusion_dpo")
+    check_rows_are_independent(scorer)
+    check_pixels(scorer, tolerance=1e-5)
+    assert scorer.view_key == f"tensor-antialias-{SIDE}"
+    with pytest.raises(UserError, match="laion/CLIP-ViT-H-14-laion2B-s32B-b79K"):
+        clip_score.load(None, Towers(), form="diffusion_dpo")

@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from letterbox import letterbox_by_hand
+from safetensors.torch import save_file
 from tiny_clip import (
     OPEN_CLIP_CONFIG,
     PROMPTS,
@@ -27,6 +28,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers import hpsv2
+from diffusion_feedback.scorers.checkpoints import read_checkpoint
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.scorer import Scorer, Towers
 from diffusion_feedback.scorers.views import OPENAI_MEAN, OPENAI_STD
@@ -195,6 +197,23 @@ def test_weights_of_the_other_version_are_refused(checkpoint: tuple[Path, str]) 
         scorer_of((checkpoint[0].parent, checkpoint[1]), version="v2.0")
 
 
+@pytest.mark.parametrize("name", ["HPS_v2_compressed (1).pt", "weights.pt", "hps.safetensors", "HPS_v2.1.pt"])
+def test_weights_of_unknown_name_need_their_version(checkpoint: tuple[Path, str], tmp_path: Path, name: str) -> None:
+    """Nothing in the file tells, and the two do not compare: a guess would be set beside the other one's table."""
+    shutil.copy(checkpoint[0], tmp_path / name)
+    with pytest.raises(UserError, match=r"nothing in the file says which version.*\n.*version=v2.0 or ,version=v2.1"):
+        scorer_of((tmp_path / name, checkpoint[1]))
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_the_published_name_tells_the_version_whatever_the_format(
+    checkpoint: tuple[Path, str], tmp_path: Path, version: str
+) -> None:
+    path = tmp_path / hpsv2.FILES[version].replace(".pt", ".safetensors")
+    save_file({k: v.contiguous() for k, v in read_checkpoint(checkpoint[0]).items()}, path)
+    assert scorer_of((path, checkpoint[1])).recipe_id.startswith(f"hps{version}/")
+
+
 def test_weights_of_another_architecture_are_refused(checkpoint: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match=f"{checkpoint[0]}: weights of another architecture: .*positional_embedding is"):
         hpsv2.load(str(checkpoint[0]), Towers(), architecture="ViT-S-32-alt")
@@ -218,7 +237,7 @@ def test_unsupported_architectures_are_named(checkpoint: tuple[Path, str], archi
 def test_code_in_a_checkpoint_does_not_run(checkpoint: tuple[Path, str], tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": Landmine(tmp_path / "exploded")}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match=r"bad.pt: refused, it holds code"):
-        scorer_of((tmp_path / "bad.pt", checkpoint[1]))
+        scorer_of((tmp_path / "bad.pt", checkpoint[1]), version="v2.1")
     assert not (tmp_path / "exploded").exists()
 
 

@@ -47,13 +47,13 @@ def test_pixels_are_scored_alike_and_have_gradients(folder: Path) -> None:
 def test_a_folder_without_tokenizer_has_the_standard_one(tmp_path: Path) -> None:
     scorer = pickscore.load(str(save_bare_clip(tmp_path)), Towers())
     check_rows_are_independent(scorer)
-    assert scorer.view_key == "pil-crop-32"
+    assert scorer.view_key == "pil12-crop-32"
 
 
 def test_recipe_and_keys(folder: Path, tmp_path: Path) -> None:
     scorer = pickscore.load(str(folder), Towers())
     name, view, precision, identity = scorer.recipe_id.split("/")
-    assert (scorer.name, name, view, precision) == ("pickscore", "pickscore.1", "pil-crop-32", "fp32")
+    assert (scorer.name, name, view, precision) == ("pickscore", "pickscore.1", "pil12-crop-32", "fp32")
     assert len(identity) == 12
     copy = save_clip(tmp_path / "same")
     other = save_clip(tmp_path / "other", seed=1)
