@@ -19,7 +19,7 @@ from ..foreign import is_hub_id, reading
 from ..records import content_hash
 from ..types import Scores
 from .checkpoints import fill, read_checkpoint, weights_hash
-from .hub_files import optional_json, quiet
+from .hub_files import optional_file, optional_json, quiet
 from .scorer import Towers
 from .tokens import VOCABULARY, PromptTokenizer, folder_tokenizer
 from .views import CropView, crop_view
@@ -148,6 +148,7 @@ def _read_clip(source: str) -> Any:
     if config is not None and config.get("model_type") != "clip":
         problem = f"{source}: holds a model of type {config.get('model_type')!r}, not 'clip'"
         raise UserError(problem, "give a CLIPModel with both towers")
+    _check_stored(source)
     is_here = Path(source).is_dir()
     what = "a CLIPModel" if is_here else "a CLIPModel from the hub, and there is no such folder"
     remedy = "save it again with save_pretrained (config.json, model.safetensors)"
@@ -164,6 +165,20 @@ def _read_clip(source: str) -> Any:
         problem = f"{source}: weights of another architecture than config.json says: {', '.join(wrong)}"
         raise UserError(problem, "give the folder of a CLIPModel as save_pretrained wrote it")
     return model
+
+
+def _check_stored(source: str) -> None:
+    """Raise UserError for weights of a kind that is not computed with: integers would be taken as if they were floats."""
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = optional_file(source, file)
+        if path is not None:
+            state = read_checkpoint(path)
+            odd = sorted(n for n, v in state.items() if not (v.is_floating_point() or n.endswith("position_ids")))
+            if odd:
+                kind = str(state[odd[0]].dtype).removeprefix("torch.")
+                problem = f"{path}: not weights as they are computed with: {odd[0]} holds {kind}"
+                raise UserError(problem, "give the original weights, not quantized")
+            return
 
 
 def _preprocessing(source: str) -> Mapping[str, Any] | None:
