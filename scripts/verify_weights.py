@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from diffusion_feedback.data.image_sets import ImageFile
+from diffusion_feedback.data.image_handles import ImageFile
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers
 from diffusion_feedback.scorers.runner import run

@@ -170,7 +170,7 @@ def _read(path: str, split: str, arguments: argparse.Namespace) -> _PairSet:
     """The labelled pairs of ``path``, ties included; the images stay on the disk. Raises UserError as the reader does."""
     from tqdm import tqdm
 
-    from ..data.image_sets import PairImage
+    from ..data.image_handles import PairImage
     from ..data.readers import open_pairs
     from ..records import content_hash
     from ..types import ImageItem

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..folders import hold_file
 from .flags import Flags
+from .image_inputs import IMAGES_HELP, add_image_flags, read_image_set
 from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ rules, on the images of one prompt (NAME or NAME,key=value,...):
   mu_minus_2sigma  the best against the one nearest to mean - 2 standard deviations of the scores (arXiv:2502.16825)
 
 {SCORERS_HELP}
+{IMAGES_HELP}
 Probabilities are sigmoid(logit_a - logit_b) with logit = logit_scale * raw. A scorer without a logit scale (shapes,
 aesthetic, clip_score) needs --calibration for all that speaks of probabilities; alone it ranks without one.
 The output has Pick-a-Pic's columns with the images inside, and the scores, scorers, recipes and rule beside them. Each
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("images", metavar="IMAGES_OR_PAIRS", help="folder of images with prompts, or preference pairs")
+    add_image_flags(parser, metavar="IMAGES_OR_PAIRS", about="images with prompts, see below, or preference pairs")
     add("--output", required=True, metavar="PAIRS.parquet", help="file to write")
     add("--scores", metavar="SCORES.parquet", help="use the scores of this table from dfb score, in place of --scorer")
     add("--rule", help="how pairs are picked, see below (default best_worst)")
@@ -83,9 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--calibration", metavar="FILE.json", help="logit scales from dfb calibrate; they replace the scorers' own")
     add("--max_pairs_per_prompt", "--max-pairs-per-prompt", type=int, help="keep the rule's first pairs of each prompt")
-    add("--prompts", help="one prompt for each image of a plain folder, in the order of the file names")
-    add("--split", default="train", help="split, where the source has splits (default train)")
-    add("--revision", help="branch, tag or commit on the hub")
     add("--overwrite", action="store_true", help="replace the output if it is there already")
     add_scoring_flags(parser, required=False)
     return parser
@@ -100,25 +99,27 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _label(arguments: argparse.Namespace) -> None:
-    from ..data.image_sets import PairImage, open_images
+    from ..data.image_handles import PairImage
     from ..errors import UserError
     from ..labeling.panel import read_calibration
-    from ..prompts import read_prompts
     from .label_output import write_built, write_relabelled
     from .scoring import check_not_input, process_state
 
     # Settings are checked before hours of scoring, not after.
     policy, rule = _policy(arguments), _rule(arguments.rule or "best_worst")
     calibration = read_calibration(arguments.calibration) if arguments.calibration else None
-    prompts = [record.prompt for record in read_prompts(arguments.prompts)] if arguments.prompts else None
-    items = open_images(arguments.images, prompts=prompts, split=arguments.split, revision=arguments.revision)
+    items = read_image_set(arguments).items
     check_not_input(Path(arguments.output), items, arguments.scores, arguments.prompts)
     if absent := [item.name for item in items if not item.prompt]:
-        problem = f"{arguments.images}: {len(absent)} images have no prompt; the first: {absent[0]}"
+        problem = f"{' '.join(arguments.images)}: {len(absent)} images have no prompt; the first: {absent[0]}"
         raise UserError(problem, "give --prompts, a .txt beside each image, or a metadata.jsonl")
-    are_pairs = all(isinstance(item.handle, PairImage) for item in items)
+    sources = {id(item.handle.source) if isinstance(item.handle, PairImage) else None for item in items}
+    are_pairs = None not in sources
+    if len(sources) > 1 and sources != {None}:
+        problem = f"{' '.join(arguments.images)}: pairs from several places, or pairs and images"
+        raise UserError(problem, "label each source of pairs by a command of its own")
     if arguments.relabel and not are_pairs:
-        problem = f"{arguments.images}: holds single images, and --relabel is for pairs"
+        problem = f"{' '.join(arguments.images)}: holds single images, and --relabel is for pairs"
         raise UserError(problem, "leave --relabel out, or give preference pairs")
     relabels = are_pairs and arguments.rule is None
     if relabels and arguments.max_pairs_per_prompt is not None:
@@ -139,7 +140,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from ..errors import UserError
     from .scoring import check_output
 
-    check_output(Path(arguments.output), overwrite=arguments.overwrite)
+    check_output(Path(arguments.output), (".parquet",), overwrite=arguments.overwrite)
     if (arguments.scorer is None) == (arguments.scores is None):
         problem = "neither --scorer nor --scores" if arguments.scorer is None else "both --scorer and --scores"
         raise UserError(problem, "give scorers to score the images now, or a table that dfb score has written")
@@ -201,5 +202,5 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
     identities = {(item.handle.key, item.prompt) for item in bar}
     if not identities & known:
         problem = f"{arguments.scores}: no score for any of the {len(items)} images; the first: {items[0].name}"
-        raise UserError(problem, f"score them with dfb score {arguments.images}")
+        raise UserError(problem, f"score them with dfb score {' '.join(arguments.images)}")
     return list(items), [record for record in table if (record.image_key, record.prompt) in identities]

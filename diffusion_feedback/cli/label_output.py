@@ -30,7 +30,7 @@ def write_built(
 
     Raises UserError for scores that are missing or do not fit together, and where no pair is left.
     """
-    from ..data.image_sets import encoded_bytes
+    from ..data.image_handles import encoded_bytes
     from ..data.pickapic import write_pickapic
     from ..errors import UserError
     from ..labeling.candidates import join_scores
@@ -72,7 +72,7 @@ def write_relabelled(
     """
     import pyarrow as pa
 
-    from ..data.image_sets import encoded_bytes
+    from ..data.image_handles import encoded_bytes
     from ..data.pickapic import write_pickapic
     from ..errors import UserError
     from ..labeling.candidates import join_scores
@@ -118,7 +118,7 @@ class _OldPair:
 
 def _old_pairs(items: Sequence[ImageItem]) -> tuple[list[_OldPair], int]:
     """The pairs that ``items`` are the images of, and how many others are two identical images."""
-    from ..data.image_sets import PairImage
+    from ..data.image_handles import PairImage
     from ..data.rows import BadRow, to_record, unlabelled
     from ..errors import UserError
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..scorers.scorer import Scorer
     from ..types import ImageItem
 
+_TOLD = 20
 _FLUSH_SECONDS = 10.0  # what a killed process may have to score again
 
 SCORERS_HELP = """scorers:
@@ -69,23 +70,24 @@ def score_items(items: Sequence[ImageItem], arguments: argparse.Namespace) -> li
         failed = session.score(share)
         session.flush()
         state.wait_for_everyone()
-        session.report(failed)
+        session.report(failed, len(share))
         return session.records(items)
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise UserError unless ``output`` names a parquet file that is not there yet, or may be replaced."""
+def check_output(output: Path, endings: Sequence[str], *, overwrite: bool) -> None:
+    """Raise UserError unless ``output`` ends in one of ``endings`` and is not there yet, or may be replaced."""
     from ..errors import UserError
 
-    if output.suffix != ".parquet":
-        raise UserError(f"{output}: the output is a parquet file", "give a name that ends in .parquet")
+    if output.suffix not in endings:
+        kind = "a parquet file" if list(endings) == [".parquet"] else f"a {', '.join(endings)} file"
+        raise UserError(f"{output}: the output is {kind}", f"give a name that ends in {' or '.join(endings)}")
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already", "give another name, or --overwrite to replace it")
 
 
 def check_not_input(output: Path, items: Sequence[ImageItem], *others: str | None) -> None:
     """Raise UserError where ``output`` would replace a file that ``items`` are read from, or one of the ``others``."""
-    from ..data.image_sets import files_of_pairs
+    from ..data.image_handles import files_of_pairs
     from ..errors import UserError
 
     read = files_of_pairs(items) | {Path(name).resolve() for name in others if name}
@@ -116,8 +118,8 @@ def summary(records: Sequence[ScoreRecord]) -> str:
     for record in records:
         by_scorer.setdefault((record.scorer, record.recipe_id), []).append(record.score)
     for (name, recipe), values in by_scorer.items():
-        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        figures = f"{fmean(values):>9.4f} {error:>8.4f} {min(values):>9.4f} {max(values):>9.4f}"
+        error = f"{stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else "-"
+        figures = f"{fmean(values):>9.4f} {error:>8} {min(values):>9.4f} {max(values):>9.4f}"
         lines.append(f"{name:<18} {len(values):>7} {figures}  {recipe}")
     return "\n".join(lines)
 
@@ -167,7 +169,7 @@ class _Session:
             if scorer.reads_prompts and "" in prompts:
                 absent = [item.name for item in items if not item.prompt]
                 problem = f"{len(absent)} images have no prompt, which {scorer.name!r} needs; the first: {absent[0]}"
-                raise UserError(problem, "give --prompts, a .txt beside each image, or a metadata.jsonl")
+                raise UserError(problem, "give --prompts or --prompt, a .txt beside each image, or a metadata.jsonl")
             cut = scorer.count_truncated(prompts) if self.state.is_main_process else 0
             if cut:
                 print(
@@ -185,8 +187,6 @@ class _Session:
         failed: list[tuple[str, str]] = []
 
         def on_bad(item: ImageItem, error: UserError) -> None:
-            if self.arguments.on_bad_image == "error":
-                raise error
             failed.append((item.name, error.problem))
 
         groups, num_cached = self._missing(items, on_bad)
@@ -250,12 +250,21 @@ class _Session:
         for cache in self.caches.values():
             cache.flush()
 
-    def report(self, failed: Sequence[tuple[str, str]]) -> None:
-        """Say which images this process left out."""
-        if failed:
-            print(f"{len(failed)} images left out; the first of them:")
-            for _, problem in failed[:20]:
-                print(f"  {problem}")
+    def report(self, failed: Sequence[tuple[str, str]], number: int) -> None:
+        """Say which of ``number`` images this process left out. Raises UserError where none may be.
+
+        At the end, so that all are told at once; the others have their scores by then, and keep them.
+        """
+        from ..errors import UserError
+
+        if not failed:
+            return
+        first = "\n".join(f"  {problem}" for _, problem in failed[:_TOLD])
+        if self.arguments.on_bad_image == "skip":
+            print(f"{len(failed)} images left out; the first of them:\n{first}")
+            return
+        problem = f"{len(failed)} of {number} images cannot be read; the first of them:\n{first}"
+        raise UserError(problem, "replace or remove them, or leave them out with --on_bad_image skip")
 
     def records(self, items: Sequence[ImageItem]) -> list[ScoreRecord]:
         """The scores of all ``items``, read back from the caches; an item that one scorer could not judge is left out.

@@ -2,168 +2,314 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..records import content_hash
+from ..prompts import PROMPT_COLUMNS
+from ..records import PromptRecord, content_hash
 from ..types import ImageItem
 from .folders import find_twins
-from .image_folders import is_image_name, list_images
-from .images import decode_image
+from .image_folders import FolderImages, is_image_name, list_images, natural_order
+from .image_handles import ImageFile, PairImage
+from .image_layouts import Layout, prompts_in_names, read_geneval
+from .image_prompts import FILE_COLUMNS, join_prompts
+from .places import is_glob, is_saved, read_regular, reason, user_path
 from .readers import find_source
-from .rows import Location, PairSource, match_columns, read_image
-from .tables import ParquetSource
-from .tabular import find_metadata, read_table
-
-_FILE_COLUMNS = ("file_name", "image", "path")
-_PROMPT_COLUMNS = ("prompt", "caption", "text")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image in a file, read when it is needed; an ImageHandle."""
-
-    path: Path
-
-    @cached_property
-    def key(self) -> str:
-        """Content hash of the bytes. Raises UserError for a file that cannot be read."""
-        return content_hash(self._read())
-
-    def open(self) -> Image.Image:
-        """Decode to RGB. Raises UserError for a file that is no image, or has changed since its hash was taken."""
-        return decode_image(self.read(), str(self.path))
-
-    def read(self) -> bytes:
-        """The encoded bytes. Raises UserError for a file that is gone, or has changed since its hash was taken."""
-        data = self._read()
-        if content_hash(data) != self.key:
-            raise UserError(f"{self.path}: the image has changed since the run began", "start the run again")
-        return data
-
-    def _read(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror})", "put the image in its place") from error
+from .rows import image_file, listed, match_columns, read_image
+from .tabular import METADATA_NAMES, columns_of, find_metadata, place_in, read_table
 
 
 @dataclass(frozen=True, slots=True)
-class PairImage:
-    """One image of a row of pairs, read again from its ``location`` when it is opened; an ImageHandle."""
+class ImageSet:
+    """Images with their prompts in order, and ``notes`` on how both were found and what was passed over.
 
-    source: PairSource
-    location: Location
-    side: int
-    name: str
-    key: str
-
-    def open(self) -> Image.Image:
-        """Decode to RGB. Raises UserError for bytes that are no image, or have changed since their hash was taken."""
-        return decode_image(self.read(), self.name)
-
-    def read(self) -> bytes:
-        """The encoded bytes. Raises UserError where they have changed since their hash was taken."""
-        data = self.source.images(self.location)[self.side]
-        if content_hash(data) != self.key:
-            raise UserError(f"{self.name}: the image has changed since the run began", "start the run again")
-        return data
-
-
-def encoded_bytes(item: ImageItem) -> bytes:
-    """The bytes of an ``item`` of ``open_images``, as they stand on disk. Raises UserError where they have changed."""
-    assert isinstance(item.handle, ImageFile | PairImage)
-    return item.handle.read()
-
-
-def files_of_pairs(items: Sequence[ImageItem]) -> set[Path]:
-    """The parquet files, in full, that pairs among ``items`` are read from."""
-    sources = {id(item.handle.source): item.handle.source for item in items if isinstance(item.handle, PairImage)}
-    return {file.resolve() for source in sources.values() if isinstance(source, ParquetSource) for file in source.files}
-
-
-def open_images(
-    path: str | Path, *, prompts: Sequence[str] | None = None, split: str = "train", revision: str | None = None
-) -> list[ImageItem]:
-    """The images of ``path`` with their prompts, by name; no image is decoded.
-
-    An image folder whose metadata.jsonl or metadata.csv names ``file_name`` and ``prompt`` (``dfb generate`` writes
-    such folders); a plain folder of JPEG, PNG or WebP files with the prompt in ``<stem>.txt`` beside each, or in
-    ``prompts``, one for each file in the order of the names; or preference pairs in any form that ``open_pairs`` reads,
-    labelled or not, both images of a row. A prompt that stands nowhere is "".
-    Raises UserError for a folder without images, a broken row, a file that is missing, or prompts of another number.
+    ``groups`` are the folders that means are told of, one for each item; "" where there is one folder alone.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        metadata = find_metadata(folder)
-        if metadata is not None and _names_one_image(metadata):
-            items = list(_listed(metadata))
-        elif metadata is None and find_twins(folder) is None and (files := list_images(folder).paths):
-            return _plain(folder, files, prompts)
-        else:
-            items = _of_pairs(str(folder), split, revision)
-    elif folder.is_file() and is_image_name(folder):
-        return _plain(folder.parent, [folder], prompts)
-    else:
-        items = _of_pairs(str(path), split, revision)
+
+    items: list[ImageItem]
+    notes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+def open_images(path: str | Path, **settings: Any) -> list[ImageItem]:
+    """The images of ``path`` with their prompts, as ``open_image_set`` finds them; its notes are not told."""
+    return open_image_set([str(path)], **settings).items
+
+
+def open_image_set(
+    paths: Sequence[str],
+    *,
+    prompts: Sequence[PromptRecord | str] | None = None,
+    prompt: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> ImageSet:
+    """The images of all ``paths`` with their prompts; no image is decoded.
+
+    A path is an image folder whose metadata.jsonl or metadata.csv names ``file_name`` and ``prompt`` (``dfb generate``
+    writes such folders), or a folder of such folders; GenEval's or T2I-CompBench's folders; a plain folder of images
+    with the prompt in ``<stem>.txt`` beside each, in ``prompts`` (see ``join_prompts``; for each folder anew), or the one
+    ``prompt``; a single image; a glob of any of these; or preference pairs in any form that ``open_pairs`` reads,
+    labelled or not, both images of a row. A prompt that stands nowhere is "". Of several paths, names begin with the
+    path. Raises UserError for a path without images, a broken row, a file that is missing, and prompts that do not fit.
+    """
+    records = None
     if prompts is not None:
-        raise UserError(f"{path}: names its own prompts", "leave --prompts out, or give a plain folder of images")
+        records = [PromptRecord(text, {}) if isinstance(text, str) else text for text in prompts]
+    if records is not None and not records:
+        raise UserError("no prompts", "give one prompt for each image")
+    given = _Given(records, prompt, split, revision)
+    places = [place for path in paths for place in _expand(path)]
+    files = [user_path(place) for place in places if _is_image(place)]
+    found: list[ImageSet] = []
+    if files:
+        found.append(_of_files(files, given))
+    found += [_open(place, given) for place in places if not _is_image(place)]
+    if len(places) > 1 and len(found) > 1:
+        found = [_named(one, place) for one, place in zip(found, _names(files, places), strict=True)]
+    items = [item for one in found for item in one.items]
+    _check_once(items)
+    notes = tuple(note for one in found for note in one.notes if note)
+    groups = [group for one in found for group in one.groups or [""] * len(one.items)]
+    return ImageSet(items, notes, tuple(groups))
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the caller says besides the path."""
+
+    prompts: Sequence[PromptRecord] | None
+    prompt: str | None
+    split: str
+    revision: str | None
+
+    def refuse(self, path: str | Path) -> None:
+        """Raise UserError where prompts are given for images that have their own."""
+        if self.prompts is not None or self.prompt is not None:
+            flag = "--prompts" if self.prompts is not None else "--prompt"
+            raise UserError(f"{path}: names its own prompts", f"leave {flag} out, or give a plain folder of images")
+
+
+def _expand(path: str) -> list[str]:
+    """``path``, or what a glob of images or folders stands for; globs of pairs are left to their reader."""
+    if user_path(path).exists() or not is_glob(path):
+        return [path]
+    found = natural_order(glob.glob(str(user_path(path)), recursive=True))
+    if not found and is_image_name(path):
+        raise UserError(f"{path}: no file has such a name", "check the path")
+    return [path] if not found or all(name.endswith(".parquet") for name in found) else found
+
+
+def _is_image(path: str) -> bool:
+    return is_image_name(path) and not user_path(path).is_dir()
+
+
+def _names(files: Sequence[Path], places: Sequence[str]) -> list[str]:
+    return ([""] if files else []) + [place for place in places if not _is_image(place)]
+
+
+def _named(found: ImageSet, place: str) -> ImageSet:
+    """``found`` with names that begin with the path, as given, so that those of several folders differ."""
+    is_pairs = any(isinstance(item.handle, PairImage) for item in found.items)
+    root = place.rstrip("/")
+    if not root or is_pairs:
+        return ImageSet(found.items, found.notes, (root or "single images",) * len(found.items))
+    items = [replace(item, name=f"{root}/{item.name}") for item in found.items]
+    return ImageSet(items, found.notes, (root,) * len(items))
+
+
+def _check_once(items: Sequence[ImageItem]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        if (item.name, item.prompt) in seen:
+            raise UserError(f"{item.name}: is given twice", "give every image once")
+        seen.add((item.name, item.prompt))
+
+
+# --- one path --------------------------------------------------------------------------------------------------------
+
+
+def _open(path: str, given: _Given) -> ImageSet:
+    place = user_path(path)
+    if place.is_dir():
+        return _of_folder(place, given)
+    if (
+        place.is_file()
+        and (place.suffix.lower() in (".jsonl", ".csv") or place.name in METADATA_NAMES)
+        and _names_one_image(place)
+    ):
+        given.refuse(path)
+        return _of_metadata(place)
+    given.refuse(path)
+    return _checked(_of_pairs(path, given.split, given.revision), path)
+
+
+def _of_folder(folder: Path, given: _Given) -> ImageSet:
+    metadata = find_metadata(folder)
+    if metadata is not None and _names_one_image(metadata):
+        given.refuse(folder)
+        return _of_metadata(metadata)
+    if (layout := read_geneval(folder)) is not None:
+        given.refuse(folder)
+        return _of_layout(folder, layout)
+    if metadata is None and find_twins(folder) is None and not is_saved(folder):
+        found = list_images(folder)
+        if subfolders := _with_metadata(folder):
+            given.refuse(folder)
+            return _of_subfolders(folder, subfolders, found)
+        if found.names:
+            return _plain(found, given)
+        if not any(folder.rglob("*.parquet")):
+            remedy = (
+                "give a folder of images, or preference pairs: a parquet file, or a folder that dfb data check reads"
+            )
+            note = f" ({found.note})" if found.note else ""
+            raise UserError(f"{folder}: no images, and no pairs in this folder{note}", remedy)
+    given.refuse(folder)
+    return _checked(_of_pairs(str(folder), given.split, given.revision), folder)
+
+
+def _checked(items: list[ImageItem], path: str | Path) -> ImageSet:
     if not items:
         raise UserError(f"{path}: holds no images", "give a folder of images or preference pairs")
-    return items
+    return ImageSet(items)
 
 
 def _names_one_image(metadata: Path) -> bool:
-    first = next(read_table(metadata), None)
-    return first is not None and any(name in first[1] for name in _FILE_COLUMNS)
+    return any(name in FILE_COLUMNS for name in columns_of(metadata))
+
+
+def _with_metadata(folder: Path) -> list[Path]:
+    """The subfolders that are image folders of their own, such as one for each model."""
+    places = [place.parent for name in METADATA_NAMES for place in folder.glob(f"*/{name}") if _names_one_image(place)]
+    names = natural_order({place.name for place in places if not place.name.startswith(".")})
+    return [folder / name for name in names]
+
+
+def _of_subfolders(folder: Path, subfolders: Sequence[Path], found: FolderImages) -> ImageSet:
+    sets = [_of_metadata(metadata) for place in subfolders if (metadata := find_metadata(place)) is not None]
+    items = [
+        replace(item, name=f"{place.name}/{item.name}")
+        for place, one in zip(subfolders, sets, strict=True)
+        for item in one.items
+    ]
+    inside = {place.name for place in subfolders}
+    loose = [name for name in found.names if name.partition("/")[0] not in inside]
+    note = f"{folder}: {len(subfolders)} folders with metadata of their own"
+    if loose:
+        note += f"; {len(loose)} images outside of them are left out, the first: {loose[0]}"
+    groups = [place.name for place, one in zip(subfolders, sets, strict=True) for _ in one.items]
+    return ImageSet(items, (note, *(n for one in sets for n in one.notes)), tuple(groups if len(sets) > 1 else ()))
+
+
+def _of_metadata(metadata: Path) -> ImageSet:
+    items = list(_listed(metadata))
+    if not items:
+        raise UserError(f"{metadata}: holds no images", "name an image in each line")
+    folder = metadata.parent
+    named = {os.path.normpath(item.name) for item in items}
+    left = [name for name in list_images(folder).names if os.path.normpath(name) not in named]
+    notes = []
+    if left:
+        notes.append(f"{metadata}: lists {len(named)} images; {len(left)} of the folder are not listed: {listed(left)}")
+    if others := [name for name in METADATA_NAMES if name != metadata.name and (folder / name).is_file()]:
+        notes.append(f"{folder}: {metadata.name} is read, {others[0]} beside it is not")
+    return ImageSet(items, tuple(notes))
 
 
 def _listed(metadata: Path) -> Iterator[ImageItem]:
-    """The rows of a metadata file. Raises UserError for a row without its file or a file that stands in two rows."""
-    columns = None
-    seen: dict[str, int] = {}
+    """The rows of a metadata file; an image may stand in several, with a prompt each, or have a list of prompts.
+
+    Raises UserError for a row without its file, or that repeats another.
+    """
+    column = match_columns({"file": FILE_COLUMNS}, columns_of(metadata), str(metadata))["file"]
+    seen: dict[tuple[str, str], int] = {}
     for number, cells in read_table(metadata):
-        where = f"{metadata}, line {number}"
-        columns = columns or match_columns({"file": _FILE_COLUMNS}, list(cells), str(metadata))
-        name = cells.get(columns["file"])
-        if not isinstance(name, str) or not os.path.isfile(metadata.parent / name):  # False for a name that cannot be
+        where = place_in(metadata, number)
+        name = cells.get(column)
+        file = image_file(name, metadata.parent, where) if isinstance(name, str) else None
+        if not isinstance(name, str) or file is None or not os.path.isfile(file):  # False for a name that cannot be
             raise UserError(f"{where}: {name!r} is missing", "put the image in its place, or remove the line")
-        plain = os.path.normpath(name)
-        if plain in seen:
-            raise UserError(f"{where}: {name} stands in line {seen[plain]} too", "remove one of the lines")
-        seen[plain] = number
-        prompt = next((cells[column] for column in _PROMPT_COLUMNS if cells.get(column) is not None), "")
-        if not isinstance(prompt, str):
-            raise UserError(f"{where}: found {prompt!r}, not a prompt", "give the prompt as text")
-        yield ImageItem(name, prompt.strip(), ImageFile(metadata.parent / name))
+        for prompt in _prompts_of(cells, where):
+            key = os.path.normpath(name), prompt
+            if key in seen:
+                problem = f"{where}: {name} stands in line {seen[key]} too, with the same prompt"
+                raise UserError(problem, "remove one of the two")
+            seen[key] = number
+            yield ImageItem(name, prompt, ImageFile(file))
 
 
-def _plain(folder: Path, files: Sequence[Path], prompts: Sequence[str] | None) -> list[ImageItem]:
-    if prompts is not None and len(prompts) != len(files):
-        problem = f"{folder}: {len(files)} images, and {len(prompts)} prompts"
-        raise UserError(problem, "give one prompt for each image, in the order of the file names")
-    texts = prompts if prompts is not None else [_caption(file) for file in files]
-    cells = zip(files, texts, strict=True)
-    return [ImageItem(file.relative_to(folder).as_posix(), text.strip(), ImageFile(file)) for file, text in cells]
+def _prompts_of(cells: Mapping[str, Any], where: str) -> list[str]:
+    """The prompts of a row: a text, or a list of texts; "" where no column has one."""
+    columns = {name.lower(): name for name in cells}
+    named = (columns[name] for name in PROMPT_COLUMNS if name in columns)
+    found = next((cells[column] for column in named if cells[column] is not None), "")
+    prompts: list[Any] = found if isinstance(found, list) and found else [found]
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise UserError(f"{where}: found {wrong[0]!r}, not a prompt", "give the prompt as text, or a list of texts")
+    return [str(prompt).strip() for prompt in prompts]
+
+
+def _of_layout(folder: Path, layout: Layout) -> ImageSet:
+    items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in layout.pairs]
+    if not items:
+        raise UserError(f"{layout.note}, and no image", "put the images in their places")
+    return ImageSet(items, (layout.note,))
+
+
+def _plain(found: FolderImages, given: _Given) -> ImageSet:
+    folder = found.folder
+    note = ""
+    if given.prompts is not None:
+        pairs, note = join_prompts(folder, found.names, given.prompts)
+    elif given.prompt is not None:
+        pairs = [(name, given.prompt.strip()) for name in found.names]
+    else:
+        pairs = [(name, _caption(folder / name).strip()) for name in found.names]
+        if not any(prompt for _, prompt in pairs) and (layout := prompts_in_names(found)) is not None:
+            pairs, note = layout.pairs, layout.note
+    captions = [name for name in found.names if (folder / name).with_suffix(".txt").is_file()]
+    over = ""
+    if captions and (given.prompts is not None or given.prompt is not None):
+        over = (
+            f"{folder}: the prompts that are given are taken, not those in {len(captions)} .txt files beside the images"
+        )
+    items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in pairs]
+    tops = [name.partition("/")[0] if "/" in name else "." for name, _ in pairs]
+    return ImageSet(items, (found.note, over, note), tuple(tops) if len(set(tops)) > 1 else ())
+
+
+def _of_files(files: Sequence[Path], given: _Given) -> ImageSet:
+    """Images that are named one by one: in natural order, since a shell's glob gives the order of letters."""
+    if absent := [path for path in files if not os.path.lexists(path)]:
+        raise UserError(f"{absent[0]}: no such file or folder", "check the path")
+    if len(files) == 1:
+        return _plain(FolderImages(files[0].parent, [files[0].name]), given)
+    names = natural_order(path.as_posix() for path in files)
+    if len(set(names)) < len(names):
+        raise UserError(f"{next(n for n in names if names.count(n) > 1)}: is given twice", "give every image once")
+    found = FolderImages(Path(), names)
+    one = _plain(found, given)
+    return ImageSet(one.items, one.notes)
 
 
 def _caption(image: Path) -> str:
     file = image.with_suffix(".txt")
     try:
-        return file.read_text("utf-8-sig")
+        return read_regular(file).decode("utf-8-sig")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})", "write the prompt into a file of text") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({reason(error)})", "write the prompt into a file of text") from error
 
 
 def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..records import PromptRecord
 from ..types import ImageItem
 from .image_folders import list_images
-from .image_sets import ImageFile
+from .image_handles import ImageFile
 from .tabular import find_metadata, read_table
 
 _PROMPT_COLUMNS = ("prompt", "caption", "text")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..prompts.rows import read_table
 from ..records import ScoreRecord, atomic_write
 
 SCHEMA = pa.schema(
@@ -27,13 +30,30 @@ SCHEMA = pa.schema(
 )
 
 
+SCORE_ENDINGS = (".parquet", ".csv", ".jsonl")
+"""Endings of score tables, which say their form."""
+
+
 def write_scores(records: Sequence[ScoreRecord], path: str | Path) -> None:
-    """Write ``records`` to the parquet file ``path``, whole or not at all; equal records give equal bytes."""
+    """Write ``records`` to ``path``, in the form of its ending, whole or not at all; equal records give equal bytes.
+
+    Numbers in texts have all digits; a logit scale that is not there is an empty cell, or null.
+    """
     path = Path(path)
-    columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
+    rows = ({name: getattr(record, name) for name in SCHEMA.names} for record in records)
     try:
         with atomic_write(path) as temporary:
-            pq.write_table(pa.table(columns, SCHEMA), temporary, compression="zstd")
+            if path.suffix == ".csv":
+                with temporary.open("w", encoding="utf-8", newline="") as file:
+                    writer = csv.DictWriter(file, SCHEMA.names, lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(rows)
+            elif path.suffix == ".jsonl":
+                with temporary.open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            else:
+                columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
+                pq.write_table(pa.table(columns, SCHEMA), temporary, compression="zstd")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
 
@@ -48,9 +68,9 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "dfb score writes such tables")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a parquet file ({error})", "write it anew with dfb score") from error
+        table = _text_table(path) if path.suffix in (".csv", ".jsonl") else pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a score table ({error})", "write it again with dfb score") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}", "give a table that dfb score has written")
@@ -69,6 +89,22 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
                 raise UserError(problem, "score the image anew, or remove the row")
     _check_single(records, path)
     return records
+
+
+def _text_table(path: Path) -> pa.Table:
+    """The rows of a CSV or JSON Lines file; the empty cell of a logit scale is none."""
+    numbers = {field.name for field in SCHEMA if field.type == pa.float64()}
+    rows = []
+    for number, cells in read_table(path):
+        row = dict(cells)
+        for name in numbers & row.keys():
+            try:
+                row[name] = None if row[name] in ("", None) else float(row[name])
+            except (TypeError, ValueError) as error:
+                problem = f"{path}, line {number}, column {name!r}: found {row[name]!r}, not a number"
+                raise UserError(problem, "write it again with dfb score") from error
+        rows.append(row)
+    return pa.Table.from_pylist(rows)
 
 
 def _check_single(records: Sequence[ScoreRecord], path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from scored import logistic
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.data import image_sets
+from diffusion_feedback.data import image_handles
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.data.scores import read_scores, write_scores
@@ -271,14 +271,14 @@ def test_nothing_half_written(
 ) -> None:
     """The command breaks down at the fourth image."""
     calls: Iterator[int] = iter(range(3))
-    whole = image_sets.encoded_bytes
+    whole = image_handles.encoded_bytes
 
     def breaks(item: Any) -> bytes:
         if next(calls, None) is None:
             raise OSError("the disk is gone")
         return whole(item)
 
-    monkeypatch.setattr(image_sets, "encoded_bytes", breaks)
+    monkeypatch.setattr(image_handles, "encoded_bytes", breaks)
     table_of(world)
     argv = ["label", str(world / "set"), "--scores", str(world / "scores.parquet")]
     assert main([*argv, "--output", str(tmp_path / "pairs.parquet")]) == 2

@@ -103,7 +103,7 @@ def test_bad_input(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureF
     fails(capsys, [*arguments[:3], "shapes,size=3", *arguments[4:]], "does not take 'size'")
     fails(capsys, [*arguments[:3], "shapes", "again:shapes", *arguments[4:]], "recipe id 'shapes.1/box-64/fp32'")
     fails(capsys, [*arguments, "--batch_size", "0"], "--batch_size: got 0")
-    fails(capsys, [*arguments, "--output", str(tmp_path / "scores.csv")], "parquet")
+    fails(capsys, [*arguments, "--output", str(tmp_path / "scores.xlsx")], ".parquet or .csv or .jsonl")
     (tmp_path / "empty").mkdir()
     fails(capsys, [arguments[0], str(tmp_path / "empty"), *arguments[2:]], "no pairs in this folder")
     assert not output.exists()
@@ -134,7 +134,7 @@ def test_a_broken_image_stops_or_is_counted(
     out = capsys.readouterr().out
     assert "1 images left out" in out
     assert "00001-s1.png" in out
-    assert "7 scores of 8 images" in out
+    assert "7 scores of 7 images; 1 left out" in out
     assert len(read_scores(tmp_path / "scores.parquet")) == 7
 
 

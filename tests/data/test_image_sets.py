@@ -63,7 +63,8 @@ def test_both_images_of_pairs(tmp_path: Path) -> None:
     [
         ([{"file_name": "gone.png", "prompt": "x"}], ["line 1", "gone.png", "missing"]),
         ([{"file_name": "a.png", "prompt": 3}], ["line 1", "found 3"]),
-        ([{"file_name": "a.png", "prompt": "x"}, {"file_name": "a.png", "prompt": "y"}], ["line 2", "line 1 too"]),
+        ([{"file_name": "a.png", "prompt": ["x", 3]}], ["line 1", "found 3"]),
+        ([{"file_name": "../a.png", "prompt": "x"}], ["line 1", "leads out of"]),
         ([{"file_name": "a.png", "prompt": "x"}, {"file_name": "./a.png", "prompt": "x"}], ["line 2", "line 1 too"]),
         ([{"file_name": "a" * 300, "prompt": "x"}], ["line 1", "missing"]),
         ([{"file_name": "a\0.png", "prompt": "x"}], ["line 1", "missing"]),

@@ -71,7 +71,7 @@ def test_what_is_no_score_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_scores(tmp_path / "gone.parquet")
     (tmp_path / "text.parquet").write_text("hello")
-    with pytest.raises(UserError, match="not a parquet file"):
+    with pytest.raises(UserError, match="not a score table"):
         read_scores(tmp_path / "text.parquet")
     pq.write_table(pa.table({"image": ["a"]}), tmp_path / "short.parquet")
     with pytest.raises(UserError, match="no column image_key, prompt"):
