@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL.Image import Image
 from torch import nn
 
 from ..catalog import kind_of, needs_reference, resolve
@@ -26,7 +27,7 @@ from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
 from ..training.steps import PairwiseStep, StepParts
 from ..types import BatchSource, ImageView, PreferenceBatch, Reference
-from .memory import weight_bytes
+from .memory import PeakMemory, weight_bytes
 from .run_parts import (
     build_optimizer,
     build_order,
@@ -35,6 +36,7 @@ from .run_parts import (
     labels_hash,
     load_pairs,
     mismatched_source,
+    names_of,
     needed_pairs,
     note_truncated,
     pair_source,
@@ -255,6 +257,7 @@ class DenoisingSession:
             look=lambda step, network: self.look(step, network, folder),
             look_every=recipe.validation.steps,
             identity={"base": self.base_hash, "pairs": labels_hash(self.train)},
+            name_of=names_of(self.train),
         )
         trainer.fit()
         self.encoders.close()
@@ -278,18 +281,43 @@ class DenoisingSession:
         from ..records import atomic_write
         from ..reports.figures import image_grid
 
-        prompts, validation = self.validation_prompts(), self.recipe.validation
+        prompts = self.validation_prompts()
         if not prompts:
             return
-        seeds = [validation.seed + number for number in range(len(prompts))]
-        settings = {"num_inference_steps": validation.num_inference_steps, "guidance_scale": validation.guidance_scale}
+        steps = self.recipe.validation.num_inference_steps
         with self.reference(network) as frozen:
-            before = self.denoiser.sample(frozen, prompts, seeds, **settings)
-        after = self.denoiser.sample(network, prompts, seeds, **settings)
+            before = self._sample(frozen, prompts, steps)
+        after = self._sample(network, prompts, steps)
         rows = [list(pair) for pair in zip(before, after, strict=True)]
         grid = image_grid(rows, prompts, ["before", f"step {step}"], cell=128, blocks=2)
         with atomic_write(folder.path / "samples" / f"step-{step:06d}.png") as file:
             grid.save(file, format="PNG")
+
+    def _sample(self, network: nn.Module, prompts: Sequence[str], num_inference_steps: int) -> list[Image]:
+        """One image a prompt, at the resolution of training, as many at once as pairs in a training pass."""
+        validation, side = self.recipe.validation, self.encoders.images.resolution
+        found: list[Image] = []
+        for start in range(0, len(prompts), self.recipe.training.train_batch_size):
+            part = prompts[start : start + self.recipe.training.train_batch_size]
+            found += self.denoiser.sample(
+                network,
+                part,
+                [validation.seed + start + number for number in range(len(part))],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=validation.guidance_scale,
+                height=side,
+                width=side,
+            )
+        return found
+
+    def sampling_bytes(self) -> int:
+        """Bytes that one batch of validation samples takes at its peak, measured; 0 where none are drawn."""
+        prompts = self.validation_prompts()[: self.recipe.training.train_batch_size]
+        if not prompts:
+            return 0
+        with torch.no_grad(), PeakMemory() as peak:
+            self._sample(self.network, prompts, 2)
+        return int(peak.bytes)
 
     def finish(self, trainer: Trainer) -> None:
         """Write the weights in diffusers' form and the model card, which marks the run as complete."""

@@ -27,6 +27,7 @@ from .run_parts import (
     encode_ahead,
     labels_hash,
     load_pairs,
+    names_of,
     needed_pairs,
     note_truncated,
     pair_source,
@@ -136,6 +137,7 @@ class ScorerSession:
             look=self.look,
             look_every=recipe.validation.steps,
             identity={"base": self.base_hash, "pairs": labels_hash(self.train)},
+            name_of=names_of(self.train),
         )
         trainer.fit()
         self._flush()

@@ -15,6 +15,7 @@ from types import FrameType
 
 from ..errors import Interrupted, UserError, first_line, is_out_of_memory
 from ..folders import is_main_process
+from .processes import num_launched
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -50,7 +51,7 @@ def going_on(arguments: Sequence[str]) -> str:
     if command == "train" and "--resume" not in more:
         more.append("--resume")
     told = f"`dfb {shlex.join([command, *more])}`"
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if num_launched() > 1:
         told += ", launched as before,"
     return f"{told} goes on from the last whole piece of work"
 
@@ -139,7 +140,7 @@ def interrupted(error: KeyboardInterrupt, arguments: Sequence[str]) -> int:
     if is_main_process():
         message = error.message if isinstance(error, Interrupted) else ""
         what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        say(f"\n{message or f'{what}; {going_on(arguments)}'}")
+        say(f"\n{message or what}; {going_on(arguments)}")
     return 128 + number
 
 

@@ -16,6 +16,7 @@ from .. import __version__
 from ..catalog import nearest
 from ..errors import UserError
 from . import failures
+from .processes import check_launch
 
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
@@ -94,6 +95,7 @@ def _run(arguments: Sequence[str]) -> None:
     elif command in COMMANDS:
         # Imported here and not above, so that the overview and a misspelt name are answered at once.
         if not {"-h", "--help"} & set(arguments):
+            check_launch(command)
             importlib.import_module("diffusion_feedback.installation").check_installed()
         importlib.import_module(f"diffusion_feedback.cli.{command}").run(arguments[1:])
     else:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-if TYPE_CHECKING:
-    from .run_parts import Session
+from .run_parts import Sampling, Session
 
 _STATES = {
     "adamw": 8.0,
@@ -26,6 +28,42 @@ def weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 def _mebibytes(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB"
+
+
+class PeakMemory(TorchDispatchMode):
+    """Within this, ``bytes`` is the most that tensors made inside have held at once; on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._live = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            self._note(leaf, counts=False)  # weights and inputs, which were there before
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            self._note(leaf, counts=True)
+        return found
+
+    def _note(self, leaf: Any, *, counts: bool) -> None:
+        if not isinstance(leaf, Tensor):
+            return
+        storage = leaf.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes() if counts else 0
+        if (size == 0 and counts) or key in self._known:
+            return
+        self._known.add(key)
+        self._live += size
+        self.bytes = max(self.bytes, self._live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._live -= size
 
 
 def saved_bytes(session: Session) -> int:
@@ -57,11 +95,21 @@ def estimate(session: Session) -> list[str]:
     average = 4 * trained if session.recipe.training.ema_decay else 0
     states = (4 + _STATES.get(session.recipe.optimizer["name"], 8.0)) * trained + average
     activations = saved_bytes(session)
-    total = weights + sum(frozen.values()) + states + activations
+    samples = session.sampling_bytes() if isinstance(session, Sampling) else 0
+    # Samples are drawn between steps, when no activations are held.
+    total = weights + sum(frozen.values()) + states + max(activations, samples)
+    drawn = (
+        [
+            f"                 one batch of validation samples {_mebibytes(samples)} (measured; no pass is held meanwhile)"
+        ]
+        if samples
+        else []
+    )
     return [
         f"memory           about {_mebibytes(total)} in each process:",
         f"                 network {_mebibytes(weights)}",
         f"                 gradients, optimizer and average {_mebibytes(states)}",
         f"                 activations of one pass {_mebibytes(activations)} (measured)",
+        *drawn,
         *(f"                 {name} {_mebibytes(count)}" for name, count in frozen.items()),
     ]

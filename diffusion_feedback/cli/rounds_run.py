@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..folders import ROUNDS, check_outside
 from ..records import Text, atomic_write, content_hash
 from ..training.run_folder import RunFolder
+from .processes import check_joined
 from .rounds_figures import RoundFigures, measure
 from .rounds_page import README, write_page
 from .training_run import inputs_of, run_training
@@ -309,7 +310,9 @@ def _process() -> PartialState:
     # Of itself only accelerate's larger state looks at this variable, which `accelerate launch --cpu` sets.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     # The others wait while one draws samples; the default of ten minutes is too short for that.
-    return PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    check_joined(state.num_processes)
+    return state
 
 
 def _identity(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn, optim
 from tqdm import tqdm
 
@@ -16,13 +16,15 @@ from ..catalog import resolve
 from ..config import Recipe
 from ..data.index import PairIndex
 from ..data.readers import open_pairs
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..folders import expand
 from ..records import PairRecord, content_hash
 from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
 from ..training.sources import PairSource, UnpairedSource
 from ..types import PreferenceBatch
+from .processes import check_joined, num_launched
 
 
 class Examples(Protocol):
@@ -65,6 +67,15 @@ class Session(Protocol):
 
     def fit(self, folder: RunFolder) -> Trainer: ...
     def finish(self, trainer: Trainer) -> None: ...
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """A session that draws samples while it trains, with the memory that they take."""
+
+    def sampling_bytes(self) -> int:
+        """Bytes of one batch of samples at its peak."""
+        ...
 
 
 @runtime_checkable
@@ -129,6 +140,15 @@ def labels_hash(train: PairIndex) -> str:
     return content_hash(*(f"{pair.pair_id} {pair.label_0}" for pair in train.pairs))
 
 
+def names_of(train: PairIndex) -> Callable[[str], str]:
+    """Where the pair of an id stands, for a message: "pairs.parquet, row 7"."""
+
+    def name(pair_id: str) -> str:
+        return next((pair.source for pair in train.pairs if pair.pair_id == pair_id and pair.source), f"pair {pair_id}")
+
+    return name
+
+
 def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> PairOrder:
     """Which pairs each optimizer step sees. Raises UserError where there are fewer pairs than one step takes."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
@@ -184,13 +204,32 @@ def build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> optim
     return optimizer
 
 
+def check_trackers(recipe: Recipe) -> None:
+    """Raise UserError for a tracker that is unknown or not installed: accelerate would leave it out without a word."""
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    installed, known = {str(each) for each in get_available_trackers()}, [str(each) for each in LoggerType.list()]
+    for name in recipe.training.trackers:
+        if name not in known:
+            raise UserError(
+                f"training.report_to: unknown tracker {name!r}", f"allowed: {', '.join(known)}; [] for none"
+            )
+        if name not in installed and (name != "all" or not installed):
+            remedy = "pip install it, or leave it out: metrics.jsonl is written in any case"
+            raise UserError(f"training.report_to: {name} is not installed", remedy)
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """The accelerator of a run. Raises UserError for a tracker that is not installed."""
+    """The accelerator of a run. Raises UserError for a tracker that is not installed, and processes that do not meet."""
+    check_trackers(recipe)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=recipe.training.mixed_precision,
-            log_with=recipe.training.report_to or None,
-            project_dir=recipe.output_dir,
+            log_with=recipe.training.trackers or None,
+            project_dir=str(expand(recipe.output_dir)),
+            # Losses are divided by the loop, once: ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide them again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # Other processes wait while one encodes or draws samples; the default of ten minutes is too short for that.
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(hours=12)),
@@ -198,5 +237,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
                 DistributedDataParallelKwargs(broadcast_buffers=False),
             ],
         )
-    except (ValueError, ImportError) as error:
-        raise UserError(f"training: {error}", "check training.report_to and training.mixed_precision") from error
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        if "mixed precision" in str(error):
+            raise UserError(f"training.mixed_precision: {first_line(error)}", "set it to no, or bf16") from error
+        problem = f"{num_launched()} processes could not begin together: {first_line(error)}"
+        remedy = "check how they are launched (accelerate launch, torchrun): addresses, ports, devices"
+        raise UserError(problem, remedy) from error
+    check_joined(accelerator.num_processes)
+    return accelerator

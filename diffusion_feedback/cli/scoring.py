@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .processes import check_joined
+
 if TYPE_CHECKING:
     from ..data.cache import TensorCache
     from ..errors import UserError
@@ -106,7 +108,9 @@ def process_state() -> Any:
     from accelerate.utils import InitProcessGroupKwargs
 
     # A process that is done waits for the others; the default of ten minutes is too short for that.
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))]).state
+    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))]).state
+    check_joined(state.num_processes)
+    return state
 
 
 def summary(records: Sequence[ScoreRecord]) -> str:

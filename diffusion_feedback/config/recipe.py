@@ -106,7 +106,7 @@ class TrainingConfig:
         timestep_range: Part of the scheduler's range that timesteps are drawn from.
         checkpointing_steps: Write a checkpoint every so many steps.
         checkpoints_total_limit: Keep so many checkpoints.
-        report_to: Trackers of accelerate (tensorboard, wandb, ...), beside metrics.jsonl.
+        report_to: Tracker of accelerate (tensorboard, wandb, ...), or a list of them, beside metrics.jsonl.
     """
 
     seed: int = 0
@@ -122,7 +122,13 @@ class TrainingConfig:
     timestep_range: tuple[float, float] = (0.0, 1.0)
     checkpointing_steps: int = 100
     checkpoints_total_limit: int = 2
-    report_to: list[str] = field(default_factory=list)
+    report_to: list[str] | str = field(default_factory=list)
+
+    @property
+    def trackers(self) -> list[str]:
+        """``report_to`` as a list; "none" says that there are none."""
+        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [] if named == ["none"] else list(named)
 
 
 @dataclass(frozen=True)

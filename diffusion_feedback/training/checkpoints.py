@@ -66,6 +66,12 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     return final
 
 
+def fingerprint(checkpoint: Path) -> str:
+    """The hash of the checksums of ``checkpoint``, by which two copies of it can be compared; empty without them."""
+    path = checkpoint / CHECKSUMS
+    return _sha256(path)[:16] if path.is_file() else ""
+
+
 def remedy_for(checkpoint: Path) -> str:
     """How to go on where ``checkpoint`` cannot be used."""
     before = [path for path in existing(checkpoint.parent) if step_of(path) < step_of(checkpoint)]

@@ -154,8 +154,7 @@ class Trainer:
 
     def _interrupted(self, done: int, signum: int) -> Interrupted:
         where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
-        goes_on = self.folder.resume_command
-        return Interrupted(signum, f"{where}; its checkpoint is written\n  -> to go on: {goes_on}")
+        return Interrupted(signum, f"{where}, and its checkpoint is written")
 
     def _is_look_due(self, done: int) -> bool:
         return done == self.config.max_train_steps or bool(self.look_every and done % self.look_every == 0)

@@ -66,7 +66,7 @@ _GEOMETRY = {
     ("text", "max_tokens_per_pass"),
     ("model", "gradient_checkpointing"),
 }
-_TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
+TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 
 
 def environment() -> dict[str, Any]:
@@ -138,7 +138,7 @@ class RunFolder:
         for pattern in ("README.md", "metrics.jsonl", "environment.json", *_WEIGHTS):
             for file in self.path.glob(pattern):
                 file.unlink()
-        for name in ("checkpoints", "samples", _TRACKED, *_PARTS):
+        for name in ("checkpoints", "samples", TRACKED, *_PARTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "recipe.yaml").unlink()
 
