@@ -124,7 +124,7 @@ def load_model(
         )
         is_quantised = bool(getattr(model, "is_quantized", False))
         # A way of quantising that transformers does not know leaves its mark in the config, and weights without their scales.
-        if is_quantised and is_trained or not is_quantised and getattr(model.config, "quantization_config", None):
+        if (is_quantised and is_trained) or (not is_quantised and getattr(model.config, "quantization_config", None)):
             raise UserError(f"{path}: {_quantisation(path) or 'its weights are quantised'}", _WHOLE_WEIGHTS)
         return LoadedModel(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]), False)
 

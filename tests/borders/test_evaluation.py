@@ -42,11 +42,18 @@ FAILURES = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole() -> dict[int, Any]:
+    """What uninterrupted runs gave, by their steps of evaluation: trained once, compared with often."""
+    return {}
+
+
 @pytest.mark.parametrize("failure", list(FAILURES))
 @pytest.mark.parametrize("steps", [2, 3])
 def test_a_failure_loses_no_step(
     failure: str,
     steps: int,
+    whole: dict[int, Any],
     make_recipe: MakeRecipe,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -56,7 +63,7 @@ def test_a_failure_loses_no_step(
     settings: dict[str, Any] = {
         "model": LORA,
         "training": {"max_train_steps": 4},
-        "validation": {"steps": steps, "prompts": PROMPTS},
+        "validation": {"steps": steps, "prompts": PROMPTS[:1], "num_inference_steps": 1},
     }
     recipe = make_recipe("broken", **settings)
     with monkeypatch.context() as patch:
@@ -72,10 +79,13 @@ def test_a_failure_loses_no_step(
     assert (folder / f"checkpoints/step-{steps:06d}").is_dir()
     off = ["--validation.prompts", "[]", "--validation.num_prompts", "0"]
     assert main(["train", "--config", str(folder / "recipe.yaml"), "--resume", *off]) == 0
-    whole = train(make_recipe("whole", **settings))
-    assert all(torch.equal(value, policy(whole)[name]) for name, value in policy(folder).items())
-    assert rows(folder) == rows(whole)
-    assert rows(folder, "validation/accuracy") == rows(whole, "validation/accuracy")
+    if steps not in whole:
+        uninterrupted = train(make_recipe("whole", **settings))
+        whole[steps] = policy(uninterrupted), rows(uninterrupted), rows(uninterrupted, "validation/accuracy")
+    weights, losses, looks = whole[steps]
+    assert all(torch.equal(value, weights[name]) for name, value in policy(folder).items())
+    assert rows(folder) == losses
+    assert rows(folder, "validation/accuracy") == looks
 
 
 def test_a_defect_in_evaluation_is_one_and_loses_nothing(
@@ -162,7 +172,7 @@ def test_peak_memory_by_hand() -> None:
 TRAINING_FAILURES = {name: error for name, (error, _) in FAILURES.items() if name.startswith("memory")}
 
 
-@pytest.mark.parametrize("failure", list(TRAINING_FAILURES))
+@pytest.mark.parametrize("failure", list(TRAINING_FAILURES)[:2])
 def test_too_little_memory_for_a_step(
     failure: str, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,8 @@ def test_processes_that_do_not_join(
             "shapes",
             "--rounds.num_rounds",
             "1",
+            "--rounds.start_from",
+            "initial",
         ]
     elif command == "train":
         flags = ["--config", str(make_recipe())]
