@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,7 +178,14 @@ def _merged(path: str, auto: Any, what: str, remedy: str, settings: dict[str, An
         kind = "are missing" if found.missing_keys else "have no place in its base"
         raise UserError(f"{path}: {len(odd)} weights of the adapter {kind}, the first is {odd[0]!r}", _WHOLE_ADAPTER)
     whole = {key for key in loaded.missing if not any(_ends(key, name) for name in config.modules_to_save or ())}
-    return LoadedModel(adapted.merge_and_unload(), frozenset(whole), loaded.unexpected, True)
+    with warnings.catch_warnings():
+        # Adapters on an embedding and on the head that is one tensor with it would be merged into it twice.
+        warnings.filterwarnings("error", message=".*tie_word_embeddings=True", category=UserWarning)
+        model = adapted.merge_and_unload()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:  # trained apart: a copy that ties them would lose one
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    return LoadedModel(model, frozenset(whole), loaded.unexpected, True)
 
 
 def _ends(key: str, module: str) -> bool:

@@ -39,7 +39,7 @@ from .rollout_parts import (
 )
 from .rollout_samples import Look
 from .run_parts import build_optimizer
-from .text_parts import frozen_reference, load_model, make_trainable
+from .text_parts import describe_tokenizer, frozen_reference, load_model, make_trainable
 
 # Nats a token by which the log-probabilities of one and the same text differ between batches, by precision.
 _ROUNDING = {"no": 1e-2, "bf16": 0.5, "fp16": 0.1}
@@ -67,7 +67,7 @@ class PolicyGradientSession:
         self.pretraining = load_pretraining(recipe, self.model, completions)
         needs_reference = self.algorithm.kl_coef > 0
         self.reference = frozen_reference(recipe, self.model, self.base_hash, device) if needs_reference else None
-        make_trainable(recipe, self.model, task_type="CAUSAL_LM")
+        self.adapters = make_trainable(recipe, self.model, task_type="CAUSAL_LM")
         self.judge = CompletionJudge(recipe, self.model, device)
         self._network: nn.Module = self.model.network
         if self.algorithm.learns_values:
@@ -124,6 +124,8 @@ class PolicyGradientSession:
         """Lengths, what was cut, and who judges and compares."""
         longest = max(map(len, self.train.ids))
         lines = [
+            *self.adapters,
+            *describe_tokenizer(self.model),
             f"tokens           {longest} in the longest prompt, {self.recipe.rollouts.max_new_tokens} in a completion",
             f"reward           {self.judge.scorer.recipe_id}",
             f"reference        {self._reference_note()}",

@@ -31,6 +31,7 @@ from .text_parts import (
     build_reference_cache,
     build_step,
     build_tokenization,
+    describe_tokenizer,
     describe_tokens,
     lengths_of,
     load_model,
@@ -75,7 +76,7 @@ class TextSession:
         self.order = _build_order(recipe, self.data.train, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=recipe.text.share_prompt)
         self.reference = build_reference(recipe, self.model, self.base_hash, device)
-        make_trainable(recipe, self.model, task_type="CAUSAL_LM")
+        self.adapters = make_trainable(recipe, self.model, task_type="CAUSAL_LM")
         self.likelihood = build_likelihood(recipe, device)
         self.cached = (
             build_reference_cache(recipe, self.reference, self.likelihood, self.network, accelerator)
@@ -123,7 +124,8 @@ class TextSession:
         """Lengths, what was cut or left out, and where the reference comes from."""
         budget = budget_of(self.recipe, self.lengths)
         lines = describe_tokens(self.data.train, budget, self.lengths, self.tokenization)
-        return [*self.data.notes, *lines, f"reference        {self._reference_note()}"]
+        own = [*self.adapters, *describe_tokenizer(self.model)]
+        return [*self.data.notes, *own, *lines, f"reference        {self._reference_note()}"]
 
     def _reference_note(self) -> str:
         model = self.recipe.model
@@ -248,7 +250,8 @@ class RewardSession:
         self.data = load_texts(recipe, self.tokenization, accelerator)
         self.order = _build_order(recipe, self.data.train, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=False)
-        make_trainable(recipe, self.model, task_type="SEQ_CLS", heads=[self.model.network.head_name])
+        heads = [self.model.network.head_name]
+        self.adapters = make_trainable(recipe, self.model, task_type="SEQ_CLS", heads=heads)
         name = recipe.objective["name"]
         self.step: RewardStep = resolve("step", kind_of(name))(
             SequenceRewards(accelerator.device),
@@ -289,7 +292,7 @@ class RewardSession:
         """Lengths, and what was cut or left out."""
         budget = budget_of(self.recipe, self.lengths)
         lines = describe_tokens(self.data.train, budget, self.lengths, self.tokenization)
-        return [*self.data.notes, *lines]
+        return [*self.data.notes, *self.adapters, *describe_tokenizer(self.model), *lines]
 
     def fit(self, folder: RunFolder) -> Trainer:
         """Train to the end, in ``folder``."""

@@ -26,17 +26,19 @@ from ..training.sources import TokenSource
 from ..training.value_learning import ValueLearningStep, heldout_figures
 from .memory import weight_bytes
 from .run_parts import build_optimizer
-from .text_parts import budget_of, load_model, make_trainable, set_chat_template
+from .text_parts import budget_of, describe_tokenizer, load_model, make_trainable, set_chat_template
 
 
-def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads.ValueNetwork, str]:
-    """The language model, it and its value heads as the network to train, and the hash of what training starts from."""
+def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads.ValueNetwork, str, list[str]]:
+    """The language model, it and its value heads as the network to train, the hash of what training starts from, and lines
+    on the adapters.
+    """
     path = recipe.model.pretrained_model_name_or_path
     causal_lm = load_model(recipe, path, device)
     network = value_heads.attach(causal_lm.network, path, seed=recipe.training.seed)
     base_hash = content_hash(causal_lm.model_hash(), value_heads.heads_hash(network.heads))
-    make_trainable(recipe, causal_lm, task_type="CAUSAL_LM")
-    return causal_lm, network, base_hash
+    adapters = make_trainable(recipe, causal_lm, task_type="CAUSAL_LM")
+    return causal_lm, network, base_hash, adapters
 
 
 def load_trajectories(
@@ -58,7 +60,7 @@ def load_trajectories(
     index = index_trajectories(
         reader,
         tokenization.encode,
-        max_length=text.max_length or causal_lm.window,
+        max_length=text.max_length or causal_lm.usual_length,
         max_completion_length=text.max_completion_length,
     )
     if reader.skipped:
@@ -97,7 +99,7 @@ class ValueLearningSession:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        self.causal_lm, self._network, self.base_hash = load_network(recipe, accelerator.device)
+        self.causal_lm, self._network, self.base_hash, self.adapters = load_network(recipe, accelerator.device)
         name = recipe.objective["name"]
         self.step: ValueLearningStep = resolve("step", kind_of(name))(
             resolve("objective", name),
@@ -135,6 +137,8 @@ class ValueLearningSession:
         actions, returns = sum(self.train.counts), [float(each.rewards.sum()) for each in self.train.trajectories]
         heads = weight_bytes(self._network.heads.parameters()) / weight_bytes(self._network.parameters())
         return [
+            *self.adapters,
+            *describe_tokenizer(self.causal_lm),
             f"actions          {actions:,} tokens with rewards; returns {min(returns):g} to {max(returns):g}, "
             f"mean {sum(returns) / len(returns):.3f}",
             f"value heads      {100 * heads:.0f} % of the network's weights, targets included",

@@ -68,7 +68,7 @@ def text_name(text: Text) -> str:
 
 def build_tokenization(recipe: Recipe, model: Any) -> Tokenization:
     """Prompts leave room for ``rollouts.max_new_tokens``. Raises UserError where that leaves none for the prompt."""
-    length = min(recipe.text.max_length or model.window, model.window)
+    length = min(recipe.text.max_length or model.usual_length, model.window)
     new = recipe.rollouts.max_new_tokens
     if new >= length:
         problem = f"rollouts.max_new_tokens: {new} tokens leave no room for a prompt in {length}"
@@ -131,7 +131,7 @@ def load_pretraining(recipe: Recipe, model: Any, updates: int) -> Pretraining | 
     rollouts = recipe.rollouts
     if rollouts.ptx_data is None:
         return None
-    length = min(recipe.text.max_length or model.window, model.window)
+    length = min(recipe.text.max_length or model.usual_length, model.window)
     tokenization = Tokenization(model.tokenizer, length, chat_template=recipe.text.chat_template)
     reader = open_texts(
         rollouts.ptx_data, split=recipe.data.split, revision=recipe.data.revision, on_bad_row=recipe.data.on_bad_row

@@ -22,8 +22,9 @@ from ..errors import UserError
 from ..likelihoods.conversations import read_template
 from ..likelihoods.tokenization import Tokenization
 from ..likelihoods.tokens import TokenLikelihood
-from ..models import lora
+from ..models import lora_targets
 from ..models.reference import AdaptersOff, FrozenCopy, FrozenModel
+from ..text_folders import NO_LIMIT, rows_of, unknown_tokens
 from ..training.order import PairOrder
 from ..training.sources import under_budget
 from ..training.steps import StepParts
@@ -46,29 +47,52 @@ def load_model(recipe: Recipe, path: str, device: torch.device, **settings: Any)
     )
 
 
-def make_trainable(recipe: Recipe, loaded: Any, *, task_type: str, heads: Sequence[str] = ()) -> None:
-    """Adapters over the frozen model, or the whole of it. ``heads`` are trained, and saved, in full beside adapters.
+def make_trainable(recipe: Recipe, loaded: Any, *, task_type: str, heads: Sequence[str] = ()) -> list[str]:
+    """Adapters over the frozen model, or the whole of it; returns lines on what the adapters are.
 
-    ``task_type`` is peft's name for what the model does, by which it finds the model's class again.
+    ``heads`` are trained, and saved, in full beside adapters, as are the recipe's modules. ``task_type`` is peft's name
+    for what the model does, by which it finds the model's class again.
     """
     model = recipe.model
+    lines = []
     if model.tuning == "lora":
         alpha = model.lora_alpha if model.lora_alpha is not None else float(model.lora_rank)
-        lora.add(
+        lines = lora_targets.add_adapters(
             loaded.network.model,
             rank=model.lora_rank,
             alpha=alpha,
             targets=model.lora_targets,
             seed=recipe.training.seed,
-            groups=lora.TEXT_TARGETS,
             task_type=task_type,
-            heads=heads,
+            heads=[*heads, *model.lora_modules_to_save],
             revision=model.revision,
         )
     else:
-        loaded.network.requires_grad_(True)
+        for part in loaded.network.trained_parts():
+            part.requires_grad_(True)
     if model.gradient_checkpointing:
         loaded.enable_gradient_checkpointing()
+    return [f"adapters         {line}" for line in lines]
+
+
+def describe_tokenizer(loaded: Any) -> list[str]:
+    """Lines on tokens that the model does not know, on a length that is the tokenizer's, and on what ends a completion."""
+    tokenizer, model = loaded.tokenizer, loaded.network.model
+    lines = []
+    if unknown := unknown_tokens(tokenizer, model):
+        first = ", ".join(map(repr, unknown[:3]))
+        lines.append(
+            f"{len(unknown)} tokens are beyond the model's embedding ({first}): texts that use them are refused"
+        )
+    if loaded.usual_length < loaded.window < NO_LIMIT:
+        lines.append(
+            f"texts are cut at {loaded.usual_length} tokens, as the tokenizer says (model_max_length); the model holds "
+            f"{loaded.window}: set text.max_length for more"
+        )
+    if unsaid := getattr(loaded, "unsaid_end_token_ids", ()):
+        words = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in unsaid)
+        lines.append(f"{words} ends a completion too, and is saved as an end token in generation_config.json")
+    return [f"note             {line}" for line in lines]
 
 
 def set_chat_template(recipe: Recipe, tokenizer: Any) -> None:
@@ -85,15 +109,15 @@ def build_tokenization(recipe: Recipe, loaded: Any) -> Tokenization:
 
     Raises UserError for a length beyond the model's window, and a template that cannot be read.
     """
-    text, window = recipe.text, loaded.window
+    text = recipe.text
     set_chat_template(recipe, loaded.tokenizer)
-    if text.max_length is not None and text.max_length > window:
-        raise UserError(f"text.max_length: got {text.max_length}", f"the model's window holds {window} tokens")
+    if text.max_length is not None and text.max_length > loaded.window:
+        raise UserError(f"text.max_length: got {text.max_length}", f"the model's window holds {loaded.window} tokens")
     return Tokenization(
         loaded.tokenizer,
-        text.max_length or window,
+        text.max_length or loaded.usual_length,
         max_completion_length=text.max_completion_length,
-        vocab_size=loaded.network.model.get_input_embeddings().num_embeddings,
+        vocab_size=rows_of(loaded.network.model),
     )
 
 

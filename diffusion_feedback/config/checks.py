@@ -57,6 +57,10 @@ def check(recipe: Recipe) -> None:
     alpha = model.lora_alpha
     require(alpha is None or 0 < alpha < float("inf"), "model.lora_alpha", alpha, "above 0")
     require(bool(model.lora_targets), "model.lora_targets", model.lora_targets, "one name of layers or more")
+    for key in ("lora_targets", "lora_modules_to_save"):
+        require(all(getattr(model, key)), f"model.{key}", getattr(model, key), "names that are not empty")
+    if model.tuning == "full":
+        refuse(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
     require(
         data.resolution is None or (data.resolution >= 8 and data.resolution % 8 == 0),
         "data.resolution",
@@ -115,7 +119,7 @@ def _check_family(recipe: Recipe) -> None:
         check_text(recipe)
         return
     text = [key for section in _TEXT for key in keys_of(section)]
-    refuse(recipe, (*text, "model.reference_model_name_or_path"), "a model of images")
+    refuse(recipe, (*text, "model.reference_model_name_or_path", "model.lora_modules_to_save"), "a model of images")
     if kind_of(name) != "ranking":
         return
     if recipe.model.tuning != "full":

@@ -22,7 +22,8 @@ class ModelConfig:
         tuning: lora trains adapters over the frozen base; full trains the whole network (a scorer always).
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters is alpha / rank; the rank when not given.
-        lora_targets: Groups (attention, feed_forward, convolutions) or endings of layer names.
+        lora_targets: Groups (attention, feed_forward, convolutions; for texts also all-linear) or endings of layer names.
+        lora_modules_to_save: Endings of names of modules that are trained whole beside adapters, as embed_tokens (texts).
         dtype: Precision of the frozen base weights under lora; full tuning keeps float32 master weights.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         reference_model_name_or_path: Another model as the reference; the model as it is loaded when not given.
@@ -36,6 +37,7 @@ class ModelConfig:
     lora_rank: int = 8
     lora_alpha: float | None = None
     lora_targets: list[str] = field(default_factory=lambda: ["attention"])
+    lora_modules_to_save: list[str] = field(default_factory=list)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     reference_model_name_or_path: str | None = None

@@ -59,6 +59,11 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return read(hidden, head_of(self.model))
 
+    def trained_parts(self) -> list[nn.Module]:
+        """What full tuning trains: of a multimodal model the part for texts and the output head."""
+        trunk = trunk_of(self.model)
+        return [self.model] if trunk is self.model.base_model else [trunk, self.model.get_output_embeddings()]
+
 
 @dataclass(frozen=True, slots=True)
 class CausalLM:
@@ -90,6 +95,12 @@ class CausalLM:
         found = [self.tokenizer.eos_token_id, *stated, closing_token_id(self.tokenizer)]
         known = rows_of(self.network.model)
         return tuple(dict.fromkeys(token for token in found if token is not None and token < known))
+
+    @property
+    def unsaid_end_token_ids(self) -> tuple[int, ...]:
+        """The end tokens that the model's own generation settings do not name: other readers would run past them."""
+        stated = _stated_ends(self.network.model)
+        return tuple(token for token in self.end_token_ids if token not in stated)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -144,7 +155,7 @@ class CausalLM:
         """
         assert isinstance(network, LanguageModel)
         with quiet(), saving(folder) as beside:
-            if unsaid_ends(self):
+            if self.unsaid_end_token_ids:
                 network.model.generation_config.eos_token_id = list(self.end_token_ids)
             save_transformer(network.model, beside, is_merged=self.is_merged)
             self.tokenizer.save_pretrained(beside)
@@ -153,12 +164,6 @@ class CausalLM:
 def _stated_ends(model: Any) -> list[int | None]:
     stated = model.generation_config.eos_token_id
     return list(stated) if isinstance(stated, list) else [stated]
-
-
-def unsaid_ends(language_model: CausalLM) -> list[int]:
-    """The end tokens that the model's own generation settings do not name: other readers would run past them."""
-    stated = _stated_ends(language_model.network.model)
-    return [token for token in language_model.end_token_ids if token not in stated]
 
 
 def window_of(config: Any, tokenizer: Any) -> int:
@@ -244,7 +249,7 @@ def load(
     prepare(model, path, device)
     check_logits(model, path)
     language_model = CausalLM(LanguageModel(model), tokenizer, is_merged=loaded.is_merged)
-    if unsaid_ends(language_model):
+    if language_model.unsaid_end_token_ids:
         _check_generation(model, path)
     return language_model
 

@@ -27,11 +27,6 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
 TARGETS = {"attention": ATTENTION, "feed_forward": FEED_FORWARD, "convolutions": CONVOLUTIONS}
-# Of each group those layers are adapted that a language model has: Llama's and its kin's names, and GPT-2's.
-TEXT_TARGETS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "attn.c_attn", "attn.c_proj"),
-    "feed_forward": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "mlp.c_fc", "mlp.c_proj"),
-}
 
 
 def add(
@@ -46,13 +41,15 @@ def add(
     task_type: str | None = None,
     heads: Sequence[str] = (),
     revision: str | None = None,
+    is_tied: bool = False,
 ) -> None:
     """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
 
     ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
     output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Layers that end in
-    ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. Raises UserError for
-    targets that match no layer.
+    ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. ``is_tied``: what is
+    trained of the embedding is trained of the output head too, which is one tensor with it. Raises UserError for targets
+    that match no layer.
     """
     modules = _modules(network, targets, groups)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
@@ -65,11 +62,14 @@ def add(
             target_modules=modules,
             fan_in_fan_out=is_transposed,
             modules_to_save=list(heads) or None,
+            ensure_weight_tying=is_tied,
             task_type=task_type,
             revision=revision,
         )
-        # By this name peft finds the base of a language model; diffusers' networks have none.
-        config.base_model_name_or_path = vars(network).get("name_or_path")
+        # By this name peft finds the base of a language model; diffusers' networks have none. A folder's is written out in
+        # full: read elsewhere, a part of a path could be taken for the name of a stranger's model on the hub.
+        base = vars(network).get("name_or_path")
+        config.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).is_dir() else base
         inject_adapter_in_model(config, network, adapter)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -128,7 +128,8 @@ def _save_adapter(model: Any, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    weights = {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
+    # Clones, since an embedding and a head that are tied may not be one tensor in this format.
+    weights = {f"base_model.model.{key}": value.clone().contiguous() for key, value in state.items()}
     save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.copy(model.peft_config[ADAPTER])
     config.target_modules = sorted(config.target_modules)  # a set comes out in another order in another process

@@ -69,6 +69,11 @@ class RewardNetwork(nn.Module):
         scores: Tensor = self.head(hidden[rows, last]).float().squeeze(-1)
         return scores
 
+    def trained_parts(self) -> list[nn.Module]:
+        """What full tuning trains: of a multimodal model the part for texts and the head."""
+        trunk = trunk_of(self.model)
+        return [self.model] if trunk is self.model.base_model else [trunk, self.head]
+
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:

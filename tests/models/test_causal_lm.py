@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.models import causal_lm, lora, reward_model
+from diffusion_feedback.models import causal_lm, lora, lora_targets, reward_model
 from diffusion_feedback.models.reference import AdaptersOff, FrozenModel
 
 IDS = torch.tensor([[5, 9, 11, 40, 7, 8], [6, 6, 12, 2, 2, 2]])
@@ -161,9 +161,7 @@ def test_adapters_start_silent_and_load_in_plain_peft(folder: Path, tmp_path: Pa
     with torch.no_grad():
         before = model.network(IDS, MASK, POSITIONS, logits)
     targets = ["attention", "feed_forward"]
-    lora.add(
-        model.network.model, rank=4, alpha=8, targets=targets, seed=1, groups=lora.TEXT_TARGETS, task_type="CAUSAL_LM"
-    )
+    lora_targets.add_adapters(model.network.model, rank=4, alpha=8, targets=targets, seed=1, task_type="CAUSAL_LM")
     with torch.no_grad():
         assert torch.equal(model.network(IDS, MASK, POSITIONS, logits), before)
         generator = torch.Generator().manual_seed(0)
@@ -179,7 +177,7 @@ def test_adapters_start_silent_and_load_in_plain_peft(folder: Path, tmp_path: Pa
         merged = causal_lm.load(str(tmp_path / "adapter"))
         torch.testing.assert_close(merged.network(IDS, MASK, POSITIONS, logits), after, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="no layer of the network ends in 'to_q'"):
-        lora.add(merged.network.model, rank=4, alpha=8, targets=["to_q"], seed=1, groups=lora.TEXT_TARGETS)
+        lora_targets.add_adapters(merged.network.model, rank=4, alpha=8, targets=["to_q"], seed=1)
 
 
 def test_adapters_ask_no_library_but_peft(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,13 +190,12 @@ def test_adapters_ask_no_library_but_peft(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("diffusers.loaders.peft.check_peft_version", refuse)
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", refuse)
     model = causal_lm.load(str(folder))
-    lora.add(
+    lora_targets.add_adapters(
         model.network.model,
         rank=2,
         alpha=4,
         targets=["attention"],
         seed=1,
-        groups=lora.TEXT_TARGETS,
         task_type="CAUSAL_LM",
     )
     with AdaptersOff()(model.network):
@@ -287,7 +284,7 @@ def test_checkpointing_changes_no_gradient(llama: Path) -> None:
     gradients = []
     for enable in (False, True):
         model = causal_lm.load(str(llama))
-        lora.add(model.network.model, rank=4, alpha=8, targets=["attention"], seed=1, groups=lora.TEXT_TARGETS)
+        lora_targets.add_adapters(model.network.model, rank=4, alpha=8, targets=["attention"], seed=1)
         if enable:
             model.enable_gradient_checkpointing()
         model.network.train()
