@@ -43,11 +43,18 @@ def reading(source: str | Path, what: str, remedy: str) -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     """What ``error`` says, in our words where a library's would mislead."""
-    if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+    if any(isinstance(each, UnpicklingError) or "weights_only" in str(each) for each in _chain(error)):
         return "it is a pickle with more in it than tensors, which could run code and is never loaded"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config asks for"
     return f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, and what it was raised on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def is_hub_id(name: str) -> bool:

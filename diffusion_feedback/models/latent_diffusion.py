@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..noise import DDPMProcess
+from ..noise import DDPMProcess, PredictionType
 from ..types import Conditioning
 from . import lora
 from .lora_loading import load_into
@@ -57,18 +56,20 @@ class LatentDiffusion:
     def text_encoder_id(self) -> str:
         """Identity of tokenizers and text encoders, for cache keys."""
         encoders = [part for name, part in modules_of(self.pipeline).items() if name.startswith("text_encoder")]
-        return weights_hash(*encoders, settings=self._tokenizer_settings())
+        return weights_hash(*encoders, settings=self._text_settings())
 
     def model_hash(self) -> str:
         """Identity of the whole model: all weights (adapters included), tokenizers and scheduler."""
         scheduler = str(sorted((key, str(value)) for key, value in self.pipeline.scheduler.config.items()))
-        return weights_hash(*modules_of(self.pipeline).values(), settings=scheduler + self._tokenizer_settings())
+        return weights_hash(*modules_of(self.pipeline).values(), settings=scheduler + self._text_settings())
 
     def _tokenizers(self) -> list[Any]:
         return [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")]
 
-    def _tokenizer_settings(self) -> str:
-        return str([(t.model_max_length, sorted(t.get_vocab().items())) for t in self._tokenizers()])
+    def _text_settings(self) -> str:
+        vocabularies = str([(t.model_max_length, sorted(t.get_vocab().items())) for t in self._tokenizers()])
+        zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
+        return vocabularies + ("the empty prompt is zeros" if zeros else "")
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -161,62 +162,6 @@ def _own_precision(network: Any, device: torch.device) -> Iterator[None]:
         network.forward = forward
 
 
-def load_pipeline(
-    pipeline_class: type[Any],
-    path: str,
-    *,
-    revision: str | None,
-    variant: str | None,
-    **components: Any,
-) -> Any:
-    """Load a diffusers folder or hub id as ``pipeline_class``, every part in float32, in eval mode and frozen.
-
-    Raises UserError for a path that is neither, another kind of pipeline, missing files, and weights that are not finite.
-    """
-    folder = Path(path)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        remedy = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
-        raise UserError(f"{path}: not a diffusers pipeline, it holds no model_index.json", remedy)
-    if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
-        raise UserError(f"{path}: no such folder", "check model.pretrained_model_name_or_path")
-    try:
-        config = DiffusionPipeline.load_config(path, revision=revision)
-        _check_class(path, config, pipeline_class)
-        with quiet():
-            pipeline = pipeline_class.from_pretrained(
-                path, revision=revision, variant=variant, dtype=torch.float32, **components
-            )
-    except OSError as error:
-        raise UserError(
-            f"{path}: could not be loaded: {error}", "check the path, revision, variant and network"
-        ) from error
-    for name, module in modules_of(pipeline).items():
-        check_finite(module, f"{path}/{name}")
-        module.requires_grad_(False).eval()
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.enable_slicing()  # one image at a time: decoding is what runs out of memory first
-    return pipeline
-
-
-def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32. Raises UserError."""
-    try:
-        with quiet():
-            pipeline.to(device).unet.to(dtype)
-    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
-        raise UserError(
-            f"device {device}: {str(error).splitlines()[0]}", "use another device, or free its memory"
-        ) from error
-    return pipeline
-
-
-def _check_class(path: str, config: Mapping[str, Any], expected: type[Any]) -> None:
-    found = config.get("_class_name")
-    if found != expected.__name__:
-        remedy = "model.family sd takes StableDiffusionPipeline, sdxl takes StableDiffusionXLPipeline"
-        raise UserError(f"{path}/model_index.json: _class_name is {found!r}, expected {expected.__name__!r}", remedy)
-
-
 def modules_of(pipeline: Any) -> dict[str, nn.Module]:
     """The pipeline's networks by name."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
@@ -255,11 +200,20 @@ def _config_of(module: Any) -> str:
     )
 
 
-def ddpm_process(scheduler: Any) -> DDPMProcess:
-    """The forward process that the pipeline's scheduler describes, in float64. Raises UserError for another kind."""
+def ddpm_process(scheduler: Any, path: str = "the pipeline") -> DDPMProcess:
+    """The forward process that the scheduler of the pipeline at ``path`` describes, in float64. Raises UserError."""
+    where, kind = f"{path}/scheduler", type(scheduler).__name__
     abar = getattr(scheduler, "alphas_cumprod", None)
-    if abar is None:
-        raise UserError(
-            f"scheduler {type(scheduler).__name__} has no alphas_cumprod", "use a diffusion (DDPM-like) model"
-        )
-    return DDPMProcess(abar.double(), scheduler.config.prediction_type)
+    if not isinstance(abar, Tensor) or not len(abar):
+        problem = f"{where}: a {kind} has no alphas_cumprod"
+        raise UserError(problem, "use a diffusion (DDPM-like) model; flow models are not supported")
+    abar = abar.double()
+    if not bool(((abar >= 0) & (abar <= 1)).all()) or bool((abar.diff() > 0).any()):
+        betas = f"beta_start {scheduler.config.get('beta_start')}, beta_end {scheduler.config.get('beta_end')}"
+        problem = f"{where}: alphas_cumprod do not fall from 1 to 0 ({betas})"
+        raise UserError(problem, "copy scheduler_config.json again")
+    prediction = scheduler.config.get("prediction_type")
+    if prediction not in get_args(PredictionType):
+        problem = f"{where}: prediction_type is {prediction!r}"
+        raise UserError(problem, f"known: {', '.join(get_args(PredictionType))}; flow models are not supported")
+    return DDPMProcess(abar, prediction)

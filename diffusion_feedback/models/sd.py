@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from ..types import Conditioning
-from .latent_diffusion import LatentDiffusion, ddpm_process, load_pipeline, place
+from .latent_diffusion import LatentDiffusion, ddpm_process
+from .pipelines import load_pipeline, place
 
 
 def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -49,4 +50,5 @@ def load(
         safety_checker=None,
         requires_safety_checker=False,
     )
-    return LatentDiffusion(place(pipeline, device, dtype), ddpm_process(pipeline.scheduler), encode_text, join, call)
+    process = ddpm_process(pipeline.scheduler, path)
+    return LatentDiffusion(place(pipeline, device, dtype), process, encode_text, join, call)

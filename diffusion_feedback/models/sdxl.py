@@ -9,12 +9,20 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from ..types import Conditioning
-from .latent_diffusion import LatentDiffusion, ddpm_process, load_pipeline, place
+from .latent_diffusion import LatentDiffusion, ddpm_process
+from .pipelines import load_pipeline, place
 
 
 def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
-    """Penultimate states of both encoders side by side, (N, tokens, D), and the second one's pooled state, (N, E)."""
+    """Penultimate states of both encoders side by side, (N, tokens, D), and the second one's pooled state, (N, E).
+
+    The empty prompt is "nothing": zeros where the pipeline says so, as the branch that guidance starts from has them.
+    Captions are dropped to it, so that training and sampling mean the same nothing.
+    """
     hidden, _, pooled, _ = pipeline.encode_prompt(prompts, device=pipeline.device, do_classifier_free_guidance=False)
+    if pipeline.config.force_zeros_for_empty_prompt:
+        empty = [index for index, prompt in enumerate(prompts) if not prompt]
+        hidden[empty], pooled[empty] = 0.0, 0.0
     return {"encoder_hidden_states": hidden, "text_embeds": pooled}
 
 
@@ -44,4 +52,5 @@ def load(
     Raises UserError as ``load_pipeline`` does.
     """
     pipeline = load_pipeline(StableDiffusionXLPipeline, path, revision=revision, variant=variant, add_watermarker=False)
-    return LatentDiffusion(place(pipeline, device, dtype), ddpm_process(pipeline.scheduler), encode_text, join, call)
+    process = ddpm_process(pipeline.scheduler, path)
+    return LatentDiffusion(place(pipeline, device, dtype), process, encode_text, join, call)

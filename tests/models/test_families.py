@@ -176,7 +176,7 @@ def test_hashes_see_configs(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> 
 
 def test_wrong_paths_and_kinds_are_named(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
     load = resolve("family", "sd")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         load(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"holds no model_index\.json"):
         load(str(tmp_path))

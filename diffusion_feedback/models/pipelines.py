@@ -1,0 +1,231 @@
+"""Diffusers pipelines that people bring: loaded whole or refused, every weight counted, every part checked against the others."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from ..errors import UserError, first_line
+from ..foreign import check_exists, check_whole, reading
+from .latent_diffusion import check_finite, modules_of
+from .quiet import quiet
+
+FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
+_PATH = "check model.pretrained_model_name_or_path"
+_KINDS: Mapping[str, type[Any]] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(\w+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
+# A whole CLIP model saved in the place of its text encoder, and buffers of old versions: no part of what is computed.
+_HARMLESS = re.compile(r"position_ids$|^(vision_model|visual_projection|text_projection|logit_scale)")
+
+
+def load_pipeline(
+    pipeline_class: type[Any], path: str, *, revision: str | None, variant: str | None, **components: Any
+) -> Any:
+    """Load a diffusers folder or hub id as ``pipeline_class``, every part in float32, in eval mode and frozen.
+
+    Code that lies beside the weights is never run. Raises UserError for whatever cannot be read, another kind of
+    pipeline, weights that are missing, left over or not finite, and parts that do not belong together.
+    """
+    place = _place(path, pipeline_class)
+    try:
+        with reading(path, f"a {pipeline_class.__name__}", "check its files, the revision and the variant"), quiet():
+            source = str(place or path)
+            index = DiffusionPipeline.load_config(source, revision=revision)
+            _check_index(path, index, pipeline_class)
+            folder = place or Path(
+                pipeline_class.download(path, revision=revision, variant=variant, trust_remote_code=False, **components)
+            )
+            names = [name for name in _KINDS if name in index]
+            chosen = _variants(path, folder, names, variant)
+            networks = {name: _network(path, folder / name, _KINDS[name], chosen[name]) for name in names}
+            pipeline = pipeline_class.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, **networks, **components
+            )
+            _check_parts(path, folder, pipeline)
+    except UserError:
+        # What the libraries say of a pointer or an empty file is of no help.
+        if place is not None:
+            for name in _KINDS:
+                check_whole(place / name)
+        raise
+    for name, module in modules_of(pipeline).items():
+        check_finite(module, f"{path}/{name}")
+        module.requires_grad_(False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_slicing()  # one image at a time: decoding is what runs out of memory first
+    return pipeline
+
+
+def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32. Raises UserError."""
+    try:
+        with quiet():
+            pipeline.to(device).unet.to(dtype)
+    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
+        raise UserError(f"device {device}: {first_line(error)}", "use another device, or free its memory") from error
+    return pipeline
+
+
+def _place(path: str, pipeline_class: type[Any]) -> Path | None:
+    """The folder at ``path``; None for a hub id. Raises UserError for other things, and says what they are."""
+    check_exists(path, f"no such folder; {_PATH}")
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        return None
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    single = [file for file in files if file.suffix in (".safetensors", ".ckpt", ".pt") and file.is_file()]
+    if folder.is_dir() and (folder / "model_index.json").is_file():
+        return folder
+    if folder.is_dir() and ((folder / "recipe.yaml").is_file() or any("lora" in file.name for file in single)):
+        base = f"its base is {found!r}" if (found := _base_of(folder / "recipe.yaml")) else "it has no base of its own"
+        remedy = "give the base as the model, and this folder as --lora; dfb generate and benchmark take it as it is"
+        raise UserError(
+            f"{path}: holds no model_index.json: it is a LoRA run or a run that is not finished; {base}", remedy
+        )
+    if len(single) == 1:
+        name = pipeline_class.__name__
+        remedy = (
+            f"convert it once in Python: diffusers.{name}.from_single_file({str(single[0])!r}).save_pretrained(FOLDER); "
+            "then give FOLDER"
+        )
+        raise UserError(f"{path}: not a diffusers pipeline but a single-file checkpoint", remedy)
+    inner = sorted(file.parent.name for file in folder.glob("*/model_index.json"))
+    also = f"; {folder / inner[0]} is one" if inner else ""
+    raise UserError(f"{path}: not a diffusers pipeline, it holds no model_index.json{also}", FOLDER)
+
+
+def _base_of(recipe: Path) -> str | None:
+    if not recipe.is_file():
+        return None
+    with reading(recipe, "the recipe of a run", FOLDER):
+        return str(yaml.safe_load(recipe.read_text("utf-8"))["model"]["pretrained_model_name_or_path"])
+
+
+def _check_index(path: str, index: Mapping[str, Any], expected: type[Any]) -> None:
+    """Raise UserError where model_index.json names another pipeline, lacks a part, or has one of another class."""
+    where, found = f"{path}/model_index.json", index.get("_class_name")
+    if found != expected.__name__:
+        remedy = "model.family sd takes StableDiffusionPipeline, sdxl takes StableDiffusionXLPipeline"
+        raise UserError(f"{where}: _class_name is {found!r}, expected {expected.__name__!r}", remedy)
+    parts = {*_KINDS, *_ENCODERS.values(), "scheduler"}
+    for name in [name for name in inspect.signature(expected).parameters if name in parts]:
+        entry = index.get(name)
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or None in entry:
+            raise UserError(f"{where}: {name!r} is {entry!r}", "use a pipeline with all of its parts")
+        if name in _KINDS and entry[1] != _KINDS[name].__name__:
+            remedy = "use the pipeline that its makers published, or say with model.family what it is"
+            raise UserError(f"{where}: {name!r} is a {entry[1]!r}, expected {_KINDS[name].__name__!r}", remedy)
+        if entry[0] not in ("diffusers", "transformers"):
+            problem = f"{where}: {name!r} comes from {entry[0]!r}, code of its own"
+            raise UserError(problem, "such code is never run; use a pipeline of diffusers' and transformers' parts")
+
+
+def _variants(path: str, folder: Path, names: list[str], variant: str | None) -> dict[str, str | None]:
+    """Which variant of the weights is loaded for each network. As in diffusers, one that lacks it has its plain weights.
+
+    Raises UserError where none has it, and where there are variants alone and none was asked for.
+    """
+    there: dict[str, set[str | None]] = {}
+    for name in names:
+        matches = [_WEIGHTS.fullmatch(file.name) for file in (folder / name).glob("*")]
+        there[name] = {match[1] for match in matches if match}
+    known = sorted({found for each in there.values() for found in each if found})
+    if variant is not None and variant not in known:
+        has = f"the variants {', '.join(known)}" if known else "no variants"
+        raise UserError(
+            f"{path}: no weights of variant {variant!r}; it has {has}", "leave variant out, or name one that it has"
+        )
+    for name, found in there.items():
+        if not found:
+            raise UserError(f"{path}/{name}: holds no weights", "download or copy the folder whole")
+        if variant not in found and None not in found:
+            problem = f"{path}/{name}: has weights of variant {min(filter(None, found))} alone"
+            raise UserError(
+                problem, f"give it as variant (model.variant, --variant); the variants are {', '.join(known)}"
+            )
+    return {name: variant if variant in found else None for name, found in there.items()}
+
+
+def _network(path: str, folder: Path, kind: type[Any], variant: str | None) -> nn.Module:
+    """The network in ``folder``. Raises UserError unless its weights are those that its config asks for, one by one."""
+    remedy = "config.json and weights do not belong together, or a file is cut: download or copy the folder again"
+    with reading(f"{path}/{folder.name}", f"a {kind.__name__}", remedy):
+        model, notes = kind.from_pretrained(folder, variant=variant, dtype=torch.float32, output_loading_info=True)
+    is_encoder = folder.name in _ENCODERS
+    left = [key for key in notes["unexpected_keys"] if not (is_encoder and _HARMLESS.search(key))]
+    shapes = [str(key) for key in notes["mismatched_keys"]]
+    faults = {"missing": notes["missing_keys"], "left over": left, "of another shape": shapes}
+    wrong = [f"{len(keys)} {what} ({min(map(str, keys))})" for what, keys in faults.items() if keys]
+    if wrong or notes.get("error_msgs"):
+        said = ", ".join(wrong) or str(notes["error_msgs"][0])
+        raise UserError(
+            f"{path}/{folder.name}: weights of another {kind.__name__} than its config.json says: {said}", remedy
+        )
+    network: nn.Module = model
+    return network
+
+
+def _check_parts(path: str, folder: Path, pipeline: Any) -> None:
+    """Raise UserError where tokenizers, encoders, network and decoder of ``pipeline`` do not belong together."""
+    encoders = {name: encoder for name in _ENCODERS if (encoder := getattr(pipeline, name, None)) is not None}
+    for name, encoder in encoders.items():
+        check_tokenizer(f"{path}/{_ENCODERS[name]}", folder / _ENCODERS[name], pipeline, name, encoder)
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    width = sum(int(encoder.config.hidden_size) for encoder in encoders.values())
+    asked = unet.cross_attention_dim
+    taken = {*asked} if isinstance(asked, (list, tuple)) else {asked}
+    problems = {
+        f"the text encoders give {width} numbers a token, unet takes {asked}": taken != {width},
+        f"vae gives {vae.latent_channels} channels, unet takes {unet.in_channels} and gives {unet.out_channels}": (
+            {unet.in_channels, unet.out_channels} != {vae.latent_channels}
+        ),
+        f"vae/config.json: scaling_factor is {vae.scaling_factor!r}": not _is_positive(vae.scaling_factor),
+        f"unet/config.json: sample_size is {unet.sample_size!r}, not one number": not _is_positive(unet.sample_size),
+    }
+    for problem, is_wrong in problems.items():
+        if is_wrong:
+            raise UserError(f"{path}: {problem}", "use a text-to-image pipeline as its makers published it")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def check_tokenizer(where: str, folder: Path, pipeline: Any, name: str, encoder: Any) -> None:
+    """Raise UserError where the tokenizer of the encoder called ``name`` was made up by a library, or is another model's."""
+    tokenizer = getattr(pipeline, _ENCODERS[name])
+    remedy = "copy the tokenizer's folder again (vocab.json and merges.txt, or tokenizer.json)"
+    has_files = (folder / "tokenizer.json").is_file() or all(
+        (folder / file).is_file() for file in ("vocab.json", "merges.txt")
+    )
+    if not has_files:
+        raise UserError(f"{where}: holds no vocabulary", remedy)
+    vocabulary = tokenizer.get_vocab()
+    rows = int(encoder.get_input_embeddings().num_embeddings)
+    largest = max(vocabulary.values(), default=-1)
+    if largest >= rows or len(vocabulary) < 0.9 * rows:
+        problem = f"{where}: {len(vocabulary)} tokens with ids up to {largest}, {name} has an embedding of {rows}"
+        raise UserError(problem, "use the tokenizer that the text encoder was trained with")
+    positions = int(encoder.config.max_position_embeddings)
+    if not 0 < tokenizer.model_max_length <= positions:
+        found = tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else "not set"
+        problem = f"{where}/tokenizer_config.json: model_max_length is {found}, {name} reads {positions} tokens"
+        raise UserError(problem, f"set it to {positions}, or copy the file again")
