@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..generation import Sampler
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
+_LARGEST = 8192  # px
+_STRONGEST = 1000  # of guidance: beyond, all pictures are noise
 _SETTINGS = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
 
 
@@ -63,8 +65,11 @@ def check_sampling_flags(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seeds: got {arguments.seeds}", "allowed: distinct numbers, 0 or more")
     for name in ("height", "width"):
         value = getattr(arguments, name)
-        if value is not None and (value < 8 or value % 8):
-            raise UserError(f"--{name}: got {value}", "allowed: multiples of 8")
+        if value is not None and (not 8 <= value <= _LARGEST or value % 8):
+            raise UserError(f"--{name}: got {value}", f"allowed: multiples of 8, up to {_LARGEST}")
+    if not 0 <= arguments.guidance_scale <= _STRONGEST:
+        problem = f"--guidance_scale: got {arguments.guidance_scale}"
+        raise UserError(problem, f"allowed: 0 to {_STRONGEST}; 1 and less is no guidance, 7.5 is usual")
 
 
 def take_lora_run(arguments: argparse.Namespace) -> None:
@@ -102,6 +107,7 @@ def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
     import torch
 
     from ..catalog import resolve
+    from ..errors import UserError
 
     denoiser = resolve("family", arguments.family)(
         arguments.model,
@@ -112,6 +118,13 @@ def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
     )
     if arguments.lora:
         print(denoiser.load_lora(arguments.lora))
+    if arguments.num_inference_steps > denoiser.process.num_timesteps:
+        problem = f"--num_inference_steps: got {arguments.num_inference_steps}"
+        raise UserError(problem, f"allowed: up to {denoiser.process.num_timesteps}, the timesteps of the model")
+    if (arguments.height is None) != (arguments.width is None):
+        # diffusers ignores one side without the other.
+        arguments.height = arguments.height or denoiser.resolution
+        arguments.width = arguments.width or denoiser.resolution
     settings = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
 
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -109,18 +110,26 @@ class LatentDiffusion:
         """One image per (prompt, seed) by the pipeline itself, with ``network`` in the place of its own.
 
         Each image starts from its own CPU generator, so it does not depend on its neighbours in the batch, up to
-        rounding. ``settings`` go to the pipeline's call: num_inference_steps, guidance_scale, height, width, ...
+        rounding. ``settings`` go to the pipeline's call: num_inference_steps, guidance_scale, height, width, ... Raises
+        UserError for images that are not finite, and for settings that the pipeline refuses.
         """
         own, training = self.pipeline.unet, network.training
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         try:
             self.pipeline.unet = network.eval()
             with quiet(), _own_precision(network, self.pipeline.device):
-                images = self.pipeline(prompt=list(prompts), generator=generators, output_type="pil", **settings).images
+                found = self.pipeline(prompt=list(prompts), generator=generators, output_type="np", **settings).images
         finally:
             self.pipeline.unet = own
             network.train(training)
-        return list(images)
+        # As pictures they would be black, and nothing would tell.
+        broken = [index for index, image in enumerate(found) if not np.isfinite(image).all()]
+        if broken:
+            first = f"the first is of {prompts[broken[0]]!r} under seed {seeds[broken[0]]}"
+            problem = f"{len(broken)} of {len(found)} images hold values that are not finite, {first}"
+            raise UserError(problem, "use float32 or bfloat16 for the network, and a usual guidance_scale")
+        images: list[Image.Image] = self.pipeline.image_processor.numpy_to_pil(found)
+        return images
 
     def load_lora(self, path: str) -> str:
         """Add the LoRA weights at ``path`` to the pipeline; say which. Raises UserError unless all of them fit."""

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from run_results import train
 from safetensors.torch import load_file, save_file
 
 from diffusion_feedback.catalog import resolve
@@ -19,6 +21,7 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 
+LORA = {"tuning": "lora", "lora_rank": 2, "lora_targets": ["attention"]}
 NETWORKS = {
     "sd": ["unet", "vae", "text_encoder"],
     "sdxl": ["unet", "vae", "text_encoder", "text_encoder_2"],
@@ -369,3 +372,105 @@ def test_the_empty_prompt_of_sd(tiny_pipelines: dict[str, Path]) -> None:
     with torch.no_grad():
         _, nothing = denoiser.pipeline.encode_prompt("a cat", "cpu", 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(denoiser.encode_prompts([""])["encoder_hidden_states"], nothing, atol=1e-6, rtol=1e-5)
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "p.txt"
+    path.write_text("a cat\n")
+    return path
+
+
+def generate(model: Path, prompts: Path, out: Path, *flags: str) -> int:
+    steps = [] if "--num_inference_steps" in flags else ["--num_inference_steps", "1"]
+    return main(["generate", str(model), "--prompts", str(prompts), "--output_dir", str(out), *steps, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        (["--height", "24"], (16, 24)),
+        (["--width", "24"], (24, 16)),
+        (["--height", "24", "--width", "8"], (8, 24)),
+        ([], (16, 16)),
+    ],
+)
+def test_one_side_alone_is_honoured(
+    flags: list[str], size: tuple[int, int], tiny_pipelines: dict[str, Path], prompts: Path, tmp_path: Path
+) -> None:
+    assert generate(tiny_pipelines["sd"], prompts, tmp_path / "out", *flags) == 0
+    with Image.open(tmp_path / "out" / "images" / "00000-s0.png") as image:
+        assert image.size == size
+    settings = json.loads((tmp_path / "out" / "metadata.jsonl").read_text())["settings"]
+    if flags:
+        assert (settings["width"], settings["height"]) == size
+    else:
+        assert "width" not in settings
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--guidance_scale", "inf"],
+        ["--guidance_scale=-inf"],
+        ["--guidance_scale", "nan"],
+        ["--guidance_scale", "1e30"],
+        ["--guidance_scale", "-1"],
+        ["--num_inference_steps", "0"],
+        ["--num_inference_steps", "1001"],
+        ["--height", "0"],
+        ["--height", "12"],
+        ["--width", "-8"],
+        ["--width", "80000000"],
+    ],
+)
+def test_numbers_that_mean_nothing(
+    flags: list[str],
+    tiny_pipelines: dict[str, Path],
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert generate(tiny_pipelines["sd"], prompts, tmp_path / "out", *flags) == 2
+    said = capsys.readouterr().err
+    assert flags[0].split("=")[0] in said
+    assert "allowed" in said
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_images_that_are_not_finite_are_never_written(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    denoiser = resolve("family", "sd")(str(tiny_pipelines["sd"]))
+    with torch.no_grad():
+        denoiser.network.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(
+        UserError, match="2 of 2 images hold values that are not finite, the first is of 'a cat' under seed 5"
+    ):
+        denoiser.sample(denoiser.network, ["a cat", "a dog"], [5, 6], num_inference_steps=1)
+
+
+@pytest.mark.parametrize("model", ["run", "checkpoint"])
+def test_a_lora_run_is_a_model(
+    model: str,
+    make_recipe: Callable[..., Path],
+    tiny_pipelines: dict[str, Path],
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its recipe knows the base: the pictures are those of base and --lora, and not the base's."""
+    run = train(make_recipe(model=LORA, training={"max_train_steps": 2, "learning_rate": 0.1}))
+    given = run if model == "run" else run / "checkpoints" / "step-000002"
+    assert generate(given, prompts, tmp_path / "own") == 0
+    assert f"a LoRA run on {tiny_pipelines['sd']}" in capsys.readouterr().out
+    assert generate(tiny_pipelines["sd"], prompts, tmp_path / "pair", "--lora", str(run)) == 0
+    assert generate(tiny_pipelines["sd"], prompts, tmp_path / "base") == 0
+    own, pair, base = ((tmp_path / name / "images" / "00000-s0.png").read_bytes() for name in ("own", "pair", "base"))
+    assert own == pair != base
+    capsys.readouterr()
+    assert generate(given, prompts, tmp_path / "x", "--lora", str(run)) == 2
+    assert "is itself a LoRA run" in capsys.readouterr().err
+    assert generate(given, prompts, tmp_path / "x", "--family", "sdxl") == 2
+    assert "--family: got 'sdxl'" in capsys.readouterr().err
