@@ -14,6 +14,7 @@ from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
     from ..data.prompt_images import PromptImages
+    from ..data.prompt_sets import PromptSet
     from ..evaluation.benchmarks.benchmark import Benchmark
     from ..records import PromptRecord
     from .benchmark_run import BenchmarkRun
@@ -50,7 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("benchmark", metavar="BENCHMARK", help="hpsv2, pickapic, partiprompts, drawbench or shapes")
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--prompts", help="file, folder or hub id of the prompts; the benchmark's own by default")
-    add("--images", help="folder of images that are there: by place (<style>/00000.png) or with metadata.jsonl")
+    add(
+        "--images",
+        help="folder of images that are there: by place (<style>/00000.png; 00000_0.png for several) or with metadata",
+    )
     add("--model", help="diffusers folder or hub id to generate the images from, in place of --images")
     add("--baseline", metavar="RUN", help="folder of another run of this benchmark, to compare with prompt by prompt")
     add("--tie_margin", "--tie-margin", type=float, default=0.0, help="scores this close count as a tie (default 0)")
@@ -104,7 +108,8 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     from .benchmark_run import check_folder, image_names, make_run, open_folder, write_run
     from .scoring import process_state, score_items
 
-    prompts, settings = _prompts(benchmark, arguments)
+    read, settings = _prompts(benchmark, arguments)
+    prompts = list(read.prompts)
     baseline = _baseline(benchmark, settings, arguments)
     loaded = None
     if arguments.model:
@@ -113,7 +118,7 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
         settings |= {"seeds": arguments.seeds, "generation": {**loaded.settings, "noise": "by prompt and seed"}}
         found = None
     else:
-        found = find_images(Path(arguments.images), prompts)
+        found = find_images(Path(arguments.images), prompts, read.read)
         _say_images(found, arguments)
         settings["images"] = str(Path(arguments.images).resolve())
     folder = Path(arguments.output_dir)
@@ -170,7 +175,7 @@ def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
         find_device(arguments.device)
 
 
-def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[list[PromptRecord], dict[str, Any]]:
+def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[PromptSet, dict[str, Any]]:
     """The prompts, and the settings of the run as far as they decide."""
     from .. import __version__
     from ..data.prompt_sets import read_prompt_set
@@ -186,7 +191,9 @@ def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[list[
         unique=benchmark.unique,
     )
     if found.duplicates:
-        print(f"note: {found.duplicates} prompts stand more than once in {source}; each is taken once")
+        print(
+            f"note: {found.duplicates} prompts stand more than once in {source}; each counts once, with all of its images"
+        )
     short = benchmark.shortfalls(found.prompts)
     if short and not arguments.allow_short:
         problem = f"{source}: not the prompts of benchmark {benchmark.name}: {'; '.join(short)}"
@@ -204,7 +211,7 @@ def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[list[
         "allow_missing": arguments.allow_missing,
         "version": __version__,
     }
-    return list(found.prompts), settings
+    return found, settings
 
 
 def _baseline(benchmark: Benchmark, settings: dict[str, Any], arguments: argparse.Namespace) -> BenchmarkRun | None:
@@ -223,7 +230,12 @@ def _say_images(found: PromptImages, arguments: argparse.Namespace) -> None:
     from ..errors import UserError
 
     if found.unused:
-        print(f"note: {found.unused} images of {arguments.images} belong to no prompt, or to one that has its image")
+        names = ", ".join(found.left[:3]) + (", ..." if found.unused > 3 else "")
+        print(
+            f"note: {found.unused} images of {arguments.images} belong to no prompt, or to one that has its image: {names}"
+        )
+    if found.note:
+        print(f"note: {found.note}")
     if not found.missing:
         return
     first = "\n".join(f"  {name}" for name in found.missing[:20])

@@ -11,7 +11,8 @@ from ..errors import UserError
 from ..prompts import prompt_column
 from ..prompts.rows import read_table
 from .image_folders import FolderImages, list_images, natural_order
-from .image_prompts import FILE_COLUMNS, Pairing
+from .image_metadata import FILE_COLUMNS
+from .image_prompts import Pairing
 
 _METADATA = "metadata.jsonl"
 _SAMPLES = "samples"

@@ -10,8 +10,7 @@ from pathlib import Path, PurePath
 from ..errors import UserError
 from ..records import PromptRecord
 from .image_folders import natural_order
-
-FILE_COLUMNS = ("file_name", "image", "path")
+from .image_metadata import FILE_COLUMNS
 
 _SAMPLE = re.compile(r"(?P<index>\d+)[-_]s?(?P<sample>\d+)")
 _ID_SAMPLE = re.compile(r"(?P<id>.+)[-_]s?\d+")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..prompts import PROMPT_COLUMNS
 from ..records import PromptRecord, content_hash
 from ..types import ImageItem
 from .folders import find_twins
 from .image_folders import FolderImages, is_image_name, list_images, natural_order
 from .image_handles import ImageFile, PairImage
 from .image_layouts import Layout, prompts_in_names, read_geneval
-from .image_prompts import FILE_COLUMNS, join_prompts
+from .image_metadata import names_one_image, read_image_rows
+from .image_prompts import join_prompts
 from .places import is_glob, is_saved, read_regular, reason, user_path
 from .readers import find_source
-from .rows import image_file, listed, match_columns, read_image
-from .tabular import METADATA_NAMES, columns_of, find_metadata, place_in, read_table
+from .rows import listed, read_image
+from .tabular import METADATA_NAMES, find_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _open(path: str, given: _Given) -> ImageSet:
     if (
         place.is_file()
         and (place.suffix.lower() in (".jsonl", ".csv") or place.name in METADATA_NAMES)
-        and _names_one_image(place)
+        and names_one_image(place)
     ):
         given.refuse(path)
         return _of_metadata(place)
@@ -153,7 +153,7 @@ def _open(path: str, given: _Given) -> ImageSet:
 
 def _of_folder(folder: Path, given: _Given) -> ImageSet:
     metadata = find_metadata(folder)
-    if metadata is not None and _names_one_image(metadata):
+    if metadata is not None and names_one_image(metadata):
         given.refuse(folder)
         return _of_metadata(metadata)
     if (layout := read_geneval(folder)) is not None:
@@ -182,13 +182,9 @@ def _checked(items: list[ImageItem], path: str | Path) -> ImageSet:
     return ImageSet(items)
 
 
-def _names_one_image(metadata: Path) -> bool:
-    return any(name in FILE_COLUMNS for name in columns_of(metadata))
-
-
 def _with_metadata(folder: Path) -> list[Path]:
     """The subfolders that are image folders of their own, such as one for each model."""
-    places = [place.parent for name in METADATA_NAMES for place in folder.glob(f"*/{name}") if _names_one_image(place)]
+    places = [place.parent for name in METADATA_NAMES for place in folder.glob(f"*/{name}") if names_one_image(place)]
     names = natural_order({place.name for place in places if not place.name.startswith(".")})
     return [folder / name for name in names]
 
@@ -225,36 +221,12 @@ def _of_metadata(metadata: Path) -> ImageSet:
 
 
 def _listed(metadata: Path) -> Iterator[ImageItem]:
-    """The rows of a metadata file; an image may stand in several, with a prompt each, or have a list of prompts.
-
-    Raises UserError for a row without its file, or that repeats another.
-    """
-    column = match_columns({"file": FILE_COLUMNS}, columns_of(metadata), str(metadata))["file"]
-    seen: dict[tuple[str, str], int] = {}
-    for number, cells in read_table(metadata):
-        where = place_in(metadata, number)
-        name = cells.get(column)
-        file = image_file(name, metadata.parent, where) if isinstance(name, str) else None
-        if not isinstance(name, str) or file is None or not os.path.isfile(file):  # False for a name that cannot be
-            raise UserError(f"{where}: {name!r} is missing", "put the image in its place, or remove the line")
-        for prompt in _prompts_of(cells, where):
-            key = os.path.normpath(name), prompt
-            if key in seen:
-                problem = f"{where}: {name} stands in line {seen[key]} too, with the same prompt"
-                raise UserError(problem, "remove one of the two")
-            seen[key] = number
-            yield ImageItem(name, prompt, ImageFile(file))
-
-
-def _prompts_of(cells: Mapping[str, Any], where: str) -> list[str]:
-    """The prompts of a row: a text, or a list of texts; "" where no column has one."""
-    columns = {name.lower(): name for name in cells}
-    named = (columns[name] for name in PROMPT_COLUMNS if name in columns)
-    found = next((cells[column] for column in named if cells[column] is not None), "")
-    prompts: list[Any] = found if isinstance(found, list) and found else [found]
-    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
-        raise UserError(f"{where}: found {wrong[0]!r}, not a prompt", "give the prompt as text, or a list of texts")
-    return [str(prompt).strip() for prompt in prompts]
+    """The images of a metadata file, once for each prompt. Raises UserError for a file that is not there."""
+    for row in read_image_rows(metadata):
+        if not row.is_there:
+            raise UserError(f"{row.where}: {row.name!r} is missing", "put the image in its place, or remove the line")
+        for prompt in row.prompts:
+            yield ImageItem(row.name, prompt, ImageFile(row.file))
 
 
 def _of_layout(folder: Path, layout: Layout) -> ImageSet:

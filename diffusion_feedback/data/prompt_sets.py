@@ -21,12 +21,17 @@ _HUB_FILE = re.compile(_HUB_PREFIX + r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 class PromptSet:
     """Prompts in order, ``extra["style"]`` naming the style where there is one.
 
-    ``files`` are those that were read; ``duplicates`` prompts were left out because they had come before.
+    ``files`` are those that were read, ``read`` all of their prompts: where these are more, repetitions were left out.
     """
 
     prompts: tuple[PromptRecord, ...]
     files: tuple[Path, ...]
-    duplicates: int = 0
+    read: tuple[PromptRecord, ...]
+
+    @property
+    def duplicates(self) -> int:
+        """How many prompts were left out because they had come before."""
+        return len(self.read) - len(self.prompts)
 
 
 def read_prompt_set(
@@ -56,7 +61,7 @@ def read_prompt_set(
         found.extend(_to_prompt(row, where, own, style_columns, style_of) for where, row in rows)
     first = {prompt.prompt: prompt for prompt in reversed(found)}
     kept = [prompt for prompt in found if not unique or first[prompt.prompt] is prompt]
-    return PromptSet(tuple(kept), tuple(named.values()), len(found) - len(kept))
+    return PromptSet(tuple(kept), tuple(named.values()), tuple(found))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

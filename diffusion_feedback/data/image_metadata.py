@@ -1,0 +1,76 @@
+"""Rows of metadata tables that name one image each: the one reader of image folders for all that judges images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..prompts import PROMPT_COLUMNS
+from .rows import image_file, match_columns
+from .tabular import columns_of, place_in, read_table
+
+FILE_COLUMNS = ("file_name", "image", "path")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One image of a table, ``where`` it stands there, and its prompts; [""] where no column has one.
+
+    ``name`` is as the table gives it, ``key`` the same for all ways of writing it.
+    """
+
+    where: str
+    name: str
+    file: Path
+    prompts: list[str]
+
+    @property
+    def key(self) -> str:
+        """The name without detours."""
+        return os.path.normpath(self.name)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file exists; False for a name that no file can have."""
+        return os.path.isfile(self.file)
+
+
+def names_one_image(metadata: Path) -> bool:
+    """Whether a table names one image a row."""
+    return any(name in FILE_COLUMNS for name in columns_of(metadata))
+
+
+def read_image_rows(metadata: Path) -> Iterator[ImageRow]:
+    """Every row of ``metadata``. Raises UserError for a row without a name, a prompt that is no text, or a repetition.
+
+    An image may stand in several rows with a prompt each, or have a list of prompts.
+    """
+    column = match_columns({"file": FILE_COLUMNS}, columns_of(metadata), str(metadata))["file"]
+    seen: dict[tuple[str, str], str] = {}
+    for number, cells in read_table(metadata):
+        where, name = place_in(metadata, number), cells.get(column)
+        file = image_file(name, metadata.parent, where) if isinstance(name, str) else None
+        if not isinstance(name, str) or file is None:
+            raise UserError(f"{where}: found {name!r}, not the name of a file", f"name the image in column {column!r}")
+        row = ImageRow(where, name, file, _prompts_of(cells, where))
+        for prompt in row.prompts:
+            if (row.key, prompt) in seen:
+                problem = f"{where}: {name} stands in {seen[row.key, prompt]} too, with the same prompt"
+                raise UserError(problem, "remove one of the two")
+            seen[row.key, prompt] = where.removeprefix(f"{metadata}, ")
+        yield row
+
+
+def _prompts_of(cells: Mapping[str, Any], where: str) -> list[str]:
+    """The prompts of a row: a text, or a list of texts; "" where no column has one."""
+    columns = {name.lower(): name for name in cells}
+    named = (columns[name] for name in PROMPT_COLUMNS if name in columns)
+    found = next((cells[column] for column in named if cells[column] is not None), "")
+    prompts: list[Any] = found if isinstance(found, list) and found else [found]
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise UserError(f"{where}: found {wrong[0]!r}, not a prompt", "give the prompt as text, or a list of texts")
+    return [str(prompt).strip() for prompt in prompts]
