@@ -28,13 +28,12 @@ from ..training.run_folder import RunFolder
 from ..training.steps import PairwiseStep, StepParts
 from ..types import BatchSource, ImageView, PreferenceBatch, Reference
 from .memory import PeakMemory, weight_bytes
+from .pair_data import check_apart, load_pairs
 from .run_parts import (
     build_optimizer,
     build_order,
-    check_apart,
     encode_ahead,
     labels_hash,
-    load_pairs,
     mismatched_source,
     names_of,
     needed_pairs,
@@ -192,10 +191,11 @@ class DenoisingSession:
         self.step.check()
         self.optimizer = build_optimizer(recipe, self.parameters())
         on_pair = cache_streamed(recipe, self.encoders)
-        train = load_pairs(recipe, accelerator, on_pair=on_pair)
+        resolution = recipe.data.resolution or self.denoiser.resolution
+        train = load_pairs(recipe, accelerator, resolution=resolution, on_pair=on_pair)
         assert train is not None
         self.train = train
-        self.heldout = load_pairs(recipe, accelerator, heldout=True, on_pair=on_pair)
+        self.heldout = load_pairs(recipe, accelerator, resolution=resolution, heldout=True, on_pair=on_pair)
         check_apart(self.train, self.heldout)
         self.order = build_order(recipe, train, accelerator)
         note_truncated(self.denoiser.count_truncated(sorted({pair.prompt for pair in train.pairs})), accelerator)

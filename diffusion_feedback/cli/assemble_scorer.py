@@ -20,13 +20,12 @@ from ..records import PairRecord
 from ..training.loop import Trainer
 from ..training.ranking import RankingStep, ranking_accuracy
 from ..training.run_folder import RunFolder
+from .pair_data import check_apart, load_pairs
 from .run_parts import (
     build_optimizer,
     build_order,
-    check_apart,
     encode_ahead,
     labels_hash,
-    load_pairs,
     names_of,
     needed_pairs,
     note_truncated,
@@ -83,10 +82,11 @@ class ScorerSession:
         self.step.check()
         self.optimizer = build_optimizer(recipe, self.parameters())
         on_pair = self._cut_streamed() if recipe.data.streaming else None
-        train = load_pairs(recipe, accelerator, on_pair=on_pair)
+        resolution = self.scorer.resolution
+        train = load_pairs(recipe, accelerator, resolution=resolution, on_pair=on_pair)
         assert train is not None
         self.train = train
-        self.heldout = load_pairs(recipe, accelerator, heldout=True, on_pair=on_pair)
+        self.heldout = load_pairs(recipe, accelerator, resolution=resolution, heldout=True, on_pair=on_pair)
         check_apart(self.train, self.heldout)
         self.order = build_order(recipe, train, accelerator)
         note_truncated(self.scorer.count_truncated(sorted({pair.prompt for pair in train.pairs})), accelerator)

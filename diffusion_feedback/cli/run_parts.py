@@ -15,10 +15,9 @@ from tqdm import tqdm
 from ..catalog import resolve
 from ..config import Recipe
 from ..data.index import PairIndex
-from ..data.readers import open_pairs
 from ..errors import UserError, first_line
 from ..folders import expand
-from ..records import PairRecord, content_hash
+from ..records import content_hash
 from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
@@ -85,48 +84,6 @@ class Planned(Protocol):
     def plan(self) -> list[str]:
         """Lines on what is learnt from, and in how many steps."""
         ...
-
-
-def load_pairs(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    *,
-    heldout: bool = False,
-    on_pair: Callable[[PairRecord], None] | None = None,
-) -> PairIndex | None:
-    """The index of the training or the held-out pairs; None where a recipe names no held-out pairs.
-
-    ``on_pair`` sees every pair as it is read. Held-out ties are dropped: they have no side to agree with.
-    """
-    data = recipe.data
-    path = data.validation if heldout else data.train
-    if path is None:
-        return None
-    reader = open_pairs(
-        path,
-        split=data.validation_split if heldout else data.split,
-        revision=data.revision,
-        streaming=data.streaming,
-        on_bad_row=data.on_bad_row,
-        ties="drop" if heldout else data.ties,
-    )
-    index = PairIndex.build(reader, on_pair=on_pair)
-    if reader.skipped:
-        accelerator.print(f"{len(reader.skipped)} bad rows skipped in {path}; the first of them:")
-        for _, reason in reader.skipped[:20]:
-            accelerator.print(f"  {reason}")
-    limit = data.max_validation_pairs if heldout else data.max_train_pairs
-    return index.head(limit) if limit else index
-
-
-def check_apart(train: PairIndex, heldout: PairIndex | None) -> None:
-    """Raise UserError where a held-out pair is a training pair."""
-    if heldout is None:
-        return
-    shared = {pair.pair_id for pair in train.pairs} & {pair.pair_id for pair in heldout.pairs}
-    if shared:
-        problem = f"data.validation: {len(shared)} of its {len(heldout)} pairs are training pairs too"
-        raise UserError(problem, "give other files or another validation_split")
 
 
 def note_truncated(count: int, accelerator: Accelerator) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..records import PairRecord, content_hash
-from .images import image_header
-from .readers import PairReader, ReadCounts, open_pairs
+from ..records import content_hash
+from .image_index import image_index
+from .readers import KnownPair, PairReader, ReadCounts, open_pairs
+from .rows import listed
+from .squares import square_notes
 
 LONG_CAPTION_WORDS = 50
 """CLIP's text encoder sees 77 tokens, which is about this many words."""
@@ -25,6 +27,7 @@ _BAD = {
     "identical": ("with the same image on both sides", "remove them: there is nothing to prefer"),
 }
 _EXAMPLES = 5
+_RESOLUTIONS = (512, 1024)  # what most models are trained at
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class CheckReport:
     ``num_usable`` are the pairs that training uses by default: each once, without ties.
     ``labels`` counts image 0 preferred, image 1 preferred, tie, and vote shares in between (soft).
     ``duplicates`` are rows that repeat a pair, ``contradicting`` are pairs whose rows prefer different images;
-    ``sides`` lists every image's shorter side, px; ``unusable`` is (source, reason).
+    ``sizes`` lists every image's width and height, px; ``unusable`` is (source, reason); ``notes`` says what was passed
+    over, ``unused`` which columns nothing is read from.
     """
 
     name: str
@@ -50,8 +54,11 @@ class CheckReport:
     pairs_per_prompt: Sequence[int]
     image_formats: Mapping[str, int]
     image_modes: Mapping[str, int]
-    sides: Sequence[int]
+    num_animated: int
+    sizes: Sequence[tuple[int, int]]
     unusable: Sequence[tuple[str, str]]
+    notes: Sequence[str]
+    unused: Sequence[str]
 
     @property
     def is_ready(self) -> bool:
@@ -63,19 +70,29 @@ class CheckReport:
         lines = [f"{self.name}: {self.format}", f"  {self.counts}", *self._contents(), *self._problems()]
         return "\n".join([*lines, self._verdict()])
 
+    @property
+    def sides(self) -> list[int]:
+        """Every image's shorter side, px."""
+        return [min(size) for size in self.sizes]
+
     def _contents(self) -> list[str]:
+        columns = [f"  columns that nothing is read from: {listed(self.unused, 20)}"] if self.unused else []
         if not self.counts.pairs:
-            return []
+            return columns
         return [
+            *columns,
             f"  {self.counts.pairs:,} pairs of {self.num_images:,} images over {self.num_prompts:,} prompts"
             f" ({_range(self.pairs_per_prompt)} pairs a prompt)",
-            f"  labels: {_listed(self.labels)}",
-            f"  images: {_listed(self.image_formats)}; {_listed(self.image_modes)};"
+            f"  labels: {_counted(self.labels)}",
+            f"  images: {_counted(self.image_formats)}; {_counted(self.image_modes)};"
             f" shorter side {_range(self.sides)} px",
         ]
 
     def _problems(self) -> list[str]:
-        lines = []
+        lines = [f"  ! {note}" for note in self.notes]
+        lines += [f"  ! {note}" for note in square_notes(self.sizes, _RESOLUTIONS)]
+        if self.num_animated:
+            lines.append(f"  ! {self.num_animated:,} images move or have several pages -> the first one is taken")
         for kind, number in self.counts.bad.items():
             what, remedy = _BAD[kind]
             lines.append(f"  ! {number:,} rows {what} -> {remedy}")
@@ -115,25 +132,26 @@ class _Tally:
     prompts: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
-    sides: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    animated: int = 0
     images: set[str] = field(default_factory=set)
     long_captions: int = 0
     # Pair to where it was met first, and each row's vote share for the first of the two images in the order of keys.
     pairs: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
 
-    def add(self, record: PairRecord) -> None:
+    def add(self, record: KnownPair) -> None:
         self.prompts[record.prompt] += 1
         self.long_captions += len(record.prompt.split()) > LONG_CAPTION_WORDS
         named = {1.0: "image 0 preferred", 0.0: "image 1 preferred", 0.5: "tie"}
         self.labels[named.get(record.label_0, "vote shares in between")] += 1
-        keys = [content_hash(image) for image in (record.image_0, record.image_1)]
-        for key, image in zip(keys, (record.image_0, record.image_1), strict=True):
-            if key not in self.images:
-                self.images.add(key)
-                header = image_header(image, record.source)
-                self.formats[header.format] += 1
-                self.modes[header.mode] += 1
-                self.sides.append(min(header.size))
+        keys = [image.key for image in record.images]
+        for image in record.images:
+            if image.key not in self.images:
+                self.images.add(image.key)
+                self.formats[image.header.format] += 1
+                self.modes[image.header.mode] += 1
+                self.sizes.append(image.header.size)
+                self.animated += image.header.is_animated
         # As the index joins them: the same pair, whichever image comes first.
         pair_id = content_hash(record.prompt, *sorted(keys))
         share = record.label_0 if keys[0] < keys[1] else 1 - record.label_0
@@ -149,8 +167,11 @@ def check_pairs(
     """
     reader = open_pairs(path, split=split, revision=revision, streaming=streaming, on_bad_row="skip", ties="soft")
     tally = _Tally()
-    with tqdm(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar:
-        for record, _ in reader.scan():
+    with (
+        image_index(None, reader.identity) as images,  # what was known before is looked at too: this is the check
+        tqdm(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar,
+    ):
+        for record, _ in reader.scan_facts(images):
             tally.add(record)
             bar.update(reader.counts.rows - bar.n)
         bar.update(reader.counts.rows - bar.n)
@@ -172,12 +193,15 @@ def _report(reader: PairReader, tally: _Tally) -> CheckReport:
         pairs_per_prompt=list(tally.prompts.values()),
         image_formats=tally.formats,
         image_modes=tally.modes,
-        sides=tally.sides,
+        sizes=tally.sizes,
+        num_animated=tally.animated,
+        notes=reader.notes,
+        unused=reader.source.unused,
         unusable=reader.skipped,
     )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _counted(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{number:,} {name}" for name, number in ordered)
 

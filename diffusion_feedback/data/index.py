@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,8 +15,9 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..records import PairRecord, content_hash
 from ..types import PreferenceBatch
+from .image_index import image_index, inspect
 from .images import decode_image
-from .readers import PairReader, ReadCounts
+from .readers import KnownPair, PairReader, ReadCounts
 from .rows import Location, PairSource
 
 
@@ -24,6 +27,7 @@ class IndexedPair:
 
     ``keys`` are the images' content hashes, in sorted order, so that a pair is the same whichever image came first;
     ``label_0`` is the vote share of the first of them; ``swapped`` says that the source has them the other way round.
+    ``sizes`` are (width, height) of the images of ``keys``, px.
     """
 
     pair_id: str
@@ -34,6 +38,7 @@ class IndexedPair:
     location: Location | None
     swapped: bool
     source: str
+    sizes: tuple[tuple[int, int], tuple[int, int]]
 
     @property
     def chosen(self) -> int:
@@ -61,7 +66,9 @@ class _PairBytes:
         first, second = self._source.images(pair.location)
         images = (second, first) if pair.swapped else (first, second)
         if tuple(content_hash(image) for image in images) != pair.keys:
-            raise UserError(f"{pair.source}: the images have changed since the run began", "start the run again")
+            # Where the time of change was set back, only the bytes tell.
+            remedy = "start the run again; if that does not help, touch the file, so that it is seen as a new one"
+            raise UserError(f"{pair.source}: the images have changed since the run began", remedy)
         return images
 
 
@@ -83,33 +90,51 @@ class PairIndex:
     """Pairs sorted by their content, so that the order of files and rows never matters; a pair stands in it once."""
 
     def __init__(
-        self, source: PairSource, pairs: Sequence[IndexedPair], counts: ReadCounts, num_duplicates: int
+        self,
+        source: PairSource,
+        pairs: Sequence[IndexedPair],
+        counts: ReadCounts,
+        num_duplicates: int,
+        notes: Sequence[str] = (),
     ) -> None:
         self._source = source
         self._pairs = pairs
         self.counts = counts
         self.num_duplicates = num_duplicates
+        self.notes = notes
 
     @classmethod
-    def build(cls, reader: PairReader, *, on_pair: Callable[[PairRecord], None] | None = None) -> PairIndex:
-        """Go through ``reader`` once, with a progress bar; ``on_pair`` sees every usable pair as it passes by.
+    def build(
+        cls,
+        reader: PairReader,
+        *,
+        on_pair: Callable[[PairRecord], None] | None = None,
+        folder: Path | None = None,
+        quiet: bool = False,
+    ) -> PairIndex:
+        """Go through ``reader`` once, with a progress bar unless ``quiet``; ``on_pair`` sees every usable pair.
+
+        In ``folder`` is kept what is known of the images, so that the next time only new ones are read and decoded;
+        not where ``on_pair`` wants to see them.
 
         Rows that repeat a pair are merged: the label is their mean, ``num_duplicates`` counts the rows left out. A pair
         whose rows contradict each other evenly is then a tie, and treated as one. Raises UserError as ``reader`` does.
         """
         votes: dict[str, list[float]] = {}
         pairs: dict[str, IndexedPair] = {}
-        prompts: dict[str, str] = {}  # the same few prompts recur; each is held once
-        with tqdm(desc=f"reading {reader.name}", total=reader.num_rows, unit="row", mininterval=0.5) as bar:
-            for record, location in reader.scan():
-                pair = _indexed(record, location)
+        shared: dict[Any, Any] = {}  # the same few prompts and sizes recur; each is held once
+        with (
+            image_index(folder, reader.identity, decode=reader.decode) as images,
+            tqdm(
+                desc=f"reading {reader.name}", total=reader.num_rows, unit="row", mininterval=0.5, disable=quiet
+            ) as bar,
+        ):
+            for known, location in reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair):
+                pair = _indexed(known, location, shared)
                 votes.setdefault(pair.pair_id, []).append(pair.label_0)
-                known = pairs.get(pair.pair_id)
+                before = pairs.get(pair.pair_id)
                 # Of repeated rows the largest weight counts: like the mean of the labels, whichever comes first.
-                weight = pair.weight if known is None else max(pair.weight, known.weight)
-                pairs[pair.pair_id] = replace(pair, weight=weight, prompt=prompts.setdefault(pair.prompt, pair.prompt))
-                if on_pair is not None:
-                    on_pair(record)
+                pairs[pair.pair_id] = pair if before is None else replace(pair, weight=max(pair.weight, before.weight))
                 bar.update(reader.counts.rows - bar.n)
             bar.update(reader.counts.rows - bar.n)
         reader.require_pairs()
@@ -118,7 +143,8 @@ class PairIndex:
         if not kept:
             problem = f"{reader.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
-        return cls(reader.source, kept, reader.counts, sum(map(len, votes.values())) - len(votes))
+        duplicates = sum(map(len, votes.values())) - len(votes)
+        return cls(reader.source, kept, reader.counts, duplicates, [*images.notes, *reader.notes])
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -130,7 +156,7 @@ class PairIndex:
 
     def head(self, number: int) -> PairIndex:
         """The index of the first ``number`` pairs: as they are sorted by hash, a fixed random sample."""
-        return PairIndex(self._source, self._pairs[:number], self.counts, self.num_duplicates)
+        return PairIndex(self._source, self._pairs[:number], self.counts, self.num_duplicates, self.notes)
 
     def batch(self, indices: Sequence[int], draw: int) -> PreferenceBatch:
         """The pairs at ``indices``; no image is read before its handle is opened. ``draw`` is the epoch."""
@@ -151,14 +177,27 @@ class PairIndex:
         )
 
 
-def _indexed(record: PairRecord, location: Location | None) -> IndexedPair:
-    first, second = content_hash(record.image_0), content_hash(record.image_1)
-    swapped = first > second
-    keys = (second, first) if swapped else (first, second)
+def _shown(reader: PairReader, on_pair: Callable[[PairRecord], None]) -> Iterator[tuple[KnownPair, Location | None]]:
+    """The pairs of ``reader`` with their images, each shown to ``on_pair`` after what is known of it was taken."""
+    for record, location in reader.scan():
+        first, second = (inspect(data, record.source, decode=False) for data in (record.image_0, record.image_1))
+        yield KnownPair(record.prompt, (first, second), record.label_0, record.weight, record.source), location
+        on_pair(record)
+
+
+def _indexed(known: KnownPair, location: Location | None, shared: dict[Any, Any]) -> IndexedPair:
+    first, second = known.images
+    swapped = first.key > second.key
+    if swapped:
+        first, second = second, first
     # As PairRecord.pair_id, without hashing the images a second time.
-    pair_id = content_hash(record.prompt, *keys)
-    label_0 = 1 - record.label_0 if swapped else record.label_0
-    return IndexedPair(pair_id, record.prompt, keys, label_0, record.weight, location, swapped, record.source)
+    pair_id = content_hash(known.prompt, first.key, second.key)
+    label_0 = 1 - known.label_0 if swapped else known.label_0
+    sizes = (first.header.size, second.header.size)
+    prompt, sizes = (shared.setdefault(each, each) for each in (known.prompt, sizes))
+    return IndexedPair(
+        pair_id, prompt, (first.key, second.key), label_0, known.weight, location, swapped, known.source, sizes
+    )
 
 
 def _merged(pair: IndexedPair, votes: Sequence[float]) -> IndexedPair:

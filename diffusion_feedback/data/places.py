@@ -31,14 +31,15 @@ def stamp_of(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def check_regular(file: Path) -> None:
-    """Raise OSError where ``file``, followed through links, is a folder, device or pipe: reading could never end.
+def check_regular(file: Path) -> os.stat_result:
+    """The status of ``file``, followed through links. Raises OSError for a folder, device or pipe: no end of it is sure.
 
     ValueError for a name that cannot be one, as with a NUL in it.
     """
-    mode = os.stat(file).st_mode
+    status = os.stat(file)
+    mode = status.st_mode
     if stat.S_ISREG(mode):
-        return
+        return status
     kinds = [(stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket")]
     kind = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
     raise OSError(None, f"is {kind}, not a file", str(file))

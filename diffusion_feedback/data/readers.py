@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..errors import UserError
 from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
+from .image_index import ImageFacts, ImageIndex
 from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, user_path
-from .rows import BadRow, Location, PairSource, Row, listed, to_record, unlabelled
+from .rows import (
+    SIDES,
+    BadRow,
+    Location,
+    PairSource,
+    Row,
+    check_different,
+    check_labels,
+    image_file,
+    is_outside,
+    listed,
+    to_record,
+    unlabelled,
+)
 from .tables import HubSource, ParquetSource
 from .tabular import METADATA_NAMES, find_metadata
 
+
+@dataclass(frozen=True, slots=True)
+class KnownPair:
+    """One usable pair without its images' bytes; otherwise as PairRecord."""
+
+    prompt: str
+    images: tuple[ImageFacts, ImageFacts]
+    label_0: float
+    weight: float
+    source: str
+
+
+Pair = TypeVar("Pair", PairRecord, KnownPair)
 OnBadRow = Literal["error", "skip"]
 Ties = Literal["drop", "soft", "first"]
 
@@ -27,7 +54,10 @@ FORMATS_HELP = (
 
 @dataclass(slots=True)
 class ReadCounts:
-    """What one pass met: ``pairs`` were given out; ties count whether kept or not; ``bad`` is by kind of reason."""
+    """What one pass met: ``pairs`` were given out; ties count whether kept or not; ``bad`` is by kind of reason.
+
+    ``outside`` are images of usable pairs that do not lie in the data set's folder: full paths, and links.
+    """
 
     rows: int = 0
     pairs: int = 0
@@ -35,6 +65,7 @@ class ReadCounts:
     unlabelled: int = 0
     not_different: int = 0
     bad: Counter[str] = field(default_factory=Counter)
+    outside: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         named = [
@@ -62,8 +93,10 @@ class PairReader:
         on_bad_row: OnBadRow = "error",
         ties: Ties = "drop",
         decode: bool = True,
+        split: str = "",
     ) -> None:
         self.source = source
+        self.split = split
         self.name = name
         self.on_bad_row = on_bad_row
         self.ties = ties
@@ -75,6 +108,11 @@ class PairReader:
     def format(self) -> str:
         """The format found, in words."""
         return self.source.format
+
+    @property
+    def identity(self) -> str:
+        """Which data this is, wherever the command was started."""
+        return f"{user_path(self.name).absolute()} {self.split}"
 
     @property
     def num_rows(self) -> int | None:
@@ -91,13 +129,27 @@ class PairReader:
 
     def scan(self) -> Iterator[tuple[PairRecord, Location | None]]:
         """One pass over the usable pairs and where their images are found again; no pair at all is no error here."""
+        yield from self._pass(self.source.rows(), lambda row: to_record(row, decode=self.decode))
+
+    def scan_facts(self, index: ImageIndex) -> Iterator[tuple[KnownPair, Location | None]]:
+        """``scan`` without the images: what ``index`` knows of them is not read again."""
+        yield from self._pass(self.source.rows(index.is_known), lambda row: _known(row, index, self.source))
+
+    def _pass(self, rows: Iterator[Row], make: Callable[[Row], Pair]) -> Iterator[tuple[Pair, Location | None]]:
         self.counts, self.skipped = ReadCounts(), []
-        for row in self.source.rows():
+        for row in rows:
             self.counts.rows += 1
-            record = self._usable(row)
-            if record is not None:
+            pair = self._usable(row, make)
+            if pair is not None:
                 self.counts.pairs += 1
-                yield record, row.location
+                yield pair, row.location
+
+    @property
+    def notes(self) -> list[str]:
+        """What one should know of the data as it was read: what was passed over, and what lies elsewhere."""
+        outside = self.counts.outside
+        where = f"{self.name}: {len(outside)} images lie outside its folder (full paths or links): {listed(outside)}"
+        return [*self.source.notes, *([where] if outside else [])]
 
     def require_pairs(self) -> None:
         """Raise UserError where the last pass found no usable pair, saying why."""
@@ -115,7 +167,7 @@ class PairReader:
             )
         raise UserError(problem, "give data with labelled pairs" if self.counts.rows else "the data holds no rows")
 
-    def _usable(self, row: Row) -> PairRecord | None:
+    def _usable(self, row: Row, make: Callable[[Row], Pair]) -> Pair | None:
         match unlabelled(row):
             case "unlabelled":
                 self.counts.unlabelled += 1
@@ -124,19 +176,39 @@ class PairReader:
                 self.counts.not_different += 1
                 return None
         try:
-            record = to_record(row, decode=self.decode)
+            pair = make(row)
         except BadRow as error:
             if self.on_bad_row == "error":
                 raise
             self.counts.bad[error.kind] += 1
             self.skipped.append((row.source, error.problem))
             return None
-        if not record.is_tie:
-            return record
+        self.counts.outside += _files_outside(row, pair)
+        if pair.label_0 != 0.5:
+            return pair
         self.counts.ties += 1
         if self.ties == "drop":
             return None
-        return record if self.ties == "soft" else replace(record, label_0=1.0)
+        return pair if self.ties == "soft" else replace(pair, label_0=1.0)
+
+
+def _known(row: Row, index: ImageIndex, source: PairSource) -> KnownPair:
+    prompt, label_0, weight = check_labels(row)
+    first, second = (index.facts(row, side, source) for side in (0, 1))
+    check_different(row, first.key == second.key)
+    return KnownPair(prompt, (first, second), label_0, weight, row.source)
+
+
+def _files_outside(row: Row, pair: PairRecord | KnownPair) -> list[str]:
+    """Files of the images of ``row`` that do not lie in its folder; a data set that has none lies nowhere."""
+    if row.folder is None:
+        return []
+    if isinstance(pair, KnownPair):
+        files = [Path(image.file) for image in pair.images if image.file]
+    else:
+        found = [image_file(row.values[field], row.folder, row.where(field)) for field in SIDES]
+        files = [file for file in found if file is not None]
+    return [str(file) for file in files if is_outside(file, row.folder)]
 
 
 def open_pairs(
@@ -159,7 +231,7 @@ def open_pairs(
     as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
     """
     source = find_source(str(path), split=split, revision=revision, streaming=streaming)
-    return PairReader(source, str(path), on_bad_row=on_bad_row, ties=ties, decode=decode)
+    return PairReader(source, str(path), on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 
 def find_source(name: str, *, split: str, revision: str | None, streaming: bool) -> PairSource:

@@ -49,8 +49,8 @@ class Part:
 class Row:
     """One raw row. ``values`` are by our names for the fields, ``columns`` gives the file's names for them.
 
-    Images are bytes, a ``{"bytes", "path"}`` mapping, or the path of a file, relative to ``folder``; they are read only
-    when needed. A cell that could not be read may be the BadRow that says why. ``location`` is None where the images
+    Images are bytes, a ``{"bytes", "path"}`` mapping, or the path of a file, relative to ``folder``, where the data set
+    has one on this disk; they are read only when needed. A cell that could not be read may be the BadRow that says why. ``location`` is None where the images
     cannot be read again. ``position`` counts the rows of ``part``, which is None where images are files of their own.
     """
 
@@ -58,7 +58,7 @@ class Row:
     values: Mapping[str, Any]
     columns: Mapping[str, str]
     location: Location | None
-    folder: Path = Path()
+    folder: Path | None = None
     part: Part | None = None
     position: int = 0
 
@@ -128,7 +128,7 @@ def listed(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-def image_file(value: Any, folder: Path, where: str) -> Path | None:
+def image_file(value: Any, folder: Path | None, where: str) -> Path | None:
     """The file that an image cell names, relative to ``folder``; None where the cell holds the image itself.
 
     A relative name must stay in ``folder``: such a name in a data set from elsewhere could mean anything on this disk.
@@ -143,8 +143,8 @@ def image_file(value: Any, folder: Path, where: str) -> Path | None:
         raise BadRow("image", f"{where}: no image")
     if os.path.normpath(str(value)).split(os.sep)[0] == "..":
         advice = "give the full path of an image that lies elsewhere"
-        raise BadRow("image", f"{where}: {value} leads out of {folder}; {advice}")
-    return folder / str(value)
+        raise BadRow("image", f"{where}: {value} leads out of {folder or 'the data set'}; {advice}")
+    return (folder or Path()) / str(value)
 
 
 def is_outside(file: Path, folder: Path) -> bool:
@@ -153,7 +153,7 @@ def is_outside(file: Path, folder: Path) -> bool:
     return os.path.commonpath([place, os.path.realpath(file)]) != place
 
 
-def read_image(value: Any, folder: Path, where: str) -> bytes:
+def read_image(value: Any, folder: Path | None, where: str) -> bytes:
     """The bytes of an image cell; paths are relative to ``folder``. Raises BadRow naming ``where``."""
     file = image_file(value, folder, where)
     if file is not None:

@@ -67,7 +67,7 @@ class Layout:
         source: str,
         cells: Mapping[str, Any],
         location: Location | None,
-        folder: Path,
+        folder: Path | None,
         part: Part | None,
         position: int,
     ) -> Row:
@@ -299,11 +299,11 @@ class HubSource:
         for number, cells in enumerate(self._data.select_columns(columns)):
             location = None if self.streaming else (number,)
             where = f"{self.name}, split {self.split!r}, row {number}"
-            yield layout.row(where, cells, location, Path(), part, number)
+            yield layout.row(where, cells, location, None, part, number)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of row ``location[0]``."""
         cells, columns = self._data[int(location[0])], self._layout.columns
         where = f"{self.name}, row {location[0]}"
-        first, second = (read_image(cells[columns[name]], Path(), where) for name in SIDES)
+        first, second = (read_image(cells[columns[name]], None, where) for name in SIDES)
         return first, second
