@@ -165,7 +165,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from ..data.texts import open_texts
     from ..errors import UserError
 
-    output, given = Path(arguments.output), Path(arguments.path).expanduser()
+    output = Path(arguments.output)
     is_text = _holds_texts(arguments)
     where = {"split": arguments.split, "revision": arguments.revision, "streaming": arguments.streaming}
     reader: Any
@@ -176,8 +176,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     if output.suffix != ".parquet" and not (is_text and output.suffix == ".jsonl"):
         what = "a .jsonl or .parquet file" if is_text else "a parquet file"
         raise UserError(f"{output}: the output is {what}", "give a name that ends in .parquet")
-    if output.exists() and given.exists() and output.resolve() == given.resolve():
-        raise UserError(f"{output}: is the input itself", "give another name: what is left out would be lost")
+    _check_not_input(output, reader)
     if is_text and (rewards := _reward_columns(arguments)):
         problem = f"{arguments.path}: has {' and '.join(rewards)}, for which the forms that are written have no place"
         raise UserError(problem, "train on it as it is: trajectories need no conversion")
@@ -192,6 +191,16 @@ def _convert(arguments: argparse.Namespace) -> None:
         number = write(each_answer(rows) if arguments.each_answer else rows, output)
     for _, reason in reader.skipped:
         print(f"left out: {reason}")
-    for note in reader.notes() if is_text else ():
-        print(note)
+    for note in reader.notes() if is_text else reader.notes:
+        print(f"note: {note}" if not is_text else note)
     print(f"{output}: {number:,} {unit}s from {reader.format} ({reader.counts})")
+
+
+def _check_not_input(output: Path, reader: Any) -> None:
+    """Raise UserError where ``output`` is one of the files that are read: what is left out of it would be lost."""
+    from ..errors import UserError
+
+    sources = reader.sources if hasattr(reader, "sources") else [reader.source]
+    files = [file for source in sources for file in getattr(source, "files", None) or [getattr(source, "file", None)]]
+    if output.exists() and any(file is not None and file.exists() and file.samefile(output) for file in files):
+        raise UserError(f"{output}: is one of the inputs", "give another name: what is left out would be lost")

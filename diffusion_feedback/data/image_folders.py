@@ -116,11 +116,18 @@ def _entries(folder: Path, recursive: bool) -> Iterable[tuple[Path, bool]]:
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
             path = place / entry.name
-            is_folder = entry.is_dir()
+            is_folder = _is_folder(entry)
             if is_folder and recursive and not (entry.name.startswith(".") or entry.name in _NOT_MINE):
                 waiting.append(path)
             else:
                 yield path, is_folder
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reading it will say so
+        return False
 
 
 def _first(names: Sequence[str]) -> str:

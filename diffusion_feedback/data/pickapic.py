@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError
 from ..records import PairRecord, atomic_write
+from .places import reason
 
 SCHEMA = pa.schema(
     [
@@ -69,8 +70,16 @@ def write_pickapic(
 
 def _groups(pairs: Iterable[PairRecord], size: int) -> Iterator[list[PairRecord]]:
     rest = iter(pairs)
-    while group := list(islice(rest, size)):
+    while group := _next(rest, size):
         yield group
+
+
+def _next(pairs: Iterator[PairRecord], size: int) -> list[PairRecord]:
+    try:
+        return list(islice(pairs, size))
+    except OSError as error:  # of what is read, not of what is written
+        problem = f"{error.filename or 'the pairs'}: cannot be read ({reason(error)})"
+        raise UserError(problem, "check the data with dfb data check") from error
 
 
 def _arrays(group: Sequence[PairRecord]) -> list[pa.Array]:

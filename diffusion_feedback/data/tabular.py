@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..prompts.rows import check_columns
 from ..prompts.rows import read_table as read_lines
 from .tables import next_batch, open_parquet
 
@@ -36,6 +37,7 @@ def columns_of(file: Path) -> list[str]:
     """The columns of a table: of all of its rows, since a row of JSON Lines may lack what others have."""
     if _is_parquet(file):
         with open_parquet(file) as parquet:
+            check_columns(parquet.schema_arrow.names, str(file))
             return list(parquet.schema_arrow.names)
     names: dict[str, None] = {}
     for _, cells in read_table(file):

@@ -288,7 +288,7 @@ def test_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             run(["convert", str(source), str(output)])
     with pytest.raises(UserError, match=r"the output is a .jsonl or .parquet file"):
         run(["convert", str(source), "out.csv"])
-    with pytest.raises(UserError, match="is the input itself"):
+    with pytest.raises(UserError, match="is one of the inputs"):
         run(["convert", str(source), str(source), "--overwrite", "--on_bad_row", "skip"])
     with pytest.raises(UserError, match=r"nowhere.jsonl: no such file"):
         run(["convert", "nowhere.jsonl", str(tmp_path / "new.jsonl")])
