@@ -11,6 +11,7 @@ from torch import nn
 from ..catalog import kind_of, needs_reference, resolve
 from ..config import Recipe, to_dict
 from ..data.token_index import TokenIndex
+from ..errors import UserError
 from ..likelihoods.rewards import SequenceRewards
 from ..likelihoods.tokens import TokenLikelihood
 from ..models import lora
@@ -42,9 +43,14 @@ from .text_parts import (
 from .text_samples import Samples, sample_prompts
 
 
-def _build_order(recipe: Recipe, train: TokenIndex, accelerator: Accelerator) -> PairOrder:
+def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> PairOrder:
+    """Raises UserError for a batch larger than the data, saying what became of the rows."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-    return PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
+    try:
+        return PairOrder(len(data.train), size * accelerator.num_processes, recipe.training.seed)
+    except UserError as error:
+        reasons = [" ".join(note.split()) for note in data.notes]
+        raise UserError("; ".join([error.problem, *reasons]), error.remedy) from error
 
 
 def _token_source(
@@ -73,7 +79,7 @@ class TextSession:
         self.base_hash = self.model.model_hash()
         self.tokenization = build_tokenization(recipe, self.model)
         self.data = load_texts(recipe, self.tokenization, accelerator)
-        self.order = _build_order(recipe, self.data.train, accelerator)
+        self.order = _build_order(recipe, self.data, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=recipe.text.share_prompt)
         self.reference = build_reference(recipe, self.model, self.base_hash, device)
         self.adapters = make_trainable(recipe, self.model, task_type="CAUSAL_LM")
@@ -248,7 +254,7 @@ class RewardSession:
         self.base_hash = self.model.model_hash()
         self.tokenization = build_tokenization(recipe, self.model)
         self.data = load_texts(recipe, self.tokenization, accelerator)
-        self.order = _build_order(recipe, self.data.train, accelerator)
+        self.order = _build_order(recipe, self.data, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=False)
         heads = [self.model.network.head_name]
         self.adapters = make_trainable(recipe, self.model, task_type="SEQ_CLS", heads=heads)
@@ -292,7 +298,8 @@ class RewardSession:
         """Lengths, and what was cut or left out."""
         budget = budget_of(self.recipe, self.lengths)
         lines = describe_tokens(self.data.train, budget, self.lengths, self.tokenization)
-        return [*self.data.notes, *self.adapters, *describe_tokenizer(self.model), *lines]
+        own = [*self.adapters, *describe_tokenizer(self.model)]
+        return [*self.data.notes, *own, *lines]
 
     def fit(self, folder: RunFolder) -> Trainer:
         """Train to the end, in ``folder``."""

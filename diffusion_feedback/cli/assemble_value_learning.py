@@ -26,7 +26,7 @@ from ..training.sources import TokenSource
 from ..training.value_learning import ValueLearningStep, heldout_figures
 from .memory import weight_bytes
 from .run_parts import build_optimizer
-from .text_parts import budget_of, describe_tokenizer, load_model, make_trainable, set_chat_template
+from .text_parts import budget_of, describe_tokenizer, length_of, load_model, make_trainable, set_chat_template
 
 
 def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads.ValueNetwork, str, list[str]]:
@@ -51,16 +51,14 @@ def load_trajectories(
         return None
     split = data.validation_split if heldout else data.split
     reader = open_trajectories(path, split=split, revision=data.revision, on_bad_row=data.on_bad_row)
-    if text.max_length is not None and text.max_length > causal_lm.window:
-        problem = f"text.max_length: got {text.max_length}"
-        raise UserError(problem, f"the model's window holds {causal_lm.window} tokens")
+    length = length_of(recipe, causal_lm)
     set_chat_template(recipe, causal_lm.tokenizer)
     # No tokenised trajectory is cut: one that is too long is refused by name.
     tokenization = Tokenization(causal_lm.tokenizer, UNCUT)
     index = index_trajectories(
         reader,
         tokenization.encode,
-        max_length=text.max_length or causal_lm.usual_length,
+        max_length=length,
         max_completion_length=text.max_completion_length,
     )
     if reader.skipped:

@@ -20,6 +20,7 @@ COMPLETION_FLAGS: Mapping[str, Any] = {
     "top_k": 0,
     "top_p": 1.0,
     "chat_template": None,
+    "as_turns": False,
 }
 
 
@@ -57,6 +58,21 @@ class Writer:
         most = self.drawing.max_new_tokens
         return Tokenization(self.model.tokenizer, self.model.window, most, self.chat_template).encode_prompts(prompts)
 
+    def notes(self, prompts: Sequence[Text]) -> list[str]:
+        """What should be known of ``prompts`` before they are completed, in plain words."""
+        from ..errors import visible
+        from ..likelihoods.prompt_ends import open_ended
+        from ..likelihoods.tokenization import Tokenization
+
+        tokenizer, most = self.model.tokenizer, self.drawing.max_new_tokens
+        tokenization = Tokenization(tokenizer, self.model.window, most, self.chat_template)
+        tokenization.encode_prompts(prompts)
+        notes = [*plain_note(prompts, tokenizer, "--as_turns, or "), *tokenization.counts.notes()]
+        if ends := open_ended(tokenizer, prompts):
+            words = f"{len(ends):,} prompts end inside what may be one token (the first: {visible(ends[0][-20:])!r})"
+            notes.append(f"{words}: a model that learnt it whole cannot write its rest; leave a last space out")
+        return notes
+
     def __call__(self, prompts: Sequence[Text], seeds: Sequence[int]) -> list[Completion]:
         """One completion of each prompt, under its own seed."""
         from ..generation import Completion
@@ -82,7 +98,19 @@ def add_completion_flags(parser: argparse._ActionsContainer) -> None:
     add("--temperature", type=float, help="sampling temperature; 0 takes the likeliest token (default 1)")
     add("--top_k", "--top-k", type=int, help="draw from so many of the likeliest tokens; 0 for all (default 0)")
     add("--top_p", "--top-p", type=float, help="draw from the likeliest tokens of this share; 1 for all (default 1)")
-    add("--chat_template", "--chat-template", help="file with a Jinja chat template, for a tokenizer that has none")
+    add(
+        "--chat_template",
+        "--chat-template",
+        metavar="FILE",
+        help="a Jinja chat template, in place of the tokenizer's own; plain prompts become the user's turn",
+    )
+    add(
+        "--as_turns",
+        "--as-turns",
+        action="store_const",
+        const=True,
+        help="plain prompts become the user's turn of the chat template, as a chat model needs them",
+    )
 
 
 def given_completion_flags(arguments: argparse.Namespace) -> list[str]:
@@ -137,11 +165,30 @@ def load_writer(
     return Writer(model, drawing, chat_template)
 
 
-def read_text_prompts(path: str) -> list[Text]:
-    """The different prompts of a file of prompts, or of texts in any of the formats that are trained on."""
-    from ..data.texts import open_prompts
+def read_text_prompts(path: str, *, in_turns: bool = False) -> list[Text]:
+    """The different prompts of a file of prompts, or of texts in any of the formats that are trained on.
 
-    return open_prompts(path)
+    ``in_turns``: plain ones become the user's turn. Prints what was left aside.
+    """
+    from ..data.texts import open_prompts
+    from ..likelihoods.conversations import as_turns
+
+    prompts = open_prompts(path, say=print)
+    return as_turns(prompts) if in_turns else prompts
+
+
+def wants_turns(arguments: argparse.Namespace) -> bool:
+    """Whether plain prompts are to go through a chat template."""
+    return bool(arguments.as_turns or arguments.chat_template)
+
+
+def plain_note(prompts: Sequence[Text], tokenizer: Any, remedy: str) -> list[str]:
+    """The line on plain prompts for a model that may know conversations alone; none where there are none."""
+    plain = sum(isinstance(prompt, str) for prompt in prompts)
+    if not plain or not tokenizer.chat_template:
+        return []
+    what = f"{plain:,} prompts are plain texts, and go to the model as they are though it has a chat template"
+    return [f'{what}: a chat model needs {remedy}turns ({{"prompt": [{{"role": "user", "content": ...}}]}})']
 
 
 def is_language_model(model: str, family: str | None = None) -> bool:

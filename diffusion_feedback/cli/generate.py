@@ -15,6 +15,7 @@ from .completing import (
     is_language_model,
     load_writer,
     read_text_prompts,
+    wants_turns,
 )
 from .flags import Flags
 from .sampling import add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
@@ -136,7 +137,7 @@ def _complete(arguments: argparse.Namespace) -> None:
     from ..generation import COMPLETIONS, complete_prompts
 
     fill_completion_flags(arguments)
-    prompts = read_text_prompts(arguments.prompts)
+    prompts = read_text_prompts(arguments.prompts, in_turns=wants_turns(arguments))
     writer = load_writer(
         arguments.model,
         drawing_of(arguments),
@@ -145,6 +146,8 @@ def _complete(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         chat_template=arguments.chat_template,
     )
+    for note in writer.notes(prompts):
+        print(f"note: {note}")
     path = Path(arguments.output_dir) / COMPLETIONS
     if others := sorted(each.name for each in path.parent.glob("[!.]*") if each.name != COMPLETIONS):
         raise UserError(f"{path.parent}: is there and holds {others[0]}", "choose another output_dir")

@@ -28,7 +28,7 @@ from ..records import CompletionRecord, Text, TextRecord, atomic_write
 from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..types import PairJudge
-from .completing import COMPLETION_FLAGS, read_text_prompts
+from .completing import COMPLETION_FLAGS, read_text_prompts, wants_turns
 from .devices import find_device
 from .folder_page import folder_page
 from .judge_figures import Judged, Verdict
@@ -234,9 +234,11 @@ def _completions(arguments: argparse.Namespace, side: int) -> list[CompletionRec
         return []
     if not arguments.prompts:
         raise UserError("--prompts: is not given", f"{path} is a model, and needs prompts to complete")
-    writer = load_model(path, arguments)
+    writer, prompts = load_model(path, arguments), _prompts(arguments)
+    for note in writer.notes(prompts):
+        print(f"note: {path}: {note}")
     return complete_prompts(
-        _prompts(arguments),
+        prompts,
         Path(arguments.output_dir) / "ab"[side] / COMPLETIONS,
         sampler=writer,
         seeds=[arguments.seed],
@@ -248,7 +250,7 @@ def _completions(arguments: argparse.Namespace, side: int) -> list[CompletionRec
 
 
 def _prompts(arguments: argparse.Namespace) -> list[Text]:
-    return read_text_prompts(arguments.prompts)
+    return read_text_prompts(arguments.prompts, in_turns=wants_turns(arguments))
 
 
 def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequence[CompletionRecord]) -> None:

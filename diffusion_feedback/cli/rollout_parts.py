@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from ..config import Recipe
 from ..data.texts import open_prompts, open_texts
 from ..errors import UserError
+from ..likelihoods.conversations import as_turns
 from ..likelihoods.tokenization import Tokenization
 from ..models.sharing import share_frozen
 from ..objectives.policy_gradient import PolicyGradient
@@ -25,8 +26,9 @@ from ..training.policy_gradient import PolicyGradientStep
 from ..training.rollout_batches import Pretraining, RolloutBatch, RolloutSource
 from ..training.rollouts import Roller, completion_of
 from ..types import TextScorer, TokenSequence
+from .completing import plain_note
 from .memory import weight_bytes
-from .text_parts import set_chat_template
+from .text_parts import length_of, set_chat_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def text_name(text: Text) -> str:
 
 def build_tokenization(recipe: Recipe, model: Any) -> Tokenization:
     """Prompts leave room for ``rollouts.max_new_tokens``. Raises UserError where that leaves none for the prompt."""
-    length = min(recipe.text.max_length or model.usual_length, model.window)
+    length = length_of(recipe, model)
     new = recipe.rollouts.max_new_tokens
     if new >= length:
         problem = f"rollouts.max_new_tokens: {new} tokens leave no room for a prompt in {length}"
@@ -111,6 +113,10 @@ def load_prompts(
         return None
     split = data.validation_split if heldout else data.split
     texts = open_prompts(path, split=split, revision=data.revision, on_bad_row=data.on_bad_row, say=say)
+    if recipe.text.chat_template is not None:
+        texts = as_turns(texts)
+    for note in plain_note(texts, tokenization.tokenizer, "text.chat_template, or "):
+        say(f"note             {path}: {note}")
     prompts = encode_prompts(texts, tokenization, algorithm, max_new_tokens=rollouts.max_new_tokens)
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     prompts = prompts.head(limit) if limit else prompts
@@ -131,7 +137,7 @@ def load_pretraining(recipe: Recipe, model: Any, updates: int) -> Pretraining | 
     rollouts = recipe.rollouts
     if rollouts.ptx_data is None:
         return None
-    length = min(recipe.text.max_length or model.usual_length, model.window)
+    length = length_of(recipe, model)
     tokenization = Tokenization(model.tokenizer, length, chat_template=recipe.text.chat_template)
     reader = open_texts(
         rollouts.ptx_data, split=recipe.data.split, revision=recipe.data.revision, on_bad_row=recipe.data.on_bad_row

@@ -37,8 +37,8 @@ class TextSide:
         return "pairs.jsonl"
 
     def prompts(self, path: str) -> list[Text]:
-        """The different prompts of a file."""
-        return read_text_prompts(path)
+        """The different prompts of a file; plain ones become turns where the recipe has a chat template."""
+        return read_text_prompts(path, in_turns=self.recipe.text.chat_template is not None)
 
     def _writer(self, model: str) -> Writer:
         rollouts, settings = self.recipe.rollouts, self.recipe.model
@@ -50,6 +50,8 @@ class TextSide:
     def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
         """Completions of every prompt in ``folder``/completions.jsonl."""
         writer = self._writer(model)
+        for note in writer.notes(prompts):
+            print(f"note: {note}")
         records = complete_prompts(
             prompts,
             folder / COMPLETIONS,

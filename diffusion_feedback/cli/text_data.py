@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,6 +83,8 @@ def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelera
     if kind_of(recipe.objective["name"]) == "unpaired" and len({example.label for example in train.examples}) == 1:
         word = "desirable" if train.examples[0].label else "undesirable"
         notes.append(f"note: every completion is {word}: nothing says what it is better or worse than")
+    elif recipe.objective["name"] == "kto":
+        notes += _kto_weights(recipe, train)
     if recipe.data.validation is None:
         return TextData(train, None, notes, has_turns)
     examples, _ = _examples(recipe, tokenization, accelerator, notes, heldout=True)
@@ -92,6 +95,19 @@ def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelera
         raise UserError(problem, "give other files or another validation_split")
     are_apart = examples[0].rejected is not None and heldout.examples[0].rejected is None
     return TextData(train, heldout, notes, has_turns, TokenIndex(examples) if are_apart else None)
+
+
+def _kto_weights(recipe: Recipe, train: TokenIndex) -> list[str]:
+    """KTO's authors: the desirable completions together should weigh 1 to 4/3 as much as the undesirable ones."""
+    good = sum(example.label is True for example in train.examples)
+    bad = len(train) - good
+    weights = [float(recipe.objective.get(f"{name}_weight", 1.0)) for name in ("desirable", "undesirable")]
+    ratio = weights[0] * good / (weights[1] * bad) if weights[1] else math.inf
+    if 1 <= ratio <= 4 / 3:
+        return []
+    low, high = (share * weights[1] * bad / good for share in (1, 4 / 3))
+    what = f"{good:,} desirable and {bad:,} undesirable completions, which weigh {ratio:.3g} to 1 together"
+    return [f"note: {what}; 1 to 1.33 is advised: objective.desirable_weight {low:.3g} to {high:.3g}"]
 
 
 def _examples(
@@ -119,11 +135,12 @@ def _examples(
         for reason in skipped[:20]:
             accelerator.print(f"  {reason}")
     _note_left_out(left_out, notes, heldout=heldout)
-    notes += [f"note             {path}: {note}" for note in [*reader.notes(), *_odd_texts(records)]]
+    odd = [*reader.notes(), *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
+    notes += [f"note             {path}: {note}" for note in odd]
     return examples, records[0].is_conversational
 
 
-def _odd_texts(records: Sequence[TextRecord]) -> list[str]:
+def _odd_texts(records: Sequence[TextRecord], *, has_template: bool) -> list[str]:
     """What ``dfb data check`` warns of and training goes on with."""
     notes = []
     if repeating := sum(map(repeats_prompt, records)):
@@ -131,6 +148,8 @@ def _odd_texts(records: Sequence[TextRecord]) -> list[str]:
     turns = sum(record.is_conversational for record in records)
     if 0 < turns < len(records):
         notes.append(f"{turns:,} of {len(records):,} examples are conversations, the others plain texts")
+    if has_template and turns < len(records):
+        notes.append(f"{len(records) - turns:,} examples are plain texts, which do not go through text.chat_template")
     return notes
 
 

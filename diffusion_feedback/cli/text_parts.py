@@ -104,18 +104,28 @@ def set_chat_template(recipe: Recipe, tokenizer: Any) -> None:
         tokenizer.chat_template = read_template(recipe.text.chat_template)
 
 
+def length_of(recipe: Recipe, loaded: Any) -> int:
+    """Longest example in tokens: the recipe's text.max_length, else as long as tokenizer and model both take.
+
+    Raises UserError for a length beyond the model's window.
+    """
+    length, window = recipe.text.max_length, loaded.window
+    if length is not None and length > window:
+        raise UserError(f"text.max_length: got {length}", f"the model's window holds {window} tokens")
+    return length or int(loaded.usual_length)
+
+
 def build_tokenization(recipe: Recipe, loaded: Any) -> Tokenization:
     """How the recipe's texts become tokens, by its chat template where it has one.
 
     Raises UserError for a length beyond the model's window, and a template that cannot be read.
     """
     text = recipe.text
+    length = length_of(recipe, loaded)
     set_chat_template(recipe, loaded.tokenizer)
-    if text.max_length is not None and text.max_length > loaded.window:
-        raise UserError(f"text.max_length: got {text.max_length}", f"the model's window holds {loaded.window} tokens")
     return Tokenization(
         loaded.tokenizer,
-        text.max_length or loaded.usual_length,
+        length,
         max_completion_length=text.max_completion_length,
         vocab_size=rows_of(loaded.network.model),
     )
