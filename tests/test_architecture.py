@@ -23,6 +23,7 @@ PACKAGE = "diffusion_feedback"
 # A room imports only from floors below its own, so rooms of one floor do not know each other.
 FLOORS = (
     {"errors", "__init__"},
+    {"documents"},
     {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation"},
     {"prompts", "text_folders"},
     {
@@ -50,7 +51,17 @@ DOORS = {
     "sqlalchemy": {"annotation"},
 }
 
-LIGHT_ROOMS = {"annotation", "reports", "records", "catalog", "errors", "config", "foreign", "installation"}
+LIGHT_ROOMS = {
+    "annotation",
+    "reports",
+    "records",
+    "catalog",
+    "errors",
+    "config",
+    "foreign",
+    "installation",
+    "documents",
+}
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 60
 

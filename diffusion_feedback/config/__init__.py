@@ -1,7 +1,7 @@
 """Recipes: YAML plus flags to typed dataclasses. Every key is checked; an unknown one is an error with the nearest name."""
 
 from .checks import check
-from .parsing import build_parser, known_keys, parse
+from .parsing import build_parser, parse
 from .recipe import (
     SECTIONS,
     DataConfig,
@@ -15,6 +15,7 @@ from .recipe import (
     to_dict,
     to_yaml,
 )
+from .wording import known_keys
 
 __all__ = [
     "SECTIONS",

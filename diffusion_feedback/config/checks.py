@@ -17,6 +17,7 @@ from ..catalog import (
 )
 from ..errors import UserError
 from .meaning import keys_of, refuse, require
+from .ranges import check_values
 from .recipe import Recipe
 from .text_checks import check_text
 
@@ -42,35 +43,20 @@ _DENOISING_ONLY = (
 def check(recipe: Recipe) -> None:
     """Refuse values out of range and settings that contradict each other. Raises UserError naming the key."""
     training, data, model = recipe.training, recipe.data, recipe.model
-    positive = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps")
-    for key in (*positive, "checkpoints_total_limit"):
-        require(getattr(training, key) >= 1, f"training.{key}", getattr(training, key), "1 or more")
-    for key in ("learning_rate", "lr_warmup_steps", "max_grad_norm", "seed"):
-        value = getattr(training, key)
-        require(0 <= value < float("inf"), f"training.{key}", value, "0 or more")
-    require(training.seed < 2**63, "training.seed", training.seed, "0 to below 2^63")
-    require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 (none) to below 1")
+    check_values(recipe)
     low, high = training.timestep_range
     require(0 <= low < high <= 1, "training.timestep_range", training.timestep_range, "0 <= low < high <= 1")
-    require(0 <= data.caption_dropout <= 1, "data.caption_dropout", data.caption_dropout, "0 to 1")
-    require(model.lora_rank >= 1, "model.lora_rank", model.lora_rank, "1 or more")
-    alpha = model.lora_alpha
-    require(alpha is None or 0 < alpha < float("inf"), "model.lora_alpha", alpha, "above 0")
     require(bool(model.lora_targets), "model.lora_targets", model.lora_targets, "one name of layers or more")
     for key in ("lora_targets", "lora_modules_to_save"):
         require(all(getattr(model, key)), f"model.{key}", getattr(model, key), "names that are not empty")
     if model.tuning == "full":
         refuse(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
     require(
-        data.resolution is None or (data.resolution >= 8 and data.resolution % 8 == 0),
+        data.resolution is None or data.resolution % 8 == 0,
         "data.resolution",
         data.resolution,
         "multiples of 8",
     )
-    for key in ("max_train_pairs", "max_validation_pairs"):
-        require(getattr(data, key) is None or getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "1 or more")
-    steps = recipe.validation.num_inference_steps
-    require(steps >= 1, "validation.num_inference_steps", steps, "1 or more")
     half = model.dtype == "float32" or training.mixed_precision != "no"
     require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
     _check_family(recipe)

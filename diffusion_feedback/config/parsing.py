@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
+import math
 import typing
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..catalog import check_settings, nearest, resolve, settings_of
-from ..errors import UserError
+from ..documents import parse_yaml, read_yaml
+from ..errors import UserError, first_line
+from ..folders import expand
 from .checks import check
 from .recipe import SECTIONS, Recipe
+from .wording import allowed, explain, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
-
-
-def known_keys() -> list[str]:
-    """All recipe keys with their sections, such as training.learning_rate."""
-    sections = [f"{name}.{item.name}" for name, section in SECTIONS.items() for item in dataclasses.fields(section)]
-    return [item.name for item in dataclasses.fields(Recipe)] + sections
+# Keys that are paths, or may be: a leading ~ is the home folder.
+_PATHS = (
+    "output_dir", "model.pretrained_model_name_or_path", "model.reference_model_name_or_path", "data.train",
+    "data.validation", "text.chat_template", "rollouts.ptx_data", "rounds.reward_recipe", "rounds.heldout_prompts",
+)  # fmt: skip
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -39,6 +40,7 @@ def build_parser(prog: str, description: str, epilog: str = "") -> ArgumentParse
         description=description,
         epilog=epilog,
         exit_on_error=False,
+        allow_abbrev=False,
         print_config=None,  # our own prints the resolved recipe alone
         formatter_class=_HelpFormatter,
     )
@@ -50,17 +52,25 @@ def build_parser(prog: str, description: str, epilog: str = "") -> ArgumentParse
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Recipe, Namespace]:
     """Parse flags and recipe files into a checked Recipe, and the namespace with the command's own flags.
 
-    Raises UserError for unknown keys (with the nearest name), wrong types, missing keys, and unreadable files.
+    Raises UserError for unknown keys (with the nearest name), wrong types, missing keys, values that no run can have, and
+    unreadable files.
     """
     argv = [_with_underscores(argument) for argument in argv]
-    _check_files(argv)
+    flags = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    _check_names(argv, flags)
+    _check_values(argv)
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(_with_contents(argv))
     except ArgumentError as error:
-        raise UserError(*_explain(str(error))) from error
+        raise UserError(*explain(str(error), flags)) from error
+    except (ValueError, OverflowError, RecursionError) as error:  # numbers of thousands of digits, and their like
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"a value cannot be read: {first_line(error)}", "correct the recipe or the flags") from error
     parts = {name: section(**vars(namespace[name])) for name, section in SECTIONS.items()}
     objective, optimizer = (_coerce(kind, dict(namespace[kind])) for kind in _CATALOGUED)
     recipe = Recipe(output_dir=namespace.output_dir, objective=objective, optimizer=optimizer, **parts)
+    recipe = _with_homes(recipe)
     check(recipe)
     return recipe, namespace
 
@@ -71,48 +81,84 @@ def _with_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
-def _config_files(argv: Sequence[str]) -> list[str]:
-    following = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
-    return following + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+def _with_homes(recipe: Recipe) -> Recipe:
+    """``recipe`` with a leading ~ of its paths as the home folder."""
+    for key in _PATHS:
+        section, _, name = key.rpartition(".")
+        place: Any = getattr(recipe, section) if section else recipe
+        value = getattr(place, name)
+        if isinstance(value, str) and value.startswith("~"):
+            changed = dataclasses.replace(place, **{name: str(expand(value))})
+            recipe = dataclasses.replace(recipe, **{section: changed}) if section else changed
+    return recipe
 
 
-def _check_files(argv: Sequence[str]) -> None:
-    """Refuse recipe files that cannot be read or hold unknown keys, naming file, key and the nearest known key."""
-    for file in _config_files(argv):
-        path = Path(file)
-        if not path.is_file():
-            raise UserError(f"{file}: no such recipe file", "recipes lie under configs/")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{file}: not valid YAML: {error}", "mend the file") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{file}: a recipe is a mapping of keys, found {type(content).__name__}", "see configs/")
-        top = [item.name for item in dataclasses.fields(Recipe)]
-        for key, value in content.items():
-            if key not in top:
-                raise UserError(f"{file}: unknown key {key!r}", nearest(str(key), known_keys()))
-            inner = [item.name for item in dataclasses.fields(SECTIONS[key])] if key in SECTIONS else []
-            for name in value if key in SECTIONS and isinstance(value, dict) else []:
-                if name not in inner:
-                    raise UserError(f"{file}: unknown key '{key}.{name}'", nearest(str(name), inner))
+def _with_contents(argv: Sequence[str]) -> list[str]:
+    """``argv`` with recipe files as their content: the parser would read them in the locale's encoding."""
+    found: list[str] = []
+    for place, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            found.append("--config=" + _text_of(argument.partition("=")[2]))
+        elif argv[place - 1 : place] == ["--config"]:
+            found.append(_text_of(argument))
+        else:
+            found.append(argument)
+    return found
 
 
-def _explain(message: str) -> tuple[str, str]:
-    """Turn the parser's message into (problem, remedy)."""
-    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.\-]+)|[Kk]ey \"?([\w.]+)\"? is not expected", message)
-    if unknown:
-        name = unknown.group(1) or unknown.group(2)
-        section = name.partition(".")[0] + "."
-        known = known_keys()
-        if name in known:
-            return f"{name!r} is an option, and wants its dashes", f"write --{name} VALUE"
-        near = [key for key in known if key.startswith(section)] or [key for key in known if "." not in key]
-        return f"unknown option {name!r}", nearest(name, near)
-    missing = re.search(r"arguments are required: (.+)", message)
-    if missing:
-        return f"missing: {missing.group(1)}", "give it as a flag, or name a recipe with --config configs/....yaml"
-    return message, "see --help"
+def _text_of(file: str) -> str:
+    return yaml.safe_dump(read_yaml(expand(file)), sort_keys=False)
+
+
+def _given(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """The flags of ``argv`` without their dashes, and their values; None for a flag without one."""
+    for place, argument in enumerate(argv):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            following = argv[place + 1] if place + 1 < len(argv) and not argv[place + 1].startswith("--") else None
+            yield name, value if equals else following
+
+
+def _check_names(argv: Sequence[str], flags: Sequence[str]) -> None:
+    """Refuse flags that do not exist: before the parser takes the beginning of a name for the whole."""
+    for name, _ in _given(argv):
+        if name and name not in flags and name not in known_keys() and name.partition(".")[0] not in _CATALOGUED:
+            raise UserError(*unknown_option(name, flags))
+
+
+def _check_values(argv: Sequence[str]) -> None:
+    """Refuse recipe files that cannot be read or hold unknown keys, and what holds a key twice."""
+    for name, value in _given(argv):
+        if value is None:
+            continue
+        if name == "config":
+            _check_file(value)
+        elif name in SECTIONS and value.lstrip()[:1] != "{":
+            raise UserError(f"--{name}: is a section", f"set its keys one by one, such as --{name}.KEY VALUE")
+        elif value.lstrip()[:1] in ("{", "["):
+            parse_yaml(value, f"--{name}", "give YAML, such as {name: dpo, beta: 5000} or [one, other]")
+
+
+def _check_file(file: str) -> None:
+    path = expand(file)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such recipe file"
+        raise UserError(f"{file}: {what}", "recipes lie under configs/")
+    content = read_yaml(path, "give a recipe in YAML; examples lie under configs/")
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a recipe is a mapping of keys, found {type(content).__name__}", "see configs/")
+    top = [item.name for item in dataclasses.fields(Recipe)]
+    for key, value in content.items():
+        if key not in top:
+            raise UserError(f"{file}: unknown key {key!r}", nearest(str(key), known_keys()))
+        if key in (*SECTIONS, *_CATALOGUED) and not isinstance(value, dict):
+            problem = f"{file}: {key}: got {'nothing' if value is None else repr(value)}"
+            remedy = "leave it out, or give its keys below it" if key in SECTIONS else f"allowed: {allowed(key)}"
+            raise UserError(problem, remedy)
+        inner = [item.name for item in dataclasses.fields(SECTIONS[key])] if key in SECTIONS else []
+        for name in value if key in SECTIONS else []:
+            if name not in inner:
+                raise UserError(f"{file}: unknown key '{key}.{name}'", nearest(str(name), inner))
 
 
 def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +188,9 @@ def _coerce_term(number: int, term: dict[str, Any]) -> dict[str, Any]:
 
 def _number(key: str, value: Any) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{key}: expected a number, got {value!r}", "give a number") from error
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise UserError(f"{key}: got {value!r}", "allowed: a finite number")
+    return number

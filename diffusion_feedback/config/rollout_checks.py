@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ..catalog import kind_of, resolve
 from ..errors import UserError
 from .meaning import refuse, require
@@ -34,7 +32,6 @@ _LABELS = (
 def check_rollouts(recipe: Recipe) -> None:
     """Refuse values out of range, and settings that mean nothing for the objective. Raises UserError naming the key."""
     name, rollouts = recipe.objective["name"], recipe.rollouts
-    _check_ranges(recipe)
     if kind_of(name) != "policy_gradient":
         # In rounds somebody judges what was drawn, whatever is learnt from it then.
         keys = _POLICY_GRADIENT_ONLY if recipe.rounds != RoundsConfig() else (*_POLICY_GRADIENT_ONLY, "rollouts.reward")
@@ -67,20 +64,3 @@ def check_rollouts(recipe: Recipe) -> None:
         refuse(recipe, ("model.reference_model_name_or_path",), f"{name} without a KL, which asks no reference")
     if rollouts.ptx_data is None:
         refuse(recipe, ("rollouts.ptx_coef", "rollouts.ptx_batch_size"), "a run without rollouts.ptx_data")
-
-
-def _check_ranges(recipe: Recipe) -> None:
-    rollouts = recipe.rollouts
-    for key in ("max_new_tokens", "batch_size", "num_prompts", "num_generations", "num_ppo_epochs", "num_mini_batches"):
-        value = getattr(rollouts, key)
-        require(value >= 1, f"rollouts.{key}", value, "1 or more")
-    require(0 <= rollouts.temperature < math.inf, "rollouts.temperature", rollouts.temperature, "0 or more")
-    for key, low in (("missing_eos_penalty", 0.0), ("reward_clip", 0.0), ("ptx_coef", 0.0)):
-        value = getattr(rollouts, key)
-        if value is not None and not low <= value < math.inf:
-            raise UserError(f"rollouts.{key}: got {value!r}", "allowed: a finite number, 0 or more")
-    require(
-        rollouts.reward_clip != 0, "rollouts.reward_clip", rollouts.reward_clip, "above 0; leave it out for no clipping"
-    )
-    size = rollouts.ptx_batch_size
-    require(size is None or size >= 1, "rollouts.ptx_batch_size", size, "1 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..catalog import kind_of, needs_reference
 from ..errors import UserError
-from .meaning import keys_of, refuse, require
+from .meaning import keys_of, refuse
 from .recipe import Recipe
 from .rollout_checks import check_rollouts
 
@@ -36,7 +36,6 @@ def check_text(recipe: Recipe) -> None:
     if recipe.objective == _DIFFUSION_DEFAULT:
         problem = "objective: dpo with beta 5000 is the default for images, and a thousand times too steep for texts"
         raise UserError(problem, "set it, for example objective: {name: dpo, beta: 0.1}")
-    _check_ranges(recipe)
     name = recipe.objective["name"]
     kind = kind_of(name)
     if kind not in _PAIRED:
@@ -53,13 +52,3 @@ def check_text(recipe: Recipe) -> None:
         )
         refuse(recipe, ("training.ema_decay",), f"objective {name!r}, whose targets are averages already")
     check_rollouts(recipe)
-
-
-def _check_ranges(recipe: Recipe) -> None:
-    text = recipe.text
-    least = {"max_length": 2, "max_completion_length": 1, "max_tokens_per_pass": 1}
-    for key, low in least.items():
-        value = getattr(text, key)
-        require(value is None or value >= low, f"text.{key}", value, f"{low} or more")
-    require(0 <= text.tail_weight <= 1, "text.tail_weight", text.tail_weight, "0 to 1")
-    require(recipe.validation.num_prompts >= 0, "validation.num_prompts", recipe.validation.num_prompts, "0 or more")

@@ -1,0 +1,118 @@
+"""What the parser of recipes has to say, in a user's words: the key, the value found, and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
+
+from ..catalog import nearest
+from .recipe import SECTIONS, Recipe
+
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_TIMES_SAID = 3  # sections that a key without one may belong to, named together
+
+
+def known_keys() -> list[str]:
+    """All recipe keys with their sections, such as training.learning_rate."""
+    sections = [f"{name}.{item.name}" for name, section in SECTIONS.items() for item in dataclasses.fields(section)]
+    return [item.name for item in dataclasses.fields(Recipe)] + sections
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    found = dict(typing.get_type_hints(Recipe))
+    for name, section in SECTIONS.items():
+        found |= {f"{name}.{key}": hint for key, hint in typing.get_type_hints(section).items()}
+    return found
+
+
+def allowed(key: str) -> str:
+    """What values ``key`` may have, such as "lora or full"; nothing for a key that is not known."""
+    return _described(_hints()[key]) if key in _hints() else ""
+
+
+def is_optional(key: str) -> bool:
+    """Whether ``key`` may be null."""
+    return type(None) in typing.get_args(_hints()[key])
+
+
+def _described(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(["null" if part is type(None) else _described(part) for part in arguments])
+    if origin is Literal:
+        *some, last = map(str, arguments)
+        return f"{', '.join(some)} or {last}" if some else last
+    if origin is list:
+        return "a list of texts, such as [one, other]"
+    if origin is tuple:
+        return f"{len(arguments)} numbers, such as [0.2, 0.8]"
+    if origin is dict:
+        return "settings with their names, such as {name: adamw}"
+    return _PLAIN.get(hint, "settings with their names, each in a line of its own")
+
+
+def unknown_option(name: str, flags: Sequence[str]) -> tuple[str, str]:
+    """(problem, remedy) for the option --``name``, which is neither a key of a recipe nor one of the command's ``flags``."""
+    known = known_keys()
+    last = name.rpartition(".")[2]
+    sections = [key for key in known if key.partition(".")[2] == last]
+    if sections:
+        return f"unknown option --{name}", f"did you mean {_one_of(sections)}?"
+    section = name.partition(".")[0] + "."
+    inside = [key for key in known if key.startswith(section)]
+    if inside:
+        return f"unknown option --{name}", nearest(name, inside)
+    every = list(dict.fromkeys([*flags, *known]))
+    ends = {key.rpartition(".")[2]: key for key in every}
+    close = difflib.get_close_matches(last, list(ends), n=1, cutoff=0.7)
+    sections = [key for key in every if key.rpartition(".")[2] in close]
+    tops = ", ".join(key for key in known if "." not in key)
+    hint = f"did you mean {_one_of(sections)}? " if sections else ""
+    return f"unknown option --{name}", f"{hint}keys are SECTION.KEY; sections and keys without one: {tops}"
+
+
+def _one_of(keys: Sequence[str]) -> str:
+    said = [f"--{key}" for key in keys[:_TIMES_SAID]]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
+
+
+def explain(message: str, flags: Sequence[str]) -> tuple[str, str]:
+    """Turn the parser's message into (problem, remedy)."""
+    unknown = re.search(r"[Kk]ey \"?([\w.]+)\"? is not expected", message)
+    if unknown:
+        return unknown_option(unknown.group(1), flags)
+    stray = re.search(r"unrecognized arguments: (\S+)", message)
+    if stray:
+        name = stray.group(1).partition("=")[0]
+        is_key = name in (*known_keys(), *flags)
+        return (
+            f"{name!r}: is no option{', without its dashes' * is_key}",
+            f"write --{name if is_key else 'SECTION.KEY'} VALUE",
+        )
+    missing = re.search(r"arguments are required: (.+)", message)
+    if missing:
+        return f"missing: {missing.group(1)}", "give it as a flag, or name a recipe with --config configs/....yaml"
+    no_value = re.search(r"^argument --([\w.]+): expected (?:one|at least one) argument", message)
+    if no_value:
+        key = no_value.group(1)
+        what = "the name of a recipe file" if key == "config" else allowed(key)
+        return f"--{key}: has no value", f"give {what}" if what else "give one"
+    wrong = re.search(r"[Kk]ey \"([\w.]+)\"", message)
+    if wrong and allowed(wrong.group(1)):
+        key = wrong.group(1)
+        value = re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL) or re.search(r"[\"'](.+)[\"']", message)
+        found = value.group(1).strip() if value else ""
+        return f"{key}: got {_short(found)}" if found else f"{key}: no such value", f"allowed: {allowed(key)}"
+    return message, "see --help"
+
+
+def _short(text: str) -> str:
+    text = "null" if text == "None" else text
+    return text if len(text) <= 200 else f"{text[:200]}..."
