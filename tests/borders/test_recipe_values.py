@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ NUMBERS: list[Any] = [-1, -0.5, HUGE, -HUGE, 10**400, math.inf, -math.inf, math.
 # What each kind of value cannot be, of another type than its own.
 FOREIGN: dict[Any, list[Any]] = {
     int: ["abc", 0.5], float: ["abc", [1]], str: [["a"], {}], bool: ["maybe", 2], list: ["a", [[]]], tuple: [5, [0, 1, 2]],
-    Literal: ["none of them", 5],
+    Literal: ["none of them", 5], types.UnionType: [],  # any text, or a list
 }  # fmt: skip
 
 
@@ -233,7 +234,7 @@ OPTIONS = {
     "--training.seed 1.5": "allowed: a whole number",
     "--training.learning_rate abc": "allowed: a number",
     "--model.tuning qlora": "allowed: lora or full",
-    "--training.report_to wandb": "allowed: a list of texts",
+    "--model.lora_targets attention": "allowed: a list of texts",
     "--data.cache maybe": "allowed: true or false",
     "--training.timestep_range 5": "allowed: 2 numbers",
     "--model.lora_alpha x": "allowed: a number, or null",
