@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -31,8 +32,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 {code}
-image = pipeline("{prompt}", generator=torch.Generator().manual_seed(0)).images[0]
+image = pipeline({prompt}, generator=torch.Generator().manual_seed(0)).images[0]
 ```
+
+Every part is loaded in float32, since a base may mix precisions; on a GPU take `dtype=torch.float16` and `.to("cuda")`.
 
 ## Held-out pairs
 
@@ -59,9 +62,9 @@ _FOLDER = """## What is in this folder
 {recipe}```
 """
 
-_LORA_CODE = """pipeline = DiffusionPipeline.from_pretrained("{base}")
-pipeline.load_lora_weights("{folder}")"""
-_FULL_CODE = """pipeline = DiffusionPipeline.from_pretrained("{folder}")"""
+_LORA_CODE = """pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_lora_weights({folder})"""
+_FULL_CODE = """pipeline = DiffusionPipeline.from_pretrained({folder}, dtype=torch.float32)"""
 
 
 def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int) -> None:
@@ -71,24 +74,44 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
     rows = folder.read_metrics()
     looks = [row for row in rows if "validation/accuracy" in row]
     samples = sorted((folder.path / "samples").glob("step-*.png"))
-    base, name = model["pretrained_model_name_or_path"], folder.path.name
+    base, result = model["pretrained_model_name_or_path"], literal(location(str(folder.path)))
+    code = (
+        _LORA_CODE.format(base=_base_arguments(model), folder=result) if adapted else _FULL_CODE.format(folder=result)
+    )
     card = CARD.format(
         base=base,
         kind="lora" if adapted else "full-fine-tuning",
         objective=recipe["objective"]["name"],
-        title=name,
+        title=folder.path.name,
         data=recipe["data"]["train"],
         steps=training["max_train_steps"],
         batch=effective_batch,
         picture=f"![before and after](samples/{samples[-1].name})\n\n" if samples else "",
-        code=(_LORA_CODE if adapted else _FULL_CODE).format(base=base, folder=name),
-        prompt=(recipe["validation"]["prompts"] or ["your prompt"])[0],
+        code=code,
+        prompt=literal((recipe["validation"]["prompts"] or ["your prompt"])[0]),
         heldout=_looks(looks),
     )
     weights = "`pytorch_lora_weights.safetensors`" if adapted else "`model_index.json` and the folders beside it"
     samples_row = "| `samples/` | before and after on fixed seeds |\n"
     with atomic_write(folder.path / "README.md") as file:
         file.write_text(card + folder_section(recipe, weights, samples_row), "utf-8")
+
+
+def location(path: str) -> str:
+    """``path`` as code finds it from any working folder; a hub id as it is."""
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+
+
+def literal(text: str) -> str:
+    """``text`` as Python code that may stand within a block of Markdown."""
+    return repr(text).replace("`", "\\x60")
+
+
+def _base_arguments(model: Mapping[str, Any]) -> str:
+    """What the base of ``model`` was loaded with."""
+    said = {name: model[name] for name in ("revision", "variant") if model[name] is not None}
+    named = "".join(f", {name}={literal(value)}" for name, value in said.items())
+    return f"{literal(location(model['pretrained_model_name_or_path']))}, dtype=torch.float32{named}"
 
 
 def folder_section(recipe: Mapping[str, Any], weights: str, more: str = "") -> str:
