@@ -13,6 +13,7 @@ from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
 from .image_index import ImageFacts, ImageIndex
 from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, user_path
+from .rankings import RankingSource, holds_rankings
 from .rows import (
     SIDES,
     BadRow,
@@ -48,7 +49,8 @@ Ties = Literal["drop", "soft", "first"]
 
 FORMATS_HELP = (
     "give a parquet file, a glob of parquet files, a folder (parquet files; images with metadata.jsonl, metadata.csv or"
-    " metadata.parquet; chosen/ and rejected/; or what datasets' save_to_disk wrote), or a hub id such as owner/name"
+    " metadata.parquet; chosen/ and rejected/; or what datasets' save_to_disk wrote), rankings in .json as HPDv2, HPDv3 and"
+    " ImageReward have them, or a hub id such as owner/name"
 )
 
 
@@ -240,6 +242,8 @@ def find_source(name: str, *, split: str, revision: str | None, streaming: bool)
     if path.is_dir():
         return _folder_source(path, split)
     if path.is_file():
+        if holds_rankings(path):
+            return RankingSource(path)
         if path.suffix.lower() in (".jsonl", ".csv") or (path.name in METADATA_NAMES and names_two_images(path)):
             return ImageFolderSource(path)
         if path.suffix.lower() == ".parquet":

@@ -13,6 +13,7 @@ from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
 from .folders import find_twins
 from .places import files_of_split, glob_files, hub_id, is_glob, is_saved
+from .rankings import holds_rankings
 from .readers import OnBadRow
 from .rows import BadRow
 from .tabular import find_metadata
@@ -276,6 +277,8 @@ def holds_texts(
     name, place = str(path), Path(path).expanduser()
     if place.is_file() and not place.name.lower().endswith(SUFFIXES):
         raise _unknown_ending(place)
+    if holds_rankings(place):
+        return False
     if place.is_dir() and (find_metadata(place) is not None or find_twins(place) is not None):
         return False
     try:
