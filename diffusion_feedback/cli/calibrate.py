@@ -26,6 +26,7 @@ EPILOG = f"""examples:
 {SCORERS_HELP}
 The folder: calibration.json (read by dfb label --calibration), report.html, README.md.
   accuracy     share of pairs on which the scorer prefers what people prefer; labelled ties left out, equal scores one half
+  per prompt   (--per_prompt) mean over prompts of each one's accuracy: what HPSv2 reports, 83.3 and 84.1 on HPDv2's test set
   with ties    PickScore's protocol: a tie is predicted where |p_1 - p_0| <= t; one half where exactly one side is a tie
   logit scale  the s for which sigmoid(s * (raw_0 - raw_1)) has the least cross entropy against the labels
 t and s are never judged on the pairs that they were fitted on: they come from --tune, else each half of the prompts is
@@ -50,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--ceiling-scorer",
         metavar="NAME",
         help="the scorer that knows the truth: its accuracy is the noise ceiling of the labels",
+    )
+    add(
+        "--per_prompt",
+        "--per-prompt",
+        action="store_true",
+        help="show the mean over prompts of each one's accuracy too, as HPSv2 reports it",
     )
     add("--split", default="train", help="split of PAIRS, where the source has splits (default train)")
     add("--tune_split", "--tune-split", default="train", help="split of --tune (default train)")
@@ -98,6 +105,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         agreements=agreements(judgements, scored.labels),
         ceiling=arguments.ceiling_scorer,
         num_left_out=scored.num_left_out,
+        per_prompt=arguments.per_prompt,
     )
     write(result, Path(arguments.output_dir))
     print(table(result))

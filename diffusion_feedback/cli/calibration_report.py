@@ -29,7 +29,7 @@ CONTENTS = """# Calibration of scorers
 `logit_scale` is the fitted one: P(image 0 preferred) = sigmoid(logit_scale * (raw_0 - raw_1)). `fit_status` is `fitted`;
 `capped` where the labels follow the scorer without an exception, so that the scale has no finite best value; `no_signal`
 where no positive scale is better than P = 0.5 for every pair (the scale is 0). `accuracy` leaves labelled ties out,
-`accuracy_with_ties` follows PickScore's protocol at `tie_threshold`. `log_loss` (nats) and `ece` are those of
+`accuracy_per_prompt` is the mean over prompts of each one's accuracy, as HPSv2 reports it; `accuracy_with_ties` follows PickScore's protocol at `tie_threshold`. `log_loss` (nats) and `ece` are those of
 probabilities under a scale that was fitted on other prompts or pairs; `own` holds the figures under the scorer's own
 scale. Every interval (`low`, `high`) is at 95 %, by resampling prompts; those of the reliability bins are Wilson's.
 """
@@ -39,6 +39,12 @@ NOTES = (
         "Accuracy",
         "Share of pairs on which the scorer prefers the image that people preferred. Labelled ties are left out; equal "
         "scores count one half, as a coin would (the script that came with ImageReward counts them as wrong).",
+    ),
+    (
+        "Per prompt",
+        "The mean over prompts (over rankings, where the labels are rankings) of each one's accuracy, so that a prompt with "
+        "many images weighs no more than one with two: what HPSv2 reports. Its own script counts pairs that people ranked "
+        "alike as right; here they are left out.",
     ),
     (
         "With ties",
@@ -69,7 +75,7 @@ class CalibrationResult:
     """All that the command found; ``source`` and ``tuning_source`` say where the pairs were read.
 
     ``ceiling`` names the scorer whose accuracy is the noise ceiling; ``num_left_out`` counts bad rows and pairs with
-    bad images.
+    bad images. ``per_prompt``: the table shows the accuracy per prompt too; calibration.json always holds it.
     """
 
     source: str
@@ -80,6 +86,7 @@ class CalibrationResult:
     agreements: Sequence[Agreement]
     ceiling: str | None
     num_left_out: int
+    per_prompt: bool = False
 
     @property
     def ranked(self) -> list[ScorerCalibration]:
@@ -127,16 +134,18 @@ def to_json(result: CalibrationResult) -> dict[str, Any]:
 def table(result: CalibrationResult) -> str:
     """The table on the screen, by falling accuracy, and what has to be said about it."""
     counts = _counts(result.pairs)
+    told = f"{'per prompt':<21} " if result.per_prompt else ""
+    rankings = f", {counts['rankings']:,} rankings" if counts["rankings"] != counts["prompts"] else ""
     lines = [
-        f"{counts['num']:,} labelled pairs of {counts['prompts']:,} prompts, {counts['ties']:,} ties",
-        f"{'scorer':<18} {'accuracy':<21} {'with ties':>9} {'t':>4} {'log loss':>15} {'ECE':>13} {'logit scale':>17}",
+        f"{counts['num']:,} labelled pairs of {counts['prompts']:,} prompts{rankings}, {counts['ties']:,} ties",
+        f"{'scorer':<18} {'accuracy':<21} {told}{'with ties':>9} {'t':>4} {'log loss':>15} {'ECE':>13} {'logit scale':>17}",
     ]
     for scorer in result.ranked:
-        own, interval = scorer.own, scorer.accuracy
+        own, shown = scorer.own, [scorer.accuracy, *([scorer.accuracy_per_prompt] if result.per_prompt else [])]
         losses = [probabilities.log_loss.value for probabilities in (own, scorer.fitted) if probabilities]
         errors = [probabilities.ece for probabilities in (own, scorer.fitted) if probabilities]
         scales = [scale for scale in (scorer.own_logit_scale, scorer.fit.logit_scale) if scale is not None]
-        accuracy = f"{interval.value:.3f} ({interval.low:.3f}-{interval.high:.3f})"
+        accuracy = " ".join(f"{f'{found.value:.3f} ({found.low:.3f}-{found.high:.3f})':<21}" for found in shown)
         cells = (
             " -> ".join(f"{loss:.3f}" for loss in losses),
             " -> ".join(f"{100 * error:.1f}" for error in errors) + " %",
@@ -144,12 +153,13 @@ def table(result: CalibrationResult) -> str:
         )
         ties = f"{scorer.accuracy_with_ties.value:>9.3f} {scorer.tie_threshold:>4.1f}"
         mark = "  noise ceiling" if scorer.name == result.ceiling else ""
-        lines.append(f"{scorer.name:<18} {accuracy:<21} {ties} {cells[0]:>15} {cells[1]:>13} {cells[2]:>17}{mark}")
+        lines.append(f"{scorer.name:<18} {accuracy} {ties} {cells[0]:>15} {cells[1]:>13} {cells[2]:>17}{mark}")
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes())])
 
 
 def _counts(pairs: LabelledPairs) -> dict[str, int]:
-    return {"num": len(pairs), "prompts": len(set(pairs.prompts)), "ties": int(pairs.is_tie.sum())}
+    counts = {"num": len(pairs), "prompts": len(set(pairs.prompts)), "ties": int(pairs.is_tie.sum())}
+    return counts | {"rankings": len(set(pairs.prompts if pairs.rankings is None else pairs.rankings))}
 
 
 def _note(scorer: ScorerCalibration) -> str:
@@ -173,6 +183,7 @@ def _scorer_json(scorer: ScorerCalibration, ceiling: str | None) -> dict[str, An
         "fit_status": scorer.fit.status,
         "own_logit_scale": scorer.own_logit_scale,
         "accuracy": asdict(scorer.accuracy),
+        "accuracy_per_prompt": asdict(scorer.accuracy_per_prompt),
         "accuracy_with_ties": asdict(scorer.accuracy_with_ties),
         "tie_threshold": scorer.tie_threshold,
         **_probabilities_json(scorer.fitted),
@@ -208,7 +219,7 @@ def _report(result: CalibrationResult) -> Report:
         summary=f"How far scorers can be trusted to judge as people do, measured on {result.source}.",
         facts=facts,
         calibration=CalibrationPart(
-            rows=[_row(scorer, result.ceiling) for scorer in result.ranked],
+            rows=[_row(scorer, result) for scorer in result.ranked],
             reliability=[_reliability(scorer) for scorer in result.ranked],
             coverage={
                 scorer.name: [IntervalPoint(point.share, _estimate(point.accuracy)) for point in scorer.coverage]
@@ -226,7 +237,7 @@ def _estimate(found: Interval) -> Estimate:
     return Estimate(found.value, found.low, found.high)
 
 
-def _row(scorer: ScorerCalibration, ceiling: str | None) -> CalibrationRow:
+def _row(scorer: ScorerCalibration, result: CalibrationResult) -> CalibrationRow:
     interval = scorer.scale_interval
     return CalibrationRow(
         name=scorer.name,
@@ -242,8 +253,9 @@ def _row(scorer: ScorerCalibration, ceiling: str | None) -> CalibrationRow:
         own_logit_scale=scorer.own_logit_scale,
         own_log_loss=None if scorer.own is None else _estimate(scorer.own.log_loss),
         own_ece=None if scorer.own is None else scorer.own.ece,
-        is_ceiling=scorer.name == ceiling,
+        is_ceiling=scorer.name == result.ceiling,
         note=_note(scorer),
+        accuracy_per_prompt=_estimate(scorer.accuracy_per_prompt) if result.per_prompt else None,
     )
 
 

@@ -6,7 +6,7 @@ one prompt are alike. What is fitted (scale, tie threshold) is never judged on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,15 +39,20 @@ LABELS = "labels"
 class LabelledPairs:
     """N labelled pairs: ``label_0`` (N,) in [0, 1] is the share of votes for image 0, 0.5 is a tie; ``prompts`` (N,).
 
-    Raises UserError for no pairs, unequal lengths, labels out of range, only ties, or a single prompt.
+    ``rankings`` (N,) says which pairs people judged together, as one ranking of several images; None where all pairs of
+    a prompt belong together. Raises UserError for no pairs, unequal lengths, labels out of range, only ties, or a single
+    prompt.
     """
 
     label_0: Array
     prompts: Sequence[str]
+    rankings: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
         if len(self.label_0) != len(self.prompts):
             raise UserError(f"{len(self.label_0)} labels for {len(self.prompts)} prompts", "give one label a pair")
+        if self.rankings is not None and len(self.rankings) != len(self.prompts):
+            raise UserError(f"{len(self.rankings)} rankings for {len(self.prompts)} prompts", "give one ranking a pair")
         if not len(self.label_0):
             raise UserError("no labelled pairs", "give pairs with labels")
         bad = np.flatnonzero(~((self.label_0 >= 0) & (self.label_0 <= 1)))
@@ -71,6 +76,15 @@ class LabelledPairs:
     def codes(self) -> NDArray[np.int64]:
         """The number of each pair's prompt, (N,)."""
         return cluster_codes(self.prompts)
+
+    @cached_property
+    def ranking_weights(self) -> Array:
+        """1 / (decided pairs of its ranking) for each decided pair, 0 for ties, (N,): every ranking weighs the same."""
+        decided = ~self.is_tie
+        codes = self.codes if self.rankings is None else cluster_codes(self.rankings)
+        sizes = np.bincount(codes, weights=decided)
+        weights: Array = np.divide(decided, sizes[codes], out=np.zeros(len(self)), where=decided)
+        return weights
 
     @cached_property
     def half(self) -> NDArray[np.int64]:
@@ -117,7 +131,8 @@ class ScorerCalibration:
     """One scorer on the labelled pairs.
 
     ``fit`` and ``tie_threshold`` are what to use from now on: from the tuning set, else from all pairs. ``accuracy``
-    leaves labelled ties out; ``accuracy_with_ties`` predicts them. ``own`` are the scorer's own probabilities (None
+    leaves labelled ties out; ``accuracy_per_prompt`` does too, and gives every prompt the same weight, however many pairs
+    it has; ``accuracy_with_ties`` predicts ties. ``own`` are the scorer's own probabilities (None
     without a scale), ``fitted`` those after the fit, each pair by a scale that was fitted on other prompts.
     ``num_equal`` pairs have equal scores.
     """
@@ -128,6 +143,7 @@ class ScorerCalibration:
     fit: ScaleFit
     scale_interval: Interval | None
     accuracy: Interval
+    accuracy_per_prompt: Interval
     accuracy_with_ties: Interval
     tie_threshold: float
     own: Probabilities | None
@@ -185,6 +201,7 @@ def calibrate(judgement: Judgement, pairs: LabelledPairs, tuning: LabelledPairs 
         fit=fit,
         scale_interval=scale_interval(basis, basis_pairs.label_0, basis_pairs.codes, fit),
         accuracy=accuracy(difference, pairs),
+        accuracy_per_prompt=accuracy_per_prompt(difference, pairs),
         accuracy_with_ties=with_ties,
         tie_threshold=threshold(basis, basis_pairs.label_0),
         own=None if own_logits is None else _probabilities(own_logits, pairs),
@@ -207,6 +224,17 @@ def accuracy(difference: Array, pairs: LabelledPairs) -> Interval:
     """Share of pairs on which the scorer prefers what people prefer; labelled ties left out, equal scores one half."""
     decided = ~pairs.is_tie
     [found] = share_intervals(preference_credit(difference, pairs.label_0) * decided, decided, pairs.codes)
+    return found
+
+
+def accuracy_per_prompt(difference: Array, pairs: LabelledPairs) -> Interval:
+    """The mean over prompts (over ``pairs.rankings``, where there are such) of each one's accuracy.
+
+    The macro accuracy that HPSv2 (arXiv:2306.09341) reports; the one over pairs is dominated by prompts with many images.
+    Rankings whose pairs are all ties are left out. ``num`` is the number of pairs that count; prompts are resampled.
+    """
+    weights = pairs.ranking_weights
+    [found] = share_intervals(preference_credit(difference, pairs.label_0) * weights, weights, pairs.codes)
     return found
 
 

@@ -34,9 +34,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRow:
-    """One scorer: its two accuracies (shares), mean log loss (nats) and ECE (share) before and after the fit, its scale.
+    """One scorer: its accuracies (shares), mean log loss (nats) and ECE (share) before and after the fit, its scale.
 
-    What a scorer without a scale of its own does not have is None. ``note`` is said below the name.
+    ``accuracy_per_prompt`` is None where it was not asked for. What a scorer without a scale of its own does not have is None. ``note`` is said below the name.
     """
 
     name: str
@@ -54,6 +54,7 @@ class CalibrationRow:
     own_ece: float | None = None
     is_ceiling: bool = False
     note: str = ""
+    accuracy_per_prompt: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)

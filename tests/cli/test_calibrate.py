@@ -152,14 +152,31 @@ def test_a_scorer_that_is_too_sure_of_itself(
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 3
 
 
-def test_labelled_ties_enter_the_protocol_that_knows_them(calibrate: Calibrate, rows: pa.Table, tmp_path: Path) -> None:
+def test_labelled_ties_enter_the_protocol_that_knows_them(
+    calibrate: Calibrate,
+    rows: pa.Table,
+    difference: list[float],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     labels = rows["label_0"].to_pylist()
     labels[:40] = [0.5] * 40
-    assert calibrate(labelled(rows, labels)) == 0
+    labels[41] = 0.5  # the prompts beyond have two pairs each, that of row 40 has one
+    assert calibrate(labelled(rows, labels), "--per_prompt") == 0
+    by_prompt: dict[str, list[float]] = {}
+    for prompt, d, y in zip(rows["caption"].to_pylist(), difference, labels, strict=True):
+        if y != 0.5:
+            by_prompt.setdefault(prompt, []).append(0.5 if d == 0 else float((d > 0) == (y > 0.5)))
+    macro = found(tmp_path)["scorers"][RECIPE]["accuracy_per_prompt"]
+    assert macro["value"] == pytest.approx(np.mean([np.mean(part) for part in by_prompt.values()]), abs=1e-12)
+    shown = capsys.readouterr().out
+    assert "per prompt" in shown
+    assert f"{macro['value']:.3f} ({macro['low']:.3f}-{macro['high']:.3f})" in shown
+    assert "per prompt" in (tmp_path / "out" / "report.html").read_text()
     content = found(tmp_path)
     scorer = content["scorers"][RECIPE]
-    assert content["pairs"]["ties"] == 40
-    assert (scorer["accuracy"]["num"], scorer["accuracy_with_ties"]["num"]) == (NUM - 40, NUM)
+    assert content["pairs"]["ties"] == 41
+    assert (scorer["accuracy"]["num"], scorer["accuracy_with_ties"]["num"]) == (NUM - 41, NUM)
 
 
 def test_a_tuning_set_and_its_refusals(

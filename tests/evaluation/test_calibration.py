@@ -20,6 +20,7 @@ from diffusion_feedback.evaluation.calibration import (
     Judgement,
     LabelledPairs,
     accuracy,
+    accuracy_per_prompt,
     agreements,
     calibrate,
     coverage_curve,
@@ -467,3 +468,68 @@ def test_two_prompts_are_enough() -> None:
             continue
         found = calibrate(judged(np.array([0.4, -0.2]), own=1.0), LabelledPairs(np.array(labels), ["a", "b"]))
         assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
+
+
+# --- per prompt ------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_per_prompt_by_hand() -> None:
+    """a: right of two 1/2; b: equal scores 1/2, a tie left out; c: both right; d: nothing but a tie, left out."""
+    pairs = LabelledPairs(np.array([1.0, 0.0, 1.0, 0.5, 0.3, 1.0, 0.5]), list("aabbccd"))
+    found = accuracy_per_prompt(np.array([2.0, 1.0, 0.0, 5.0, -0.1, 0.2, 1.0]), pairs)
+    assert (found.value, found.num) == (pytest.approx((0.5 + 0.5 + 1) / 3), 5)
+    assert accuracy(np.array([2.0, 1.0, 0.0, 5.0, -0.1, 0.2, 1.0]), pairs).value == pytest.approx(3.5 / 5)
+
+
+def rankings(seed: int, num: int = 40) -> tuple[np.ndarray, LabelledPairs, list[tuple[list[float], list[int]]]]:
+    """Every pair of ``num`` rankings of 2 to 9 images, two of which are of one prompt; scores and ranks of each."""
+    source = np.random.default_rng(seed)
+    lists, difference, labels, prompts, names = [], [], [], [], []
+    for number in range(num):
+        size = int(source.integers(2, 10))
+        ranks = source.permutation(size).tolist()
+        scores = (source.normal(0, 1, size) - 0.4 * np.array(ranks)).tolist()
+        lists.append((scores, ranks))
+        for i in range(size):
+            for j in range(i + 1, size):
+                difference.append(scores[i] - scores[j])
+                labels.append(float(ranks[i] < ranks[j]))
+                prompts.append(f"prompt {min(number, num - 2)}")
+                names.append(number)
+    return np.array(difference), LabelledPairs(np.array(labels), prompts, names), lists
+
+
+def test_accuracy_per_ranking_counts_inversions() -> None:
+    """HPSv2's accuracy on HPDv2's test set: 1 - inverted pairs / pairs of each ranking, and their mean."""
+    difference, pairs, lists = rankings(0)
+    shares = []
+    for scores, ranks in lists:
+        order = [sorted(scores, reverse=True).index(score) for score in scores]
+        couples = [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))]
+        inverted = sum((order[i] - order[j]) * (ranks[i] - ranks[j]) < 0 for i, j in couples)
+        shares.append(1 - inverted / len(couples))
+    found = accuracy_per_prompt(difference, pairs)
+    assert found.value == pytest.approx(np.mean(shares), abs=1e-12)
+    assert abs(found.value - accuracy(difference, pairs).value) > 0.005
+    by_prompt = accuracy_per_prompt(difference, LabelledPairs(pairs.label_0, pairs.prompts))
+    assert by_prompt.value == pytest.approx(
+        np.mean([*shares[:-2], np.average(shares[-2:], weights=[len(r) * (len(r) - 1) for _, r in lists[-2:]])])
+    )
+
+
+def test_interval_per_prompt_covers_the_truth() -> None:
+    """The mean over 500 sets lies in the 95 % intervals of 60 others about as often as it should."""
+    truth = np.mean([accuracy_per_prompt_value(*rankings(seed, 40)[:2]) for seed in range(1000, 1500)])
+    found = [accuracy_per_prompt(*rankings(seed, 40)[:2]) for seed in range(60)]
+    inside = [interval.low <= truth <= interval.high for interval in found]
+    assert 0.85 <= np.mean(inside) <= 1.0
+
+
+def accuracy_per_prompt_value(difference: np.ndarray, pairs: LabelledPairs) -> float:
+    credit = preference_credit(difference, pairs.label_0)
+    return float((credit * pairs.ranking_weights).sum() / pairs.ranking_weights.sum())
+
+
+def test_rankings_of_another_number_are_refused() -> None:
+    with pytest.raises(UserError, match="1 rankings for 2 prompts"):
+        LabelledPairs(np.array([1.0, 0.0]), ["a", "b"], ["x"])
