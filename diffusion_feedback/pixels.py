@@ -7,6 +7,9 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import UserError
 
+WAS_TRANSPARENT = "was_transparent"
+"""Stands in the ``info`` of an image that ``to_rgb`` has laid on white."""
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """A copy of ``image`` in RGB and upright: the turn of its EXIF is done, transparency is laid on white, 16-bit grey
@@ -26,7 +29,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        layered = image.convert("RGBA")
+        opacity = layered.getchannel("A").getextrema()
+        rgb = Image.alpha_composite(white, layered).convert("RGB")
+        if opacity != (255, 255):
+            rgb.info[WAS_TRANSPARENT] = True
+        return rgb
     return image.convert("RGB")
 
 

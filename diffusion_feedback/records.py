@@ -207,6 +207,7 @@ class ScoreRecord:
     content hash of its bytes. ``recipe_id`` names everything that made the number: scorer version, preprocessing,
     precision, hash of the weights. ``score`` is the number as published; ``raw`` is what the network gave before any
     scale: the cosine of a CLIP scorer. ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
+    ``prompt_cut`` says whether the scorer read the beginning of the prompt only; None where nobody looked.
     """
 
     image: str
@@ -217,6 +218,7 @@ class ScoreRecord:
     score: float
     raw: float
     logit_scale: float | None
+    prompt_cut: bool | None = None
 
     @property
     def logit(self) -> float | None:

@@ -35,6 +35,8 @@ examples:
       --output_dir runs/parti
 
 {SCORERS_HELP}
+Figures of HPSv2 are 100 x cosine, as published, and say so; scores.parquet holds the cosine. One style of hpsv2 by itself:
+--prompts FOLDER/photo.json --allow_short.
 The folder holds scores.parquet, results.json, report.html and, where they were generated, the images; README.md there
 explains the rest. Run the same command again to go on after an interruption. dfb report joins several such folders.
 """
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--model", help="diffusers folder or hub id to generate the images from, in place of --images")
     add("--baseline", metavar="RUN", help="folder of another run of this benchmark, to compare with prompt by prompt")
-    add("--tie_margin", "--tie-margin", type=float, default=0.0, help="scores this close count as a tie (default 0)")
+    add("--tie_margin", "--tie-margin", type=float, default=0.0, help="figures this close count as a tie (default 0)")
     add(
         "--allow_missing",
         "--allow-missing",
@@ -119,7 +121,7 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
         found = None
     else:
         found = find_images(Path(arguments.images), prompts, read.read)
-        _say_images(found, arguments)
+        _say_images(found, benchmark, prompts, arguments)
         settings["images"] = str(Path(arguments.images).resolve())
     folder = Path(arguments.output_dir)
     state = process_state()
@@ -198,8 +200,10 @@ def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[Promp
     if short and not arguments.allow_short:
         problem = f"{source}: not the prompts of benchmark {benchmark.name}: {'; '.join(short)}"
         raise UserError(problem, "get the whole files, or give --allow_short and compare with no published figure")
+    whole = benchmark.whole_styles(found.prompts) if short else []
+    apart = f", but those of {', '.join(whole)} do, style by style" if whole else ""
     for line in short:
-        print(f"note: {line}; figures do not compare with published ones")
+        print(f"note: {line}; figures do not compare with published ones{apart}")
     settings = {
         "benchmark": benchmark.name,
         "prompts": source,
@@ -225,9 +229,15 @@ def _baseline(benchmark: Benchmark, settings: dict[str, Any], arguments: argpars
     return found
 
 
-def _say_images(found: PromptImages, arguments: argparse.Namespace) -> None:
-    """Say what is missing and what is left over. Raises UserError for missing images unless they are allowed."""
+def _say_images(
+    found: PromptImages, benchmark: Benchmark, prompts: Sequence[PromptRecord], arguments: argparse.Namespace
+) -> None:
+    """Say what is missing and what is left over.
+
+    Raises UserError for missing images unless they are allowed, and where a style of the benchmark has none at all.
+    """
     from ..errors import UserError
+    from ..evaluation.benchmarks.benchmark import ONE_STYLE, style_of
 
     if found.unused:
         names = ", ".join(found.left[:3]) + (", ..." if found.unused > 3 else "")
@@ -242,6 +252,11 @@ def _say_images(found: PromptImages, arguments: argparse.Namespace) -> None:
     problem = f"{arguments.images}: {len(found.missing)} images are missing, of {len(found.images)} prompts; the first of them:\n{first}"
     if not arguments.allow_missing:
         raise UserError(problem, "generate them, or give --allow_missing for incomplete figures")
+    there = {style_of(prompt) for prompt, images in zip(prompts, found.images, strict=True) if images}
+    bare = [style for style in benchmark.style_order(prompts) if style not in there]
+    if bare:
+        remedy = f"give images of every style, or measure the styles that you have: {ONE_STYLE}"
+        raise UserError(f"{arguments.images}: no image at all of {', '.join(bare)}", remedy)
     print(f"note: {problem}")
 
 

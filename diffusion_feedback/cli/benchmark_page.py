@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..evaluation.benchmarks.benchmark import OVERALL, ScorerResult
 from ..evaluation.benchmarks.paired import Disagreement, ScorerComparison, disagreements
 from ..evaluation.comparison import CaseRow, pick_cases
 from ..evaluation.statistics import WinRate
@@ -16,7 +17,7 @@ from ..reports.content import Case, CaseGroup, Rate, RateGroup, Report, Sample, 
 from ..reports.html import count, decimals, fixed, percent, write_report
 from ..reports.parts import Notice
 from .benchmark_run import README, REPORT, BenchmarkRun, published_rows
-from .benchmark_tables import digits_of, means_table, paired_table, published_table, settings_table
+from .benchmark_tables import digits_of, in_unit, means_table, paired_table, published_table, settings_table
 
 CASES = 6  # two rows of three
 Compared = Sequence[tuple[BenchmarkRun, Sequence[ScorerComparison]]]
@@ -72,7 +73,7 @@ def runs_report(
         after_name=runs[0].name,
         headline=_rate(single[0].name, single[1][0].overall.win_rate, f"by {single[1][0].scorer}") if single else None,
         facts=_facts(everyone),
-        notices=[*_agreement(baseline, compared), *_warnings(everyone)],
+        notices=[*_agreement(baseline, compared), *_warnings(everyone), *_common(compared)],
         tables=[*tables, *(board for board in boards if board)],
         rate_groups=_rate_groups(compared) if baseline and (len(compared) > 1 or len(compared[0][1]) > 1) else [],
         score_name=f"{runs[0].values[0].scorer} score",
@@ -137,9 +138,31 @@ def _warnings(runs: Sequence[BenchmarkRun]) -> list[Notice]:
             parts = [f"{row.style}: {row.missing}" for row in run.results[0].styles if row.missing]
             text = f"{run.missing} of {len(run.prompts)} prompts have no scored image ({', '.join(parts)})."
             notices.append(Notice(f"{run.name} is incomplete", f"{text} Its means are those of the rest.", "caution"))
+    whole = runs[0].benchmark.whole_styles(runs[0].prompts)
     for line in runs[0].settings["short"]:
         text = f"{line}. The figures do not compare with published ones, which stand on the whole set."
+        text += f" Those of whole styles do, style by style: {', '.join(whole)}." if whole else ""
         notices.append(Notice("Not the whole benchmark", text, "caution"))
+    for run in runs:
+        for found in run.values:
+            if found.cut:
+                first = run.prompts[found.cut[0]].prompt
+                text = (
+                    f"{found.scorer} read the beginning only of {len(found.cut)} of {len(run.prompts)} prompts, beyond its "
+                    f'token limit; the first: "{first[:100]}". All of them: results.json, cut_prompts.'
+                )
+                notices.append(Notice(f"Prompts cut, {run.name}", text, "caution"))
+    return notices
+
+
+def _common(compared: Compared) -> list[Notice]:
+    """Said where runs were compared on a part of the prompts."""
+    notices = []
+    for run, rows in compared:
+        num = min((row.overall.win_rate.num for row in rows), default=len(run.prompts))
+        if num < len(run.prompts):
+            text = f"{num} of {len(run.prompts)} prompts have a scored image in both runs; the others are left out."
+            notices.append(Notice(f"{run.name} is compared on a part of the prompts", text, "caution"))
     return notices
 
 
@@ -233,27 +256,47 @@ def console_summary(run: BenchmarkRun, baseline: BenchmarkRun | None, comparison
     lines = []
     for result in run.results:
         digits = digits_of([result])
-        lines.append(f"\n{result.scorer}  ({result.recipe_id})")
-        for row in (*result.styles, result.overall):
+        lines.append(f"\n{result.scorer}{in_unit(result.recipe_id)}  ({result.recipe_id})")
+        for row in (*(row for row in result.styles if row.style != OVERALL), result.overall):
             spread = f" +- {row.spread:.{digits}f} (groups)" if row.spread is not None else ""
             error = f", standard error {row.standard_error:.{digits}f}" if row.standard_error is not None else ""
             missing = f"  INCOMPLETE: {row.missing} of {row.num + row.missing} missing" if row.missing else ""
             lines.append(f"  {row.style:<18} {row.mean:.{digits}f}{spread}{error}, {row.num} prompts{missing}")
-        published = sorted(
-            published_rows(run, result.recipe_id), key=lambda row: abs(row.average - result.overall.mean)
-        )
-        lines += [f"  published, not reproduced here: {row.model} {row.average:.2f}" for row in published[:5]]
+        lines += [
+            f"  published, not reproduced here: {model} {value:.2f}" for model, value in _nearest(run, result)[:5]
+        ]
     for line in comparisons:
         won, change = line.overall.win_rate, line.overall.difference
         lines.append(
             f"\n{line.scorer} against {baseline.name if baseline else ''}: win rate {won.win_rate:.3f} "
-            f"({won.low:.3f} to {won.high:.3f}, {won.ties} ties of {won.num}), mean difference {change.value:+.4f} "
+            f"({won.low:.3f} to {won.high:.3f}, {won.ties} ties of {won.num}{_left_out(run, won.num)}), mean difference {change.value:+.4f} "
             f"({change.low:+.4f} to {change.high:+.4f}), permutation p {line.overall.p_value:.4f}"
         )
     for found in disagreements(comparisons):
         up, down = found.up, found.down
         lines.append(f"\nALARM: {up.scorer} rises while {down.scorer} falls: reward hacking? Look at the images.")
     return "\n".join(lines).strip("\n")
+
+
+def _nearest(run: BenchmarkRun, result: ScorerResult) -> list[tuple[str, float]]:
+    """Published results by how near they are; of a single whole style, those of that style."""
+    rows, whole = published_rows(run, result.recipe_id), run.benchmark.whole_styles(run.prompts)
+    if not run.settings["short"]:
+        found, own = [(row.model, row.average) for row in rows], result.overall.mean
+    elif len(whole) == 1:
+        found = [(f"{row.model}, {whole[0]}", row.by_style()[whole[0]]) for row in rows if whole[0] in row.by_style()]
+        own = next(row.mean for row in result.styles if row.style == whole[0])
+    else:
+        found, own = [], 0.0
+    return sorted(found, key=lambda named: abs(named[1] - own))
+
+
+def _left_out(run: BenchmarkRun, num: int) -> str:
+    return (
+        f"; {len(run.prompts) - num} of {len(run.prompts)} prompts left out, as one of the runs lacks them"
+        if num < len(run.prompts)
+        else ""
+    )
 
 
 def readme(run: BenchmarkRun) -> str:

@@ -137,7 +137,7 @@ def make_run(
     """A run out of its prompts, the names of their images, and scores. Raises UserError for scores that do not fit."""
     from ..evaluation.benchmarks.benchmark import evaluate, prompt_values
 
-    values = prompt_values(benchmark, images, records)
+    values = prompt_values(images, records)
     results = [evaluate(benchmark, prompts, found) for found in values]
     root = Path(settings["images"]) if settings.get("images") else folder
     return BenchmarkRun(
@@ -233,10 +233,12 @@ def results_json(run: BenchmarkRun, comparison: Mapping[str, Any] | None) -> dic
         "scorers": {
             result.scorer: {
                 "recipe_id": result.recipe_id,
+                **({"unit": result.unit} if result.unit else {}),
+                **_cut_json(run, found),
                 "styles": {row.style: row.to_json() for row in result.styles},
                 "overall": result.overall.to_json(),
             }
-            for result in run.results
+            for result, found in zip(run.results, run.values, strict=True)
         },
     }
     if run.benchmark.spread_name:
@@ -250,12 +252,22 @@ def results_json(run: BenchmarkRun, comparison: Mapping[str, Any] | None) -> dic
     return found
 
 
-def published_rows(run: BenchmarkRun, recipe_id: str) -> Sequence[Any]:
-    """What was published for this benchmark under the scorer version of ``recipe_id``; nothing for a set cut short."""
-    from ..evaluation.benchmarks.hpsv2 import version_of
-    from ..evaluation.benchmarks.published import published_for
+def _cut_json(run: BenchmarkRun, values: PromptValues) -> dict[str, Any]:
+    """The prompts of which the scorer read the beginning only, where there are such."""
+    return {"cut_prompts": [run.prompts[place].prompt for place in values.cut]} if values.cut else {}
 
-    return () if run.settings["short"] else published_for(run.benchmark.name, version_of(recipe_id))
+
+def published_rows(run: BenchmarkRun, recipe_id: str) -> Sequence[Any]:
+    """What was published for this benchmark under the scorer version of ``recipe_id``.
+
+    Nothing for a set cut short, unless whole styles are left, whose figures compare one by one.
+    """
+    from ..evaluation.benchmarks.published import published_for
+    from ..evaluation.benchmarks.units import version_of
+
+    if run.settings["short"] and not run.benchmark.whole_styles(run.prompts):
+        return ()
+    return published_for(run.benchmark.name, version_of(recipe_id))
 
 
 def image_names(found: PromptImages) -> list[tuple[str, ...]]:
@@ -269,7 +281,8 @@ def image_names(found: PromptImages) -> list[tuple[str, ...]]:
 def compare_runs(before: BenchmarkRun, after: BenchmarkRun, *, tie_margin: float = 0.0) -> list[ScorerComparison]:
     """Compare ``after`` with ``before`` prompt by prompt, under each scorer recipe that both have.
 
-    Raises UserError where benchmark, prompts or recipes differ, or prompts are missing and not both runs allow it.
+    On the prompts that both have, where the runs that lack some were made to allow it. Raises UserError where benchmark,
+    prompts or recipes differ, or a run lacks prompts that it had to have.
     """
     from ..errors import UserError
     from ..evaluation.benchmarks.paired import compare_scorers
@@ -281,7 +294,7 @@ def compare_runs(before: BenchmarkRun, after: BenchmarkRun, *, tie_margin: float
             before.values,
             after.values,
             tie_margin=tie_margin,
-            allow_missing=bool(before.settings.get("allow_missing") and after.settings.get("allow_missing")),
+            allow_missing=all(run.settings.get("allow_missing") for run in (before, after) if run.missing),
         )
     except UserError as error:
         raise UserError(f"{after.folder} against {before.folder}: {error.problem}", error.remedy) from error

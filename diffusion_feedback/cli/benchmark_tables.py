@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.benchmarks.benchmark import OVERALL, Figures, ScorerResult
-from ..evaluation.benchmarks.hpsv2 import version_of
 from ..evaluation.benchmarks.paired import ScorerComparison, StyleComparison
 from ..evaluation.benchmarks.published import SPREAD
+from ..evaluation.benchmarks.units import unit_of, version_of
 from ..reports.html import decimals, fixed, p_value, percent
 from ..reports.parts import Cell, Table
 from .benchmark_run import BenchmarkRun, published_rows
@@ -32,7 +32,12 @@ def means_table(runs: Sequence[BenchmarkRun], recipe_id: str) -> Table:
     for run, result in found:
         figures = {row.style: row for row in result.styles} | {ALL_PROMPTS: result.overall}
         rows.append((Cell(run.name), [_mean(figures[style], digits, bool(spread)) for style in styles]))
-    return Table(f"Means, {found[0][1].scorer}", styles, rows, f"{told} Recipe {recipe_id}.", "Run")
+    return Table(f"Means, {found[0][1].scorer}{in_unit(recipe_id)}", styles, rows, f"{told} Recipe {recipe_id}.", "Run")
+
+
+def in_unit(recipe_id: str) -> str:
+    """What stands behind a scorer's name where figures are not its scores: " (100 x cosine)"."""
+    return f" ({unit_of(recipe_id)})" if unit_of(recipe_id) else ""
 
 
 def _styles(result: ScorerResult) -> list[str]:
@@ -75,7 +80,9 @@ def paired_table(
         f"Each run against {baseline.name}, prompt by prompt. Below each figure its 95 % interval; p is that of the paired "
         "permutation test. Coloured where the interval leaves out an even match."
     )
-    return Table(f"Against {baseline.name}, {first.scorer}", [ALL_PROMPTS, *styles], rows, detail, "Run")
+    return Table(
+        f"Against {baseline.name}, {first.scorer}{in_unit(recipe_id)}", [ALL_PROMPTS, *styles], rows, detail, "Run"
+    )
 
 
 def _difference(row: StyleComparison | None) -> Cell:
@@ -108,17 +115,19 @@ def published_table(run: BenchmarkRun, result: ScorerResult) -> Table | None:
     rows: Sequence[PublishedResult] = published_rows(run, result.recipe_id)
     if not rows:
         return None
-    styles = [row.style for row in result.styles]
+    whole = run.benchmark.whole_styles(run.prompts)
+    styles = [row.style for row in result.styles if not run.settings["short"] or row.style in whole]
     board, cells = rows[-1].source, []
     for row in rows:
         figures = row.by_style()
         texts = [Cell(f"{figures[style]:.2f}" if style in figures else "not told") for style in styles]
         # The source of most stands above the table; whoever has another one says so.
         name = Cell(row.model, row.source if row.source != board else "", "quiet")
-        cells.append((name, [Cell(f"{row.average:.2f}"), *texts]))
+        cells.append((name, [*([] if run.settings["short"] else [Cell(f"{row.average:.2f}")]), *texts]))
     detail = f"Source: {board}. The same version of the scorer, by other hands; reproduced here: no. {SPREAD}"
     title = f"Published results of the same scorer, {version_of(result.recipe_id)}"
-    return Table(title, [ALL_PROMPTS, *styles], cells, detail, "Model", is_folded=True)
+    columns = styles if run.settings["short"] else [ALL_PROMPTS, *styles]
+    return Table(title, columns, cells, detail, "Model", is_folded=True)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

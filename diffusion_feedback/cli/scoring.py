@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,10 @@ SCORERS_HELP = """scorers:
     pickscore                            PickScore v1 from the hub
     pickscore=assets/shapes-scorer       any CLIPModel folder in PickScore's form
     hpsv2=HPS_v2_compressed.pt,version=v2.0
+    clip_score=FOLDER,form=hessel        forms of clip_score: percent, hessel, diffusion_dpo
     mine:pickscore=runs/scorer           named "mine", beside another pickscore
+  Images are judged upright (EXIF), transparency laid on white, 16-bit grey scaled to 8 bits, palettes made RGB before they are
+  scaled; prompts beyond a scorer's token limit are cut, and told. docs/scorers.md says what each scorer computes.
 """
 
 
@@ -40,7 +43,12 @@ def add_scoring_flags(parser: argparse.ArgumentParser, *, required: bool = True)
     add("--device", help="cuda, cpu, ...; the best one there is by default")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision of the towers")
     add("--batch_size", "--batch-size", type=int, default=16, help="images at once (default 16)")
-    add("--workers", type=int, default=4, help="threads that decode images (default 4)")
+    add(
+        "--workers",
+        type=int,
+        default=4,
+        help="threads that decode images (default 4); each holds one, so fewer take less memory where they are huge",
+    )
     add(
         "--cache_dir",
         "--cache-dir",
@@ -67,7 +75,7 @@ def score_items(items: Sequence[ImageItem], arguments: argparse.Namespace) -> li
     state = process_state()
     with ExitStack() as stack:
         session = _Session.open(arguments, state, stack)
-        session.say_truncated(items)
+        session.look_at_prompts(items)
         share = items[state.process_index :: state.num_processes]
         failed = session.score(share)
         session.flush()
@@ -117,6 +125,8 @@ def summary(records: Sequence[ScoreRecord]) -> str:
     """A table in plain text: for each scorer the number of images, mean with standard error, range, and recipe."""
     from statistics import fmean, stdev
 
+    from ..evaluation.benchmarks.units import unit_of
+
     lines = [f"{'scorer':<18} {'images':>7} {'mean':>9} {'+- se':>8} {'min':>9} {'max':>9}  recipe"]
     by_scorer: dict[tuple[str, str], list[float]] = {}
     for record in records:
@@ -125,7 +135,11 @@ def summary(records: Sequence[ScoreRecord]) -> str:
         error = f"{stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else "-"
         figures = f"{fmean(values):>9.4f} {error:>8} {min(values):>9.4f} {max(values):>9.4f}"
         lines.append(f"{name:<18} {len(values):>7} {figures}  {recipe}")
-    return "\n".join(lines)
+    units = {name: unit_of(recipe) for name, recipe in by_scorer}
+    told = [
+        f"{name}: the cosine; published tables and dfb benchmark show {unit}" for name, unit in units.items() if unit
+    ]
+    return "\n".join([*lines, *told])
 
 
 def _check(items: Sequence[ImageItem], arguments: argparse.Namespace) -> None:
@@ -146,6 +160,8 @@ class _Session:
     caches: Mapping[str, TensorCache]
     arguments: argparse.Namespace
     state: Any
+    cut: dict[str, set[str]] = field(default_factory=dict)
+    """By scorer, the prompts of which it reads the beginning only; filled in the main process."""
 
     @classmethod
     def open(cls, arguments: argparse.Namespace, state: Any, stack: ExitStack) -> _Session:
@@ -164,8 +180,8 @@ class _Session:
         }
         return cls(scorers, caches, arguments, state)
 
-    def say_truncated(self, items: Sequence[ImageItem]) -> None:
-        """Prompts beyond a scorer's limit, counted once; prompts that are not there at all are an error."""
+    def look_at_prompts(self, items: Sequence[ImageItem]) -> None:
+        """Prompts beyond a scorer's limit are counted and named; prompts that are not there at all are an error."""
         from ..errors import UserError
 
         prompts = sorted({item.prompt for item in items})
@@ -174,11 +190,12 @@ class _Session:
                 absent = [item.name for item in items if not item.prompt]
                 problem = f"{len(absent)} images have no prompt, which {scorer.name!r} needs; the first: {absent[0]}"
                 raise UserError(problem, "give --prompts or --prompt, a .txt beside each image, or a metadata.jsonl")
-            cut = scorer.count_truncated(prompts) if self.state.is_main_process else 0
-            if cut:
-                print(
-                    f"note: {scorer.name} ignores the ends of {cut} of {len(prompts)} prompts, beyond its token limit"
-                )
+            if self.state.is_main_process:
+                cut = [prompt for prompt, is_cut in zip(prompts, scorer.cuts(prompts), strict=True) if is_cut]
+                self.cut[scorer.name] = set(cut)
+                if cut:
+                    told = f"{scorer.name} ignores the ends of {len(cut)} of {len(prompts)} prompts"
+                    print(f"note: {told}, beyond its token limit; the first: {_short(cut[0])!r}")
 
     def key(self, scorer: Scorer, item: ImageItem) -> str:
         """Where the score of ``item`` lies in the scorer's cache."""
@@ -194,11 +211,16 @@ class _Session:
             failed.append((item.name, error.problem))
 
         groups, num_cached = self._missing(items, on_bad)
+        transparent: list[str] = []
         total = sum(map(len, groups.values()))
         if total:
             with self._bar(len(items), initial=num_cached, desc="score") as bar:
                 for absent, wanted in groups.items():
-                    self._run([s for s in self.scorers if s.name in absent], wanted, on_bad, bar.update)
+                    scorers = [s for s in self.scorers if s.name in absent]
+                    self._run(scorers, wanted, on_bad, lambda item: transparent.append(item.name), bar.update)
+        if transparent:
+            told = f"{len(transparent)} of the {total} images scored now are transparent in part"
+            print(f"note: {told}, and are laid on white; one of them: {min(transparent)}")
         return failed
 
     def _missing(
@@ -234,12 +256,18 @@ class _Session:
         scorers: Sequence[Scorer],
         items: Sequence[ImageItem],
         on_bad: Callable[[ImageItem, UserError], None],
+        on_transparent: Callable[[ImageItem], object],
         advance: Callable[[int], Any],
     ) -> None:
         from ..scorers.runner import run
 
         batches = run(
-            scorers, items, batch_size=self.arguments.batch_size, workers=self.arguments.workers, on_bad=on_bad
+            scorers,
+            items,
+            batch_size=self.arguments.batch_size,
+            workers=self.arguments.workers,
+            on_bad=on_bad,
+            on_transparent=on_transparent,
         )
         for batch in _flushing(batches, self.flush):
             for scorer, scores in zip(scorers, batch.scores, strict=True):
@@ -290,7 +318,16 @@ class _Session:
         if not found:
             raise UserError("no image could be scored", "mend the images listed above")
         return [
-            ScoreRecord(item.name, item.handle.key, item.prompt, s.name, s.recipe_id, *values[number], s.logit_scale)
+            ScoreRecord(
+                item.name,
+                item.handle.key,
+                item.prompt,
+                s.name,
+                s.recipe_id,
+                *values[number],
+                s.logit_scale,
+                item.prompt in self.cut[s.name] if s.name in self.cut else None,
+            )
             for number, s in enumerate(self.scorers)
             for item, values in found
         ]
@@ -321,6 +358,10 @@ def _hashed(item: ImageItem) -> UserError | None:
     except UserError as error:
         return error
     return None
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."
 
 
 def _flushing(batches: Iterable[ScoredBatch], flush: Callable[[], None]) -> Iterator[ScoredBatch]:

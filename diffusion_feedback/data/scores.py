@@ -26,9 +26,13 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float64(), nullable=False),
         pa.field("raw", pa.float64(), nullable=False),
         pa.field("logit_scale", pa.float64()),
+        pa.field("prompt_cut", pa.bool_()),
     ]
 )
 
+
+_LATER = ("prompt_cut",)
+"""Columns that tables of before do not have."""
 
 SCORE_ENDINGS = (".parquet", ".csv", ".jsonl")
 """Endings of score tables, which say their form."""
@@ -71,6 +75,9 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
         table = _text_table(path) if path.suffix in (".csv", ".jsonl") else pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a score table ({error})", "write it again with dfb score") from error
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}", "give a table that dfb score has written")
@@ -103,6 +110,8 @@ def _text_table(path: Path) -> pa.Table:
             except (TypeError, ValueError) as error:
                 problem = f"{path}, line {number}, column {name!r}: found {row[name]!r}, not a number"
                 raise UserError(problem, "write it again with dfb score") from error
+        if isinstance(row.get("prompt_cut"), str):
+            row["prompt_cut"] = {"true": True, "false": False}.get(row["prompt_cut"].lower())
         rows.append(row)
     return pa.Table.from_pylist(rows)
 

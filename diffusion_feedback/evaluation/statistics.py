@@ -115,7 +115,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean = float(data.mean())
     if len(data) == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    if np.ptp(data) == 0:
+    # Rounding makes equal differences differ in the last digits; they are told from a real spread by this much.
+    if np.ptp(data) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean, mean, len(data))
     found = bootstrap(
         (data,),

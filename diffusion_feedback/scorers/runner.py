@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..pixels import WAS_TRANSPARENT
 from ..types import ImageItem, Scores
 from .scorer import Scorer
 
@@ -52,18 +53,22 @@ def run(
     batch_size: int = 16,
     workers: int = 4,
     on_bad: Callable[[ImageItem, UserError], None] | None = None,
+    on_transparent: Callable[[ImageItem], object] | None = None,
 ) -> Iterator[ScoredBatch]:
     """Score ``items`` by all of ``scorers``, in batches and in order, of any number of images.
 
     ``workers`` threads decode and cut images while the models work on the batch before. An image that cannot be
-    decoded goes to ``on_bad`` and is left out, or raises its UserError where ``on_bad`` is None. Raises UserError
-    naming image and recipe for a score that is not finite.
+    decoded goes to ``on_bad`` and is left out, or raises its UserError where ``on_bad`` is None; ``on_transparent`` is
+    told, from those threads, of images that were laid on white. Raises UserError naming image and recipe for a score
+    that is not finite.
     """
     prompts = _PromptFeatures()
     cuts: Mapping[str, Scorer] = {scorer.view_key: scorer for scorer in scorers}
 
     def views_of(item: ImageItem) -> Views:
         image = item.handle.open()
+        if on_transparent is not None and image.info.get(WAS_TRANSPARENT):
+            on_transparent(item)
         try:
             return {key: scorer.view(image) for key, scorer in cuts.items()}
         except UserError as error:

@@ -206,7 +206,7 @@ def _resampler() -> str:
 
 def _levels(image: Image.Image) -> Tensor:
     """(3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 def _normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:

@@ -285,9 +285,12 @@ def test_missing_images(
     assert (results["missing_prompts"], results["scorers"]["shapes"]["overall"]["complete"]) == (1, False)
     assert "run is incomplete" in (tmp_path / "run" / "report.html").read_text()
     assert "INCOMPLETE: 1 of 12 missing" in capsys.readouterr().out
-    # The baseline was made without --allow_missing, so the two are not compared on what is left.
-    assert bench("paired", "shapes", *two, "--allow_missing") == 2
-    assert "1 prompts have no shapes score here, 0 in the baseline" in capsys.readouterr().err
+    # The baseline is whole, so it need not be made again to be compared on what both have.
+    assert bench("paired", "shapes", *two, "--allow_missing") == 0
+    assert "of 11; 1 of 12 prompts left out, as one of the runs lacks them)" in capsys.readouterr().out
+    found = read(tmp_path / "paired" / "results.json")["baseline"]
+    assert (found["num_prompts"], found["left_out"]) == (11, 1)
+    assert "11 of 12 prompts have a scored image in both runs" in (tmp_path / "paired" / "report.html").read_text()
 
 
 def test_a_hundred_missing_images_are_counted_and_twenty_named(

@@ -108,7 +108,7 @@ def test_the_baseline_and_the_names_can_be_chosen(tmp_path: Path) -> None:
         folder(tmp_path / name, shift) for name, shift in (("a/bench", 0), ("b/bench", 0.01), ("c", 0.02))
     )
     assert report(tmp_path, one, two, "--baseline", base) == 0
-    assert "Against a/bench, hpsv2" in words(tmp_path / "report.html")
+    assert "Against a/bench, hpsv2 (100 x cosine)" in words(tmp_path / "report.html")
     assert (
         report(tmp_path, base, one, two, "--baseline", two, "--names", "last", "first", "middle", "--title", "T & T")
         == 0
@@ -143,7 +143,9 @@ def _published(tmp_path: Path, run: Path) -> str:
     return words(tmp_path / "report.html")
 
 
-def test_missing_prompts_are_compared_where_both_allow_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_prompts_are_left_out_of_a_comparison_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     holes = [None if number == 3 else 0.2 + number / 1000 for number in range(40)]
     other = [None if number == 5 else 0.2 for number in range(40)]
     one, two = (
@@ -153,9 +155,13 @@ def test_missing_prompts_are_compared_where_both_allow_it(tmp_path: Path, capsys
     text = words(tmp_path / "report.html")
     assert "one is incomplete" in text
     assert "incomplete: 1 of 40 missing" in text
-    assert "38" in text
-    assert report(tmp_path, folder(tmp_path / "whole"), two) == 2
-    assert "two against" in capsys.readouterr().err
+    assert "38 of 40 prompts have a scored image in both runs; the others are left out." in text
+    # A run that is whole need not be made again for one that lacks a picture.
+    assert report(tmp_path, folder(tmp_path / "whole"), two) == 0
+    assert "39 of 40 prompts have a scored image in both runs" in words(tmp_path / "report.html")
+    strict = write_folder(tmp_path / "strict", PROMPTS, {"hpsv2": other}, allow_missing=False)
+    assert report(tmp_path, tmp_path / "whole", strict) == 2
+    assert "make the one that lacks some with --allow_missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ def test_damaged_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for name, content, named in (
         ("prompts.jsonl", "{}\n", "prompts.jsonl or benchmark.json is damaged"),
         ("prompts.jsonl", "not JSON\n", "prompts.jsonl or benchmark.json is damaged"),
-        ("scores.parquet", "x", "scores.parquet: not a parquet file"),
+        ("scores.parquet", "x", "scores.parquet: not a score table"),
         ("benchmark.json", "[]", "not the settings of a run"),
         ("benchmark.json", "{", "benchmark.json: not JSON"),
         ("prompts.jsonl", b"\xff\n", "prompts.jsonl or benchmark.json is damaged"),
@@ -224,7 +230,10 @@ def test_settings_of_another_kind_are_named(
 def test_scores_and_prompts_that_were_changed_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder(tmp_path / "run")
     records = read_scores(run / "scores.parquet")
-    write_scores([replace(records[0], score=records[0].score + 1e-3), *records[1:]], run / "scores.parquet")
+    write_scores(
+        [replace(records[0], score=records[0].score + 1e-3, raw=records[0].raw + 1e-3), *records[1:]],
+        run / "scores.parquet",
+    )
     assert report(tmp_path, run) == 2
     assert "one of the two was changed" in capsys.readouterr().err
     write_scores(records, run / "scores.parquet")

@@ -18,9 +18,10 @@ from diffusion_feedback.evaluation.benchmarks.benchmark import (
     prompt_values,
     prompts_hash,
 )
-from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES, grouped_mean, published_value, version_of
+from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES, grouped_mean
 from diffusion_feedback.evaluation.benchmarks.paired import compare_scorers, disagreements
 from diffusion_feedback.evaluation.benchmarks.published import PUBLISHED, published_for
+from diffusion_feedback.evaluation.benchmarks.units import published_value, version_of
 from diffusion_feedback.records import PromptRecord, ScoreRecord
 
 
@@ -156,7 +157,7 @@ def test_the_hash_follows_prompts_styles_and_order() -> None:
 def test_seeds_of_a_prompt_are_averaged() -> None:
     found = resolve("benchmark", "pickapic")()
     records = [record("a-s0", 1.0), record("a-s1", 3.0), record("b-s0", 5.0), record("stray", 99.0)]
-    (judged,) = prompt_values(found, [["a-s0", "a-s1"], ["b-s0"], []], records)
+    (judged,) = prompt_values([["a-s0", "a-s1"], ["b-s0"], []], records)
     assert judged.values.tolist() == pytest.approx([2.0, 5.0, math.nan], nan_ok=True)
     result = evaluate(found, prompts({OVERALL: 3}), judged)
     assert (result.overall.mean, result.overall.num, result.overall.missing) == (3.5, 2, 1)
@@ -167,9 +168,9 @@ def test_seeds_of_a_prompt_are_averaged() -> None:
 def test_what_cannot_be_a_value_is_refused() -> None:
     found = resolve("benchmark", "pickapic")()
     with pytest.raises(UserError, match="a: its judge score is nan"):
-        prompt_values(found, [["a"]], [record("a", math.nan)])
+        prompt_values([["a"]], [record("a", math.nan)])
     with pytest.raises(UserError, match="under the recipes 'judge.1/a/fp32/00' and 'other'"):
-        prompt_values(found, [["a"], ["b"]], [record("a", 1.0), record("b", 1.0, recipe="other")])
+        prompt_values([["a"], ["b"]], [record("a", 1.0), record("b", 1.0, recipe="other")])
     with pytest.raises(UserError, match="none of the 1 prompts of 'b' has a scored image"):
         evaluate(found, prompts({"a": 1, "b": 1}), values(1.0, math.nan))
 

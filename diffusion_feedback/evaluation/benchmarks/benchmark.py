@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...records import PromptRecord, ScoreRecord, content_hash
+from .units import published_value, unit_of
 
 FloatArray = NDArray[np.float64]
 
 OVERALL = "all"
 """The name of the figures over every prompt; a benchmark without styles has this one style."""
+
+ONE_STYLE = "--prompts FOLDER/STYLE.json --allow_short"
+"""The flags that measure one style of a benchmark by itself."""
 
 StyleMean = Callable[[FloatArray], tuple[float, float | None]]
 """Scores of one style by prompt index, NaN where missing, to the mean and the spread that the benchmark reports."""
@@ -35,7 +39,7 @@ class Benchmark:
     ``files`` maps styles to the files of a folder or hub repository; the style "" stands for a file whose rows name
     their own style in one of ``style_columns``, or that ``style_of`` tells from the prompt. ``per_style`` and ``total``
     are the numbers of prompts that published figures stand on. ``unique`` leaves prompts out that came before.
-    ``scorers`` are the specs taken when none are given. ``value`` is the figure that is reported for one score.
+    ``scorers`` are the specs taken when none are given. Figures are in the unit of the published tables, ``units``.
     """
 
     name: str
@@ -52,7 +56,6 @@ class Benchmark:
     unique: bool = False
     style_mean: StyleMean = plain_mean
     spread_name: str = ""
-    value: Callable[[ScoreRecord], float] = lambda record: record.score
 
     def shortfalls(self, prompts: Sequence[PromptRecord]) -> list[str]:
         """In which ways the number of ``prompts`` differs from the published one; empty for a whole set.
@@ -70,6 +73,11 @@ class Benchmark:
         if self.total is not None and len(prompts) != self.total:
             told.append(f"{len(prompts)} of {self.total} prompts")
         return told
+
+    def whole_styles(self, prompts: Sequence[PromptRecord]) -> list[str]:
+        """The styles of which every prompt is there, so that their figures compare with published ones."""
+        found = Counter(style_of(prompt) for prompt in prompts)
+        return [style for style in self.styles if self.per_style is not None and found[style] == self.per_style]
 
     def style_order(self, prompts: Sequence[PromptRecord]) -> list[str]:
         """The styles of ``prompts``: in the benchmark's own order where it has one, else as they come."""
@@ -119,11 +127,15 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class PromptValues:
-    """What one scorer says of each prompt: ``values`` (N,) in the order of the prompts, NaN where no image is."""
+    """What one scorer says of each prompt: ``values`` (N,) in the order of the prompts, NaN where no image is.
+
+    ``cut`` are the places of the prompts of which it read the beginning only.
+    """
 
     scorer: str
     recipe_id: str
     values: FloatArray
+    cut: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +147,22 @@ class ScorerResult:
     styles: tuple[Figures, ...]
     overall: Figures
 
+    @property
+    def unit(self) -> str:
+        """What the figures are in the place of the scores themselves; empty where they are these."""
+        return unit_of(self.recipe_id)
 
-def prompt_values(
-    benchmark: Benchmark, images: Sequence[Sequence[str]], records: Sequence[ScoreRecord]
-) -> list[PromptValues]:
+
+def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord]) -> list[PromptValues]:
     """The mean of each prompt's images under each scorer; ``images`` are the names of the images of each prompt.
+
+    In the unit of the published tables, and with the prompts that the scorer has read in part only.
 
     Raises UserError for a score that is not finite, and for one scorer under two recipes.
     """
     place = {name: index for index, names in enumerate(images) for name in names}
     found: dict[str, tuple[str, list[list[float]]]] = {}
+    cut: dict[str, set[int]] = {}
     for record in records:
         if record.scorer not in found:
             found[record.scorer] = (record.recipe_id, [[] for _ in images])
@@ -152,14 +170,17 @@ def prompt_values(
         if record.recipe_id != recipe_id:
             problem = f"scorer {record.scorer!r} stands under the recipes {recipe_id!r} and {record.recipe_id!r}"
             raise UserError(problem, "score the images anew by one of them")
-        value = benchmark.value(record)
+        value = published_value(record)
         if not math.isfinite(value):
             raise UserError(f"{record.image}: its {record.scorer} score is {value}", "score the image anew")
         if record.image in place:
             rows[place[record.image]].append(value)
+            if record.prompt_cut:
+                cut.setdefault(record.scorer, set()).add(place[record.image])
+    means = {name: np.array([np.mean(row) if row else np.nan for row in rows]) for name, (_, rows) in found.items()}
     return [
-        PromptValues(name, recipe_id, np.array([np.mean(row) if row else np.nan for row in rows], np.float64))
-        for name, (recipe_id, rows) in found.items()
+        PromptValues(name, recipe_id, means[name], tuple(sorted(cut.get(name, ()))))
+        for name, (recipe_id, _) in found.items()
     ]
 
 
@@ -171,7 +192,7 @@ def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], found: Promp
         values = found.values[labels == style]
         if np.isnan(values).all():
             problem = f"{found.scorer}: none of the {len(values)} prompts of {style!r} has a scored image"
-            raise UserError(problem, "give images of every style")
+            raise UserError(problem, f"give images of every style, or measure the others alone: {ONE_STYLE}")
         rows.append(_figures(style, values, *benchmark.style_mean(values)))
     return ScorerResult(
         found.scorer, found.recipe_id, tuple(rows), _figures(OVERALL, found.values, *plain_mean(found.values))

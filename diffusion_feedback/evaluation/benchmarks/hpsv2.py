@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
-from ...records import ScoreRecord
 from .benchmark import Benchmark, FloatArray
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 GROUP = 80
-_RECIPE = re.compile(r"hps(v2\.[01])/")
 
 
 def benchmark() -> Benchmark:
-    """The benchmark as its authors run it, on 100 x cosine."""
+    """The benchmark as its authors run it."""
     return Benchmark(
         name="hpsv2",
         title="HPSv2 benchmark",
@@ -27,7 +23,6 @@ def benchmark() -> Benchmark:
         per_style=800,
         style_mean=grouped_mean,
         spread_name=f"standard deviation of the means of groups of {GROUP} prompts",
-        value=published_value,
     )
 
 
@@ -40,14 +35,3 @@ def grouped_mean(values: FloatArray) -> tuple[float, float | None]:
     groups = [values[start : start + GROUP] for start in range(0, len(values), GROUP)]
     means = np.array([np.nanmean(group) for group in groups if not np.isnan(group).all()])
     return float(means.mean()), float(means.std()) if len(means) > 1 else None
-
-
-def published_value(record: ScoreRecord) -> float:
-    """100 x cosine for the HPSv2 scorers, the unit of the published tables; the score as it stands for all others."""
-    return 100 * record.raw if version_of(record.recipe_id) else record.score
-
-
-def version_of(recipe_id: str) -> str | None:
-    """The version, v2.0 or v2.1, where ``recipe_id`` is that of an HPSv2 scorer, else None."""
-    found = _RECIPE.match(recipe_id)
-    return found.group(1) if found else None
