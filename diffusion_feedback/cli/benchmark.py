@@ -237,7 +237,7 @@ def _say_images(
     Raises UserError for missing images unless they are allowed, and where a style of the benchmark has none at all.
     """
     from ..errors import UserError
-    from ..evaluation.benchmarks.benchmark import ONE_STYLE, style_of
+    from ..evaluation.benchmarks.benchmark import style_of
 
     if found.unused:
         names = ", ".join(found.left[:3]) + (", ..." if found.unused > 3 else "")
@@ -255,8 +255,7 @@ def _say_images(
     there = {style_of(prompt) for prompt, images in zip(prompts, found.images, strict=True) if images}
     bare = [style for style in benchmark.style_order(prompts) if style not in there]
     if bare:
-        remedy = f"give images of every style, or measure the styles that you have: {ONE_STYLE}"
-        raise UserError(f"{arguments.images}: no image at all of {', '.join(bare)}", remedy)
+        raise UserError(f"{arguments.images}: no image at all of {', '.join(bare)}", benchmark.without_styles)
     print(f"note: {problem}")
 
 

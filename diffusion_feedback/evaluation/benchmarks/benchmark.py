@@ -20,9 +20,6 @@ FloatArray = NDArray[np.float64]
 OVERALL = "all"
 """The name of the figures over every prompt; a benchmark without styles has this one style."""
 
-ONE_STYLE = "--prompts FOLDER/STYLE.json --allow_short"
-"""The flags that measure one style of a benchmark by itself."""
-
 StyleMean = Callable[[FloatArray], tuple[float, float | None]]
 """Scores of one style by prompt index, NaN where missing, to the mean and the spread that the benchmark reports."""
 
@@ -73,6 +70,12 @@ class Benchmark:
         if self.total is not None and len(prompts) != self.total:
             told.append(f"{len(prompts)} of {self.total} prompts")
         return told
+
+    @property
+    def without_styles(self) -> str:
+        """What to do where a style has no image."""
+        others = "--prompts FOLDER/STYLE.json --allow_short" if self.styles else "a --prompts file without them"
+        return f"give images of every style, or measure the styles that you have: {others}"
 
     def whole_styles(self, prompts: Sequence[PromptRecord]) -> list[str]:
         """The styles of which every prompt is there, so that their figures compare with published ones."""
@@ -192,7 +195,7 @@ def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], found: Promp
         values = found.values[labels == style]
         if np.isnan(values).all():
             problem = f"{found.scorer}: none of the {len(values)} prompts of {style!r} has a scored image"
-            raise UserError(problem, f"give images of every style, or measure the others alone: {ONE_STYLE}")
+            raise UserError(problem, benchmark.without_styles)
         rows.append(_figures(style, values, *benchmark.style_mean(values)))
     return ScorerResult(
         found.scorer, found.recipe_id, tuple(rows), _figures(OVERALL, found.values, *plain_mean(found.values))
