@@ -173,13 +173,16 @@ class Trainer:
         watch = Watch(self.name_of)
         sums = self._accumulate(number, watch)
         norm = self._clip(number + 1, watch)
+        scaler = self.accelerator.scaler
+        scale = scaler.get_scale() if scaler is not None else 0.0
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
         metrics = {**self._mean(sums), "grad_norm": norm, "lr": rate}
-        if self.accelerator.scaler is not None:
-            metrics = self._scaled(number + 1, metrics, watch)
+        if scaler is not None:
+            # accelerate's own count misses fused optimizers, which leave an update out themselves.
+            metrics = self._scaled(number + 1, metrics, watch, is_skipped=scaler.get_scale() < scale)
         elif not abs(metrics.get("loss", 0.0)) < float("inf"):
             raise self._not_finite(number + 1, f"the loss is {metrics['loss']}", watch)
         for observer in self._observers().values():
@@ -241,9 +244,9 @@ class Trainer:
         """``value`` of every process, in the order of ranks."""
         return [value] if self.accelerator.num_processes == 1 else list(gather_object([value]))
 
-    def _scaled(self, done: int, metrics: dict[str, float], watch: Watch) -> dict[str, float]:
+    def _scaled(self, done: int, metrics: dict[str, float], watch: Watch, *, is_skipped: bool) -> dict[str, float]:
         """``metrics`` of a step under the loss scaler, which leaves out updates that overflowed, but not for ever."""
-        self._skipped = self._skipped + 1 if self.optimizer.step_was_skipped else 0  # type: ignore[attr-defined]
+        self._skipped = self._skipped + 1 if is_skipped else 0
         if self._skipped >= MAX_SKIPPED:
             what = f"the loss scaler has skipped {self._skipped} updates in a row, as gradients overflow in fp16"
             raise self._not_finite(done, what, watch)
