@@ -43,6 +43,14 @@ from .text_parts import (
 from .text_samples import Samples, sample_prompts
 
 
+def _check_step(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise UserError for steps of one labelled completion: KTO and its like compare it with another of the step."""
+    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps * accelerator.num_processes
+    if kind_of(recipe.objective["name"]) == "unpaired" and size < 2:
+        problem = f"training.train_batch_size: {recipe.objective['name']} needs two examples a step, to compare prompts"
+        raise UserError(problem, "raise training.train_batch_size or training.gradient_accumulation_steps")
+
+
 def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> PairOrder:
     """Raises UserError for a batch larger than the data, saying what became of the rows."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
@@ -75,6 +83,7 @@ class TextSession:
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         device = accelerator.device
+        _check_step(recipe, accelerator)  # before minutes of loading, not after
         self.model = load_model(recipe, recipe.model.pretrained_model_name_or_path, device)
         self.base_hash = self.model.model_hash()
         self.tokenization = build_tokenization(recipe, self.model)

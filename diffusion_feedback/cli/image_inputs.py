@@ -37,6 +37,7 @@ def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str
 def read_image_set(arguments: argparse.Namespace) -> ImageSet:
     """The images that ``arguments`` name; the main process tells how they were found. Raises UserError for bad input."""
     from ..data.image_sets import open_image_set
+    from ..data.texts import says_texts
     from ..errors import UserError
     from ..prompts import read_prompts
     from .scoring import process_state
@@ -45,6 +46,10 @@ def read_image_set(arguments: argparse.Namespace) -> ImageSet:
         raise UserError("--prompts and --prompt: both are given", "give one of the two")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise UserError("--prompt: is empty", "give a prompt of at least one character")
+    for path in arguments.images:
+        if says_texts(path):
+            remedy = "give images; completions are compared by dfb judge, and scored and paired by dfb rounds"
+            raise UserError(f"{path}: holds texts, and this command is for images", remedy)
     prompts = read_prompts(arguments.prompts) if arguments.prompts else None
     found = open_image_set(
         arguments.images,

@@ -32,7 +32,7 @@ class TokenCheck:
         max_completion_length: int | None = None,
         chat_template: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.has_template, self.num_plain = name, chat_template is not None, 0
         limit = min(int(tokenizer.model_max_length), _NO_LIMIT)
         self.max_length = limit if max_length is None else max_length
         self.tokenization = Tokenization(tokenizer, self.max_length, max_completion_length, chat_template)
@@ -67,6 +67,7 @@ class TokenCheck:
 
     def _count(self, record: TextRecord, example: TokenExample) -> None:
         self.prompts.append(example.chosen.prompt_length)
+        self.num_plain += not record.is_conversational
         for sequence in (example.chosen, example.rejected):
             if sequence is not None:
                 self.completions.append(sequence.num_scored)
@@ -87,6 +88,8 @@ class TokenCheck:
         if self.prompts:
             lines += [f"    prompts {_range(self.prompts)}; scored of each completion {_range(self.completions)}"]
         lines += [f"  ! {note}" for note in self.tokenization.counts.notes()]
+        if self.has_template and self.num_plain:
+            lines.append(f"  ! {self.num_plain:,} examples are plain texts, which do not go through the chat template")
         if self.refused:
             lines.append(f"  ! {len(self.refused):,} examples cannot become tokens; the first:")
             lines.append(f"      {self.refused[0]}")

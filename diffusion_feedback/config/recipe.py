@@ -96,7 +96,7 @@ class TrainingConfig:
 
     Args:
         seed: Seed of every draw: order, timesteps, noise, flips, crops, caption dropout, adapter start.
-        max_train_steps: Number of optimizer steps.
+        max_train_steps: Number of optimizer steps; --dry_run says how many passes through the data they are.
         train_batch_size: Pairs in one forward pass of one process.
         gradient_accumulation_steps: Forward passes of each process in one optimizer step.
         learning_rate: Peak learning rate.
@@ -165,7 +165,7 @@ class TextConfig:
             which is train_batch_size times the longest example when not given. The examples of an optimizer step stay
             the same.
         share_prompt: Chosen and rejected share their prompt in one forward pass.
-        chat_template: File with a Jinja chat template, for a tokenizer that has none.
+        chat_template: File with a Jinja chat template, in place of the tokenizer's own; plain prompts of rollouts become turns.
         tail_weight: Weight in [0, 1] of the tokens of a pair beyond the length of its shorter side, under policy and
             reference alike: 1 counts all, less makes any objective on pairs length-desensitised (arXiv:2409.06411).
         cache_reference: Compute the reference's log-probabilities once and keep them on disk.
@@ -196,7 +196,8 @@ class RolloutConfig:
         missing_eos_penalty: Taken from the reward of a completion without an end token.
         reward_clip: Rewards are clipped to plus and minus this; not at all when not given.
         ptx_data: Texts that the policy must not unlearn, in any form of data.train; none when not given.
-        ptx_coef: Weight of their negative log-likelihood per token, added to every update's loss.
+        ptx_coef: Weight of their negative log-likelihood, a mean over tokens beside a policy loss that is a mean too; gammas
+            of codes that sum (27.8 of InstructGPT) have another scale: 0.1 to 1 is a start here.
         ptx_batch_size: Texts of one update; as many as it has completions when not given.
     """
 

@@ -215,7 +215,10 @@ def open_prompts(
     for record in reader:
         if not record.prompt:
             problem = f"{record.source}: no prompt to generate from"
-            raise UserError(problem, "give a column prompt; whole texts do not say where their prompts end")
+            raise UserError(
+                problem,
+                "give a column prompt: whole texts do not say where their prompts end, so write their first words there",
+            )
         if record.template:
             problem = (
                 f"{record.source}: the prompt comes with {', '.join(sorted(record.template))} for the chat template"
@@ -292,6 +295,15 @@ def holds_texts(
         is_known = form is not None and (not form.is_prompts or columns == names)
         return is_known and not _IMAGE_COLUMNS & names
     return not _IMAGE_COLUMNS & columns
+
+
+def says_texts(path: str | Path) -> bool:
+    """Whether the file ``path`` has the columns of a known format of texts, completions among them; no folder has."""
+    place = Path(path).expanduser()
+    if not place.is_file() or not place.name.lower().endswith(SUFFIXES) or not holds_texts(place):
+        return False
+    form = detect(file_source(place).columns)
+    return form is not None and not form.is_prompts
 
 
 def _files_in(folder: Path, split: str) -> list[Path]:

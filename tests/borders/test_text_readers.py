@@ -230,13 +230,14 @@ TAKEN = {
 }  # fmt: skip
 
 
+PROMPT_COLUMNS = ("system", "context", "history", "instruction", "query", "input", "question", "prompt")
+
+
 @pytest.mark.parametrize(
-    "column", ["system", "context", "history", "instruction", "query", "input", "question", "prompt"]
+    ("base", "column"),
+    [(base, column) for base, row in BASES.items() for column in PROMPT_COLUMNS if column not in row],
 )
-@pytest.mark.parametrize("base", BASES)
 def test_words_that_belong_to_a_prompt(base: str, column: str, tmp_path: Path) -> None:
-    if column in BASES[base]:
-        pytest.skip("a column of the format itself")
     value: Any = [["Hi", WORDS]] if column == "history" else WORDS
     path = CONTAINERS["jsonl"](tmp_path, [BASES[base] | {column: value}])
     if column in TAKEN[base]:
@@ -505,6 +506,28 @@ def test_damage_is_one_message_of_every_command(kind: str, tmp_path: Path, capsy
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("container", ["csv", "tsv", "csv.gz", "save_to_disk", "save_to_disk, splits", "upper case"])
+def test_a_run_takes_what_the_check_takes(
+    container: str, make_text_recipe: text_recipes.MakeTextRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"The cat {number}", "chosen": " is red", "rejected": " no"} for number in range(8)]
+    path = CONTAINERS[container](tmp_path, rows)
+    main(["data", "check", str(path)])
+    assert "Ready to train: 8 examples" in capsys.readouterr().out
+    recipe = make_text_recipe(data={"train": str(path), "validation": None})
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
+    assert "note             " + str(path) not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["score", "label"])
+def test_completions_are_not_taken_for_images(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = CONTAINERS["jsonl"](tmp_path, [DEMONSTRATION | {"seed": 0}])
+    assert main([command, str(path), "--scorer", "shapes", "--output", str(tmp_path / "out.parquet")]) == 2
+    said = capsys.readouterr().err
+    for part in ("a.jsonl: holds texts", "dfb judge", "dfb rounds"):
+        assert part in said
+
+
 def test_what_a_folder_holds_besides_is_named(tmp_path: Path) -> None:
     folder = CONTAINERS["folder"](tmp_path, [PAIR])
     _parquet(folder / "more.parquet", [PAIR])
@@ -546,3 +569,51 @@ def test_a_run_lists_columns_and_warns_as_the_check_does(
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert "rows.jsonl: columns not read: id (8 rows)" in said
+
+
+def test_why_pairs_vanish_is_in_the_error(
+    make_text_recipe: text_recipes.MakeTextRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All pairs but one are alike within the first tokens: the batch is too large for what is left, and this is why."""
+    same = "the cat sat on the mat and the dog ran away " * 4
+    rows = [{"prompt": f"{n}", "chosen": f"{same}{n}", "rejected": f"{same}{n} no"} for n in range(8)]
+    rows[0]["rejected"] = "no"
+    path = text_recipes.write_jsonl(tmp_path / "rows.jsonl", rows)
+    recipe = make_text_recipe(data={"train": str(path), "validation": None}, text={"max_completion_length": 8})
+    assert main(["train", "--config", str(recipe)]) == 2
+    said = capsys.readouterr().err
+    for part in ("larger than the 1 usable", "7 alike on both sides once cut"):
+        assert part in said
+
+
+KTO_SIZES = {"balanced": (4, 4, None), "few bad": (6, 2, "0.333 to 0.444"), "few good": (2, 6, "3 to 4")}
+
+
+@pytest.mark.parametrize("name", KTO_SIZES)
+def test_kto_says_which_weights_are_advised(
+    name: str,
+    make_text_recipe: text_recipes.MakeTextRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, bad, advised = KTO_SIZES[name]
+    rows = [{"prompt": f"{n}", "completion": "the cat", "label": int(n < good)} for n in range(good + bad)]
+    path = text_recipes.write_jsonl(tmp_path / "rows.jsonl", rows)
+    recipe = make_text_recipe(data={"train": str(path), "validation": None}, objective={"name": "kto", "beta": 0.1})
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert ("desirable_weight" in said) == (advised is not None)
+    if advised is not None:
+        assert f"{good} desirable and {bad} undesirable" in said
+        assert f"objective.desirable_weight {advised}" in said
+
+
+def test_kto_of_one_example_a_step_is_refused_before_the_model_is_read(
+    make_text_recipe: text_recipes.MakeTextRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_text_recipe(
+        objective={"name": "kto", "beta": 0.1}, training={"train_batch_size": 1},
+        model={"pretrained_model_name_or_path": str(tmp_path / "nowhere")},
+    )  # fmt: skip
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "needs two examples a step" in capsys.readouterr().err
