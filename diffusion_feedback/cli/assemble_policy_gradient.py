@@ -210,7 +210,8 @@ class PolicyGradientSession:
         if self.accelerator.is_main_process:
             with trainer.result():
                 self.model.save(self.model.network, trainer.folder.path)
-            write_card(trainer.folder, to_dict(self.recipe), is_heldout=self.heldout is not None)
+            is_heldout, is_chat = self.heldout is not None, self.train.is_conversational
+            write_card(trainer.folder, to_dict(self.recipe), self.model, is_heldout=is_heldout, is_chat=is_chat)
         self.accelerator.wait_for_everyone()
 
 

@@ -249,7 +249,8 @@ class TextSession:
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.model.save(network, trainer.folder.path)
-            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch)
+            chat = self.data.is_conversational
+            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, self.model, is_chat=chat)
         self.accelerator.wait_for_everyone()
 
 
@@ -349,5 +350,6 @@ class RewardSession:
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.model.save(network, trainer.folder.path)
-            write_reward_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch)
+            chat = self.data.is_conversational
+            write_reward_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, self.model, is_chat=chat)
         self.accelerator.wait_for_everyone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from ..errors import UserError
 from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..models import lora, value_heads
-from ..records import content_hash
+from ..records import TextRecord, content_hash
 from ..training.loop import Trainer
 from ..training.order import PairOrder
 from ..training.run_folder import RunFolder
 from ..training.sources import TokenSource
 from ..training.value_learning import ValueLearningStep, heldout_figures
+from ..types import TokenExample
 from .memory import weight_bytes
 from .run_parts import build_optimizer
 from .text_parts import budget_of, describe_tokenizer, length_of, load_model, make_trainable, set_chat_template
@@ -42,9 +43,12 @@ def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads
 
 
 def load_trajectories(
-    recipe: Recipe, causal_lm: Any, accelerator: Accelerator, *, heldout: bool = False
+    recipe: Recipe, causal_lm: Any, accelerator: Accelerator, *, heldout: bool = False, turns: list[bool] | None = None
 ) -> TrajectoryIndex | None:
-    """The training or the held-out trajectories as tokens; None where a recipe names no held-out ones."""
+    """The training or the held-out trajectories as tokens; None where a recipe names no held-out ones.
+
+    ``turns`` is told whether they are conversations.
+    """
     data, text = recipe.data, recipe.text
     path = data.validation if heldout else data.train
     if path is None:
@@ -55,9 +59,15 @@ def load_trajectories(
     set_chat_template(recipe, causal_lm.tokenizer)
     # No tokenised trajectory is cut: one that is too long is refused by name.
     tokenization = Tokenization(causal_lm.tokenizer, UNCUT)
+
+    def encode(records: Sequence[TextRecord]) -> list[TokenExample]:
+        if turns is not None:
+            turns.extend(record.is_conversational for record in records[:1])
+        return tokenization.encode(records)
+
     index = index_trajectories(
         reader,
-        tokenization.encode,
+        encode,
         max_length=length,
         max_completion_length=text.max_completion_length,
     )
@@ -109,8 +119,10 @@ class ValueLearningSession:
         )
         self.step.check()
         self.optimizer = build_optimizer(recipe, self.parameters())
-        train = load_trajectories(recipe, self.causal_lm, accelerator)
+        turns: list[bool] = []
+        train = load_trajectories(recipe, self.causal_lm, accelerator, turns=turns)
         assert train is not None
+        self.is_chat = any(turns)
         self.train = train
         self.heldout = load_trajectories(recipe, self.causal_lm, accelerator, heldout=True)
         check_apart(self.train, self.heldout)
@@ -192,5 +204,5 @@ class ValueLearningSession:
             with trainer.result():
                 self.causal_lm.save(self._network.language_model, folder)
                 value_heads.save(self._network.heads, folder)
-            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch)
+            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, is_chat=self.is_chat)
         self.accelerator.wait_for_everyone()

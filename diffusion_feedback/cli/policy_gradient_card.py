@@ -8,6 +8,7 @@ from typing import Any
 from ..records import atomic_write
 from ..training.run_folder import RunFolder
 from .model_card import folder_section
+from .text_snippets import writing
 
 CARD = """---
 library_name: {library}
@@ -27,9 +28,6 @@ steps, {completions:,} completions drawn.
 
 ```python
 {code}
-tokenizer = AutoTokenizer.from_pretrained("{title}")
-inputs = tokenizer("your prompt", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, do_sample=True, max_new_tokens={new})[0]))
 ```
 
 ## Completions of {which}
@@ -43,20 +41,14 @@ is what was trained for, so another judge should have the last word.
 
 """
 
-_LM = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")"""
-_LORA = """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("{folder}")"""
 _SAMPLES = "| `samples/` | completions and their rewards at every look |\n"
 
 
-def write_card(folder: RunFolder, recipe: Mapping[str, Any], *, is_heldout: bool) -> None:
+def write_card(folder: RunFolder, recipe: Mapping[str, Any], loaded: Any, *, is_heldout: bool, is_chat: bool) -> None:
     """Write README.md for the run in ``folder``; it comes last and marks the run as complete."""
-    adapted = recipe["model"]["tuning"] == "lora"
+    adapted = (folder.path / "adapter_config.json").is_file()  # over another adapter it is merged, and is none
     rows = folder.read_metrics()
+    new = recipe["rollouts"]["max_new_tokens"]
     own = bool(recipe["validation"]["prompts"])
     card = CARD.format(
         library="peft" if adapted else "transformers",
@@ -67,8 +59,8 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], *, is_heldout: bool
         reward=recipe["rollouts"]["reward"],
         steps=recipe["training"]["max_train_steps"],
         completions=int(max((row.get("episode", 0) for row in rows), default=0)),
-        new=recipe["rollouts"]["max_new_tokens"],
-        code=(_LORA if adapted else _LM).format(folder=folder.path.name),
+        new=new,
+        code=writing(folder.path, loaded, is_chat=is_chat, how=f"do_sample=True, max_new_tokens={new}"),
         which="the recipe's prompts" if own else "held-out prompts" if is_heldout else "training prompts",
         looks=_looks([row for row in rows if "validation/scores" in row]),
     )

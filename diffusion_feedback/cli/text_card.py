@@ -8,6 +8,7 @@ from typing import Any
 from ..records import atomic_write
 from ..training.run_folder import RunFolder
 from .model_card import folder_section
+from .text_snippets import judging, writing
 
 _HEAD = """---
 library_name: {library}
@@ -28,9 +29,6 @@ CARD = """{base} tuned with `{objective}` on {data}, {steps} optimizer steps of 
 
 ```python
 {code}
-tokenizer = AutoTokenizer.from_pretrained("{title}")
-inputs = tokenizer("your prompt", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```
 
 ## Held-out texts
@@ -52,16 +50,12 @@ REWARD_CARD = """A judge of completions: {base} trained with `{objective}` on {d
 ## Use
 
 ```python
-import torch
 {code}
-tokenizer = AutoTokenizer.from_pretrained("{title}")
-ids = tokenizer("prompt and completion" + tokenizer.eos_token, return_tensors="pt")
-with torch.no_grad():
-    score = model(**ids).logits[0, 0]
 ```
 
 Scores compare completions of one prompt; the sigmoid of the difference of two is the probability that the first is
 preferred. A score is read at the last token: of a plain text the end token, of a conversation the end of its template.
+{padding}
 
 ## Held-out pairs
 
@@ -72,30 +66,17 @@ negative log-likelihood of those labels; a model that knows nothing has ln 2 = 0
 
 """
 
-_LM = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")"""
-_LM_LORA = """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("{folder}")"""
-_REWARD = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-model = AutoModelForSequenceClassification.from_pretrained("{folder}")"""
-_REWARD_LORA = """from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", num_labels=1)"""
-
-
-def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int) -> None:
+def write_card(
+    folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, loaded: Any, *, is_chat: bool
+) -> None:
     """Write README.md for a language model's run in ``folder``; it comes last and marks the run as complete."""
     rows = folder.read_metrics()
     looks = [row for row in rows if "validation/loss" in row]
     has_reference = any("logps/chosen_change" in row for row in rows)
     card = CARD.format(
         **_facts(recipe, folder, effective_batch),
-        code=(_LM_LORA if _is_adapted(folder) else _LM).format(folder=folder.path.name),
+        code=writing(folder.path, loaded, is_chat=is_chat, how="max_new_tokens=64"),
         heldout=_looks(looks),
         against="against the reference" if has_reference else "against the model before training",
         accuracy=_ACCURACY if any("validation/accuracy" in row for row in looks) else "",
@@ -107,15 +88,24 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
     _write(folder, recipe, "text-generation", card, more)
 
 
-def write_reward_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int) -> None:
+def write_reward_card(
+    folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, loaded: Any, *, is_chat: bool
+) -> None:
     """Write README.md for a reward model's run in ``folder``; it comes last and marks the run as complete."""
     looks = [row for row in folder.read_metrics() if "validation/accuracy" in row]
     card = REWARD_CARD.format(
         **_facts(recipe, folder, effective_batch),
-        code=(_REWARD_LORA if _is_adapted(folder) else _REWARD).format(folder=folder.path.name),
+        code=judging(folder.path, loaded, is_chat=is_chat),
+        padding=_padding(loaded.tokenizer),
         heldout=_reward_looks(looks),
     )
     _write(folder, recipe, "reward-model", card, "")
+
+
+def _padding(tokenizer: Any) -> str:
+    if tokenizer.pad_token is None:
+        return "The tokenizer has no token for padding that ends no text, so texts go through one by one."
+    return f"Padding is {tokenizer.pad_token!r}, which ends no text: whoever looks for the last token that is no padding finds the right one."
 
 
 def _is_adapted(folder: RunFolder) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from ..records import atomic_write
 from ..training.run_folder import RunFolder
 from .model_card import folder_section
+from .text_snippets import prompt_ids
 
 CARD = """---
 library_name: transformers
@@ -33,7 +34,7 @@ from diffusion_feedback.models import causal_lm, value_heads
 
 model = causal_lm.load("{title}")
 network = value_heads.attach(model.network, "{title}", seed=0)
-prompts = [model.tokenizer(prompt)["input_ids"]]
+prompts = {prompts}
 with value_heads.steered(network, beta=4.0) as policy:
     completions = model.sample(policy, prompts, seeds=[0], max_new_tokens=64, temperature=1.0)
 print(model.tokenizer.batch_decode(completions, skip_special_tokens=True))
@@ -54,9 +55,9 @@ squared errors in units of the squared reward, against targets that the heads th
 _COLUMNS = {"nll": "nll", "losses/q": "Q", "losses/v": "V", "losses/cql": "CQL", "values/v": "mean V"}
 
 
-def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int) -> None:
+def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, *, is_chat: bool) -> None:
     """Write README.md for the run in ``folder``; it comes last and marks the run as complete."""
-    adapted = recipe["model"]["tuning"] == "lora"
+    adapted = (folder.path / "adapter_config.json").is_file()  # over another adapter it is merged, and is none
     looks = [row for row in folder.read_metrics() if "validation/nll" in row]
     card = CARD.format(
         base=recipe["model"]["pretrained_model_name_or_path"],
@@ -65,6 +66,7 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
         data=recipe["data"]["train"],
         steps=recipe["training"]["max_train_steps"],
         batch=effective_batch,
+        prompts=prompt_ids(is_chat=is_chat),
         kind="an adapter" if adapted else "a language model",
         heldout=_looks(looks),
     )

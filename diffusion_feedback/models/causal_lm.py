@@ -154,10 +154,15 @@ class CausalLM:
         Whatever ends a completion here is in the generation settings, so that it does with every reader of the folder.
         """
         assert isinstance(network, LanguageModel)
+        settings = network.model.generation_config
+        stated = settings.eos_token_id
         with quiet(), saving(folder) as beside:
             if self.unsaid_end_token_ids:
-                network.model.generation_config.eos_token_id = list(self.end_token_ids)
-            save_transformer(network.model, beside, is_merged=self.is_merged)
+                settings.eos_token_id = list(self.end_token_ids)
+            try:
+                save_transformer(network.model, beside, is_merged=self.is_merged)
+            finally:
+                settings.eos_token_id = stated
             self.tokenizer.save_pretrained(beside)
 
 
