@@ -67,6 +67,11 @@ def make_trainable(recipe: Recipe, loaded: Any, *, task_type: str, heads: Sequen
             heads=[*heads, *model.lora_modules_to_save],
             revision=model.revision,
         )
+        if loaded.is_merged:
+            size = sum(4 * parameter.numel() for parameter in loaded.network.model.parameters()) / 2**20
+            lines.append(
+                f"over another adapter, which is merged: the result is a whole model, {size:,.0f} MiB in float32"
+            )
     else:
         for part in loaded.network.trained_parts():
             part.requires_grad_(True)

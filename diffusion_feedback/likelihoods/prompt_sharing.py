@@ -6,7 +6,8 @@ token sees exactly what it sees in a row of its own. A row has P + C + R tokens 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line, is_out_of_memory
 from ..types import TokenSequence
 
 _PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
@@ -88,6 +89,17 @@ class SharingCheck:
     def is_due(self, network: nn.Module, length: int) -> bool:
         """Whether rows of ``length`` tokens are longer than all that were found equal under ``network``."""
         return length > self._longest.get(network, 0)
+
+    @contextmanager
+    def trying(self, network: nn.Module) -> Iterator[None]:
+        """The first pass of shared rows: whatever ``network`` makes of their mask that is no error of memory is a UserError."""
+        try:
+            yield
+        except Exception as error:  # models that take no such mask fail each in its own way
+            if is_out_of_memory(error):
+                raise
+            problem = f"text.share_prompt: this model takes no rows of two completions: {first_line(error)}"
+            raise UserError(problem, "its attention does not follow the mask: set text.share_prompt: false") from error
 
     def compare(self, network: nn.Module, length: int, shared: Tensor, apart: Tensor, *, is_half: bool) -> None:
         """Log-probabilities of the same tokens under ``network``, from shared rows and from rows of their own.

@@ -140,7 +140,8 @@ class TokenLikelihood:
         length = inputs.input_ids.shape[1]
         if inputs.attention_mask.ndim == 4 and self._check.is_due(network, length):
             with torch.no_grad():
-                shared, _ = self._read(network, inputs, entropy=False)
+                with self._check.trying(network):
+                    shared, _ = self._read(network, inputs, entropy=False)
                 apart, _ = self._read(network, self.prepare_sequences(inputs.sequences), entropy=False)
             self._check.compare(network, length, shared, apart, is_half=_is_half(network, self.device))
         logps, entropies = self._read(network, inputs, entropy=entropy)

@@ -127,13 +127,17 @@ class CausalLM:
 
         Each depends on its own prompt and seed alone, up to rounding. ``temperature`` 0 takes the likeliest token;
         ``top_k`` 0 and ``top_p`` 1 leave all tokens in. ``processors`` change the scores (N, V) before that. Raises
-        UserError for a prompt without tokens, and for one that leaves no room for a token.
+        UserError for a prompt without tokens, or of tokens that the model does not know, and for one that leaves no room
+        for a token.
         """
         model = network.model
         for number, prompt in enumerate(prompts):
             if not 0 < len(prompt) < self.window:
                 problem = f"prompt {number}: {len(prompt)} tokens, the model's window holds {self.window}"
                 raise UserError(problem, "prompts need at least one token, and leave room for one more")
+            if max(prompt) >= rows_of(model):
+                problem = f"prompt {number}: token {max(prompt)} is beyond the model's {rows_of(model)} tokens"
+                raise UserError(problem, "leave out the words of that token: the model was not trained on it")
         room = self.window - max(map(len, prompts), default=0)
         return complete(
             model,
