@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -41,7 +42,7 @@ NO_LIMIT = 10**9  # tokenizers and models without a limit of their own
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model, what transformers said of its weights, and whether it was read from an adapter, which is merged now."""
+    """A model, what transformers said of its weights, and whether an adapter is merged into them."""
 
     model: Any
     missing: frozenset[str]
@@ -78,6 +79,12 @@ def located(path: str, what: str, remedy: str) -> str:
     return str(folder)
 
 
+def _place(path: str) -> str:
+    """What transformers is asked for: a folder here with ~ resolved, or the name of a hub id."""
+    folder = Path(path).expanduser()
+    return str(folder) if folder.is_dir() else path
+
+
 def is_adapter(path: str) -> bool:
     """Whether ``path`` is the folder of an adapter."""
     return (Path(path).expanduser() / _ADAPTER).is_file()
@@ -92,9 +99,7 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
     elif not is_hub_id(path):
         raise UserError(f"{path}: {'a file, and not a folder' if folder.exists() else 'no such folder'}", _TOKENIZER)
     with quiet(), _explained(path, "a tokenizer", _TOKENIZER, "tokenizer_config.json"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else path, revision=revision, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
         words = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
         # transformers makes up an empty vocabulary where it finds none.
         if not words or not tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]:
@@ -112,16 +117,16 @@ def load_model(
     is_trained: bool = True,
     **settings: Any,
 ) -> LoadedModel:
-    """The model at ``path`` by the auto class ``auto``; ``settings`` go to its ``from_pretrained``. An adapter is merged.
+    """The model at ``path`` by the auto class ``auto``; ``settings`` go to its ``from_pretrained``. An adapter counts in.
 
     Raises UserError, which ends in ``remedy``, where it is no ``what``, needs code of its own, or is quantised and
     ``is_trained`` or not to be read without another library.
     """
     with quiet(), _explained(path, what, remedy, "config.json"):
         if is_adapter(path):
-            return _merged(path, auto, what, remedy, settings)
+            return _adapted(path, auto, what, remedy, settings, is_trained=is_trained)
         model, found = auto.from_pretrained(
-            path, revision=revision, output_loading_info=True, trust_remote_code=False, **settings
+            _place(path), revision=revision, output_loading_info=True, trust_remote_code=False, **settings
         )
         is_quantised = bool(getattr(model, "is_quantized", False))
         # A way of quantising that transformers does not know leaves its mark in the config, and weights without their scales.
@@ -133,7 +138,7 @@ def load_model(
 def load_config(path: str, what: str, remedy: str, *, revision: str | None = None) -> Any:
     """transformers' configuration of the model at ``path``. Raises UserError as ``load_model``."""
     with quiet(), _explained(path, what, remedy, "config.json"):
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
 
 
 def adapter_config(path: str) -> Any:
@@ -159,8 +164,12 @@ def base_of(path: str, config: Any) -> str:
     raise UserError(problem, "put the base there, or write the path where it lies into that key")
 
 
-def _merged(path: str, auto: Any, what: str, remedy: str, settings: dict[str, Any]) -> LoadedModel:
-    """The base of an adapter with the adapter merged in; all of the adapter's weights must have found a place."""
+def _adapted(
+    path: str, auto: Any, what: str, remedy: str, settings: dict[str, Any], *, is_trained: bool
+) -> LoadedModel:
+    """The base of an adapter with the adapter: merged in where it ``is_trained`` further, else beside weights that others
+    may share. All of the adapter's weights must have found a place.
+    """
     config = adapter_config(path)
     base = located(base_of(path, config), f"the base of {path}", f"see base_model_name_or_path in {_ADAPTER}")
     if is_adapter(base):
@@ -168,7 +177,7 @@ def _merged(path: str, auto: Any, what: str, remedy: str, settings: dict[str, An
     folder = Path(path).expanduser()
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise UserError(f"{path}: the adapter's weights are not there ({SAFETENSORS_WEIGHTS_NAME})", _WHOLE_ADAPTER)
-    loaded = load_model(base, auto, what, remedy, revision=config.revision, **settings)
+    loaded = load_model(base, auto, what, remedy, revision=config.revision, is_trained=is_trained, **settings)
     wrap = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     config.inference_mode = True
     adapted = wrap(loaded.model, config)
@@ -178,6 +187,12 @@ def _merged(path: str, auto: Any, what: str, remedy: str, settings: dict[str, An
         kind = "are missing" if found.missing_keys else "have no place in its base"
         raise UserError(f"{path}: {len(odd)} weights of the adapter {kind}, the first is {odd[0]!r}", _WHOLE_ADAPTER)
     whole = {key for key in loaded.missing if not any(_ends(key, name) for name in config.modules_to_save or ())}
+    if not isinstance(adapted.base_model, BaseTuner):
+        raise UserError(
+            f"{path}: an adapter of kind {config.peft_type.value}, whose layers are no part of the model", remedy
+        )
+    if not is_trained:
+        return LoadedModel(adapted.get_base_model(), frozenset(whole), loaded.unexpected, False)
     with warnings.catch_warnings():
         # Adapters on an embedding and on the head that is one tensor with it would be merged into it twice.
         warnings.filterwarnings("error", message=".*tie_word_embeddings=True", category=UserWarning)
