@@ -70,6 +70,17 @@ def test_starts_say_what_is_left_out_and_open_nothing_twice(
     assert not opened
 
 
+@pytest.mark.parametrize("key", ["train", "validation"])
+def test_a_list_of_data_sets_is_refused_with_the_way_out(
+    key: str, make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(data={key: ["a", "b"]})
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
+    told = capsys.readouterr().err
+    assert f"data.{key}: a list of data sets, where one is read" in told
+    assert "dfb data convert" in told
+
+
 def test_a_damaged_index_is_said_and_the_run_goes_on(
     make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
