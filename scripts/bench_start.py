@@ -51,6 +51,7 @@ def jpegs(count: int, size: int) -> Iterator[bytes]:
 
 
 def write_parquet(folder: Path, pairs: int, size: int) -> Path:
+    """One file of pairs."""
     images = jpegs(2 * pairs, size)
     records = (PairRecord(f"picture {n % 50}", next(images), next(images), 1.0) for n in range(pairs))
     write_pickapic(records, folder / "pairs.parquet")
@@ -58,6 +59,7 @@ def write_parquet(folder: Path, pairs: int, size: int) -> Path:
 
 
 def write_twins(folder: Path, pairs: int, size: int) -> Path:
+    """Two folders of images, with captions beside the chosen ones."""
     images = jpegs(2 * pairs, size)
     for number in range(pairs):
         for side in ("chosen", "rejected"):
@@ -111,12 +113,15 @@ def measure(form: str, sizes: list[int], pairs: int, repeats: int, folder: Path)
     best = {size: min(found, key=sum) for size, found in again.items()}
     for size in sizes:
         cells = [1000 * part / pairs for part in (*first[size], *best[size])]
-        print(f"{form:13} {size:5} px  first {cells[0]:7.2f} + {cells[1]:7.2f}   second {cells[2]:6.3f} + {cells[3]:6.3f}")
+        print(
+            f"{form:13} {size:5} px  first {cells[0]:7.2f} + {cells[1]:7.2f}   second {cells[2]:6.3f} + {cells[3]:6.3f}"
+        )
     totals = [1000 * sum(best[size]) / pairs for size in sizes]
     return max(totals) <= BAR_MS and max(totals) <= BAR_RATIO * min(totals)
 
 
 def main() -> int:
+    """Measure both forms; 0 where all second starts are quick."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 768])

@@ -21,11 +21,11 @@ CHECK_EPILOG = """examples:
 
 PATH is a parquet file, a glob, a folder (parquet files; images with metadata.jsonl, .csv or .parquet; chosen/ and
 rejected/ with the same file names; or what save_to_disk wrote), rankings in .json as HPDv2, HPDv3 and ImageReward have
-them, or a hub id. Texts stand in parquet, JSON Lines, JSON, CSV or TSV files or a folder of save_to_disk, known by their columns: prompt, chosen, rejected; chosen, rejected; prompt,
-completion, label; prompt, completion; messages; conversations; text; question (instruction, query, input) with chosen and
-rejected or with an answer (output, response); and those of UltraFeedback, SHP, Anthropic HH, OpenRLHF and LLaMA-Factory.
-system, history, tools and chat_template_kwargs may stand beside them. Columns that are not read are listed, those that
-would change a prompt refused.
+them, or a hub id. Texts stand in parquet, JSON Lines, JSON, CSV or TSV files or a folder of save_to_disk, known by their
+columns: prompt, chosen, rejected; chosen, rejected; prompt, completion, label; prompt, completion; messages;
+conversations; text; question (instruction, query, input) with chosen and rejected or with an answer (output, response);
+and those of UltraFeedback, SHP, Anthropic HH, OpenRLHF and LLaMA-Factory. system, history, tools and
+chat_template_kwargs may stand beside them. Columns that are not read are listed, those that would change a prompt refused.
 """
 
 CONVERT_EPILOG = """examples:

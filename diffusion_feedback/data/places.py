@@ -137,6 +137,8 @@ def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> An
     else:
         try:
             data = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
+        except MemoryError:  # no fault of the data
+            raise
         except Exception as error:  # whatever a stranger's files and a network may raise; a script is a RuntimeError
             problem = f"{name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
             raise UserError(problem, "check the path or the hub id, the split and the revision") from error

@@ -253,7 +253,9 @@ def find_source(name: str, *, split: str, revision: str | None, streaming: bool)
         files = glob_files(name, [".parquet"])
         if not files:
             raise UserError(f"{name}: no parquet file has such a name", FORMATS_HELP)
-        return ParquetSource(files)
+        others = [str(file) for file in glob_files(name, [""]) if file not in files]
+        told = [f"{name}: passed over {len(others)} that are no .parquet files: {listed(others)}"] if others else []
+        return ParquetSource(files, told)
     if (hub := hub_id(name, [".parquet"])) is not None:
         return HubSource(hub, split, revision, streaming)
     check_is_one(name)

@@ -296,14 +296,20 @@ class HubSource:
         files, layout = tuple(self.files), self._layout
         part = Part(files, len(self._data)) if files else None
         columns = layout.wanted(without_images=part is not None and is_known is not None and is_known(part))
-        for number, cells in enumerate(self._data.select_columns(columns)):
+        rows = enumerate(self._data.select_columns(columns))
+        while True:
+            with reading(f"{self.name}, split {self.split!r}", "rows of a data set", "download or write it again"):
+                number, cells = next(rows, (-1, None))
+            if cells is None:
+                return
             location = None if self.streaming else (number,)
             where = f"{self.name}, split {self.split!r}, row {number}"
             yield layout.row(where, cells, location, None, part, number)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of row ``location[0]``."""
-        cells, columns = self._data[int(location[0])], self._layout.columns
-        where = f"{self.name}, row {location[0]}"
+        where, columns = f"{self.name}, row {location[0]}", self._layout.columns
+        with reading(where, "a row of a data set", "download or write it again"):
+            cells = self._data[int(location[0])]
         first, second = (read_image(cells[columns[name]], None, where) for name in SIDES)
         return first, second

@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from PIL import Image
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.check import check_pairs
 from diffusion_feedback.data.index import PairIndex
+from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.records import PairRecord
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -413,6 +415,45 @@ def test_files_of_other_splits_and_hidden_ones_are_named(tmp_path: Path) -> None
     text = check_pairs(tmp_path).to_text()
     assert "passed over 3 parquet files not of split 'train': ._train-0.parquet, TRAIN.note.parquet" in text
     assert "passed over 1 parquet files in subfolders: more/train-1.parquet" in text
+
+
+def test_other_files_of_a_glob_are_named(tmp_path: Path) -> None:
+    pickapic(tmp_path, rows_with(plain(20)))
+    save(tmp_path / "pairs.json", b"{}")
+    assert "passed over 1 that are no .parquet files" in check_pairs(tmp_path / "pairs*").to_text()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error", "pairs.parquet"), OSError("no more")])
+def test_errors_of_reading_are_not_told_as_errors_of_the_output(error: OSError, tmp_path: Path) -> None:
+    def failing() -> Iterator[PairRecord]:
+        yield PairRecord("p", plain(1), plain(2), 1.0)
+        raise error
+
+    with pytest.raises(
+        UserError, match=r"^(pairs.parquet: cannot be read \(Input|the pairs: cannot be read \(no more)"
+    ):
+        write_pickapic(failing(), tmp_path / "out.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_that_fails_while_it_is_read_is_one_message(tmp_path: Path) -> None:
+    path = FORMS["save_to_disk"](tmp_path / "set", rows_with(plain(20)))
+    source = open_pairs(path).source
+    assert source.num_rows == 3
+
+    class Failing:
+        features, cache_files = source._data.features, ()  # type: ignore[attr-defined]
+
+        def __len__(self) -> int:
+            return 3
+
+        def select_columns(self, names: list[str]) -> Iterator[Any]:
+            yield {"caption": "p", "label_0": 1.0, "jpg_0": {"bytes": plain(1)}, "jpg_1": {"bytes": plain(2)}}
+            raise RuntimeError("connection lost")
+
+    source.__dict__["_data"] = Failing()
+    with pytest.raises(UserError, match="split 'train': could not be read as rows of a data set: connection lost"):
+        list(source.rows())
 
 
 def test_pictures_that_are_cut_and_enlarged_are_told(tmp_path: Path) -> None:
