@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,23 @@ SPEC_HELP = (
     "[ALIAS:]NAME[=WEIGHTS][,key=value,...] where WEIGHTS is a folder, a file or a hub id, and ALIAS tells two scorers of"
     " one kind apart"
 )
+
+
+# Scorers that people ask for: the nearest name of ours would be another scorer.
+_ELSEWHERE = {
+    "hpsv3": "a vision-language model with a head",
+    "hps": "the first Human Preference Score, of 2023",
+    "mps": "MPS, with a condition beside the prompt",
+    "vqascore": "the answer of a vision-language model",
+    "unifiedreward": "a vision-language model that writes its judgement",
+    "visionreward": "a vision-language model that answers questions",
+    "qalign": "a vision-language model",
+    "deqa": "a vision-language model",
+    "clipiqa": "CLIP with two prompts of its own",
+    "musiq": "a network for picture quality",
+    "aestheticv25": "a head on SigLIP, under the AGPL",
+    "siglip": "another pair of towers",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,12 @@ def parse_spec(text: str) -> ScorerSpec:
     name, has_weights, weights = head.partition("=")
     alias, colon, name = name.rpartition(":")
     if name not in names("scorer"):
+        known = _ELSEWHERE.get(re.sub(r"[^a-z0-9]", "", name.lower()))
+        if known:
+            problem = f"scorer {name!r} ({known}) is none of this project's"
+            raise UserError(
+                problem, f"known: {', '.join(names('scorer'))}; it is another scorer than those of like names"
+            )
         raise UserError(f"unknown scorer {name!r}", nearest(name, names("scorer")))
     settings: dict[str, object] = {}
     for part in rest:

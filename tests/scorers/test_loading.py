@@ -33,6 +33,14 @@ def test_specs_are_read(text: str, expected: ScorerSpec) -> None:
     [
         ("shape", "unknown scorer 'shape'", "did you mean 'shapes'"),
         ("image_reward=x.pt", "unknown scorer 'image_reward'", "did you mean 'imagereward'"),
+        (
+            "hpsv3",
+            "scorer 'hpsv3' (a vision-language model with a head) is none of this project's",
+            "another scorer than",
+        ),
+        ("MPS=x.pt", "scorer 'MPS' (MPS, with a condition beside the prompt) is none", "known: pickscore, hpsv2"),
+        ("mine:aesthetic_v2.5=x.pt", "under the AGPL) is none of this project's", "known: "),
+        ("hpsv22", "unknown scorer 'hpsv22'", "did you mean 'hpsv2'"),
         ("", "unknown scorer ''", "known: "),
         ("mine:", "unknown scorer ''", "known: "),
         (":shapes", "the alias is empty", "ALIAS"),
