@@ -21,6 +21,7 @@ EPILOG = f"""examples:
   dfb calibrate assets/pairs/validation-00000.parquet --scorer pickscore=assets/shapes-scorer shapes \\
       --ceiling_scorer shapes --output_dir out/calibration
   dfb calibrate test.parquet --tune validation.parquet --scorer pickscore hpsv2 imagereward --output_dir out/calibration
+  dfb calibrate HPDv2/test.json --per_prompt --scorer hpsv2=HPS_v2.1_compressed.pt --output_dir out/hpdv2
   dfb label out/base --scorer shapes --calibration out/calibration/calibration.json --ties soft --output pairs.parquet
 
 {SCORERS_HELP}
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("pairs", metavar="PAIRS", help="labelled preference pairs: parquet, glob, folder or hub id")
+    add("pairs", metavar="PAIRS", help="labelled preference pairs: parquet, glob, folder, hub id or rankings (.json)")
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--tune", metavar="PAIRS", help="other labelled pairs, to fit scale and tie threshold on")
     add(
@@ -114,12 +115,16 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _PairSet:
-    """Labelled pairs and their images: ``items`` has image 0 and image 1 of one pair after the other."""
+    """Labelled pairs and their images: ``items`` has image 0 and image 1 of one pair after the other.
+
+    ``rankings`` is the ranking of each pair; None where the pairs were not made of rankings.
+    """
 
     name: str
     items: list[ImageItem]
     label_0: list[float]
     num_bad_rows: int
+    rankings: list[int] | None = None
 
     def identities(self) -> set[tuple[str, frozenset[str]]]:
         """What each pair is by its content, whichever image comes first."""
@@ -146,8 +151,11 @@ class _Scored:
         self._sides = [pair for pair, is_kept in zip(sides, kept, strict=True) if is_kept]
         self.num_left_out = pairs.num_bad_rows + kept.count(False)
         labels = np.array([label for label, is_kept in zip(pairs.label_0, kept, strict=True) if is_kept])
+        rankings = None
+        if pairs.rankings is not None:
+            rankings = [ranking for ranking, is_kept in zip(pairs.rankings, kept, strict=True) if is_kept]
         try:
-            self.labels: LabelledPairs = LabelledPairs(labels, [first.prompt for first, _ in self._sides])
+            self.labels: LabelledPairs = LabelledPairs(labels, [first.prompt for first, _ in self._sides], rankings)
         except UserError as error:
             raise UserError(f"{pairs.name}: {error.problem}", error.remedy) from error
 
@@ -179,6 +187,7 @@ def _read(path: str, split: str, arguments: argparse.Namespace) -> _PairSet:
     from tqdm import tqdm
 
     from ..data.image_handles import PairImage
+    from ..data.rankings import RankingSource
     from ..data.readers import open_pairs
     from ..records import content_hash
     from ..types import ImageItem
@@ -193,6 +202,7 @@ def _read(path: str, split: str, arguments: argparse.Namespace) -> _PairSet:
     )
     items: list[ImageItem] = []
     labels: list[float] = []
+    rankings: list[int] = []
     bar = tqdm(reader.scan(), desc=f"reading {path}", total=reader.num_rows, unit="row", mininterval=0.5)
     for record, location in bar:
         assert location is not None  # only streams have none
@@ -201,8 +211,12 @@ def _read(path: str, split: str, arguments: argparse.Namespace) -> _PairSet:
             name = f"{record.source}, image {side}"
             items.append(ImageItem(name, prompt, PairImage(reader.source, location, side, name, content_hash(data))))
         labels.append(record.label_0)
+        if isinstance(reader.source, RankingSource):
+            rankings.append(reader.source.ranking_of(location))
     reader.require_pairs()
-    return _PairSet(path, items, labels, reader.counts.bad.total())
+    # Where each ranking is of two images, nothing but the prompt holds pairs together.
+    are_longer = len(set(rankings)) < len(rankings)
+    return _PairSet(path, items, labels, reader.counts.bad.total(), rankings if are_longer else None)
 
 
 def _check(arguments: argparse.Namespace) -> None:
