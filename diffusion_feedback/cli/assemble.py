@@ -17,6 +17,7 @@ from ..config import Recipe, to_dict
 from ..data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from ..data.images import EncodedImage
 from ..data.index import PairIndex
+from ..errors import within_memory
 from ..likelihoods.denoising import DenoisingLikelihood
 from ..models import lora
 from ..models.reference import AdaptersOff, FrozenCopy
@@ -134,11 +135,12 @@ def fill_caches(
         for view in views_of(recipe):
             encoders.images.encode([*batch.chosen, *batch.rejected], [view] * (2 * len(batch)))
 
-    if not recipe.data.streaming:
-        encode_ahead(train, share, encode, accelerator)
-        assert encoders.images.cache is not None
-        encoders.images.cache.flush()
-    encoders.texts.fill(["", *(train.pairs[i].prompt for i in share)])
+    with within_memory("encoding images and prompts", "lower data.resolution, or use another device"):
+        if not recipe.data.streaming:
+            encode_ahead(train, share, encode, accelerator)
+            assert encoders.images.cache is not None
+            encoders.images.cache.flush()
+        encoders.texts.fill(["", *(train.pairs[i].prompt for i in share)])
     accelerator.wait_for_everyone()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..catalog import kind_of, needs_reference, resolve
 from ..config import Recipe, to_dict
 from ..data.token_index import TokenIndex
-from ..errors import UserError
+from ..errors import UserError, within_memory
 from ..likelihoods.rewards import SequenceRewards
 from ..likelihoods.tokens import TokenLikelihood
 from ..models import lora
@@ -37,6 +37,7 @@ from .text_parts import (
     lengths_of,
     load_model,
     make_trainable,
+    names_of_texts,
     num_tokens,
     passes_of,
 )
@@ -177,6 +178,7 @@ class TextSession:
             | ({"reference": self.reference.weights_hash} if self.reference is not None else {}),
             look_first=True,
             figures_of=lambda number: {"num_tokens": seen[number]},
+            name_of=names_of_texts(self.data.train, self.model.tokenizer),
         )
         trainer.fit()
         return trainer
@@ -192,7 +194,10 @@ class TextSession:
             lengths = lengths_of(index, share_prompt=self.recipe.text.share_prompt)
             passes = passes_of(range(len(index)), lengths, budget_of(self.recipe, lengths))
             mine = passes[accelerator.process_index :: accelerator.num_processes]
-            self.cached.fill(index.batch, mine, show=accelerator.is_main_process)
+            with within_memory(
+                "log-probabilities of the reference", "lower text.max_tokens_per_pass or text.max_length"
+            ):
+                self.cached.fill(index.batch, mine, show=accelerator.is_main_process)
             if accelerator.num_processes > 1:
                 # What others have filled in is taken over while the reference is there to be asked for what is damaged,
                 # or lies on a disk that this process does not see.
@@ -330,6 +335,7 @@ class RewardSession:
             identity={"base": self.base_hash, "examples": examples_hash(self.data.train.examples)},
             look_first=True,
             figures_of=lambda number: {"num_tokens": seen[number]},
+            name_of=names_of_texts(self.data.train, self.model.tokenizer),
         )
         trainer.fit()
         return trainer

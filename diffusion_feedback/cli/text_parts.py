@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from ..likelihoods.tokenization import Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..models import lora_targets
 from ..models.reference import AdaptersOff, FrozenCopy, FrozenModel
+from ..scorers.texts.checking import quote
 from ..text_folders import NO_LIMIT, rows_of, unknown_tokens
 from ..training.order import PairOrder
 from ..training.sources import under_budget
@@ -301,6 +302,16 @@ def num_tokens(index: TokenIndex, order: PairOrder, steps: int) -> list[int]:
     sizes = [len(each.chosen) + (len(each.rejected) if each.rejected is not None else 0) for each in index.examples]
     per_step = [sum(sizes[i] for i in order.indices(step)) for step in range(steps)]
     return [int(total) for total in np.cumsum(per_step)]
+
+
+def names_of_texts(train: TokenIndex, tokenizer: Any) -> Callable[[str], str]:
+    """The pair of an id by the words that it begins with, for a message: its row is not kept."""
+
+    def name(pair_id: str) -> str:
+        example = next(each for each in train.examples if each.pair_id == pair_id)
+        return f"pair {pair_id}, {quote(tokenizer.decode(example.chosen.ids[:64], skip_special_tokens=True))}"
+
+    return name
 
 
 def describe_tokens(index: TokenIndex, budget: int, lengths: Sequence[int], tokenization: Tokenization) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..config import Recipe
+from ..foreign import reading
 from ..likelihoods.tokenization import Tokenization
 from ..records import Text, atomic_write
 from ..training.run_folder import RunFolder
@@ -53,12 +54,24 @@ class Samples:
             return
         after = self._complete(network)
         if step == 0:
+            told = {"prompts": [list(map(int, ids)) for ids in self.prompts], "completions": after}
             with atomic_write(self.folder / _BEFORE) as file:
-                file.write_text(json.dumps(after, ensure_ascii=False, indent=1) + "\n", "utf-8")
+                file.write_text(json.dumps(told, ensure_ascii=False) + "\n", "utf-8")
             return
-        before = json.loads((self.folder / _BEFORE).read_text("utf-8"))
+        before = self._before()
         with atomic_write(self.folder / f"step-{step:06d}.md") as file:
             file.write_text(self._page(step, before, after), "utf-8")
+
+    def _before(self) -> list[str]:
+        """The completions before training; where they are of other prompts, or were never drawn, a word on that."""
+        path, unknown = self.folder / _BEFORE, ["(not drawn before training)"] * len(self.prompts)
+        if not path.exists():
+            return unknown
+        with reading(path, "the completions before training", "remove the file; pages then say that they are missing"):
+            told = json.loads(path.read_text("utf-8"))
+            if told["prompts"] != [list(map(int, ids)) for ids in self.prompts]:
+                return unknown
+            return [str(text) for text in told["completions"]]
 
     def _complete(self, network: nn.Module) -> list[str]:
         rollouts, first = self.recipe.rollouts, self.recipe.validation.seed

@@ -254,6 +254,42 @@ def test_what_no_step_depends_on_may_be_lost(what: str, run: Path) -> None:
     assert resumed(run) == 0
 
 
+BEFORE: dict[str, tuple[Callable[[Path], None], bool]] = {
+    "gone": (gone, True),
+    "emptied": (emptied, False),
+    "garbage": (garbage, False),
+    "a list": (lambda path: path.write_text("[1]") and None, False),
+    "without completions": (lambda path: path.write_text('{"prompts": []}') and None, True),
+    "of other prompts": (lambda path: path.write_text('{"prompts": [[1]], "completions": ["x"]}') and None, True),
+}
+
+
+@pytest.mark.parametrize("damage", list(BEFORE))
+def test_the_completions_before_training(
+    damage: str, make_text_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pages of samples show them beside those of the step: the right ones, or a word that there are none."""
+    recipe = make_text_recipe(training={"max_train_steps": 2, "checkpointing_steps": 1})
+    folder = train(recipe)
+    page, before = folder / "samples" / "step-000002.md", folder / "samples" / "before.json"
+    whole = page.read_text()
+    for path in (page, folder / "README.md"):
+        path.unlink()
+    shutil.rmtree(folder / "checkpoints" / "step-000002")
+    apply, goes_on = BEFORE[damage]
+    apply(before)
+    assert main(["train", "--config", str(recipe), "--resume"]) == (0 if goes_on else 2)
+    if goes_on:
+        assert "(not drawn before training)" in page.read_text()
+        assert page.read_text().count("After 2 steps") == whole.count("After 2 steps")
+        return
+    message = capsys.readouterr().err
+    assert f"evaluation after step 2: {before}" in message
+    assert "remove the file" in message
+    before.unlink()
+    assert main(["train", "--config", str(recipe), "--resume"]) == 0
+
+
 def test_trackers_begin_anew_with_the_run(make_recipe: MakeRecipe) -> None:
     """--overwrite leaves no curves of the run before, and its own name is what people see in lists of runs."""
     recipe = make_recipe(training={"max_train_steps": 1, "report_to": "tensorboard"}, validation={"num_prompts": 0})
