@@ -94,14 +94,17 @@ def _start_trackers(recipe: Recipe, accelerator: Accelerator, folder: RunFolder)
 def _finish(session: Session, trainer: Trainer) -> None:
     """Write the result. Raises UserError where the disk is full: the last checkpoint stands, and nothing is lost."""
     folder = trainer.folder
+    written = f"{folder.resume_command} writes it from the last checkpoint"
     try:
         session.finish(trainer)
+    except UserError as error:
+        raise UserError(error.problem, f"{error.remedy}; {written}" if error.remedy else written) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         full = isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)
         if not full or is_out_of_memory(error):
             raise
         problem = f"{folder.path}: the result could not be written: {first_line(error)}"
-        raise UserError(problem, f"make room; {folder.resume_command} writes it from the last checkpoint") from error
+        raise UserError(problem, f"make room; {written}") from error
 
 
 def inputs_of(recipe: Recipe) -> dict[str, str | None]:

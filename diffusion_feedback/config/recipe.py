@@ -139,8 +139,9 @@ class ValidationConfig:
 
     Args:
         steps: Look every so many steps; 0 only at the end.
-        prompts: Prompts of the sample grid, or of the sample completions; the first held-out ones when empty.
-        num_prompts: How many held-out prompts are taken when prompts is empty.
+        prompts: Prompts of the sample grid (drawn at data.resolution, training.train_batch_size at once), or of the sample
+            completions; the first held-out ones when empty.
+        num_prompts: How many held-out prompts are taken when prompts is empty; 0 for no samples.
         seed: Seed of the first sample, and of the held-out draws.
         num_inference_steps: Steps of the sampler.
         guidance_scale: Classifier-free guidance.
