@@ -163,7 +163,7 @@ class ImageRecord:
 class CompletionRecord:
     """One completion that a language model drew: a row of ``completions.jsonl``.
 
-    ``prompt_index`` is the place of the prompt in its file, ``sample`` counts the draws of one prompt under one ``seed``.
+    ``prompt_index`` is the place among the different prompts of the file, ``sample`` counts the draws of one prompt under one ``seed``.
     ``token_ids`` are the completion's tokens as drawn, the end token included where it was drawn (``is_finished``);
     ``completion`` is their text without special tokens.
     """

@@ -121,6 +121,7 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
         found = None
     else:
         found = find_images(Path(arguments.images), prompts, read.read)
+        _check_styles(benchmark, prompts, found, arguments)
         _say_images(found, benchmark, prompts, arguments)
         settings["images"] = str(Path(arguments.images).resolve())
     folder = Path(arguments.output_dir)
@@ -227,6 +228,23 @@ def _baseline(benchmark: Benchmark, settings: dict[str, Any], arguments: argpars
     found = load_run(arguments.baseline)
     check_comparable(found, benchmark.name, settings["prompts_hash"], "this run")
     return found
+
+
+def _check_styles(
+    benchmark: Benchmark, prompts: Sequence[PromptRecord], found: PromptImages, arguments: argparse.Namespace
+) -> None:
+    """Refuse one folder of numbers for prompts of some styles alone: nobody can tell which styles the numbers count."""
+    from ..data.tabular import find_metadata
+    from ..errors import UserError
+    from ..evaluation.benchmarks.benchmark import style_of
+
+    given = {style_of(prompt) for prompt in prompts}
+    is_flat = not any("/" in item.name for items in found.images for item in items)
+    if set(benchmark.styles) - given and is_flat and find_metadata(Path(arguments.images)) is None:
+        problem = (
+            f"{arguments.images}: numbered images in one folder, and the prompts of {', '.join(sorted(given))} alone"
+        )
+        raise UserError(problem, f"put the images of each style into a folder of its own: {min(given)}/00000.png")
 
 
 def _say_images(

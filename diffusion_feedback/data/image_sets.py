@@ -22,7 +22,7 @@ from .image_metadata import names_one_image, read_image_rows
 from .image_prompts import join_prompts
 from .places import is_glob, is_saved, read_regular, reason, user_path
 from .readers import find_source
-from .rows import listed, read_image
+from .rows import BadRow, listed, read_image
 from .tabular import METADATA_NAMES, find_metadata
 
 
@@ -289,6 +289,8 @@ def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:
     items: list[ImageItem] = []
     for row in tqdm(source.rows(), desc=f"reading {name}", total=source.num_rows, unit="row", mininterval=0.5):
         prompt = row.values.get("prompt")
+        if isinstance(prompt, BadRow):
+            raise prompt
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{row.where('prompt')}: found {prompt!r}, not a caption", "mend or remove the row")
         assert row.location is not None

@@ -137,3 +137,18 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     assert images.left == ("grid.png",)
     assert "1 .heic" in images.note
     assert "folders that are not read: more" in images.note
+
+
+def test_one_style_of_a_folder_that_counts_through_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """00000.png may be the first of all styles or of this one: refused, and the folder of the style is taken."""
+    for place in range(3):
+        draw(tmp_path / "images" / f"{place:05d}.png", place)
+        draw(tmp_path / "styles" / "photo" / f"{place:05d}.png", place)
+    (tmp_path / "photo.json").write_text(json.dumps([picture(number)[0] for number in range(3)]))
+    argv = ["benchmark", "hpsv2", "--prompts", str(tmp_path / "photo.json"), "--scorer", "shapes", "--allow_short"]
+    argv += ["--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--images"]
+    assert main([*argv, str(tmp_path / "images")]) == 2
+    assert "the prompts of photo alone" in capsys.readouterr().err
+    assert main([*argv, str(tmp_path / "styles")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["scorers"]["shapes"]["overall"]["mean"] > 0.88

@@ -387,7 +387,7 @@ def own_prompts(build: Build) -> Build:
 
 
 BAD: dict[str, tuple[Build, str]] = {
-    "too few prompts": (with_prompts(["0.png", "1.png"], "a\n"), "2 images, and 1 prompts"),
+    "too few prompts": (with_prompts(["0.png", "1.png"], "a\n"), "2 images, and 1 prompts(.|\n)*--prompt TEXT gives one to all"),
     "a number is missing": (with_prompts([f"{i}.png" for i in (0, 1, 3)], "a\nb\nc\nd\n"), "no image has the number 2"),
     "the same number twice": (with_prompts(["1.png", "01.png"], "a\nb\n"), "01.png and 1.png have the same number"),
     "capitals": (with_prompts(["B.png", "a.png"], "a\nb\n"), "the order of names is not clear"),
@@ -526,3 +526,16 @@ def test_flags(
     draw(tmp_path / "0.png", 0)
     assert main(["score", str(tmp_path), *flags, *cached, "--output", str(tmp_path / "s.csv")]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_label_pairs_images_of_two_folders(tmp_path: Path, cached: list[str]) -> None:
+    """The same prompts drawn by two models: every picture of one meets that of the other."""
+    paths, settings = several_folders(tmp_path)
+    for i in range(11):
+        draw(tmp_path / "b" / f"{i}.png", i + 40)
+    output = tmp_path / "pairs.parquet"
+    assert main(["label", *paths, "--prompts", settings["prompts"], *cached, "--output", str(output)]) == 0
+    rows = pq.read_table(output).to_pylist()
+    found = {(row["caption"], *sorted([row["image_0_name"], row["image_1_name"]])) for row in rows}
+    assert found == {(caption(i), f"{tmp_path}/a/{i}.png", f"{tmp_path}/b/{i}.png") for i in range(11)}
+    assert all((row["label_0"] == 1.0) == row["image_0_name"].startswith(f"{tmp_path}/a") for row in rows)
