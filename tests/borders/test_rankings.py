@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from shapes_world import all_scenes, degrade, render
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.index import PairIndex
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import PairRecord
+from diffusion_feedback.scorers import shapes
 
 # What each level of red is worth, by the item that it stands in; the same in every form.
 RANKS = [[2, 1, 3], [1, 1, 2, 1]]
@@ -185,3 +188,77 @@ def test_texts_with_such_keys_stay_texts(tmp_path: Path) -> None:
     rows = [{"prompt": "Write.", "generations": ["one", "two"], "ranking": [1, 2], "file_path": "src/main.py"}]
     with pytest.raises(UserError, match="not a file of pairs"):
         open_pairs(write(tmp_path, rows))
+
+
+# --- what HPSv2 and ImageReward report of them -----------------------------------------------------------------------
+
+
+def world(root: Path, order: str) -> tuple[Path, list[list[float]], list[list[int]]]:
+    """Rankings of pictures of the Shapes world: the file, the verifier's scores, and the ranks of every item."""
+    rng = np.random.default_rng(5)
+    scenes = all_scenes()
+    rows, scores, ranks = [], [], []
+    for number in range(8):
+        scene, others = scenes[37 * number], rng.choice(len(scenes), 2 + number % 4, replace=False)
+        shown = [scene, *(scenes[int(other)] for other in others)]
+        pictures = [degrade(render(one, rng), str(rng.choice(["clean", "noisy"])), rng) for one in shown]
+        names = [f"{number}/{k}.png" for k in range(len(pictures))]
+        for name, picture in zip(names, pictures, strict=True):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(root / name)
+        opened = [Image.open(root / name) for name in names]
+        scores.append([float(score) for score in shapes.score(opened, [scene.caption] * len(names))])
+        own = (rng.permutation(len(names)) + 1).tolist() if order == "rank" else rng.integers(1, 4, len(names)).tolist()
+        own = own if len(set(own)) > 1 else [1, *own[1:-1], 2]
+        ranks.append(own)
+        key = "image_path" if order == "rank" else "generations"
+        rows.append({"prompt": scene.caption, key: names, order: own})
+    (root / "test.json").write_text(json.dumps(rows))
+    return root / "test.json", scores, ranks
+
+
+def decided(scores: list[float], ranks: list[int]) -> list[float]:
+    """1 for every two images of unlike rank that the scores order alike, 0 for the others, one half for equal scores."""
+    found = []
+    for a in range(len(ranks)):
+        for b in range(a + 1, len(ranks)):
+            if ranks[a] != ranks[b]:
+                better, worse = (a, b) if ranks[a] < ranks[b] else (b, a)
+                found.append(0.5 if scores[better] == scores[worse] else float(scores[better] > scores[worse]))
+    return found
+
+
+@pytest.mark.parametrize("order", ["rank", "ranking"])
+def test_the_accuracies_that_are_published(order: str, tmp_path: Path) -> None:
+    """Micro as ImageReward computes it; macro as HPSv2 does: one minus the share of inverted pairs, for each ranking."""
+    path, scores, ranks = world(tmp_path, order)
+    argv = ["calibrate", str(path), "--per_prompt", "--scorer", "shapes", "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--cache_dir", str(tmp_path / "cache")]) == 0
+    (found,) = json.loads((tmp_path / "out" / "calibration.json").read_text())["scorers"].values()
+    credits = [decided(*item) for item in zip(scores, ranks, strict=True)]
+    every = [credit for own in credits for credit in own]
+    assert found["accuracy"]["value"] == pytest.approx(sum(every) / len(every), abs=1e-12)
+    macro = np.mean([np.mean(own) for own in credits])
+    assert found["accuracy_per_prompt"]["value"] == pytest.approx(macro, abs=1e-12)
+    assert abs(macro - sum(every) / len(every)) > 1e-3
+    if order == "rank":  # no ties: the formula of HPSv2's own evaluation
+        inverted = [sum(1 - credit for credit in own) for own in credits]
+        pairs = [len(own) * (len(own) - 1) / 2 for own in ranks]
+        assert macro == pytest.approx(np.mean([1 - n / of for n, of in zip(inverted, pairs, strict=True)]), abs=1e-12)
+
+
+def test_one_prompt_of_two_rankings_counts_twice(tmp_path: Path) -> None:
+    path, scores, ranks = world(tmp_path, "rank")
+    rows = json.loads(path.read_text())
+    for row in rows[:4]:
+        row["prompt"] = rows[0]["prompt"]
+    path.write_text(json.dumps(rows))
+    scores[:4] = [
+        [float(score) for score in shapes.score([Image.open(tmp_path / n) for n in row["image_path"]], [row["prompt"]] * len(row["rank"]))]
+        for row in rows[:4]
+    ]  # fmt: skip
+    argv = ["calibrate", str(path), "--scorer", "shapes", "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--cache_dir", str(tmp_path / "cache")]) == 0
+    (found,) = json.loads((tmp_path / "out" / "calibration.json").read_text())["scorers"].values()
+    macro = np.mean([np.mean(decided(*item)) for item in zip(scores, ranks, strict=True)])
+    assert found["accuracy_per_prompt"]["value"] == pytest.approx(macro, abs=1e-12)
