@@ -199,7 +199,7 @@ def _adapted(
         model = adapted.merge_and_unload()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:  # trained apart: a copy that ties them would lose one
-        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+        text_config_of(model.config).tie_word_embeddings = model.config.tie_word_embeddings = False
     return LoadedModel(model, frozenset(whole), loaded.unexpected, True)
 
 
@@ -272,8 +272,13 @@ def unknown_tokens(tokenizer: Any, model: Any) -> list[str]:
     return [beyond[number] for number in sorted(beyond)]
 
 
+def text_config_of(config: Any) -> Any:
+    """The part of a model's ``config`` that is about texts; the whole of it where it is about nothing else."""
+    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+
+
 def positions_of(config: Any) -> int:
     """Longest sequence that a model of ``config`` holds, in tokens; ``NO_LIMIT`` where it states none."""
-    text = config.get_text_config()
+    text = text_config_of(config)
     stated = (getattr(text, name, None) for name in _POSITIONS)
     return next((int(value) for value in stated if isinstance(value, int) and value > 0), NO_LIMIT)

@@ -90,6 +90,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
          "interleave_moe_layer_step": 2},
     ),
 }  # fmt: skip
+MULTIMODAL = ("gemma3_multimodal", "gemma4_multimodal")
 # Multimodal ones, of which the part for texts is asked.
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
            "patch_size": 8}  # fmt: skip
@@ -97,7 +98,17 @@ _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "
 
 def build(kind: str, *, seed: int = 0, **changes: Any) -> Any:
     """The model of ``kind``, float32, in evaluation mode; weights are drawn wide, so that tokens differ."""
-    if kind == "gemma3_multimodal":
+    if kind == "gemma4_multimodal":
+        own = {
+            "num_global_key_value_heads": 2, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": VOCABULARY, "final_logit_softcapping": 3.0,
+        }  # fmt: skip
+        vision = {**_VISION, "num_key_value_heads": 2, "head_dim": 8}
+        config = transformers.Gemma4Config(
+            text_config=KINDS["gemma3"][1] | own | changes, vision_config=vision, audio_config=None
+        )
+        model_class: Any = transformers.Gemma4ForConditionalGeneration
+    elif kind == "gemma3_multimodal":
         config = transformers.Gemma3Config(
             text_config=KINDS["gemma3"][1] | changes,
             vision_config=_VISION,
@@ -107,7 +118,7 @@ def build(kind: str, *, seed: int = 0, **changes: Any) -> Any:
             eoi_token_index=392,
             tie_word_embeddings=False,
         )
-        model_class: Any = transformers.Gemma3ForConditionalGeneration
+        model_class = transformers.Gemma3ForConditionalGeneration
     else:
         name, settings = KINDS[kind]
         config = getattr(transformers, name)(**{**settings, **changes})

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..text_folders import text_config_of
 from .causal_lm import LanguageModel, Read
 
 
@@ -43,7 +44,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         embedding = policy.model.get_input_embeddings().weight
-        self.value_head = ValueHead(policy.model.config.get_text_config().hidden_size, seed=seed).to(embedding.device)
+        self.value_head = ValueHead(text_config_of(policy.model.config).hidden_size, seed=seed).to(embedding.device)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from ..errors import UserError, first_line
+from ..foreign import reading
 from ..text_folders import (
     NO_LIMIT,
     adapter_config,
@@ -255,8 +256,9 @@ def load(
             f"{path}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}", _FOLDER
         )
     check_vocabulary(path, tokenizer, model)
-    prepare(model, path, device)
-    check_logits(model, path)
+    with reading(path, _WHAT, _FOLDER):  # models that take other inputs than tokens fail each in its own way
+        prepare(model, path, device)
+        check_logits(model, path)
     language_model = CausalLM(LanguageModel(model), tokenizer, is_merged=loaded.is_merged)
     if language_model.unsaid_end_token_ids:
         _check_generation(model, path)

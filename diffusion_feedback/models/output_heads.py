@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..text_folders import rows_of
+from ..text_folders import rows_of, text_config_of
 from ..types import ShapedHead
 
 # Keys of configs by which logits are capped (cap tanh(z / cap)), multiplied and divided after the head.
@@ -23,7 +23,7 @@ _LOUD = 300.0
 
 def trunk_of(model: Any) -> Any:
     """The part of a transformers ``model`` that makes hidden states of tokens: of a multimodal one, the part for text."""
-    is_nested = model.config.get_text_config() is not model.config
+    is_nested = text_config_of(model.config) is not model.config
     if not is_nested and model.base_model is not model:
         return model.base_model
     decoder = model.get_decoder()
@@ -32,7 +32,7 @@ def trunk_of(model: Any) -> Any:
 
 def logit_shape(model: Any) -> tuple[float, float | None]:
     """Scale and cap of the logits of ``model``, as ``types.ShapedHead`` takes them, from its config."""
-    config = model.config.get_text_config()
+    config = text_config_of(model.config)
     scale = 1.0
     for name in _FACTORS:
         scale *= _number(config, name) or 1.0
@@ -56,7 +56,7 @@ def head_of(model: Any) -> nn.Module:
 @contextmanager
 def uncapped(model: Any) -> Iterator[None]:
     """``model`` gives its logits without their cap for the length of the ``with`` block."""
-    config = model.config.get_text_config()
+    config = text_config_of(model.config)
     kept = {name: getattr(config, name) for name in _CAPS if _number(config, name) is not None}
     for name in kept:
         setattr(config, name, None)

@@ -24,6 +24,7 @@ from ..text_folders import (
     load_tokenizer,
     located,
     rows_of,
+    text_config_of,
 )
 from .causal_lm import enable_checkpointing, prepare, window_of
 from .end_tokens import padding_token
@@ -144,7 +145,8 @@ def load(
     if not any(hasattr(model, name) for name in _HEADS):
         raise UserError(f"{path}: {type(model).__name__} has no head of the names {_HEADS}", _FOLDER)
     check_vocabulary(path, tokenizer, model)
-    prepare(model, path, device)
+    with reading(path, _WHAT, _FOLDER):
+        prepare(model, path, device)
     _set_padding(model, tokenizer)
     return RewardModel(RewardNetwork(model), tokenizer, is_merged=loaded.is_merged)
 
@@ -183,7 +185,7 @@ def _set_padding(model: Any, tokenizer: Any) -> None:
     token = padding_token(tokenizer, rows_of(model))
     if token is not None and token != tokenizer.pad_token:
         tokenizer.add_special_tokens({"pad_token": token})
-    for config in {id(found): found for found in (model.config, model.config.get_text_config())}.values():
+    for config in {id(found): found for found in (model.config, text_config_of(model.config))}.values():
         config.pad_token_id = None if token is None else tokenizer.pad_token_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,11 @@ def test_a_judge_that_ends_the_program_does_not_end_the_command_as_if_all_were_w
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "judge.py").write_text("import sys\nsys.exit(0)\n")
-    (tmp_path / "one.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
+    record = {
+        "prompt_index": 0, "sample": 0, "seed": 0, "prompt": "p", "completion": "c", "token_ids": [1], "is_finished": True,
+        "settings": {}, "model_hash": "m",
+    }  # fmt: skip
+    (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")
     code = main([
         "judge", str(tmp_path / "one.jsonl"), str(tmp_path / "one.jsonl"), "--judge", f"function={tmp_path / 'judge.py'}:f",
         "--output_dir", str(tmp_path / "out"), "--names", "one", "other",

@@ -16,7 +16,7 @@ from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, output_heads, value_heads
 from diffusion_feedback.types import TokenSequence
 
-KINDS = [*tiny_architectures.KINDS, "gemma3_multimodal"]
+KINDS = [*tiny_architectures.KINDS, *tiny_architectures.MULTIMODAL]
 PROMPT = 4
 SEQUENCES = [[5 + (7 * i + 3 * n) % 300 for i in range(length)] for n, length in enumerate((14, 9))]
 

@@ -25,7 +25,7 @@ BLOOM = ("self_attention.query_key_value self_attention.dense", "mlp.dense_h_to_
 BY_HAND = {
     **dict.fromkeys(
         (
-            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_multimodal", "granite", "cohere",
+            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", *tiny_architectures.MULTIMODAL, "granite", "cohere",
             "cohere2", "olmo2", "stablelm", "smollm3",
         ),
         LLAMA,
@@ -87,7 +87,7 @@ def adapted(model: torch.nn.Module) -> set[str]:
     return {match[1] for match in matches if match}
 
 
-@pytest.mark.parametrize("kind", [*tiny_architectures.KINDS, "gemma3_multimodal"])
+@pytest.mark.parametrize("kind", [*tiny_architectures.KINDS, *tiny_architectures.MULTIMODAL])
 @pytest.mark.parametrize("number", [0, 1], ids=["attention", "feed_forward"])
 def test_groups_mean_what_they_say(kind: str, number: int) -> None:
     group, by_hand = ("attention", "feed_forward")[number], BY_HAND[kind][number]
