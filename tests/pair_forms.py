@@ -121,6 +121,17 @@ def save_table(path: Path, cells: list[dict[str, Any]]) -> Path:
     return path
 
 
+def rankings(folder: Path, rows: Sequence[PairRow]) -> Path:
+    return write_rankings(folder, rows, save_images(folder, rows))
+
+
+def write_rankings(folder: Path, rows: Sequence[PairRow], names: Sequence[tuple[str, str]]) -> Path:
+    cells = [
+        {"prompt": r.prompt, "image_path": list(pair), "rank": [0, 1]} for r, pair in zip(rows, names, strict=True)
+    ]
+    return save(folder / "test.json", json.dumps(cells))
+
+
 def saved(folder: Path, rows: Sequence[PairRow]) -> Path:
     dataset(rows).save_to_disk(folder)
     return folder
@@ -151,6 +162,7 @@ FILE_FORMS: dict[str, Write] = {
     "metadata.parquet": metadata("parquet"),
     "chosen_file_name": metadata("jsonl", "chosen_file_name"),
     "parquet of paths": struct_paths,
+    "rankings": rankings,
 }
 """Forms whose images are files of their own."""
 
@@ -165,6 +177,8 @@ FORMS: dict[str, Write] = FILE_FORMS | {
 
 def written_names(form: str, folder: Path, rows: Sequence[PairRow], names: Sequence[tuple[str, str]]) -> Path:
     """A form of files whose rows name the images ``names``, which are not written."""
+    if form == "rankings":
+        return write_rankings(folder, rows, names)
     if form == "parquet of paths":
         return write_struct_paths(folder, rows, names)
     side = form if form in NAMED else "image_0_file_name"

@@ -24,6 +24,7 @@ _BAD = {
     "caption": ("with an empty or missing caption", "give every pair a caption"),
     "label": ("with a label that is not valid", "label_0 is from 0 to 1, and label_1 is 1 - label_0"),
     "image": ("with a broken or missing image", "replace or remove these images"),
+    "missing": ("that lack a key", "give every row the keys that the others have"),
     "identical": ("with the same image on both sides", "remove them: there is nothing to prefer"),
 }
 _EXAMPLES = 5
@@ -94,7 +95,7 @@ class CheckReport:
         if self.num_animated:
             lines.append(f"  ! {self.num_animated:,} images move or have several pages -> the first one is taken")
         for kind, number in self.counts.bad.items():
-            what, remedy = _BAD[kind]
+            what, remedy = _BAD.get(kind, ("that are no pairs", "mend or remove them"))
             lines.append(f"  ! {number:,} rows {what} -> {remedy}")
         lines += [f"      {reason}" for _, reason in self.unusable[:_EXAMPLES]]
         if len(self.unusable) > _EXAMPLES:

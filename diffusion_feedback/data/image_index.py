@@ -24,6 +24,7 @@ VERSION = 1
 """To be raised whenever the same bytes would give other facts."""
 
 _SEGMENT = 2048
+_SAVED_EVERY = 60.0  # s, of what images in files of their own have given
 _DAY = 24 * 3600.0
 _SCHEMA = pa.schema(
     [
@@ -91,6 +92,7 @@ class ImageIndex:
         self._met: dict[str, dict[str, Any]] = {}
         self._unknown: list[Part] = []
         self._is_changed = False
+        self._saved = time.monotonic()
         self._sweep()
 
     def is_known(self, part: Part) -> bool:
@@ -126,7 +128,11 @@ class ImageIndex:
                         )
         kept = self._met if is_whole else self._files | self._met
         if self._is_changed or (is_whole and len(kept) != len(self._files)):
-            self._write(self._own, {}, list(kept.values()))
+            self._save_files(kept)
+
+    def _save_files(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        self._write(self._own, {}, list(files.values()))
+        self._is_changed, self._saved = False, time.monotonic()
 
     def _of_file(self, file: Path, where: str) -> ImageFacts:
         name = str(file.absolute())
@@ -141,6 +147,8 @@ class ImageIndex:
             known = _to_row(facts) | {"file": name, "file_size": size, "file_mtime_ns": mtime_ns}
             self._is_changed = True
         self._met[name] = known
+        if self._is_changed and time.monotonic() - self._saved > _SAVED_EVERY:
+            self._save_files(self._files | self._met)
         return _from_row(known)
 
     def _of_part(self, row: Row, part: Part, side: int, source: PairSource) -> ImageFacts:

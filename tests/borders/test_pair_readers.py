@@ -116,7 +116,9 @@ def test_what_is_no_image_is_named_and_its_bytes_are_not_shown(oddity: str, form
     data, problem = BAD[oddity]
     path = FORMS[form](tmp_path / "set", rows_with(data))
     for build in (list, lambda reader: PairIndex.build(reader, folder=tmp_path / "index", quiet=True)):
-        with pytest.raises(UserError, match=rf"(row 1|line 2|line 3|1\.png), column '\w+': .*{problem}") as caught:
+        with pytest.raises(
+            UserError, match=rf"(row 1|line 2|line 3|1\.png|images 0 and 1), column '\w+': .*{problem}"
+        ) as caught:
             build(open_pairs(path))
         assert "secret" not in str(caught.value)
         assert "on_bad_row: skip" in caught.value.remedy
@@ -176,7 +178,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "up and out": ("../elsewhere.png", "leads out of"),
     "up and out hidden": ("images/../../elsewhere.png", "leads out of"),
     "too long": ("a" * 300 + ".png", "File name too long"),
-    "nothing": ("", "no image"),
+    "nothing": ("", "no image|not the path of an image"),
     "absolute and missing": ("/nowhere/a.png", r"cannot read /nowhere/a.png \(no such file\)"),
     "folder itself": ("images", "is a folder, not a file"),
     "device": ("/dev/zero", "is a device, not a file"),
@@ -253,7 +255,9 @@ def test_pairs_without_a_caption(caption: str, form: str, tmp_path: Path) -> Non
     first, second, third = rows_with(plain(20))
     path = FORMS[form](tmp_path / "set", [first, PairRow(text, second.first, second.second), third])  # type: ignore[arg-type]
     problem = "the caption is empty" if form == "metadata.csv" and text is None else problem
-    with pytest.raises(UserError, match=rf"(row 1|line 2|line 3), column '(caption|prompt)': .*{problem}"):
+    with pytest.raises(
+        UserError, match=rf"(row 1|line 2|line 3|images 0 and 1), column '(caption|prompt)': .*{problem}"
+    ):
         list(open_pairs(path))
     assert check_pairs(path).counts.bad == {"caption": 1}
 

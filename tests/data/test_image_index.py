@@ -280,6 +280,21 @@ def test_a_start_that_is_broken_off_leaves_nothing_wrong(
     assert not looked_at
 
 
+@pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
+def test_a_start_that_is_killed_has_kept_most(
+    write: Write, pickapic_rows: MakeRows, tmp_path: Path, looked_at: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after SIGKILL: nothing is written at the end, only what was written on the way is there."""
+    path, cache = write(tmp_path / "set", pickapic_rows(8)), tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(image_index, "_SAVED_EVERY", 0.0)
+        patch.setattr(image_index.ImageIndex, "close", lambda self, *, is_whole: None)
+        start(path, cache)
+    looked_at.clear()
+    assert start(path, cache)[0] == list(PairIndex.build(open_pairs(path), quiet=True).pairs)
+    assert len(looked_at) - 16 <= 6  # a segment at most; the build without an index looks at all
+
+
 def test_rows_without_a_preference_are_not_looked_at_though_they_fill_a_segment(
     pickapic_rows: MakeRows, tmp_path: Path, looked_at: list[int]
 ) -> None:
