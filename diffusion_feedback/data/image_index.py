@@ -91,6 +91,7 @@ class ImageIndex:
         )
         self._met: dict[str, dict[str, Any]] = {}
         self._unknown: list[Part] = []
+        self._stamps: dict[Part, dict[str, list[int]]] = {}
         self._is_changed = False
         self._saved = time.monotonic()
         self._sweep()
@@ -123,9 +124,7 @@ class ImageIndex:
             for part in self._unknown:  # where no row of a segment needed its images
                 for number in _segments(part):
                     if self._segment(part, number) is None:
-                        self._write(
-                            _segment_name(part, number), _stamps(part.files), [_NOTHING] * _length(part, number)
-                        )
+                        self._write(_segment_name(part, number), self._stamp(part), [_NOTHING] * _length(part, number))
         kept = self._met if is_whole else self._files | self._met
         if self._is_changed or (is_whole and len(kept) != len(self._files)):
             self._save_files(kept)
@@ -188,12 +187,21 @@ class ImageIndex:
         length = _length(part, number)
         before = [*self._known, *[_NOTHING] * (length - len(self._known))]
         rows = [self._new.get(place, before[place]) for place in range(length)]
-        self._write(_segment_name(part, number), _stamps(part.files), rows)
+        self._write(_segment_name(part, number), self._stamp(part), rows)
         self._known, self._new = rows, {}
 
     def _segment(self, part: Part, number: int) -> pa.Table | None:
-        rows = self._read(_segment_name(part, number), _stamps(part.files))
+        rows = self._read(_segment_name(part, number), self._stamp(part))
         return rows if rows is not None and len(rows) == _length(part, number) else None
+
+    def _stamp(self, part: Part) -> dict[str, list[int]]:
+        """Size and time of change of the files of ``part`` as they were before the first of its rows was read.
+
+        A file that is replaced while it is read is so looked at again the next time.
+        """
+        if part not in self._stamps:
+            self._stamps[part] = {str(file.absolute()): list(stamp_of(file)) for file in part.files}
+        return self._stamps[part]
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -264,10 +272,6 @@ def _length(part: Part, number: int) -> int:
 
 def _segment_name(part: Part, number: int) -> str:
     return f"rows-{content_hash(*(str(file.absolute()) for file in part.files))}-{number:05d}"
-
-
-def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
-    return {str(file.absolute()): list(stamp_of(file)) for file in files}
 
 
 def _state(stamps: Mapping[str, Any]) -> dict[str, Any]:

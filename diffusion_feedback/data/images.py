@@ -116,7 +116,7 @@ def _opened(data: bytes, source: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         problem = f"{source}: the image has more than {Image.MAX_IMAGE_PIXELS} pixels"
         raise UserError(problem, "scale the image down, or remove it") from error
-    except UserError:
+    except (UserError, MemoryError):  # out of memory: the image may be fine
         raise
     except UnidentifiedImageError as error:
         problem = f"{source}: not an image of {FORMATS_NAMED} (it is {_kind(data)})"

@@ -317,6 +317,40 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_error(pickapic_rows: Mak
     assert "cannot be written" in index.notes[0]
 
 
+def test_a_table_that_is_replaced_while_it_is_read_is_looked_at_again(
+    pickapic_rows: MakeRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of the old file must not be believed of the new one."""
+    rows, cache = pickapic_rows(8), tmp_path / "index"
+    path = parquet(tmp_path / "set", rows[:4])
+    with monkeypatch.context() as patch:
+        inspect = image_index.inspect
+
+        def replacing(data: bytes, where: str, **options: Any) -> Any:
+            parquet(tmp_path / "other", rows[4:]).replace(path)
+            return inspect(data, where, **options)
+
+        patch.setattr(image_index, "inspect", replacing)
+        start(path, cache)
+    assert start(path, cache)[0] == list(PairIndex.build(open_pairs(path), quiet=True).pairs)
+    assert {pair.prompt for pair in start(path, cache)[0]} == {row["caption"] for row in rows[4:]}
+
+
+def test_out_of_memory_is_no_fault_of_an_image(
+    pickapic_rows: MakeRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = twins(tmp_path / "set", pickapic_rows(3)), tmp_path / "index"
+    with monkeypatch.context() as patch:
+
+        def full(image: Image.Image) -> None:
+            raise MemoryError
+
+        patch.setattr("diffusion_feedback.data.images.to_rgb", full)
+        with pytest.raises(MemoryError):
+            start(path, cache, "skip")
+    assert len(start(path, cache)[0]) == 3
+
+
 def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
