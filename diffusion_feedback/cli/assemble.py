@@ -30,6 +30,7 @@ from ..training.steps import PairwiseStep, StepParts
 from ..types import BatchSource, ImageView, PreferenceBatch, Reference
 from .memory import PeakMemory, weight_bytes
 from .pair_data import check_apart, load_pairs
+from .prediction_check import doubt_prediction
 from .run_parts import (
     build_optimizer,
     build_order,
@@ -226,11 +227,12 @@ class DenoisingSession:
         }
 
     def notes(self) -> list[str]:
-        """The logit slope, which is what makes runs comparable."""
+        """What the network is taken to predict, and the logit slope, which is what makes runs comparable."""
+        predicts = [f"prediction type  {self.denoiser.process.prediction_type} (scheduler/scheduler_config.json)"]
         if "beta" not in self.recipe.objective:
-            return []
+            return predicts
         beta = self.recipe.objective["beta"]
-        return [f"logit slope      {beta / 2:g} per unit of mean squared error (beta {beta:g} / 2)"]
+        return [*predicts, f"logit slope      {beta / 2:g} per unit of mean squared error (beta {beta:g} / 2)"]
 
     def validation_prompts(self) -> list[str]:
         """Prompts of the sample grid."""
@@ -248,6 +250,8 @@ class DenoisingSession:
         """Fill the caches and train to the end, in ``folder``."""
         recipe, accelerator = self.recipe, self.accelerator
         fill_caches(recipe, self.encoders, self.train, self.order, accelerator)
+        if not folder.checkpoints():
+            self._check_prediction()
         trainer = Trainer(
             accelerator,
             recipe.training,
@@ -264,6 +268,14 @@ class DenoisingSession:
         trainer.fit()
         self.encoders.close()
         return trainer
+
+    def _check_prediction(self) -> None:
+        """Say before the first update where the model does not predict what its scheduler says."""
+        with self.accelerator.autocast():
+            batch = next(self.source().micro_batches(0))
+            said = doubt_prediction(self.step.parts.likelihood, self.network, batch)
+        if said and self.accelerator.is_main_process:
+            print(said)
 
     def look(self, step: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
         """Held-out accuracy and a grid of samples on fixed seeds."""

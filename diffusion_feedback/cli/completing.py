@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from ..records import Text
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
+# Weights of images; those of texts have names of their own.
+_SINGLE_FILE = re.compile(r"(?!model|pytorch_model|adapter_model).+\.(safetensors|ckpt)")
 COMPLETION_FLAGS: Mapping[str, Any] = {
     "num_samples": 1,
     "max_new_tokens": 64,
@@ -203,9 +206,16 @@ def is_language_model(model: str, family: str | None = None) -> bool:
         return reads_text(family)
     folder = Path(model)
     is_path = folder.exists() or model.count("/") > 1 or model.startswith((".", "/", "~"))
-    if is_path and not any((folder / name).is_file() for name in _MODEL_FILES):
+    is_model = any((folder / name).is_file() for name in _MODEL_FILES)
+    if not is_model and any(
+        _SINGLE_FILE.fullmatch(file.name) for file in (folder, *folder.glob("*")) if file.is_file()
+    ):
+        return False  # a single file or a LoRA: the loader of pipelines says what to do with it
+    if is_path and not is_model:
         what = "no such folder" if not folder.exists() else f"holds none of {', '.join(_MODEL_FILES)}"
-        raise UserError(f"{model}: {what}", "give a folder or hub id of a model; dfb train writes such folders")
+        raise UserError(
+            f"{model}: {what}", "give the folder or hub id of a model; the folder of a finished dfb train is one"
+        )
     if (folder / "model_index.json").is_file():
         return False
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))

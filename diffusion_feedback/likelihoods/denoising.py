@@ -6,13 +6,13 @@ With this convention Diffusion-DPO is text DPO: ``beta`` 5000 is the original co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..types import Conditioning, Denoiser, ImageEncoder, ImageView, PreferenceBatch, TextEncoder
+from ..types import Conditioning, Denoiser, ForwardProcess, ImageEncoder, ImageView, PreferenceBatch, TextEncoder
 from .draws import draw_noise, draw_pair
 
 
@@ -51,6 +51,9 @@ class DenoisingLikelihood:
 
     def prepare(self, batch: PreferenceBatch) -> DenoisingInputs:
         """Encode ``batch`` and make every draw once; policy and reference then see the same inputs."""
+        return self._prepared(batch, self.denoiser.process)
+
+    def _prepared(self, batch: PreferenceBatch, process: ForwardProcess) -> DenoisingInputs:
         draws = [draw_pair(self.seed, batch.draw, pair_id) for pair_id in batch.pair_ids]
         views = [
             ImageView(
@@ -63,10 +66,10 @@ class DenoisingLikelihood:
         latents = encoded.latents.float()
         low, high = self.timestep_range
         uniform = torch.tensor([low + (high - low) * d.timestep for d in draws], dtype=torch.float64)
-        timesteps = self.denoiser.process.timesteps(uniform).repeat(2)
+        timesteps = process.timesteps(uniform).repeat(2)
         noise = draw_noise(draws, latents.shape[1:]).repeat(2, *([1] * (latents.ndim - 1)))
-        noisy = self.denoiser.process.add_noise(latents, noise, timesteps)
-        target = self.denoiser.process.target(latents, noise, timesteps)
+        noisy = process.add_noise(latents, noise, timesteps)
+        target = process.target(latents, noise, timesteps)
         prompts = self._with_dropout(batch.prompts, [d.dropout for d in draws])
         text = self.texts.encode(prompts)
         conditioning = self.denoiser.conditioning(_cat(text, text), encoded.sizes)
@@ -91,6 +94,19 @@ class DenoisingLikelihood:
         prediction = self.denoiser.predict(network, inputs.noisy, inputs.timesteps, inputs.conditioning)
         error = prediction.float() - inputs.target.float()
         return -0.5 * error.square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def errors_by_prediction(
+        self, network: nn.Module, batch: PreferenceBatch, processes: Mapping[str, ForwardProcess]
+    ) -> dict[str, float]:
+        """The mean squared error of ``network`` on ``batch`` if its output were what each of ``processes`` asks for.
+
+        A model that was trained for one of them is far better at that than at the others.
+        """
+        inputs = {name: self._prepared(batch, process) for name, process in processes.items()}
+        first = next(iter(inputs.values()))
+        output = self.denoiser.predict(network, first.noisy, first.timesteps, first.conditioning).float()
+        return {name: float((output - each.target.float()).square().mean()) for name, each in inputs.items()}
 
     def lengths(self, inputs: DenoisingInputs) -> None:
         """An image has no length: its log-probability is a mean already."""

@@ -149,7 +149,7 @@ def save(pipeline: Any, network: Any, folder: Path) -> None:
     config.lora_alpha = config.r
     weights = get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
     state = {key: (value * fold).contiguous() for key, value in weights.items()}
-    # Sets come out in another order in another process; sorted, equal weights are equal files.
+    # Sets come out in another order in another process; sorted, equal settings are equal texts.
     metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     pipeline.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
 

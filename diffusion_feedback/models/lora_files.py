@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor
@@ -84,7 +84,11 @@ def _in_folder(path: str, folder: Path) -> Path:
 
 def _from_hub(path: str) -> Path:
     assert is_hub_id(path)
-    names = [name for name in HfApi().list_repo_files(path) if "/" not in name]
+    try:
+        names = [name for name in HfApi().list_repo_files(path) if "/" not in name]
+    except Exception:  # without a network: what was fetched before, or the error of its not being there
+        folder = Path(snapshot_download(path, local_files_only=True))
+        return folder / _choose(path, sorted(file.name for file in folder.iterdir()))
     chosen = _choose(path, names)
     if chosen == SAFETENSORS_WEIGHTS_NAME:
         hf_hub_download(path, CONFIG_NAME)

@@ -45,8 +45,11 @@ def load_pipeline(
     pipeline, weights that are missing, left over or not finite, and parts that do not belong together.
     """
     place = _place(path, pipeline_class)
+    remedy = "check its files, the revision and the variant"
+    if place is None:
+        remedy = "it is no folder here: check the name and the revision, and whether the hub can be reached"
     try:
-        with reading(path, f"a {pipeline_class.__name__}", "check its files, the revision and the variant"), quiet():
+        with reading(path, f"a {pipeline_class.__name__}", remedy), quiet():
             source = str(place or path)
             index = DiffusionPipeline.load_config(source, revision=revision)
             _check_index(path, index, pipeline_class)

@@ -69,12 +69,14 @@ def gate_against_reference(
 
     The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
     loss is ln 2 and the accuracy one half, up to rounding. Raises UserError where it does not, and for a loss that is
-    not finite; without a reference, or with one that policy does not start from, that is all that is checked.
+    not finite; without a reference, or with one that policy does not start from, that is all that is checked. Of a
+    denoiser the mean squared error is told too.
     """
     loss = float(losses(logps).mean())
+    error = _first_error(parts, logps.policy_chosen, logps.policy_rejected)
     if logps.reference_chosen is None or logps.reference_rejected is None or not parts.starts_at_reference:
         check_first_loss(loss)
-        return {"loss": loss}
+        return {"loss": loss, **error}
     differences = torch.cat(
         [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
     )
@@ -88,7 +90,14 @@ def gate_against_reference(
         raise UserError(
             problem, "the adapters do not start at zero, or the weights are not finite; nothing was trained"
         )
-    return {"loss": loss, "expected_loss": expected, "max_logit_gap": gap}
+    return {"loss": loss, "expected_loss": expected, "max_logit_gap": gap, **error}
+
+
+def _first_error(parts: StepParts, *logps: Tensor) -> dict[str, float]:
+    """The mean squared error of a denoiser on the first batch; nothing for texts."""
+    if parts.pair_figures is not denoising_metrics:
+        return {}
+    return {"error": float(-2 * torch.cat(logps).float().mean())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +193,7 @@ class PointwiseStep:
     def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
         """Check that the first loss is finite. Raises UserError when it is not."""
         with torch.no_grad():
-            loss = float(self(network, batch).metrics["loss"].mean())
+            metrics = self(network, batch).metrics
+        loss = float(metrics["loss"].mean())
         check_first_loss(loss)
-        return {"loss": loss}
+        return {"loss": loss, **({"error": float(metrics["error/chosen"].mean())} if "error/chosen" in metrics else {})}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
-from run_results import train
+from run_results import rows, train
 from safetensors.torch import load_file, save_file
 
 from diffusion_feedback.catalog import resolve
@@ -21,6 +21,7 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 
+ROOT = Path(__file__).resolve().parents[2]
 LORA = {"tuning": "lora", "lora_rank": 2, "lora_targets": ["attention"]}
 NETWORKS = {
     "sd": ["unet", "vae", "text_encoder"],
@@ -474,3 +475,45 @@ def test_a_lora_run_is_a_model(
     assert "is itself a LoRA run" in capsys.readouterr().err
     assert generate(given, prompts, tmp_path / "x", "--family", "sdxl") == 2
     assert "--family: got 'sdxl'" in capsys.readouterr().err
+
+
+# --- what the model is taken to predict -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prediction", "objective"),
+    [
+        ("epsilon", {"name": "dpo", "beta": 500}),
+        ("v_prediction", {"name": "dpo", "beta": 500}),
+        ("v_prediction", {"name": "sft"}),
+    ],
+)
+def test_a_wrong_prediction_type_is_noticed(
+    prediction: str,
+    objective: dict[str, Any],
+    make_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The embedded model predicts noise: declared as velocity it trains as calmly, to no good."""
+    base = Path(shutil.copytree(ROOT / "assets" / "shapes-sd", tmp_path / "base"))
+    edit(base / "scheduler" / "scheduler_config.json", prediction_type=prediction)
+    recipe = make_recipe(
+        model={**LORA, "pretrained_model_name_or_path": str(base)},
+        objective=objective,
+        data={"validation": None, "max_train_pairs": 4},
+        training={"max_train_steps": 1, "train_batch_size": 4},
+        validation={"num_prompts": 0},
+    )
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
+    assert f"prediction type  {prediction} " in capsys.readouterr().out
+    run = train(recipe)
+    said = capsys.readouterr().out
+    error = rows(run, "gate/error")[0]["gate/error"]
+    if prediction == "epsilon":
+        assert error < 0.5  # 0.31: these pictures are not those that it was trained on
+        assert "warning" not in said
+    else:
+        assert error > 0.5
+        assert "the scheduler says prediction_type v_prediction" in said
+        assert "at epsilon it is 0.3" in said
