@@ -107,6 +107,13 @@ def hub_id(name: str, suffixes: Sequence[str]) -> str | None:
     return name if is_id else None
 
 
+def split_of(file: Path, split: str) -> str:
+    """The split that a file's name begins with, ``split`` or one of the usual names; "" where it names none."""
+    prefix = re.split(r"[-.]", file.name)[0]
+    is_split = prefix == split or prefix in _SPLITS or prefix.split("_")[0] in _SPLITS
+    return prefix if is_split else ""
+
+
 def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -> list[Path]:
     """The ``files`` whose names begin with ``split``; where none does, those that no other split claims.
 
@@ -115,9 +122,7 @@ def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -
     """
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        prefix = re.split(r"[-.]", file.name)[0]
-        is_split = prefix == split or prefix in _SPLITS or prefix.split("_")[0] in _SPLITS
-        by_split.setdefault(prefix if is_split else "", []).append(file)
+        by_split.setdefault(split_of(file, split), []).append(file)
     parts = [name for name in by_split if name.startswith(f"{split}_")]
     chosen = by_split.get(split) or (by_split[parts[0]] if len(parts) == 1 else by_split.get("", []))
     if not chosen or (len(parts) > 1 and split not in by_split):

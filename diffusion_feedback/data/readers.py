@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
 from .image_index import ImageFacts, ImageIndex
-from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, user_path
+from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, split_of, user_path
 from .rankings import RankingSource, holds_rankings
 from .rows import (
     SIDES,
@@ -259,6 +259,8 @@ def find_source(name: str, *, split: str, revision: str | None, streaming: bool)
     if (hub := hub_id(name, [".parquet"])) is not None:
         return HubSource(hub, split, revision, streaming)
     check_is_one(name)
+    if path.exists():
+        raise UserError(f"{path}: is neither a file nor a folder", FORMATS_HELP)
     raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
 
 
@@ -282,8 +284,8 @@ def _folder_source(folder: Path, split: str) -> PairSource:
 
 
 def _left_out(place: Path, files: Sequence[Path], chosen: Sequence[Path], split: str) -> list[str]:
-    """Lines on the parquet files below ``place`` that are not read: names of another split, hidden, in subfolders."""
-    others = [file.name for file in files if file not in chosen]
+    """Lines on the parquet files of ``place`` that are not read, nor of another split: other names, hidden, below it."""
+    others = [file.name for file in files if file not in chosen and not split_of(file, split)]
     below = [f"{file.parent.name}/{file.name}" for file in sorted(place.glob("*/*.parquet"))]
-    told = [(others, f"parquet files not of split {split!r}"), (below, "parquet files in subfolders")]
+    told = [(others, "parquet files whose names begin with no split"), (below, "parquet files in subfolders")]
     return [f"{place}: passed over {len(names)} {what}: {listed(names)}" for names, what in told if names]

@@ -393,6 +393,16 @@ def test_what_can_be_no_path(name: str) -> None:
         open_pairs(name)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_neither_file_nor_folder_is_not_opened(kind: str, tmp_path: Path) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        open_pairs(path)
+    assert main(["data", "check", str(path)]) == 2
+
+
 @pytest.mark.parametrize("how", ["glob", "folder", "link", "metadata"])
 def test_convert_never_writes_over_what_it_reads(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "set"
@@ -414,10 +424,16 @@ def test_convert_never_writes_over_what_it_reads(how: str, tmp_path: Path, capsy
 
 def test_files_of_other_splits_and_hidden_ones_are_named(tmp_path: Path) -> None:
     data = pickapic(tmp_path, rows_with(plain(20))).read_bytes()
-    for name in ("train-0.parquet", "TRAIN.note.parquet", "._train-0.parquet", "more/train-1.parquet"):
+    for name in (
+        "train-0.parquet",
+        "validation-0.parquet",
+        "TRAIN.note.parquet",
+        "._train-0.parquet",
+        "more/train-1.parquet",
+    ):
         save(tmp_path / name, data)
     text = check_pairs(tmp_path).to_text()
-    assert "passed over 3 parquet files not of split 'train': ._train-0.parquet, TRAIN.note.parquet" in text
+    assert "passed over 3 parquet files whose names begin with no split: ._train-0.parquet, TRAIN.note.parquet" in text
     assert "passed over 1 parquet files in subfolders: more/train-1.parquet" in text
 
 
