@@ -155,8 +155,10 @@ class ImageRecord:
     @classmethod
     def from_json(cls, line: str) -> ImageRecord:
         """Read one line of JSON. Raises KeyError or ValueError for a line that is not such a record."""
-        row = json.loads(line)
-        return cls(row["file_name"], row["prompt"], int(row["seed"]), row["settings"], row["model_hash"])
+        row = _fields(line, {"file_name": str, "prompt": str, "seed": int, "settings": dict, "model_hash": str})
+        if row["file_name"].startswith("/") or ".." in row["file_name"].split("/"):
+            raise ValueError(f"file_name {row['file_name']!r} leads out of the folder")
+        return cls(row["file_name"], row["prompt"], row["seed"], row["settings"], row["model_hash"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +193,29 @@ class CompletionRecord:
     @classmethod
     def from_json(cls, line: str) -> CompletionRecord:
         """Read one line of JSON. Raises KeyError, TypeError or ValueError for a line that is not such a record."""
-        row = {name: json.loads(line)[name] for name in cls.__slots__}
+        kinds: dict[str, type | tuple[type, ...]] = {"prompt_index": int, "sample": int, "seed": int}
+        kinds |= {"prompt": (str, list), "completion": str, "token_ids": list, "is_finished": bool}
+        kinds |= {"settings": dict, "model_hash": str}
+        row = _fields(line, kinds)
         if not isinstance(row["prompt"], str):
+            if not all(isinstance(turn, dict) for turn in row["prompt"]):
+                raise ValueError("the prompt is neither a text nor a list of turns")
             row["prompt"] = tuple(row["prompt"])
-        if not isinstance(row["completion"], str):
-            raise ValueError("the completion is no text")
         return cls(**{**row, "token_ids": tuple(map(int, row["token_ids"]))})
+
+
+def _fields(line: str, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The values of ``kinds`` in a line of JSON. Raises KeyError or ValueError where one is not there, or another kind."""
+    try:
+        row = json.loads(line, object_pairs_hook=unique_keys)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, and no object")
+    for name, kind in kinds.items():
+        if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
+            raise ValueError(f"{name} is {json.dumps(row[name])[:60]}")
+    return {name: row[name] for name in kinds}
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Circle:
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{time.strftime('%H:%M:%S')} {name}: dfb {' '.join(command)}", flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             code = subprocess.run(
                 [sys.executable, "-m", "diffusion_feedback", *command],
                 stdout=file,
@@ -143,7 +143,7 @@ class Outcome:
     @classmethod
     def read(cls, folder: Path, run: str) -> Outcome:
         """From the run's results.json."""
-        found = json.loads((folder / "benchmark" / run / "results.json").read_text())["baseline"]["scorers"]
+        found = json.loads((folder / "benchmark" / run / "results.json").read_text("utf-8"))["baseline"]["scorers"]
         rates = {name: comparison["overall"]["win_rate"] for name, comparison in found.items()}
         return cls(run, {name: [rate["win_rate"], rate["low"], rate["high"]] for name, rate in rates.items()})
 
@@ -175,7 +175,7 @@ def main() -> None:
             pass
     outcomes = [Outcome.read(folder, run) for run in arguments.runs]
     with atomic_write(folder / "results.json") as file:
-        file.write_text(json.dumps({outcome.run: outcome.win_rates for outcome in outcomes}, indent=2) + "\n")
+        file.write_text(json.dumps({outcome.run: outcome.win_rates for outcome in outcomes}, indent=2) + "\n", "utf-8")
     report = ["report", *(f"{folder}/benchmark/{name}" for name in ("base", *arguments.runs)), "--overwrite"]
     title = "AI feedback: a good judge, people, and judges that know too little"
     subprocess.run(

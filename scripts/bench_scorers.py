@@ -224,7 +224,7 @@ def write_images(folder: Path, count: int, size: int) -> None:
             noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
             pixels += np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC)) / 4
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=90)
-        (folder / f"{number:04d}.txt").write_text(PROMPTS[number % len(PROMPTS)])
+        (folder / f"{number:04d}.txt").write_text(PROMPTS[number % len(PROMPTS)], "utf-8")
 
 
 @torch.inference_mode()
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measure(given)
     if given.out:
         with atomic_write(given.out) as temporary:
-            temporary.write_text(json.dumps(found, indent=2))
+            temporary.write_text(json.dumps(found, indent=2), "utf-8")
     print(table(found))
 
 

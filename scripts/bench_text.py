@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (given.output.with_suffix(".md"), table(found)),
         ):
             with atomic_write(path) as temporary:
-                temporary.write_text(text + "\n")
+                temporary.write_text(text + "\n", "utf-8")
     print(table(found))
 
 

@@ -338,7 +338,7 @@ def _resident(line: str = "VmRSS") -> int:
         # Kilobytes on Linux, bytes on macOS. On Linux a process inherits the number from the one that started it.
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found = next(row for row in status.read_text().splitlines() if row.startswith(f"{line}:"))
+    found = next(row for row in status.read_text("utf-8").splitlines() if row.startswith(f"{line}:"))
     return int(found.split()[1]) * 1024
 
 

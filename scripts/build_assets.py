@@ -83,8 +83,8 @@ def write_prompts(folder: Path) -> tuple[list[str], list[str]]:
     """Write the captions that pairs are made of, and the held-out ones; one a line."""
     train, heldout = ([scene.caption for scene in scenes] for scenes in split_scenes())
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.txt").write_text("\n".join(train) + "\n")
-    (folder / "heldout.txt").write_text("\n".join(heldout) + "\n")
+    (folder / "train.txt").write_text("\n".join(train) + "\n", "utf-8")
+    (folder / "heldout.txt").write_text("\n".join(heldout) + "\n", "utf-8")
     return train, heldout
 
 
@@ -188,8 +188,8 @@ def build_scorer(work: Path, assets: Path) -> dict[str, float]:
 
 def write_facts(path: Path, facts: dict[str, float]) -> None:
     """Write ``facts`` over those of the same names in ``path``; the others stay."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | facts, indent=2) + "\n")
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(known | facts, indent=2) + "\n", "utf-8")
     print(json.dumps(facts, indent=2))
 
 

@@ -100,10 +100,10 @@ def main() -> None:
         groups = draw(model, [prompt_of(scene) for scene in scenes], count, seed)
         rows = label(groups, seed)
         with atomic_write(arguments.assets / "captions" / f"{part}.jsonl") as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         facts |= facts_of(part, rows, groups)
     path = arguments.assets / "facts.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts, indent=2) + "\n")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | facts, indent=2) + "\n", "utf-8")
     print(json.dumps(facts, indent=2))
 
 

@@ -56,7 +56,9 @@ def run_seed(world: ExactWorld, seed: int, methods: Sequence[str], output: Path)
             begin = time.process_time()
             row = timed(method.run(bench, setting), begin)
             with atomic_write(file) as beside:
-                beside.write_text(json.dumps({"seed": seed, "method": name, "setting": setting, **row}, indent=1))
+                beside.write_text(
+                    json.dumps({"seed": seed, "method": name, "setting": setting, **row}, indent=1), "utf-8"
+                )
             shown = {key: round(value, 4) for key, value in row.items() if isinstance(value, float)}
             print(f"{time.strftime('%H:%M:%S')} seed {seed} {name} {setting:g}: {shown}", flush=True)
 
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = f"{table(rows)}\n\n{bars(rows)}\n"
     print(text)
     with atomic_write(options.output / "frontier.md") as file:
-        file.write_text(text)
+        file.write_text(text, "utf-8")
     draw(rows, world, options.output / "frontier.png")
     if options.docs is not None:
         write_docs(options.docs, rows)

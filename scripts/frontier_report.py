@@ -53,7 +53,7 @@ _BEGIN, _END = "<!-- tables: scripts/frontier.py -->", "<!-- end of tables -->"
 def read_rows(output: Path, seeds: Iterable[int]) -> list[Row]:
     """All results of ``seeds`` under ``output``."""
     files = [file for seed in seeds for file in sorted((output / f"seed-{seed}").glob("*.json"))]
-    return [json.loads(file.read_text()) for file in files]
+    return [json.loads(file.read_text("utf-8")) for file in files]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -223,9 +223,9 @@ def draw(rows: Sequence[Row], world: ExactWorld, file: Path) -> None:
 
 def write_docs(page: Path, rows: Sequence[Row]) -> None:
     """Replace what stands between the marks of ``page`` by the tables. Raises SystemExit where it has no marks."""
-    text = page.read_text()
+    text = page.read_text("utf-8")
     if _BEGIN not in text or _END not in text:
         raise SystemExit(f"{page}: has no lines {_BEGIN!r} and {_END!r} to put the tables between")
     before, after = text.split(_BEGIN)[0], text.split(_END)[1]
     with atomic_write(page) as file:
-        file.write_text(f"{before}{_BEGIN}\n\n{table(rows)}\n\n{bars(rows)}\n\n{_END}{after}")
+        file.write_text(f"{before}{_BEGIN}\n\n{table(rows)}\n\n{bars(rows)}\n\n{_END}{after}", "utf-8")

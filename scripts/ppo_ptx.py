@@ -181,8 +181,8 @@ def main() -> int:
             if not file.exists():
                 row = figures(bench, bench.fine_tuned) if name == "start" else run(bench, float(name))
                 with atomic_write(file) as partial:
-                    partial.write_text(json.dumps(row, indent=1) + "\n")
-            rows.setdefault(name, []).append(json.loads(file.read_text()))
+                    partial.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+            rows.setdefault(name, []).append(json.loads(file.read_text("utf-8")))
             print(f"seed {seed} {name}: {rows[name][-1]}", flush=True)
     print(table(rows, arguments.coefs))
     return 0 if holds(rows, arguments.coefs) else 1

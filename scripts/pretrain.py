@@ -48,9 +48,9 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     tokens += [f"{letter}</w>" for letter in alphabet if f"{letter}</w>" not in vocab]
     tokens += [START, END]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}), "utf-8")
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS, pad_token=END)
 
 
@@ -115,8 +115,8 @@ def render_pool(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
             captions.append(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, images)
-        captions_path.write_text(json.dumps(captions))
-    return np.load(path, mmap_mode="r"), json.loads(captions_path.read_text())
+        captions_path.write_text(json.dumps(captions), "utf-8")
+    return np.load(path, mmap_mode="r"), json.loads(captions_path.read_text("utf-8"))
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:

@@ -161,7 +161,7 @@ def prepare(folder: Path, seed: int) -> Graph:
             for path in walks
         ]
         with atomic_write(folder / f"{name}.jsonl") as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     torch.manual_seed(seed)
     spelling = tokenizer()
     ids = {"eos_token_id": spelling.eos_token_id, "pad_token_id": spelling.pad_token_id, "bos_token_id": None}
@@ -264,7 +264,7 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     for recipe in runs.values():
         train(recipe, resume=True)
     cloned = clone(runs["ilql"], folder / "cloning")
-    rewards = [json.loads(line)["reward"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    rewards = [json.loads(line)["reward"] for line in (folder / "train.jsonl").read_text("utf-8").splitlines()]
     index = load_trajectories(runs["ilql"], cloned, Accelerator(cpu=True), heldout=True)
     assert index is not None
     reference = distributions(cloned.network, index)
@@ -345,9 +345,9 @@ def main() -> None:
         return
     seeds = [run_seed(options.output_dir / f"graph-{seed}", seed) for seed in options.seeds]
     rows = summary(seeds)
-    results = {"graphs": seeds, "summary": rows, "recipe": yaml.safe_load(Path(RECIPE).read_text())}
+    results = {"graphs": seeds, "summary": rows, "recipe": yaml.safe_load(Path(RECIPE).read_text("utf-8"))}
     with atomic_write(options.output_dir / "results.json") as file:
-        file.write_text(json.dumps(results, indent=2) + "\n")
+        file.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     draw(rows, options.output_dir / "optimality.png")
     print(table(rows))
 

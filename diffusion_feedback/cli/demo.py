@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import read_object
 from ..errors import UserError
 from ..folders import hold_folder
 from .flags import Flags
@@ -69,7 +70,11 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(
             f"--num_prompts {arguments.num_prompts}, --seed {arguments.seed}", "allowed: 1 or more, 0 or more"
         )
-    with hold_folder(Path(arguments.output_dir), "dfb demo"):
+    folder = Path(arguments.output_dir)
+    own = {"samples", "cache", "stages.json", "results.json", "report.html", "README.md", "before_after.png", AI_PAIRS}
+    with hold_folder(folder, "dfb demo"):
+        if others := sorted(path.name for path in folder.glob("[!.]*") if path.name not in {*own, *METHODS}):
+            raise UserError(f"{folder}: is there and holds {others[0]}", "choose another output_dir")
         Story(arguments).tell()
 
 
@@ -109,11 +114,16 @@ class Story:
 
         stages = {name: round(time.monotonic() - start, 1), **self._stages()}
         with atomic_write(self.folder / "stages.json") as file:
-            file.write_text(json.dumps(stages, indent=2) + "\n")
+            file.write_text(json.dumps(stages, indent=2) + "\n", "utf-8")
 
     def _stages(self) -> dict[str, float]:
         path = self.folder / "stages.json"
-        stages: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        remedy = "remove the file: only the times of the stages are lost"
+        stages = read_object(path, remedy)
+        if not all(isinstance(seconds, int | float) for seconds in stages.values()):
+            raise UserError(f"{path}: damaged: holds something else than seconds", remedy)
         return stages
 
     def tell(self) -> None:
@@ -199,7 +209,7 @@ class Story:
 
         results = summary(judged, comparisons, seconds)
         with atomic_write(self.folder / "results.json") as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
+            file.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
         write_demo_report(self.folder, self.recipes, judged, comparisons, results)
         print(
             f"\nDiffusion-DPO against the base: win rate {results['win_rate']:.3f} "

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import Recipe, to_yaml
+from ..documents import read_object, read_text
 from ..evaluation.comparison import CaseRow, Comparison, pick_cases
 from ..evaluation.statistics import WinRate, mean_interval
-from ..records import atomic_write
+from ..records import atomic_write, parse_json
 from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
 from ..reports.figures import image_grid
 from ..reports.html import write_report
 
 CASES = 9  # fills rows of three
+_AGAIN = "start the demo over with --overwrite"
 
 
 CONTENTS = """# Demo
@@ -86,7 +87,7 @@ def write_demo_report(
         cases=_cases(comparison, before, after),
         curves=_curves(folder),
         recipe=to_yaml(recipes["dpo"]),
-        environment=json.loads((folder / "dpo" / "environment.json").read_text()),
+        environment=read_object(folder / "dpo" / "environment.json", _AGAIN),
     )
     write_report(report, folder / "report.html")
     with atomic_write(folder / "README.md") as file:
@@ -116,8 +117,10 @@ def _cases(comparison: Comparison, before: Judged, after: Judged) -> list[CaseGr
 
 
 def _curves(folder: Path) -> list[CurveFigure]:
-    lines = (folder / "dpo" / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    path = folder / "dpo" / "metrics.jsonl"
+    lines = read_text(path, _AGAIN).splitlines()
+    told = [parse_json(line, f"{path}, line {number}", _AGAIN) for number, line in enumerate(lines, 1)]
+    rows = [row for row in told if isinstance(row, dict) and "loss" in row]
 
     def series(name: str) -> list[tuple[float, float]]:
         values = [(float(row["step"]), float(row[name])) for row in rows]

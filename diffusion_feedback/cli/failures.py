@@ -68,6 +68,8 @@ def told(error: Exception, arguments: Sequence[str]) -> UserError | None:
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         name = str(error.object).encode("utf-8", "backslashreplace").decode()
         return UserError(f"{name[:200]}: not UTF-8", "give the file or folder a name in UTF-8")
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return UserError(str(error), "remove the link that leads back to itself, or use another path")
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return UserError("~: there is no home folder on this machine", "set HOME, or write whole paths")
     if isinstance(error, ValueError) and "null byte" in str(error):

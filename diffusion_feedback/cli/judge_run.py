@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..catalog import names
+from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.judging import (
     clustered_mean,
@@ -80,7 +81,7 @@ def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str
         notes=notes,
     )
     with atomic_write(folder / _RESULTS) as file:
-        file.write_text(json.dumps(_finite(results(found)), indent=2, allow_nan=False) + "\n")
+        file.write_text(json.dumps(_finite(results(found)), indent=2, allow_nan=False) + "\n", "utf-8")
     write_page(found, folder / "report.html")
     with atomic_write(folder / _README) as file:
         file.write_text(readme(found), "utf-8")
@@ -213,7 +214,10 @@ def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, A
         for name in (_RESULTS, _README, "judgements.jsonl", "report.html", f"a/{COMPLETIONS}", f"b/{COMPLETIONS}"):
             (folder / name).unlink(missing_ok=True)
     elif (folder / _RESULTS).is_file():
-        before = json.loads((folder / _RESULTS).read_text())["settings"]
+        remedy = "remove the file, or --overwrite to start over"
+        before = read_object(folder / _RESULTS, remedy, ["settings"])["settings"]
+        if not isinstance(before, dict):
+            raise UserError(f"{folder / _RESULTS}: damaged: 'settings' is no object", remedy)
         now = json.loads(json.dumps(settings))
         changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
         if changed:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Recipe, to_yaml
+from ..documents import read_object
 from ..evaluation.comparison import compare, pick_cases
 from ..evaluation.statistics import Interval, WinRate
 from ..folders import ROUNDS
@@ -28,7 +29,7 @@ _PICKED = 3  # pictures each of the best, typical and worst cases
 def write_page(folder: Path, recipe: Recipe, figures: Sequence[RoundFigures], samples: Samples) -> None:
     """Write rounds.json and report.html into ``folder``, and print where they are."""
     with atomic_write(folder / "rounds.json") as file:
-        file.write_text(json.dumps([each.summary() for each in figures], indent=2) + "\n")
+        file.write_text(json.dumps([each.summary() for each in figures], indent=2) + "\n", "utf-8")
     write_report(rounds_report(folder, recipe, figures, samples), folder / "report.html")
     with atomic_write(folder / README) as file:
         file.write_text(_readme(recipe, figures), "utf-8")
@@ -108,7 +109,10 @@ def _reference(recipe: Recipe) -> str:
 
 def _environment(folder: Path) -> dict[str, str]:
     path = folder / "round-1" / "run" / "environment.json"
-    return {name: str(value) for name, value in json.loads(path.read_text()).items()} if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_object(path, "remove the file, and run the same command again")
+    return {name: str(value) for name, value in found.items()}
 
 
 def _interval(value: Interval | None, digits: int = 3) -> Cell:

@@ -18,6 +18,7 @@ from accelerate.utils import parse_flag_from_env
 
 from ..catalog import needs_reference, reads_text
 from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
+from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS, check_outside
 from ..records import Text, atomic_write, content_hash
@@ -254,7 +255,7 @@ class Rounds:
 
         self._main(lambda: _once(kl, diverge))
         place = self.folder / f"round-{number}"
-        figures = measure(number, scores, json.loads(kl.read_text()), place, before)
+        figures = measure(number, scores, _read_divergence(kl), place, before)
         self._main(lambda: _write_json(place / "summary.json", figures.summary()))
         return figures
 
@@ -339,7 +340,10 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
         for name in (README, "rounds.json", "report.html", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
     elif mark.exists() and path.exists():
-        before = {"recipe": yaml.safe_load(path.read_text()), "identity": json.loads(mark.read_text())}
+        remedy = "bring the file back, choose another output_dir, or --overwrite to start over"
+        before = {"recipe": read_yaml(path, remedy), "identity": read_object(mark, remedy)}
+        if not isinstance(before["recipe"], dict):
+            raise UserError(f"{path}: damaged: not a recipe", remedy)
         _check_same(folder, before, told)
         beyond = folder / f"round-{recipe.rounds.num_rounds + 1}"
         if beyond.exists():
@@ -348,7 +352,7 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
     # What marks the folder as one of rounds comes first: where the writer is killed, the command goes on.
     _write_json(mark, told["identity"])
     with atomic_write(path) as file:
-        file.write_text(yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True))
+        file.write_text(yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -370,6 +374,15 @@ def _flat(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
     return {prefix: value}
 
 
+def _read_divergence(path: Path) -> dict[str, list[float]]:
+    remedy = "remove the file, and run the same command again"
+    found = read_object(path, remedy)
+    for name, values in found.items():
+        if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"{path}: damaged: {name!r} is no list of numbers", remedy)
+    return found
+
+
 def _write_json(path: Path, content: Any) -> None:
     with atomic_write(path) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -200,8 +200,11 @@ def _read_rows(path: Path) -> tuple[list[ImageRecord], bool]:
         try:
             records.append(ImageRecord.from_json(line.decode()))
         except (KeyError, ValueError, TypeError) as error:
-            problem = f"{path}, line {number}: not the record of a generated image ({error!r})"
-            raise UserError(problem, "mend or remove the line, or use another folder or --overwrite") from error
+            what = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            problem = f"{path}, line {number}: not the record of a generated image: {what}"
+            raise UserError(
+                problem, "correct or remove the line, use another folder, or --overwrite to draw all images again"
+            ) from error
     return records, bool(tail)
 
 
