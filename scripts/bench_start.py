@@ -65,7 +65,7 @@ def write_twins(folder: Path, pairs: int, size: int) -> Path:
         for side in ("chosen", "rejected"):
             (folder / side).mkdir(parents=True, exist_ok=True)
             (folder / side / f"{number}.jpg").write_bytes(next(images))
-        (folder / "chosen" / f"{number}.txt").write_text(f"picture {number % 50}")
+        (folder / "chosen" / f"{number}.txt").write_text(f"picture {number % 50}", "utf-8")
     return folder
 
 
