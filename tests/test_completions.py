@@ -56,7 +56,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_lines_that_are_no_completions_are_refused(tmp_path: Path) -> None:
     line = run(tmp_path / "completions.jsonl")[0].to_json()
     assert CompletionRecord.from_json(line).to_json() == line
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ValueError, match="completion is "):
         CompletionRecord.from_json(json.dumps(json.loads(line) | {"completion": ["a"]}))
     with pytest.raises(KeyError):
         CompletionRecord.from_json('{"prompt": "a"}')

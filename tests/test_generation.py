@@ -259,7 +259,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
         load_generated(tmp_path)
     path = tmp_path / "metadata.jsonl"
     path.write_text('{"file_name": "a.png"}\n' + path.read_text())
-    with pytest.raises(UserError, match=r"line 1: not the record of a generated image \(KeyError\('prompt'\)\)"):
+    with pytest.raises(UserError, match=r"line 1: not the record of a generated image: has no 'prompt'"):
         load_generated(tmp_path)
     path.write_text("")
     with pytest.raises(UserError, match="holds no images"):
