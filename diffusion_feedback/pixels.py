@@ -42,7 +42,7 @@ def resample(image: Image.Image, size: tuple[int, int], filter: Image.Resampling
     """``image`` scaled to ``size`` (width, height): columns first, then rows, each pass rounded to 8 bits.
 
     What Pillow up to 12 does in one call. Pillow 13 takes the rows of pictures more than twice as tall as wide first,
-    which gives other numbers; in two calls the numbers are the same in both.
+    which gives other numbers; in two calls training, its caches and scores are the same under both.
     """
     for passed in ((size[0], image.height), size):
         if passed != image.size:

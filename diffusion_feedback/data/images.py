@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
-from ..pixels import to_rgb
+from ..pixels import resample, to_rgb
 from ..records import content_hash
 from ..types import ImageView
 
@@ -159,7 +159,7 @@ def to_pixels(image: Image.Image, resolution: int, view: ImageView) -> tuple[Ten
         problem = f"an image of {width} x {height} pixels is too narrow for training at resolution {resolution}"
         raise UserError(problem, "remove it from the data")
     if scaled != image.size:
-        image = image.resize(scaled, Image.Resampling.LANCZOS)
+        image = resample(image, scaled, Image.Resampling.LANCZOS)
     left = round((scaled[0] - resolution) * view.crop[0])
     top = round((scaled[1] - resolution) * view.crop[1])
     array = np.array(image.crop((left, top, left + resolution, top + resolution)))
