@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EPILOG = f"""examples:
   dfb label out/base --scorer pickscore=assets/shapes-scorer --output pairs.parquet
-  dfb label out/base --scores scores.parquet --rule all_pairs --min_probability 0.7 --output pairs.parquet
+  dfb label out/base --scores scores.parquet --use pickscore --rule all_pairs --min_probability 0.7 --output pairs.parquet
   dfb label out/base --scorer pickscore hpsv2 --ensemble vote --rule random,pairs_per_prompt=4 --output pairs.parquet
   dfb label out/base --scorer shapes --calibration calibration.json --ties soft --output pairs.parquet
   dfb label pairs.parquet --relabel --scorer hpsv2 --output relabelled.parquet
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_image_flags(parser, metavar="IMAGES_OR_PAIRS", about="images with prompts, see below, or preference pairs")
     add("--output", required=True, metavar="PAIRS.parquet", help="file to write")
     add("--scores", metavar="SCORES.parquet", help="use the scores of this table from dfb score, in place of --scorer")
+    add("--use", nargs="+", metavar="SCORER", help="with --scores: the scorers of the table that judge (default all)")
     add("--rule", help="how pairs are picked, see below (default best_worst)")
     add("--relabel", action="store_true", help="keep the pairs of the input, label them anew (the default for pairs)")
     add(
@@ -144,6 +145,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if (arguments.scorer is None) == (arguments.scores is None):
         problem = "neither --scorer nor --scores" if arguments.scorer is None else "both --scorer and --scores"
         raise UserError(problem, "give scorers to score the images now, or a table that dfb score has written")
+    if arguments.use and arguments.scores is None:
+        raise UserError("--use chooses among the scorers of a table", "give the table with --scores, or leave it out")
     if arguments.relabel and arguments.rule is not None:
         raise UserError(
             f"--relabel keeps the pairs, --rule {arguments.rule} makes new ones", "leave one of the two out"
@@ -186,6 +189,7 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
     """The ``items`` that have scores, and the scores of their images; all of them, unless bad images are skipped."""
     from tqdm import tqdm
 
+    from ..catalog import nearest
     from ..data.scores import read_scores
     from ..errors import UserError
     from .scoring import score_items
@@ -197,6 +201,12 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
             items = [item for item in items if item.name in names]
         return list(items), records
     table = read_scores(arguments.scores)
+    if arguments.use:
+        there = list(dict.fromkeys(record.scorer for record in table))
+        for name in arguments.use:
+            if name not in there:
+                raise UserError(f"--use: {arguments.scores} has no scores of {name!r}", nearest(name, there))
+        table = [record for record in table if record.scorer in arguments.use]
     known = {(record.image_key, record.prompt) for record in table}
     bar = tqdm(items, desc="hash images", unit="image", delay=1.0)
     identities = {(item.handle.key, item.prompt) for item in bar}

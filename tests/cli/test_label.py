@@ -172,7 +172,12 @@ def test_ensembles_of_a_table(
             labels.setdefault(ensemble, {})[names] = row["label_0"]
     assert labels["vote"].keys() == labels["mean"].keys()
     assert 0 < sum(labels["vote"][names] != found for names, found in labels["mean"].items()) < len(labels["mean"])
+    chosen = label(world / "set", *flags, "mean", "--use", "c", output="c.parquet")
+    assert {tuple(row["scorers"]) for row in chosen} == {("c",)}
     capsys.readouterr()
+    argv = ["label", str(world / "set"), *flags, "mean", "--output", str(tmp_path / "d.parquet"), "--use", "aa"]
+    assert main(argv) == 2
+    assert "has no scores of 'aa'\n  -> did you mean 'a'? known: a, b, c" in capsys.readouterr().err
     output = tmp_path / "abstain.parquet"
     assert main(["label", str(world / "set"), *flags, "abstain", "--output", str(output)]) == 2
     # Every pair but those whose scores are equal, which all three see as ties.
@@ -328,6 +333,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *words: str) -> N
         ([*SHAPES, "--relabel"], ["holds single images"]),
         ([*SHAPES, "--relabel", "--rule", "adjacent"], ["--relabel keeps the pairs"]),
         ([*SHAPES, "--scores", "s.parquet"], ["both --scorer and --scores"]),
+        ([*SHAPES, "--use", "shapes"], ["--use chooses among the scorers of a table"]),
         ([], ["neither --scorer nor --scores"]),
         (["--scores", "absent.parquet"], ["absent.parquet: no such file"]),
         ([*SHAPES, "--output", "pairs.csv"], ["pairs.csv: the output is a parquet file"]),
