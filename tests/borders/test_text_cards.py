@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,36 @@ def test_a_chat_that_was_learnt_ends_with_every_reader(tmp_path: Path) -> None:
         with torch.no_grad():
             output = plain.generate(**inputs, max_new_tokens=30, do_sample=False)
         assert output[0, len(prompt) :].tolist() == wanted
+
+
+def test_adapters_name_their_base_in_full_and_over_adapters_they_are_whole_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of a path, read from elsewhere, could be the name of a stranger's model on the hub."""
+    base = tiny_text.save_tiny_lm(tmp_path / "models" / "base")
+    monkeypatch.chdir(tmp_path)
+    first = train(
+        text_recipes.write_recipe(
+            tmp_path, Path("models/base"), "first", model=LORA, objective={"name": "sft"}, training=SHORT
+        )
+    )
+    config = json.loads((first / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert causal_lm.load(str(first)).is_merged
+    config["base_model_name_or_path"] = "../models/base"  # as seen from the adapter's folder
+    (first / "adapter_config.json").write_text(json.dumps(config))
+    assert causal_lm.load(str(first)).is_merged
+    capsys.readouterr()
+    second = train(
+        text_recipes.write_recipe(tmp_path, first, "second", model=LORA, objective={"name": "sft"}, training=SHORT)
+    )
+    assert (
+        "over another adapter, which is merged: the result is a whole model, 0 MiB in float32"
+        in capsys.readouterr().out
+    )
+    assert (second / "model.safetensors").is_file()
+    assert not (second / "adapter_config.json").exists()
+    assert run_card(second, monkeypatch)[1].startswith("<s>your prompt")
