@@ -191,7 +191,7 @@ def test_bad_input_is_refused(world: Path, tmp_path: Path, capsys: Any) -> None:
     length = f"function={world / 'rewards.py'}:by_length"
     for more, message in [
         ([], "nothing to measure"),
-        (["--judge", "llm=none"], "llm=none: cannot be loaded"),
+        (["--judge", "llm=none"], "none: could not be read as a language model that judges"),
         (["--judge", "nobody=x"], "unknown kind of judge 'nobody'"),
         (["--judge", f"function={world / 'rewards.py'}:broken"], "is nan"),
         (["--judge", length, "--tie_margin", "-1"], "--tie_margin: got -1.0"),

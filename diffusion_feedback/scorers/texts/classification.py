@@ -118,12 +118,11 @@ def load_classification(
     Raises UserError where there is no such model, its head is missing, or numbers are out of range.
     """
     located(path, _WHAT, _FOLDER)
-    tokenizer = load_tokenizer(path)
     wanted: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
     loaded = load_model(
         path, AutoModelForSequenceClassification, _WHAT, _FOLDER, is_trained=False, dtype=dtype, **wanted
     )
-    model = loaded.model
+    model, tokenizer = loaded.model, load_tokenizer(path)
     check_vocabulary(path, tokenizer, model)
     missing = sorted(name for name in loaded.missing if not name.endswith("position_ids"))
     if missing:

@@ -124,8 +124,8 @@ def load(
     """
     question = _read_template(template) if template else TEMPLATE
     located(source, _WHAT, _FOLDER)
-    tokenizer = load_tokenizer(source)
     loaded = load_model(source, AutoModelForCausalLM, _WHAT, _FOLDER, is_trained=False, dtype=dtype)
+    tokenizer = load_tokenizer(source)
     if loaded.missing:
         problem = f"llm={source}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}"
         raise UserError(problem, _FOLDER)
