@@ -59,7 +59,8 @@ def _walk(trunk: nn.Module, world: ExactWorld, prompt: int, depth: int) -> Itera
     size, cache = world.vocabulary, DynamicCache()
     ids = torch.tensor([[prompt]])
     for level in range(depth + 1):
-        yield trunk(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        # By position: the name of the second argument differs between releases of transformers.
+        yield trunk(ids, cache, use_cache=True).last_hidden_state[:, -1]
         if level < depth:
             cache.batch_repeat_interleave(size)
             ids = torch.arange(size).repeat(len(ids)).unsqueeze(1)
