@@ -7,10 +7,13 @@ says which names are asked of the hub.
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 from .errors import UserError, first_line, is_out_of_memory
 
@@ -20,6 +23,8 @@ _FILES = (
     ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow",
     ".txt", ".yaml", ".yml", ".zip", ".tar",
 )  # fmt: skip
+TIME_LIMIT = 20.0  # s that a chat template may take for one conversation; a usual one takes a thousandth
+MOST_CHARACTERS = 2**24  # of a rendered conversation, beyond any model's window
 _POINTER = b"version https://git-lfs"
 
 
@@ -55,6 +60,43 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def apply_template(tokenizer: Any, turns: list[dict[str, Any]], **how: Any) -> Any:
+    """What the tokenizer's ``apply_chat_template`` makes of ``turns``: a template is a program of a stranger.
+
+    Raises whatever the template raises, TimeoutError where it has not ended within ``TIME_LIMIT``, and ValueError for a
+    text that is far too long to be tokenised.
+    """
+    with _in_time():
+        found = tokenizer.apply_chat_template(turns, **how)
+    if isinstance(found, str) and len(found) > MOST_CHARACTERS:
+        raise ValueError(f"it makes {len(found):,} characters of one conversation")
+    return found
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Raise TimeoutError in the block once ``TIME_LIMIT`` has passed.
+
+    By a timer's signal, which interrupts a loop of the template as it runs; signals come to the main thread alone, so in
+    another one there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seconds = TIME_LIMIT
+
+    def stop(signum: int, frame: object) -> None:
+        raise TimeoutError(f"it was not done after {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def is_hub_id(name: str) -> bool:

@@ -7,20 +7,16 @@ included: a model that is not taught the mark does not stop.
 from __future__ import annotations
 
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..foreign import apply_template
 from ..records import Message, Text, TextRecord
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-TIME_LIMIT = 20.0  # s that a template may take for one conversation; a usual one takes a thousandth
-_MOST_CHARACTERS = 2**26  # of a rendered conversation, far beyond any model's window
 # What the template is called with; a row's own arguments must not take their place.
 _OURS = frozenset({
     "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict",
@@ -135,39 +131,11 @@ class Conversations:
                 raise UserError(f"{where}: {name!r} cannot be an argument of the chat template", remedy)
         turns = [dict(message) for message in messages]
         try:
-            with _limited(TIME_LIMIT):
-                found = self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **arguments)
+            return apply_template(self.tokenizer, turns, chat_template=template, **how, **arguments)
         except Exception as error:
             # A template is a program: it may divide by zero, call itself for ever, or ask for all memory there is.
             problem = f"{where}: the chat template does not take this conversation: {first_line(error)}"
             raise UserError(problem, "change the row, or give another template with text.chat_template") from error
-        if isinstance(found, str) and len(found) > _MOST_CHARACTERS:
-            problem = f"{where}: the chat template makes {len(found):,} characters of this conversation"
-            raise UserError(problem, "give another template with text.chat_template")
-        return found
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block once ``seconds`` have passed.
-
-    By a timer's signal, which interrupts a loop of the template as it runs; signals come to the main thread alone, so in
-    another one there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        raise TimeoutError(f"it was not done after {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def as_turns(prompts: Sequence[Text]) -> list[Text]:

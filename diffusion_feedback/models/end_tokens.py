@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..foreign import apply_template
+
 _PROBE = "Zqx"  # words that no template writes of its own accord
 _RESERVED = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
 # The byte 0xFF, which no text in UTF-8 holds, as tokenizers with byte fallback and byte-level tokenizers write it.
@@ -29,7 +31,7 @@ def _closing(tokenizer: Any) -> str:
         return ""
     turns = [{"role": "user", "content": f"{_PROBE}?"}, {"role": "assistant", "content": f"{_PROBE}!"}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = apply_template(tokenizer, turns, tokenize=False)
     except Exception:  # a stranger's template may fail in any way; whoever renders with it says so
         return ""
     return str(text).rpartition(f"{_PROBE}!")[2]

@@ -14,13 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from diffusion_feedback import foreign
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.text_output import each_answer
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.likelihoods import conversations
 from diffusion_feedback.likelihoods.prompt_ends import open_ended
 from diffusion_feedback.likelihoods.tokenization import Tokenization
+from diffusion_feedback.models.end_tokens import closing_token_id
 from diffusion_feedback.records import TextRecord
+from diffusion_feedback.scorers.texts.classification import render
 from diffusion_feedback.types import TokenSequence
 
 JAPANESE = ("首都は東京です", "東京と京都", "東 京", "a b c", "answer one", "the end", "Q: A: apple Paris")
@@ -179,7 +181,7 @@ BROKEN = {
     "divides by zero": ("{{ 1 / 0 }}", "division"),
     "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     "more memory than there is": ("{{ 'a' * 10 ** 18 }}", ""),
-    "too long a text": ("{% for i in range(999) %}{{ 'a' * 100000 }}{% endfor %}", "characters"),
+    "too long a text": ("{% for i in range(999) %}{{ 'a' * 20000 }}{% endfor %}", "characters"),
     "a loop for ever": (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "not done after",
     ),
@@ -199,7 +201,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_templates_that_fail_are_one_message(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversations, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(foreign, "TIME_LIMIT", 0.3)
     template, says = BROKEN[name]
     tokenizer = _byte_bpe(begin=True)
     tokenizer.chat_template = template
@@ -213,6 +215,19 @@ def test_templates_that_fail_are_one_message(name: str, monkeypatch: pytest.Monk
         assert says in caught.value.problem
         assert "template" in caught.value.problem
         assert "text.chat_template" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_judges_and_models_outlive_such_templates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "TIME_LIMIT", 0.3)
+    template, says = BROKEN[name]
+    tokenizer = _byte_bpe(begin=True)
+    tokenizer.chat_template = template
+    # What closes a turn is asked of every template, and what tells nothing closes none.
+    assert closing_token_id(tokenizer) is None
+    with pytest.raises(UserError) as caught:
+        render((USER,), (ANSWER,), tokenizer, "judge")
+    assert says in caught.value.problem
 
 
 def _qwen() -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from ...errors import UserError, first_line
-from ...foreign import reading
+from ...foreign import apply_template, reading
 from ...text_folders import (
     check_vocabulary,
     load_model,
@@ -167,8 +167,8 @@ def render(prompt: Any, completion: Any, tokenizer: Any, source: str, *, finishe
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
     try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=False, continue_final_message=not finished
+        text: str = apply_template(
+            tokenizer, [dict(turn) for turn in turns], tokenize=False, continue_final_message=not finished
         )
     except Exception as error:  # a stranger's template may fail in any way
         problem = f"{source}: its chat template refuses a conversation: {first_line(error)}"

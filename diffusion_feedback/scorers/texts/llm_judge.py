@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ...errors import UserError, first_line
-from ...foreign import reading
+from ...foreign import apply_template, reading
 from ...records import content_hash
 from ...text_folders import check_vocabulary, load_model, load_tokenizer, located, positions_of
 from ..checkpoints import weights_hash
@@ -71,7 +71,7 @@ class LanguageModelJudge:
             return question
         turn = [{"role": "user", "content": question}]
         try:
-            return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+            return str(apply_template(self.tokenizer, turn, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # a stranger's template may fail in any way
             problem = f"llm={self.name}: its chat template refuses a question: {first_line(error)}"
             raise UserError(problem, "use another model, or mend its chat template") from error
