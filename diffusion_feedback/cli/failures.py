@@ -136,6 +136,13 @@ def stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption behind ``error``: a library that is interrupted while it is imported says that this failed."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def interrupted(error: KeyboardInterrupt, arguments: Sequence[str]) -> int:
     """Say what happened and how to go on, from one of several processes; returns the exit code."""
     number = error.signum if isinstance(error, Interrupted) else int(signal.SIGINT)

@@ -78,6 +78,8 @@ def _guarded(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except Exception as error:
+        if stopped := failures.interruption(error):
+            return failures.interrupted(stopped, arguments)
         message = failures.told(error, arguments)
         if message is None:
             raise

@@ -90,6 +90,17 @@ def test_an_interruption_says_how_to_go_on(command: SimpleNamespace, capsys: pyt
     assert "goes on from the last whole piece of work" in capsys.readouterr().err
 
 
+def test_an_import_that_was_interrupted_is_an_interruption(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: Sequence[str]) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    command.run = run
+    assert main(["train"]) == 130
+    assert "goes on from the last whole piece of work" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_no_defect(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     def run(argv: Sequence[str]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl")
