@@ -118,26 +118,33 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Within this, a request to end (SIGTERM, a terminal that closes) raises ``Interrupted``, as Ctrl-C does its like."""
+def stopping() -> Iterator[list[int]]:
+    """The signals that came. Within this, a request to end (SIGTERM, a terminal that closes) raises ``Interrupted``, as Ctrl-C does its like."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
+    received: list[int] = []
     before = {}
     with suppress(ValueError):  # not the main thread: signals are somebody else's
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) in (
+                signal.SIG_DFL,
+                signal.default_int_handler,
+            ):  # nohup ignores SIGHUP, and means it
                 before[number] = signal.signal(number, stop)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interruption behind ``error``: a library that is interrupted while it is imported says that this failed."""
+def interruption(error: BaseException | None, received: Sequence[int]) -> KeyboardInterrupt | None:
+    """The interruption behind ``error``: a library that is interrupted while it loads may say that this failed."""
+    if received:
+        return Interrupted(received[-1])
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error

@@ -59,16 +59,16 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with failures.stopping():
+    with failures.stopping() as received:
         try:
-            code = _guarded(arguments)
+            code = _guarded(arguments, received)
         except SystemExit as error:  # of --help, and of commands that have said everything
             code = failures.flushed(error.code if isinstance(error.code, int) else int(error.code is not None))
             raise SystemExit(code) from error
         return failures.flushed(code)
 
 
-def _guarded(arguments: Sequence[str]) -> int:
+def _guarded(arguments: Sequence[str], received: Sequence[int]) -> int:
     try:
         failures.open_streams()
         failures.check_arguments(arguments)
@@ -78,7 +78,7 @@ def _guarded(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except Exception as error:
-        if stopped := failures.interruption(error):
+        if stopped := failures.interruption(error, received):
             return failures.interrupted(stopped, arguments)
         message = failures.told(error, arguments)
         if message is None:
