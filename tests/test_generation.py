@@ -96,7 +96,7 @@ def test_prompt_goes_before_caption_and_text(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": 3}', "line 1, column 'prompt': found 3"),
         ("p.jsonl", '{"prompt": ', "line 1: not JSON"),
         ("p.jsonl", '"a cat"', "line 1: found '\"a cat\"'"),
-        ("p.csv", "prompt,style\na cat,big,photo\n", "line 2: not 2 cells"),
+        ("p.csv", "prompt,style\na cat,big,photo\n", "line 2: 3 cells, the header has 2"),
         ("p.csv", 'prompt\n"a cat\na dog\n', "line 3: not CSV"),
         ("p.jsonl", '{"prompt": "\\ud83d"}', "line 1: not JSON"),
         ("p.csv", "style\nphoto\n", "line 2: no column 'prompt', 'prompts', 'caption', 'text'"),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..prompts.rows import open_text, read_rows
+from ..prompts.rows import read_rows
+from ..prompts.tabular import open_text
 from .image_folders import is_image_name
 from .rows import BadRow, Location, Part, Row, read_path
 

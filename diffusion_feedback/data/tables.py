@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError, first_line
 from ..foreign import reading
-from ..prompts.rows import check_columns
+from ..prompts.tabular import check_columns
 from .places import check_regular, load_hub, stamp_of
 from .rows import SIDES, Location, Part, Row, match_columns, read_image
 

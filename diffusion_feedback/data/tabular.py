@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..prompts.rows import check_columns
 from ..prompts.rows import read_table as read_lines
+from ..prompts.tabular import check_columns
 from .tables import next_batch, open_parquet
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ import pyarrow as pa
 from ..errors import UserError
 from ..foreign import reading
 from ..prompts import prompt_column
-from ..prompts.rows import check_columns, read_rows
+from ..prompts.rows import read_rows
+from ..prompts.tabular import cell_rows, check_columns, width_problem
 from ..records import parse_json
 from .places import load_hub
 from .rows import BadRow
@@ -136,49 +136,24 @@ class CsvSource:
     @property
     def storage(self) -> str:
         """How the rows stand."""
-        return "cells between tabs" if self._delimiter == "\t" else "CSV"
-
-    @property
-    def _delimiter(self) -> str:
-        return "\t" if ".tsv" in self.file.suffixes[-2:] else ","
+        return "cells between tabs" if ".tsv" in self.file.suffixes[-2:] else "CSV"
 
     @cached_property
     def columns(self) -> frozenset[str]:
         """The names of the first line. Raises UserError for a name that stands twice."""
-        reader = self._reader()
-        try:
-            header: list[str] = next(reader, [])
-        except csv.Error as error:
-            raise _csv_error(self.file, reader.line_num, error) from error
-        check_columns(header, str(self.file))
-        return frozenset(header)
-
-    def _reader(self) -> Any:
-        # Strict: a quotation mark that is never closed would swallow all rows behind it.
-        return csv.reader(_texts(self.file), delimiter=self._delimiter, strict=True)
+        _, names = next(cell_rows(self.file), (0, []))
+        return frozenset(names)
 
     def rows(self) -> Iterator[TextRow]:
         """Every row; one of another number of cells is a bad row. Raises UserError for what is no table."""
-        reader = self._reader()
-        try:
-            header: list[str] = next(reader, [])
-            check_columns(header, str(self.file))
-            for cells in reader:
-                source = f"{self.file}, line {reader.line_num}"
-                if len(cells) == len(header):
-                    yield TextRow(source, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)})
-                elif cells:
-                    problem = (
-                        f"{source}: {len(cells)} cells, the header has {len(header)}; quote cells that hold commas"
-                    )
-                    yield TextRow(source, BadRow("json", problem))
-        except csv.Error as error:
-            raise _csv_error(self.file, reader.line_num, error) from error
-
-
-def _csv_error(file: Path, line: int, error: csv.Error) -> UserError:
-    remedy = "close every quotation mark, and double those inside a quoted cell; or write JSON Lines"
-    return UserError(f"{file}, line {line}: not a table of cells ({error})", remedy)
+        rows = cell_rows(self.file)
+        _, names = next(rows, (0, []))
+        for number, cells in rows:
+            source = f"{self.file}, line {number}"
+            if problem := width_problem(source, cells, names):
+                yield TextRow(source, BadRow("json", f"{problem}; quote cells that hold commas"))
+            else:
+                yield TextRow(source, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)})
 
 
 def _cell(name: str, cell: str) -> Any:
@@ -203,16 +178,6 @@ def _lines(file: Path) -> Iterator[bytes]:
     """The lines of ``file``, unpacked. Raises UserError where it cannot be read."""
     with reading(file, "a file of texts", "copy or download the file again"), _opened(file) as lines:
         yield from lines
-
-
-def _texts(file: Path) -> Iterator[str]:
-    """The lines of ``file`` as texts, with their ends. Raises UserError naming the line that is not UTF-8."""
-    for number, line in enumerate(_lines(file), start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            problem = f"{file}, line {number}: not UTF-8 text (byte {error.start})"
-            raise UserError(problem, "save the file as UTF-8") from error
 
 
 def _opened(file: Path) -> io.BufferedIOBase | gzip.GzipFile:

@@ -9,7 +9,8 @@ from typing import Any
 from ..catalog import nearest
 from ..errors import UserError
 from ..records import PromptRecord
-from .rows import READERS, Cells, check_columns, read_rows
+from .rows import READERS, Cells, read_rows
+from .tabular import check_columns
 
 __all__ = ["ENDINGS", "PROMPT_COLUMNS", "prompt_column", "read_prompts", "to_prompt"]
 

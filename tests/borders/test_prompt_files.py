@@ -76,12 +76,12 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "a header alone": ("p.csv", "prompt\n", "holds no prompts|0 usable examples"),
     "no such column": ("p.csv", "style\nphoto\n", "line 2: no column 'prompt', 'prompts', 'caption', 'text'"),
     "semicolons": ("p.csv", "prompt;style\na;b\n", "separate the cells by commas"),
-    "an unquoted comma": ("p.csv", "prompt,style\na cat,big,photo\n", "line 2: not 2 cells"),
+    "an unquoted comma": ("p.csv", "prompt,style\na cat,big,photo\n", "line 2: 3 cells, the header has 2"),
     "an open quotation mark": ("p.csv", 'prompt\n"a cat\na dog\n', "not CSV"),
     "two columns of one name": ("p.csv", "prompt,prompt\na,b\n", "two columns are named 'prompt'"),
-    "two columns but for the case": ("p.csv", "prompt,Prompt\na,b\n", "two columns are named 'prompt'"),
+    "two columns but for the case": ("p.csv", "prompt,Prompt\na,b\n", "two columns are named 'prompt'|column 'Prompt'"),
     "an empty cell": ("p.csv", "prompt,style\na,b\n,c\n", "line 3, column 'prompt'"),
-    "quoted TSV": ("p.tsv", 'prompt\tb\n"a ""red"" cat"\tc\n', "quoted as in CSV"),
+    "an open quotation mark in quoted TSV": ("p.tsv", 'prompt\tb\n"a ""red"" cat"\tc\n"a dog\tc\n', "not CSV"),
     "cells missing in TSV": ("p.tsv", "prompt\tb\na\n", "1 cells, the header has 2"),
     "an object": ("p.json", '{"prompts": ["a"]}', "holds an object, not a list|no list|no column"),
     "a number among texts": ("p.json", '["a", 5]', "item 1: found 5"),
@@ -108,6 +108,15 @@ def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
 @pytest.mark.parametrize("form", GOOD)
 def test_every_reader_reads_every_form(form: str, reader: str, write: Callable[..., Path]) -> None:
     assert READERS[reader](write(*GOOD[form])) == TWO
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_cells_between_tabs_are_quoted_where_the_file_says_so(reader: str, write: Callable[..., Path]) -> None:
+    """As pandas writes them; where no cell is quoted, marks belong to the prompt."""
+    quoted = 'prompt\tb\n"a ""red"" cat"\tc\n"two\nlines"\tc\n"a\ttab"\tc\nplain\tc\n'
+    assert READERS[reader](write("quoted.tsv", quoted)) == ['a "red" cat', "two\nlines", "a\ttab", "plain"]
+    plain = 'prompt\tb\n"Hi" he said\tc\n"all of it"\tc\n"\tc\n'
+    assert READERS[reader](write("plain.tsv", plain)) == ['"Hi" he said', '"all of it"', '"']
 
 
 @pytest.mark.parametrize("reader", READERS)

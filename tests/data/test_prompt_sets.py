@@ -134,7 +134,7 @@ def test_without_a_network_the_files_to_get_are_named(monkeypatch: pytest.Monkey
         ("p.txt", "\n \n", "p.txt: holds no prompts"),
         ("p.tsv", "Prompt\tCategory\na\n", "p.tsv, line 2: 1 cells, the header has 2"),
         ("p.tsv", "Prompt\tCategory\na\t\n", "p.tsv, line 2, column 'Category': found ''"),
-        ("p.csv", "prompt,category\na,b,c\n", "p.csv, line 2: not 2 cells"),
+        ("p.csv", "prompt,category\na,b,c\n", "p.csv, line 2: 3 cells, the header has 2"),
         ("p.jsonl", "[1]\n", r"p.jsonl, line 1: found '\[1\]'"),
         ("p.parquet", "no table", "p.parquet: could not be read as a parquet file"),
         ("p.doc", "a", "cannot read prompts from a file ending in '.doc'"),
