@@ -19,10 +19,10 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from .errors import UserError
 from .foreign import is_hub_id, reading
+from .quiet import quiet
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER = (
@@ -48,19 +48,6 @@ class LoadedModel:
     missing: frozenset[str]
     unexpected: frozenset[str]
     is_merged: bool
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No remarks and no bars from transformers; what matters is said by us, once."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
 
 
 def located(path: str, what: str, remedy: str) -> str:

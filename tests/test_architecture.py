@@ -24,7 +24,7 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"documents"},
-    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation"},
+    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation", "quiet"},
     {"prompts", "text_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
@@ -42,7 +42,7 @@ NOT_FOR_TRAINING = {"models", "scorers", "data", "generation", "labeling", "anno
 DOORS = {
     "diffusers": {"models"},
     "peft": {"models", "text_folders"},
-    "transformers": {"models", "scorers", "text_folders"},
+    "transformers": {"models", "scorers", "text_folders", "quiet"},
     "open_clip": {"scorers"},
     "datasets": {"data"},
     "accelerate": {"training", "cli"},

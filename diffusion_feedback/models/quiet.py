@@ -1,4 +1,4 @@
-"""Keeps the libraries' remarks and progress bars off the screen; what matters is said by us, once."""
+"""Keeps the remarks and progress bars of all libraries of models off the screen; what matters is said by us, once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+from diffusers.utils import logging
+
+from ..quiet import quiet as quiet_transformers
 
 
 @contextmanager
@@ -16,17 +17,14 @@ def quiet() -> Iterator[None]:
 
     Nor the warning that peft reads an attribute which transformers has renamed.
     """
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             yield
     finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError, first_line
 from ..records import parse_json
@@ -56,16 +53,3 @@ def optional_json(source: str, name: str) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds {type(found).__name__}, not an object", "save the model again")
     return found
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No remarks and no bars from transformers; what matters is said by us, once."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

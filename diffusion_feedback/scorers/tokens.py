@@ -16,8 +16,9 @@ from transformers import CLIPTokenizer
 
 from ..errors import UserError
 from ..foreign import reading
+from ..quiet import quiet
 from ..records import content_hash
-from .hub_files import optional_file, quiet
+from .hub_files import optional_file
 
 VOCABULARY = 49_408
 """Size of OpenAI's byte-pair vocabulary, which open_clip brings along."""

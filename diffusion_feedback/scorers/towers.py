@@ -16,10 +16,11 @@ from transformers import CLIPModel
 
 from ..errors import UserError
 from ..foreign import is_hub_id, reading
+from ..quiet import quiet
 from ..records import content_hash
 from ..types import Scores
 from .checkpoints import fill, read_checkpoint, weights_hash
-from .hub_files import optional_file, optional_json, quiet
+from .hub_files import optional_file, optional_json
 from .scorer import Towers
 from .tokens import VOCABULARY, PromptTokenizer, folder_tokenizer
 from .views import CropView, crop_view
