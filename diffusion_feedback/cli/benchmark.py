@@ -303,12 +303,11 @@ def _generate(
 
 def _check_scored(run: BenchmarkRun, arguments: argparse.Namespace) -> None:
     """Refuse a result of other weights than the one that the folder holds."""
-    import json
-
+    from ..documents import read_object
     from ..errors import UserError
     from .benchmark_run import SETTINGS
 
-    before = json.loads((run.folder / SETTINGS).read_text("utf-8")).get("recipes")
+    before = read_object(run.folder / SETTINGS, "run dfb benchmark again with --overwrite").get("recipes")
     if before not in (None, run.settings["recipes"]) and not arguments.overwrite:
         problem = f"{run.folder}: holds scores of {before}, this run has {run.settings['recipes']}"
         raise UserError(problem, "use another --output_dir, or --overwrite to replace what is there")

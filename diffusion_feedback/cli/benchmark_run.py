@@ -107,18 +107,9 @@ def _dump(value: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    from ..errors import UserError
-    from ..records import parse_json
+    from ..documents import read_object
 
-    remedy = "run dfb benchmark again with --overwrite"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})", remedy) from error
-    found = parse_json(data, str(path), remedy)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not the settings of a run", remedy)
-    return found
+    return read_object(path, "run dfb benchmark again with --overwrite")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
     from ..labeling.panel import Policy
-    from ..labeling.rules import Rule
     from ..records import ScoreRecord
     from ..types import ImageItem
 
@@ -103,11 +102,12 @@ def _label(arguments: argparse.Namespace) -> None:
     from ..data.image_handles import PairImage
     from ..errors import UserError
     from ..labeling.panel import read_calibration
+    from ..labeling.rules import rule_of
     from .label_output import write_built, write_relabelled
     from .scoring import check_not_input, process_state
 
     # Settings are checked before hours of scoring, not after.
-    policy, rule = _policy(arguments), _rule(arguments.rule or "best_worst")
+    policy, rule = _policy(arguments), rule_of(arguments.rule or "best_worst", "--rule")
     calibration = read_calibration(arguments.calibration) if arguments.calibration else None
     items = read_image_set(arguments).items
     check_not_input(Path(arguments.output), items, arguments.scores, arguments.prompts)
@@ -160,29 +160,6 @@ def _policy(arguments: argparse.Namespace) -> Policy:
     from ..labeling.panel import Policy
 
     return Policy(arguments.ensemble, arguments.ties, arguments.tie_margin, arguments.min_probability)
-
-
-def _rule(text: str) -> Rule:
-    """Read ``NAME[,key=value...]``. Raises UserError for an unknown rule or setting, and for a bad value."""
-    import yaml
-
-    from ..catalog import check_settings, resolve
-    from ..errors import UserError
-
-    name, *rest = text.split(",")
-    settings: dict[str, object] = {}
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"--rule {text}: {part!r} is no setting", "write NAME,key=value,...")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--rule {text}: {value!r} is no value", "write NAME,key=value,...") from error
-    factory = resolve("rule", name)
-    check_settings("rule", name, settings)
-    rule: Rule = factory(**settings)
-    return rule
 
 
 def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[list[ImageItem], list[ScoreRecord]]:

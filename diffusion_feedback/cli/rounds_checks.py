@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalog import check_settings, kind_of, needs_reference, reads_text, resolve
+from ..catalog import kind_of, needs_reference, reads_text
 from ..config import Recipe, RoundsConfig, build_parser, parse
 from ..errors import UserError
-from ..labeling.rules import Rule
+from ..labeling.rules import rule_of
 from ..scorers.texts.loading import parse_text_spec
 
 _KINDS = frozenset({"pairwise", "reference_free", "coupled", "shifted", "weighted_sum"})
@@ -37,7 +37,7 @@ def check_rounds(recipe: Recipe) -> None:
         raise UserError(problem, "use one that does, such as dpo")
     if recipe.model.reference_model_name_or_path is not None:
         raise UserError("model.reference_model_name_or_path: every round has its own", "set rounds.reference")
-    rule_of(rounds.rule)
+    rule_of(rounds.rule, "rounds.rule")
     _check_reference(recipe, rounds, name, is_text)
     _check_judges(recipe, rounds, is_text)
 
@@ -84,20 +84,3 @@ def _check_judges(recipe: Recipe, rounds: RoundsConfig, is_text: bool) -> None:
     if kind_of(own.objective["name"]) != "reward":
         problem = f"rounds.reward_recipe: {rounds.reward_recipe} trains no reward model (family {own.model.family})"
         raise UserError(problem, "give a recipe of family reward_model")
-
-
-def rule_of(text: str) -> Rule:
-    """The rule that ``NAME[,key=value...]`` means. Raises UserError for an unknown rule, setting or value."""
-    import yaml
-
-    name, *rest = text.split(",")
-    settings: dict[str, object] = {}
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"rounds.rule: {text}: {part!r} is no setting", "write NAME,key=value,...")
-        settings[key] = yaml.safe_load(value)
-    factory = resolve("rule", name)
-    check_settings("rule", name, settings)
-    rule: Rule = factory(**settings)
-    return rule

@@ -15,11 +15,11 @@ from ..data.image_sets import open_images
 from ..data.scores import read_scores, write_scores
 from ..generation import generate, load_generated, own_noise
 from ..labeling.panel import Policy
+from ..labeling.rules import rule_of
 from ..prompts import read_prompts
 from ..records import Text
 from .flags import Flags
 from .label_output import write_built
-from .rounds_checks import rule_of
 from .scoring import add_scoring_flags, score_items
 
 
@@ -81,7 +81,9 @@ class ImageSide:
         """Pairs by the recipe's rule, the images inside; ties are left out."""
         name = self.recipe.rounds.rule
         items = open_images(str(drawn))
-        return write_built(items, read_scores(scores), Policy(), None, (name, rule_of(name)), None, output)
+        return write_built(
+            items, read_scores(scores), Policy(), None, (name, rule_of(name, "rounds.rule")), None, output
+        )
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The LoRA weights of ``run`` merged into the pipeline that it started from, in float32."""

@@ -17,11 +17,11 @@ from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..labeling.candidates import join_scores
 from ..labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ..labeling.panel import Policy, convene
+from ..labeling.rules import rule_of
 from ..models import causal_lm
 from ..records import CompletionRecord, ScoreRecord, Text, atomic_write, content_hash
 from ..scorers.texts.loading import load_text_scorer, parse_text_spec
 from .completing import Drawing, Writer, load_writer, read_text_prompts
-from .rounds_checks import rule_of
 from .text_judging import completion_of, divergence_of, prompt_name, score_records
 
 
@@ -91,7 +91,7 @@ class TextSide:
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> str:
         """Pairs by the recipe's rule, as rows of prompt, chosen, rejected with their scores; ties are left out."""
-        rule = rule_of(self.recipe.rounds.rule)
+        rule = rule_of(self.recipe.rounds.rule, "rounds.rule")
         completions, records = load_completions(drawn), read_scores(scores)
         by_name = dict(zip((record.image for record in records), completions, strict=True))
         # A blank completion cannot be learnt from: there would be no token, or nothing that reads back as it was.

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -75,6 +73,7 @@ def check_sampling_flags(arguments: argparse.Namespace) -> None:
 def take_lora_run(arguments: argparse.Namespace) -> None:
     """Where MODEL is a LoRA run, or a checkpoint of one: take base and adapter from it. Raises UserError where it has none."""
     from ..catalog import reads_text
+    from ..documents import read_yaml
     from ..errors import UserError
     from ..foreign import check_exists, reading
 
@@ -83,8 +82,9 @@ def take_lora_run(arguments: argparse.Namespace) -> None:
     path = run / "recipe.yaml"
     if not path.is_file() or any((folder / name).is_file() for name in _MODEL_FILES):
         return
-    with reading(path, "the recipe of a run", "give the base as MODEL, and the weights as --lora"):
-        model = yaml.safe_load(path.read_text("utf-8"))["model"]
+    remedy = "give the base as MODEL, and the weights as --lora"
+    with reading(path, "the recipe of a run", remedy):
+        model = read_yaml(path, remedy)["model"]
         base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
         text = reads_text(model["family"])
     if text or tuning != "lora":

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..config import Recipe
+from ..documents import read_object
 from ..foreign import reading
 from ..likelihoods.tokenization import Tokenization
 from ..records import Text, atomic_write
@@ -67,8 +68,9 @@ class Samples:
         path, unknown = self.folder / _BEFORE, ["(not drawn before training)"] * len(self.prompts)
         if not path.exists():
             return unknown
-        with reading(path, "the completions before training", "remove the file; pages then say that they are missing"):
-            told = json.loads(path.read_text("utf-8"))
+        remedy = "remove the file; pages then say that they are missing"
+        with reading(path, "the completions before training", remedy):
+            told = read_object(path, remedy, ("prompts", "completions"))
             if told["prompts"] != [list(map(int, ids)) for ids in self.prompts]:
                 return unknown
             return [str(text) for text in told["completions"]]

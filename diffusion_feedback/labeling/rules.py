@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
+from ..catalog import check_settings, resolve
+from ..documents import parse_yaml
 from ..errors import UserError
 from ..records import content_hash
 from .candidates import Standing
@@ -83,3 +86,25 @@ def mu_minus_2sigma() -> Rule:
         return [(0, len(standing) - 1 - int(np.argmin(distances[::-1])))]
 
     return pick
+
+
+def rule_of(text: str, where: str) -> Rule:
+    """The rule that ``NAME[,key=value...]`` means; ``where`` it stands begins the message of a UserError.
+
+    Raises UserError for an unknown rule or setting, and for a bad value.
+    """
+    form = "write NAME,key=value,..."
+    name, *rest = text.split(",")
+    settings: dict[str, Any] = {}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{where} {text}: {part!r} is no setting", form)
+        try:
+            settings[key] = parse_yaml(value, where)
+        except UserError as error:
+            raise UserError(f"{where} {text}: {value!r} is no value", form) from error
+    factory = resolve("rule", name)
+    check_settings("rule", name, settings)
+    rule: Rule = factory(**settings)
+    return rule

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_text
 from ..errors import UserError, first_line
 from ..foreign import apply_template
 from ..records import Message, Text, TextRecord
@@ -40,10 +41,9 @@ def read_template(path: str | Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"text.chat_template: {path} cannot be read: {first_line(error)}"
-        raise UserError(problem, "give a text file with a Jinja chat template") from error
+        return read_text(Path(path), "give a text file with a Jinja chat template")
+    except UserError as error:
+        raise UserError(f"text.chat_template: {error.problem}", error.remedy) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor
 
+from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..foreign import check_exists, check_whole, is_hub_id, reading
 
@@ -86,8 +87,11 @@ def _from_hub(path: str) -> Path:
     assert is_hub_id(path)
     try:
         names = [name for name in HfApi().list_repo_files(path) if "/" not in name]
-    except Exception:  # without a network: what was fetched before, or the error of its not being there
-        folder = Path(snapshot_download(path, local_files_only=True))
+    except Exception as error:  # the network's own errors are of many kinds
+        try:
+            folder = Path(snapshot_download(path, local_files_only=True))  # what was fetched before
+        except LocalEntryNotFoundError:
+            raise error from None
         return folder / _choose(path, sorted(file.name for file in folder.iterdir()))
     chosen = _choose(path, names)
     if chosen == SAFETENSORS_WEIGHTS_NAME:
@@ -130,14 +134,14 @@ def _alpha_of_run(path: str, file: Path) -> float:
     if not recipe.is_file():
         problem = f"{path}: a training checkpoint, whose strength (alpha) only the recipe.yaml of its run says"
         raise UserError(problem, "give it where it lies in its run: runs/NAME/checkpoints/step-N")
-    model = yaml.safe_load(recipe.read_text("utf-8"))["model"]
+    model = read_yaml(recipe, FOLDER)["model"]
     return float(model["lora_alpha"] if model.get("lora_alpha") is not None else model["lora_rank"])
 
 
 def _peft_settings(path: str, file: Path) -> dict[str, Any]:
-    config = file.with_name(CONFIG_NAME)
+    config, remedy = file.with_name(CONFIG_NAME), "give the whole folder that peft's save_pretrained wrote"
     if not config.is_file():
-        problem = f"{path}: no {CONFIG_NAME} beside it, which says the strength (alpha) of a peft adapter"
-        raise UserError(problem, "give the whole folder that peft's save_pretrained wrote")
-    settings: dict[str, Any] = json.loads(config.read_text("utf-8"))
-    return settings
+        raise UserError(
+            f"{path}: no {CONFIG_NAME} beside it, which says the strength (alpha) of a peft adapter", remedy
+        )
+    return read_object(config, remedy)

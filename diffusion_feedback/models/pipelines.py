@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from ..documents import read_yaml
 from ..errors import UserError, first_line
 from ..foreign import check_exists, check_whole, reading
 from .latent_diffusion import check_finite, modules_of
@@ -119,7 +119,7 @@ def _base_of(recipe: Path) -> str | None:
     if not recipe.is_file():
         return None
     with reading(recipe, "the recipe of a run", FOLDER):
-        return str(yaml.safe_load(recipe.read_text("utf-8"))["model"]["pretrained_model_name_or_path"])
+        return str(read_yaml(recipe, FOLDER)["model"]["pretrained_model_name_or_path"])
 
 
 def _check_index(path: str, index: Mapping[str, Any], expected: type[Any]) -> None:

@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor
 
 from ..catalog import BATCH_COUPLED
+from ..documents import read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
@@ -145,8 +146,7 @@ class RunFolder:
     def _read_recipe(self) -> Mapping[str, Any]:
         path = self.path / "recipe.yaml"
         remedy = "start over with --overwrite, or choose another output_dir"
-        with reading(path, "the recipe of the run", remedy):
-            found = yaml.safe_load(path.read_text("utf-8"))
+        found = read_yaml(path, remedy)
         if not isinstance(found, dict):
             raise UserError(f"{path}: holds no recipe but {type(found).__name__}", remedy)
         return found

@@ -200,7 +200,7 @@ def test_damaged_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("prompts.jsonl", "{}\n", "prompts.jsonl or benchmark.json is damaged"),
         ("prompts.jsonl", "not JSON\n", "prompts.jsonl or benchmark.json is damaged"),
         ("scores.parquet", "x", "scores.parquet: not a score table"),
-        ("benchmark.json", "[]", "not the settings of a run"),
+        ("benchmark.json", "[]", "benchmark.json: damaged: holds a list"),
         ("benchmark.json", "{", "benchmark.json: not JSON"),
         ("prompts.jsonl", b"\xff\n", "prompts.jsonl or benchmark.json is damaged"),
         ("prompts.jsonl", "", "not the prompts that the run was made with"),

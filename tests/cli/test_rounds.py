@@ -321,6 +321,7 @@ Change = Mapping[str, dict[str, Any]]
         ({"rounds": {"num_samples": 1}}, "rounds.num_samples: got 1"),
         ({"rounds": {"rule": "best"}}, "unknown rule 'best'"),
         ({"rounds": {"rule": "random,margin"}}, "'margin' is no setting"),
+        ({"rounds": {"rule": "random,margin=["}}, "rounds.rule random,margin=[: '[' is no value"),
         ({"rounds": {"heldout_prompts": ""}}, "rounds.heldout_prompts: is not given"),
         ({"rounds": {"heldout_prompts": "{train}"}}, "5 of its 5 prompts are trained on"),
         ({"rounds": {"scorer": "shapes"}}, "texts are judged by rollouts.reward"),

@@ -168,3 +168,13 @@ def test_the_catalog_knows_the_rules() -> None:
     assert list(settings_of(resolve("rule", "random"))) == ["pairs_per_prompt", "margin", "seed"]
     with pytest.raises(UserError, match="does not take 'pairs'"):
         check_settings("rule", "random", {"pairs": 3})
+
+
+@pytest.mark.parametrize(("margin", "expected"), [("1e-3", 0.001), ("0.25", 0.25)])
+def test_numbers_of_a_rule_are_read_as_in_recipes(
+    margin: str, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float] = []
+    monkeypatch.setattr(rules, "random", lambda *, margin: found.append(margin))
+    rules.rule_of(f"random,margin={margin}", "--rule")
+    assert found == [expected]

@@ -223,3 +223,13 @@ def test_the_optional_optimizer_says_how_to_get_it() -> None:
             adamw_8bit([nn.Parameter(torch.zeros(1))], 1e-3)
     else:
         assert adamw_8bit([nn.Parameter(torch.zeros(1))], 1e-3).param_groups[0]["lr"] == 1e-3
+
+
+def test_a_recipe_written_by_hand_is_the_same_recipe(tmp_path: Path) -> None:
+    """YAML 1.1 takes 1e-5 for a text; recipes are YAML 1.2, where it is a number."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open({"training": {"learning_rate": 1e-5}}, resume=False, overwrite=False)
+    (folder.path / "recipe.yaml").write_text("training: {learning_rate: 1e-5}")
+    folder.check_free({"training": {"learning_rate": 1e-5}}, resume=True, overwrite=False)
+    with pytest.raises(UserError, match=r"another training.learning_rate: 1e-05 became 2e-05"):
+        folder.check_free({"training": {"learning_rate": 2e-5}}, resume=True, overwrite=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from ...documents import read_text
 from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
 from ...records import content_hash
@@ -139,8 +140,7 @@ def load(
 def _read_template(path: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"template={path}: no such file", "give a file with the question to the judge")
-    with reading(path, "a question to the judge", "save it as text in UTF-8"):
-        text = Path(path).read_text("utf-8").rstrip("\n")
+    text = read_text(Path(path), "give a file with the question to the judge").rstrip("\n")
     missing = [name for name in _FIELDS if "{" + name + "}" not in text]
     if missing:
         raise UserError(f"{path}: does not hold {{{missing[0]}}}", "show the judge {prompt}, {first} and {second}")
