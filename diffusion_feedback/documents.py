@@ -111,7 +111,10 @@ def read_object(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str
 
     Raises UserError ending in ``remedy`` for a file that is damaged, or is something else.
     """
-    text = read_text(path, remedy)
+    try:
+        text = read_text(path, remedy)
+    except UserError as error:
+        raise UserError(error.problem, remedy) from error
     try:
         found = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:

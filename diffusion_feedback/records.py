@@ -6,8 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,17 +246,6 @@ class ScoreRecord:
         return None if self.logit_scale is None else self.logit_scale * self.raw
 
 
-def recipe_of_each(records: Iterable[ScoreRecord]) -> dict[str, str]:
-    """Scorers to their recipe ids, in order of appearance. Raises UserError where one scorer's numbers have two."""
-    recipes: dict[str, str] = {}
-    for record in records:
-        known = recipes.setdefault(record.scorer, record.recipe_id)
-        if known != record.recipe_id:
-            problem = f"scorer {record.scorer!r} has scores of two recipes, {known} and {record.recipe_id}"
-            raise UserError(problem, "numbers of different recipes do not compare: score everything with one of them")
-    return recipes
-
-
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place at the end, remove it on an error.
@@ -268,12 +258,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """``atomic_write`` for a whole folder, of which there may be one writer at a time: an empty one to fill is yielded.
+
+    What stood at ``folder`` is replaced; what a killed writer of it has left is removed.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk has no room for halves
 
 
 def sync(path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.records import ImageRecord, PairRecord, atomic_write, content_hash
+from diffusion_feedback.models.saving import saving
+from diffusion_feedback.records import ImageRecord, PairRecord, atomic_folder, atomic_write, content_hash
 
 
 def test_content_hash_by_hand() -> None:
@@ -60,3 +63,35 @@ def test_user_errors_carry_problem_and_remedy() -> None:
     error = UserError("a.yaml: unknown key 'b'", "did you mean 'c'?")
     assert str(error) == "a.yaml: unknown key 'b'\n  -> did you mean 'c'?"
     assert str(UserError("broken")) == "broken"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    (tmp_path / ".model.tmp").mkdir()  # of a writer that was killed
+    for text in ("old", "new"):
+        with atomic_folder(place) as folder:
+            assert list(folder.iterdir()) == []
+            (folder / "inner").mkdir()
+            (folder / "inner" / text).write_text(text)
+    with pytest.raises(FileNotFoundError), atomic_folder(place) as folder:
+        folder.joinpath("absent", "half").touch()
+    assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == [
+        "model",
+        "model/inner",
+        "model/inner/new",
+    ]
+
+
+def test_disks_without_fsync_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic_write(tmp_path / "file") as file:
+        file.write_text("whole")
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("whole")
+    with saving(tmp_path / "result") as beside:
+        (beside / "config.json").write_text("whole")
+    for name in ("file", "folder/file", "result/config.json"):
+        assert (tmp_path / name).read_text() == "whole"

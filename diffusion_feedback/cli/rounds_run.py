@@ -6,7 +6,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from ..config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, t
 from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS, check_outside
-from ..records import Text, atomic_write, content_hash
+from ..records import Text, atomic_folder, atomic_write, content_hash
 from ..training.run_folder import RunFolder
 from .processes import check_joined
 from .rounds_figures import RoundFigures, measure
@@ -279,7 +278,7 @@ class Rounds:
             print(text, flush=True)
 
     def _whole(self, folder: Path, work: Callable[..., None], *inputs: Any) -> None:
-        with _whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             work(*inputs, temporary)
 
     def _main(self, work: Callable[[], None]) -> None:
@@ -293,16 +292,6 @@ def _once(output: Path, work: Callable[[], None]) -> None:
     """Do ``work``, which writes ``output`` whole, unless it is there."""
     if not output.exists():
         work()
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder``, which takes its name when everything is in it."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    temporary.rename(folder)
 
 
 def _process() -> PartialState:

@@ -70,7 +70,7 @@ class Samples:
             return unknown
         remedy = "remove the file; pages then say that they are missing"
         with reading(path, "the completions before training", remedy):
-            told = read_object(path, remedy, ("prompts", "completions"))
+            told = read_object(path, remedy)
             if told["prompts"] != [list(map(int, ids)) for ids in self.prompts]:
                 return unknown
             return [str(text) for text in told["completions"]]

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import UserError, first_line
+from ..records import sync
 
 _BESIDE = ".saving.tmp"
 # What makes a folder one that can be loaded comes last.
@@ -36,7 +37,9 @@ def saving(folder: Path) -> Iterator[Path]:
         if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):
             raise
         problem = f"{folder}: the weights could not be written: {first_line(error)}"
-        raise UserError(problem, "make room, or mend what it says, and run the command again with --resume") from error
+        raise UserError(
+            problem, "make room, or correct what it says, and run the command again with --resume"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -48,8 +51,8 @@ def _move(entry: Path, place: Path) -> None:
     for path in [entry, *entry.rglob("*")]:
         if path.is_file():
             path.chmod(0o666 & ~mask)  # safetensors writes files that nobody else can read
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        sync(path)
     if place.is_dir() and entry.is_dir():
         shutil.rmtree(place)
     os.replace(entry, place)
+    sync(place.parent)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
-from ..records import sync
+from ..records import atomic_folder
 
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -42,23 +42,16 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     Raises UserError where that fails; what was there before is then still there.
     """
     final = folder / f"step-{step:06d}"
-    temporary = final.with_name(f".{final.name}.tmp")
     try:
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
-        _save_state(state, temporary / _STATE)
-        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync(folder)
+        with atomic_folder(final) as beside:
+            for name, values in tensors.items():
+                save_file({key: value.contiguous() for key, value in values.items()}, beside / f"{name}.safetensors")
+            _save_state(state, beside / _STATE)
+            sums = {path.name: _sha256(path) for path in sorted(beside.iterdir())}
+            (beside / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk has no room for halves
         problem = f"{final}: the checkpoint could not be written: {first_line(error)}"
         raise UserError(problem, "make room; --resume goes on from the checkpoint before it") from error
     for old in existing(folder)[:-keep]:

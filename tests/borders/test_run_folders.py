@@ -14,6 +14,7 @@ import torch
 from run_results import policy, rows, train
 from safetensors.torch import load_file, save_file
 
+from diffusion_feedback import records
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
@@ -369,7 +370,7 @@ def test_checkpoints_are_on_the_disk_before_they_bear_their_name(
     """Every file and the folder are synced before the renaming, the folder around them after it."""
     seen: list[str] = []
     rename = Path.rename
-    monkeypatch.setattr(checkpoints, "sync", lambda path: seen.append(path.name))
+    monkeypatch.setattr(records, "sync", lambda path: seen.append(path.name))
     monkeypatch.setattr(Path, "rename", lambda self, to: [seen.append("renamed"), rename(self, to)][1])
     checkpoints.save(tmp_path, 3, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=1)
     assert set(seen[:4]) == {"policy.safetensors", "optimizer.pt", "checksums.json", ".step-000003.tmp"}

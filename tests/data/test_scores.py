@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_feedback.data.scores import SCHEMA, read_scores, write_scores
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.records import ScoreRecord, recipe_of_each
+from diffusion_feedback.records import ScoreRecord
 
 ROW = ScoreRecord("a.png", "k1", "a cat", "pickscore", "pickscore/fp32/abc", 21.5, 0.215, 100.0)
 
@@ -28,13 +28,6 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_logits() -> None:
     assert ROW.logit == pytest.approx(21.5)
     assert replace(ROW, logit_scale=None).logit is None
-
-
-def test_two_recipes_of_one_scorer_are_refused() -> None:
-    other = replace(ROW, recipe_id="pickscore/fp16/abc")
-    assert recipe_of_each([ROW, replace(ROW, scorer="mine")]) == {"pickscore": ROW.recipe_id, "mine": ROW.recipe_id}
-    with pytest.raises(UserError, match="pickscore/fp32/abc and pickscore/fp16/abc"):
-        recipe_of_each([ROW, other])
 
 
 @pytest.mark.parametrize("column", ["score", "raw"])
