@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .image_folders import is_image_name
+from .image_folders import METADATA_NAMES, is_image_name
 from .places import read_regular, reason
 from .rows import BadRow, match_columns
 from .tabular import columns_of, place_in, read_table
 
-CAPTION_FILES = tuple(f"{name}.{ending}" for name in ("captions", "metadata") for ending in ("jsonl", "csv", "parquet"))
+CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet", *METADATA_NAMES)
 _COLUMNS = {"file": ("file_name",), "prompt": ("caption", "prompt", "text")}
 _SHOWN = 60
 

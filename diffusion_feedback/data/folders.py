@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .captions import TwinCaptions, stem_of
-from .image_folders import FolderImages, list_images, natural_order
+from .captions import CAPTION_FILES, TwinCaptions, stem_of
+from .image_folders import METADATA_NAMES, FolderImages, list_images, natural_order
 from .rows import Location, Part, Row, listed, match_columns, read_image, read_path
-from .tabular import METADATA_NAMES, columns_of, place_in, read_table
+from .tabular import columns_of, place_in, read_table
 
 TWINS = (("chosen", "rejected"), ("win", "lose"), ("w", "l"))
 
@@ -142,7 +142,8 @@ class TwinFolderSource:
 
     @cached_property
     def _listings(self) -> tuple[FolderImages, FolderImages]:
-        return list_images(self.chosen), list_images(self.rejected)
+        first, second = (list_images(side, tables=CAPTION_FILES) for side in (self.chosen, self.rejected))
+        return first, second
 
     @cached_property
     def _sides(self) -> tuple[dict[str, Path], dict[str, Path]]:

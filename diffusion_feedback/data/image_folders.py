@@ -12,13 +12,15 @@ from natsort import natsort_keygen, ns
 
 from ..errors import UserError
 
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of the tables that say of a folder what its images are."""
+
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff",
 )  # fmt: skip
 """Endings of what ``decode_image`` opens, in small letters."""
 
 _NOT_MINE = ("__MACOSX", "@eaDir")  # what macOS and Synology put beside the images: copies of no use
-_BESIDE = ("metadata.jsonl", "metadata.csv", "captions.jsonl")
 _SHOWN = 3
 _by_parts = natsort_keygen(alg=ns.PATH)
 
@@ -69,12 +71,12 @@ class FolderImages:
         return f"{self.folder}: passed over {'; '.join(parts)}" if parts else ""
 
 
-def list_images(folder: Path, *, recursive: bool = True) -> FolderImages:
+def list_images(folder: Path, *, recursive: bool = True, tables: Sequence[str] = METADATA_NAMES) -> FolderImages:
     """The images of ``folder`` by their endings, in natural order, and what was passed over; nothing is opened.
 
     ``recursive`` goes into subfolders, through links too. Links that lead nowhere are among the images, as leaving one
-    out would change every mean. Files in ``<stem>.txt`` beside an image, and metadata files, are not counted as passed
-    over. Raises UserError for a folder that cannot be read and a name that is not UTF-8.
+    out would change every mean. Files in ``<stem>.txt`` beside an image, and ``tables``, which the caller reads, are
+    not counted as passed over. Raises UserError for a folder that cannot be read and a name that is not UTF-8.
     """
     found = FolderImages(folder)
     names: list[str] = []
@@ -95,7 +97,7 @@ def list_images(folder: Path, *, recursive: bool = True) -> FolderImages:
             found.other.append(name)
     found.names = natural_order(names)
     captions = {str(PurePath(name).with_suffix(".txt")) for name in names}
-    kept = [name for name in found.other if name not in captions and PurePath(name).name not in _BESIDE]
+    kept = [name for name in found.other if name not in captions and name not in tables]
     found.other = natural_order(kept)
     found.hidden, found.subfolders = natural_order(found.hidden), natural_order(found.subfolders)
     return found

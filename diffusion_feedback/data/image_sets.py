@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..records import PromptRecord, content_hash
 from ..types import ImageItem
 from .folders import find_twins
-from .image_folders import FolderImages, is_image_name, list_images, natural_order
+from .image_folders import METADATA_NAMES, FolderImages, is_image_name, list_images, natural_order
 from .image_handles import ImageFile, PairImage
 from .image_layouts import Layout, prompts_in_names, read_geneval
 from .image_metadata import names_one_image, read_image_rows
@@ -23,7 +23,7 @@ from .image_prompts import join_prompts
 from .places import is_glob, is_saved, read_regular, reason, user_path
 from .readers import find_source
 from .rows import BadRow, listed, read_image
-from .tabular import METADATA_NAMES, find_metadata
+from .tabular import find_metadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from ..errors import UserError
 from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
+from .image_folders import METADATA_NAMES
 from .image_index import ImageFacts, ImageIndex
 from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, split_of, user_path
 from .rankings import RankingSource, holds_rankings
@@ -29,7 +30,7 @@ from .rows import (
     unlabelled,
 )
 from .tables import HubSource, ParquetSource
-from .tabular import METADATA_NAMES, find_metadata
+from .tabular import find_metadata
 
 
 @dataclass(frozen=True, slots=True)

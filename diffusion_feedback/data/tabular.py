@@ -8,9 +8,8 @@ from typing import Any
 
 from ..prompts.rows import read_table as read_lines
 from ..prompts.tabular import check_columns
+from .image_folders import METADATA_NAMES
 from .tables import next_batch, open_parquet
-
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def find_metadata(folder: Path) -> Path | None:
