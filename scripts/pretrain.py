@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusion_feedback.scorers.shapes import ATTRIBUTES
-
 MAX_TOKENS = 16
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -230,36 +228,6 @@ def encode_pool(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) ->
         pixels = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append(vae.encode(pixels).latent_dist.mean)
     return torch.cat(parts)
-
-
-def train_text_encoder(tokenizer: CLIPTokenizer, *, steps: int, seed: int = 0) -> CLIPTextModel:
-    """Teach the text encoder what captions mean: its end-of-text state must name all four attributes.
-
-    Stable Diffusion, too, starts from a text encoder that was trained before; without this the network is slow to
-    listen to captions at all.
-    """
-    torch.manual_seed(seed + 2)
-    encoder = build_text_encoder(len(tokenizer), tokenizer.convert_tokens_to_ids(END))
-    scenes = all_scenes()
-    tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
-    choices = [sorted({getattr(scene, name) for scene in scenes}) for name in ATTRIBUTES]
-    labels = torch.tensor(
-        [[options.index(getattr(s, n)) for n, options in zip(ATTRIBUTES, choices, strict=False)] for s in scenes]
-    )
-    heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, len(options)) for options in choices)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3)
-    generator = torch.Generator().manual_seed(seed + 2)
-    progress = tqdm(range(steps), desc="text encoder", mininterval=5)
-    for _ in progress:
-        chosen = torch.randint(len(scenes), (128,), generator=generator)
-        pooled = encoder(tokens[chosen]).pooler_output
-        losses = [nn.functional.cross_entropy(head(pooled), labels[chosen, i]) for i, head in enumerate(heads)]
-        loss = torch.stack(losses).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    return encoder
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import PIL
 import pyarrow as pa
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..records import atomic_write, content_hash
 from .images import FORMATS, ImageHeader, image_header
 from .places import check_regular, reason, stamp_of
@@ -220,6 +220,8 @@ class ImageIndex:
             table = pa.ipc.open_stream(data[_DIGEST:]).read_all()
             return table if json.loads(table.schema.metadata[b"state"]) == _state(stamps) else None
         except Exception as error:  # whatever damage makes of it; the images themselves are still there
+            if is_out_of_memory(error):
+                raise
             note = f"{file}: the index of images is damaged ({error}); these images are looked at again"
             if note not in self.notes:
                 self.notes.append(note)

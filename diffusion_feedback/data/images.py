@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..pixels import resample, to_rgb
 from ..records import content_hash
 from ..types import ImageView
@@ -116,14 +116,15 @@ def _opened(data: bytes, source: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         problem = f"{source}: the image has more than {Image.MAX_IMAGE_PIXELS} pixels"
         raise UserError(problem, "scale the image down, or remove it") from error
-    except (UserError, MemoryError):  # out of memory: the image may be fine
+    except UserError:
         raise
     except UnidentifiedImageError as error:
         problem = f"{source}: not an image of {FORMATS_NAMED} (it is {_kind(data)})"
         raise UserError(problem, "replace or remove the image, or convert it to PNG") from error
-    except (
-        Exception
-    ) as error:  # Pillow's plugins raise almost anything on broken bytes: OSError, SyntaxError, struct.error
+    except Exception as error:
+        # Pillow's plugins raise almost anything on broken bytes: OSError, SyntaxError, struct.error.
+        if is_out_of_memory(error):  # the image may be fine
+            raise
         raise UserError(f"{source}: broken image ({error})", "replace or remove the image") from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
 
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
@@ -142,9 +142,9 @@ def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> An
     else:
         try:
             data = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
-        except MemoryError:  # no fault of the data
-            raise
         except Exception as error:  # whatever a stranger's files and a network may raise; a script is a RuntimeError
+            if is_out_of_memory(error):  # no fault of the data
+                raise
             problem = f"{name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
             raise UserError(problem, "check the path or the hub id, the split and the revision") from error
     if data.features is None:

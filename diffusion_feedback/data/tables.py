@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
 from ..prompts.tabular import check_columns
 from .places import check_regular, load_hub, stamp_of
@@ -123,9 +123,9 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         check_regular(file)
         # By default whole row groups of encoded images would be held, twice over.
         return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-    except MemoryError:  # Arrow's is a kind of ArrowException too, and no fault of the file
-        raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        if is_out_of_memory(error):  # Arrow's is a kind of ArrowException too, and no fault of the file
+            raise
         problem = f"{file}: not a parquet file ({first_line(error)})"
         raise UserError(problem, "write or download the file again") from error
 
@@ -238,9 +238,9 @@ def next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.
     """The next of ``batches``, None at the end. Raises UserError naming ``file`` and ``group`` where it is damaged."""
     try:
         return next(batches, None)
-    except MemoryError:
-        raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         problem = f"{file}, row group {group}: damaged ({first_line(error)})"
         raise UserError(problem, "copy or download the file again") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ def add(
     alpha: float,
     targets: Sequence[str],
     seed: int,
-    groups: Mapping[str, Sequence[str]] = TARGETS,
     adapter: str = ADAPTER,
     task_type: str | None = None,
     heads: Sequence[str] = (),
@@ -45,13 +44,13 @@ def add(
 ) -> None:
     """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
 
-    ``targets`` are keys of ``groups`` or endings of layer names. The second factor starts at zero, so the network's
+    ``targets`` are keys of ``TARGETS`` or endings of layer names. The second factor starts at zero, so the network's
     output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Layers that end in
     ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. ``is_tied``: what is
     trained of the embedding is trained of the output head too, which is one tensor with it. Raises UserError for targets
     that match no layer.
     """
-    modules = _modules(network, targets, groups)
+    modules = _modules(network, targets)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
@@ -76,16 +75,16 @@ def add(
             parameter.data = parameter.data.float()
 
 
-def _modules(network: Any, targets: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+def _modules(network: Any, targets: Sequence[str]) -> list[str]:
     """Endings of the names of all layers that ``targets`` means."""
     layers = [name for name, _ in network.named_modules()]
     found: list[str] = []
     for target in targets:
-        endings = groups.get(target, (target,))
+        endings = TARGETS.get(target, (target,))
         present = [end for end in endings if any(name == end or name.endswith("." + end) for name in layers)]
         if not present:
             problem = f"model.lora_targets: no layer of the network ends in {', '.join(map(repr, endings))}"
-            raise UserError(problem, f"use {', '.join(groups)}, or endings of layer names")
+            raise UserError(problem, f"use {', '.join(TARGETS)}, or endings of layer names")
         found += present
     return found
 

@@ -13,6 +13,9 @@ import torch
 from diffusion_feedback.cli import assemble
 from diffusion_feedback.cli import main as door
 from diffusion_feedback.cli.main import COMMANDS, main
+from diffusion_feedback.data.images import decode_image
+from diffusion_feedback.data.places import load_hub
+from diffusion_feedback.data.tables import open_parquet
 from diffusion_feedback.errors import UserError, is_out_of_memory, within_memory
 from diffusion_feedback.foreign import reading
 
@@ -77,3 +80,37 @@ def test_encoding(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caps
     message = capsys.readouterr().err
     assert "encoding images and prompts: out of memory" in message
     assert "data.resolution" in message
+
+
+def read_footer(folder: Path) -> None:
+    (folder / "pairs.parquet").touch()
+    open_parquet(folder / "pairs.parquet")
+
+
+def read_image_bytes(folder: Path) -> None:
+    decode_image(b"\x89PNG", "0.png")
+
+
+def read_hub(folder: Path) -> None:
+    load_hub("owner/pairs", "train", None, False)
+
+
+READERS = {
+    "a footer": (read_footer, "pyarrow.parquet.ParquetFile"),
+    "an image": (read_image_bytes, "PIL.Image.open"),
+    "the hub": (read_hub, "datasets.load_dataset"),
+}
+
+
+@pytest.mark.parametrize("said", list(SAID))
+@pytest.mark.parametrize("reader", list(READERS))
+def test_no_reader_of_data_blames_it(reader: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, inner = READERS[reader]
+
+    def fail(*_: Any, **settings: Any) -> None:
+        raise SAID[said]
+
+    monkeypatch.setattr(inner, fail)
+    with pytest.raises(type(SAID[said])) as caught:
+        read(tmp_path)
+    assert is_out_of_memory(caught.value)
