@@ -7,7 +7,7 @@ from typing import Any
 
 from ..records import atomic_write
 from ..training.run_folder import RunFolder
-from .model_card import folder_section
+from .model_card import folder_section, literal, location
 
 CARD = """---
 library_name: transformers
@@ -28,7 +28,7 @@ A scorer of images against prompts: {base} trained with `{objective}` on {data},
 import torch
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-folder = "{title}"
+folder = {folder}
 model = CLIPModel.from_pretrained(folder).eval()
 text = CLIPTokenizer.from_pretrained(folder)([prompt], padding=True, truncation=True, return_tensors="pt")
 pixels = CLIPImageProcessorPil.from_pretrained(folder)([image_0, image_1], return_tensors="pt")
@@ -57,6 +57,7 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
         base=recipe["model"]["pretrained_model_name_or_path"],
         objective=recipe["objective"]["name"],
         title=folder.path.name,
+        folder=literal(location(str(folder.path))),
         data=recipe["data"]["train"],
         steps=recipe["training"]["max_train_steps"],
         batch=effective_batch,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..models.end_tokens import adds_end
+from .model_card import literal, location
 
 _LOAD = """{imports}
 
-model = {auto}.from_pretrained("{folder}"{labels}){more}
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = {auto}.from_pretrained({folder}{labels}){more}
+tokenizer = AutoTokenizer.from_pretrained({folder})
 """
 _CHAT_PROMPT = """turns = [{"role": "user", "content": "your prompt"}]
 inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -33,7 +34,7 @@ def _load(folder: Path, auto: str, *, more: str = "") -> str:
     return _LOAD.format(
         imports=imports,
         auto=peft if is_adapter else f"AutoModelFor{auto}",
-        folder=folder.name,
+        folder=literal(location(str(folder))),
         labels=labels,
         more=more,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..records import atomic_write
 from ..training.run_folder import RunFolder
-from .model_card import folder_section
+from .model_card import folder_section, literal, location
 from .text_snippets import prompt_ids
 
 CARD = """---
@@ -32,7 +32,7 @@ choices by beta times the advantage of each token, softmax(log pi + beta (Q - V)
 ```python
 from diffusion_feedback.models import causal_lm, value_heads
 
-model = causal_lm.load("{title}")
+model = causal_lm.load({folder})
 network = value_heads.attach(model.network, "{title}", seed=0)
 prompts = {prompts}
 with value_heads.steered(network, beta=4.0) as policy:
@@ -63,6 +63,7 @@ def write_card(folder: RunFolder, recipe: Mapping[str, Any], effective_batch: in
         base=recipe["model"]["pretrained_model_name_or_path"],
         objective=recipe["objective"]["name"],
         title=folder.path.name,
+        folder=literal(location(str(folder.path))),
         data=recipe["data"]["train"],
         steps=recipe["training"]["max_train_steps"],
         batch=effective_batch,

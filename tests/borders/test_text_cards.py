@@ -39,10 +39,11 @@ def train(recipe: Path) -> Path:
 
 
 def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], str]:
-    """The names that the card's lines leave behind where they are run beside the result's folder, and what they print."""
-    printed = io.StringIO()
+    """The names that the card's lines leave behind where they are run from any folder, and what they print."""
+    printed, elsewhere = io.StringIO(), folder.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
     with monkeypatch.context() as inside, contextlib.redirect_stdout(printed):
-        names = card_snippets.run_snippet(folder / "README.md", folder.parent, inside)
+        names = card_snippets.run_snippet(folder / "README.md", elsewhere, inside)
     return names, printed.getvalue()
 
 
@@ -312,7 +313,7 @@ def test_adapters_name_their_base_in_full_and_over_adapters_they_are_whole_model
     config = json.loads((first / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere.mkdir(exist_ok=True)
     monkeypatch.chdir(elsewhere)
     assert causal_lm.load(str(first)).is_merged
     config["base_model_name_or_path"] = "../models/base"  # as seen from the adapter's folder
