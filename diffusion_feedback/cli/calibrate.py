@@ -147,7 +147,7 @@ class _Scored:
         sides = list(zip(pairs.items[::2], pairs.items[1::2], strict=True))
         kept = [all((item.handle.key, item.prompt) in seen for item in pair) for pair in sides]
         if not any(kept):
-            raise UserError(f"{pairs.name}: no pair has two images that can be decoded", "mend the images")
+            raise UserError(f"{pairs.name}: no pair has two images that can be decoded", "replace the images")
         self._sides = [pair for pair, is_kept in zip(sides, kept, strict=True) if is_kept]
         self.num_left_out = pairs.num_bad_rows + kept.count(False)
         labels = np.array([label for label, is_kept in zip(pairs.label_0, kept, strict=True) if is_kept])

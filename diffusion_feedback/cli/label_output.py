@@ -136,7 +136,9 @@ def _old_pairs(items: Sequence[ImageItem]) -> tuple[list[_OldPair], int]:
         try:
             record = to_record(row, decode=False)
         except BadRow as error:
-            raise UserError(error.problem, "mend the row; dfb data convert --on_bad_row skip leaves it out") from error
+            raise UserError(
+                error.problem, "correct the row; dfb data convert --on_bad_row skip leaves it out"
+            ) from error
         label = None if why == "unlabelled" else record.label_0
         pairs.append(_OldPair(record.prompt, first, second, label, record.weight, record.source))
     return pairs, identical

@@ -316,7 +316,7 @@ class _Session:
             elif self.arguments.on_bad_image == "error":
                 raise UserError(f"{item.name}: its score is not in the cache", "run the same command again")
         if not found:
-            raise UserError("no image could be scored", "mend the images listed above")
+            raise UserError("no image could be scored", "replace the images listed above")
         return [
             ScoreRecord(
                 item.name,

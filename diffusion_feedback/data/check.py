@@ -95,7 +95,7 @@ class CheckReport:
         if self.num_animated:
             lines.append(f"  ! {self.num_animated:,} images move or have several pages -> the first one is taken")
         for kind, number in self.counts.bad.items():
-            what, remedy = _BAD.get(kind, ("that are no pairs", "mend or remove them"))
+            what, remedy = _BAD.get(kind, ("that are no pairs", "correct or remove them"))
             lines.append(f"  ! {number:,} rows {what} -> {remedy}")
         lines += [f"      {reason}" for _, reason in self.unusable[:_EXAMPLES]]
         if len(self.unusable) > _EXAMPLES:
@@ -118,7 +118,7 @@ class CheckReport:
             return f"Ready to train: {self.num_usable:,} pairs{ties}."
         if self.num_usable:
             what = f"Not ready: {len(self.unusable):,} unusable rows stop a run"
-            return f"{what}. Mend them, or train on the other {self.num_usable:,} pairs with data.on_bad_row: skip."
+            return f"{what}. Correct them, or train on the other {self.num_usable:,} pairs with data.on_bad_row: skip."
         if counts.pairs:
             what = f"Not ready: all {counts.pairs:,} usable pairs are ties"
             return f"{what}. Keep them as soft labels with data.ties: soft, or label more pairs."

@@ -292,7 +292,7 @@ def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:
         if isinstance(prompt, BadRow):
             raise prompt
         if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{row.where('prompt')}: found {prompt!r}, not a caption", "mend or remove the row")
+            raise UserError(f"{row.where('prompt')}: found {prompt!r}, not a caption", "correct or remove the row")
         assert row.location is not None
         for side, field in enumerate(("image_0", "image_1")):
             data = read_image(row.values.get(field), row.folder, row.where(field))

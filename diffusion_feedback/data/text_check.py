@@ -144,7 +144,9 @@ class TextReport:
             return f"Ready to train: {self.num_usable:,} examples{ties}."
         if self.num_usable and self.unusable:
             what = f"Not ready: {len(self.unusable):,} unusable rows stop a run"
-            return f"{what}. Mend them, or train on the other {self.num_usable:,} examples with data.on_bad_row: skip."
+            return (
+                f"{what}. Correct them, or train on the other {self.num_usable:,} examples with data.on_bad_row: skip."
+            )
         if self.num_usable:
             return "Not ready: see above."
         return "Not ready: all usable examples are ties." if self.counts.examples else "Not ready: no usable example."

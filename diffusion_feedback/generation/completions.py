@@ -122,7 +122,7 @@ def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
         except (KeyError, ValueError, TypeError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else f"is none ({error})"
             problem = f"{path}, line {number}: a record of a completion is wanted, and this {what}"
-            raise UserError(problem, "mend or remove the line, or let dfb generate write the file anew") from error
+            raise UserError(problem, "correct or remove the line, or let dfb generate write the file again") from error
     return records, bool(tail)
 
 

@@ -272,7 +272,7 @@ def _check_generation(model: Any, path: str) -> None:
     except ValueError as error:
         problem = f"{path}: generation_config.json cannot be saved with a result: {first_line(error)}"
         raise UserError(
-            problem, 'mend that file (often: set "do_sample": true beside temperature and top_p)'
+            problem, 'correct that file (often: set "do_sample": true beside temperature and top_p)'
         ) from error
 
 

@@ -89,7 +89,7 @@ class Trainer:
         """Train to the end, from the newest checkpoint where there is one.
 
         A SIGTERM or SIGINT ends the run after the step in progress, with a checkpoint: raises Interrupted. Raises
-        UserError for numbers that are none, out of memory, a full disk, and checkpoints that do not fit.
+        UserError for NaN and infinity, out of memory, a full disk, and checkpoints that do not fit.
         """
         self.network.train()
         start = self._restore()

@@ -57,7 +57,7 @@ def test_report(table: Table, pickapic_rows: MakeRows) -> None:
         "2 rows repeat a pair -> training uses each pair once",
         "1 pairs have a caption of more than 50 words",
         "shorter side 8 px",
-        "Not ready: 4 unusable rows stop a run. Mend them, or train on the other 5 pairs with data.on_bad_row: skip.",
+        "Not ready: 4 unusable rows stop a run. Correct them, or train on the other 5 pairs with data.on_bad_row: skip.",
     ):
         assert part in text
 

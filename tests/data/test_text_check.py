@@ -74,7 +74,7 @@ def test_report(tmp_path: Path) -> None:
         f"1 examples have rows that contradict each other (the first: {path}, line 1)",
         "2 rows repeat an example -> training uses each example once",
         f"1 examples have texts that begin with their prompt once more (the first: {path}, line 6)",
-        "Not ready: 3 unusable rows stop a run. Mend them, or train on the other 3 examples",
+        "Not ready: 3 unusable rows stop a run. Correct them, or train on the other 3 examples",
     ):
         assert part in text
 

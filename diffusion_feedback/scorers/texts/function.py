@@ -48,7 +48,7 @@ class FunctionScorer:
         except (Exception, SystemExit) as error:  # a stranger's function may fail in any way
             place = traceback.extract_tb(error.__traceback__)[-1]
             problem = f"function {self.name}: {type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
-            raise UserError(problem, "mend the function") from error
+            raise UserError(problem, "correct the function") from error
         return finite(values, prompts, completions, f"function {self.name}")
 
 
@@ -104,7 +104,7 @@ def _running(source: str, what: str) -> Iterator[None]:
         raise
     except SyntaxError as error:
         place = f"{error.filename or what}, line {error.lineno}"
-        raise UserError(f"function={source}: {place}: {error.msg}", "mend the file") from error
+        raise UserError(f"function={source}: {place}: {error.msg}", "correct the file") from error
     except ModuleNotFoundError as error:
         problem = f"function={source}: no module {error.name!r} can be imported"
         raise UserError(problem, f"install it, or name its file; {_FORM}") from error
@@ -112,7 +112,7 @@ def _running(source: str, what: str) -> Iterator[None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         how = "ends the program" if isinstance(error, SystemExit) else f"fails: {type(error).__name__}: {error}"
         problem = f"function={source}: importing {what} {how} ({last.filename}, line {last.lineno})"
-        raise UserError(problem, "mend it: importing a judge must do nothing but define it") from error
+        raise UserError(problem, "correct it: importing a judge must do nothing but define it") from error
 
 
 def _by_name(function: Callable[..., Any], source: str) -> Callable[..., Any]:

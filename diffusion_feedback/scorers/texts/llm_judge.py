@@ -75,7 +75,7 @@ class LanguageModelJudge:
             return str(apply_template(self.tokenizer, turn, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # a stranger's template may fail in any way
             problem = f"llm={self.name}: its chat template refuses a question: {first_line(error)}"
-            raise UserError(problem, "use another model, or mend its chat template") from error
+            raise UserError(problem, "use another model, or correct its chat template") from error
 
     @torch.inference_mode()
     def _answer(self, questions: Sequence[str]) -> list[float]:
