@@ -21,6 +21,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoConfig, AutoTokenizer
 
 from .errors import UserError
+from .folders import expand
 from .foreign import is_hub_id, reading
 from .quiet import quiet
 
@@ -52,7 +53,7 @@ class LoadedModel:
 
 def located(path: str, what: str, remedy: str) -> str:
     """``path`` with ~ resolved. Raises UserError where it is neither a folder with a ``what`` nor a possible hub id."""
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if not folder.exists():
         if is_hub_id(path):
             return path
@@ -68,18 +69,18 @@ def located(path: str, what: str, remedy: str) -> str:
 
 def _place(path: str) -> str:
     """What transformers is asked for: a folder here with ~ resolved, or the name of a hub id."""
-    folder = Path(path).expanduser()
+    folder = expand(path)
     return str(folder) if folder.is_dir() else path
 
 
 def is_adapter(path: str) -> bool:
     """Whether ``path`` is the folder of an adapter."""
-    return (Path(path).expanduser() / _ADAPTER).is_file()
+    return (expand(path) / _ADAPTER).is_file()
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
     """The tokenizer of a folder or hub id. Raises UserError where there is none, or it needs code of its own."""
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if folder.is_dir():
         if not any(_VOCABULARY.fullmatch(file.name) for file in folder.iterdir()):
             raise UserError(f"{path}: holds no tokenizer, no file with a vocabulary", _TOKENIZER)
@@ -131,7 +132,7 @@ def load_config(path: str, what: str, remedy: str, *, revision: str | None = Non
 def adapter_config(path: str) -> Any:
     """peft's configuration of the adapter in the folder ``path``. Raises UserError for a damaged one."""
     with _explained(path, "an adapter", "give the folder that the adapter was saved in, whole", _ADAPTER):
-        return PeftConfig.from_pretrained(str(Path(path).expanduser()))
+        return PeftConfig.from_pretrained(str(expand(path)))
 
 
 def base_of(path: str, config: Any) -> str:
@@ -142,7 +143,7 @@ def base_of(path: str, config: Any) -> str:
     base = config.base_model_name_or_path
     if not base:
         raise UserError(f"{path}: {_ADAPTER} names no base", f"set base_model_name_or_path in {_ADAPTER}")
-    for folder in (Path(base).expanduser(), Path(path).expanduser() / base):
+    for folder in (Path(base).expanduser(), expand(path) / base):
         if folder.is_dir():
             return str(folder)
     if is_hub_id(base):
@@ -161,7 +162,7 @@ def _adapted(
     base = located(base_of(path, config), f"the base of {path}", f"see base_model_name_or_path in {_ADAPTER}")
     if is_adapter(base):
         raise UserError(f"{path}: its base {base} is an adapter itself", "merge that one into its own base first")
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise UserError(f"{path}: the adapter's weights are not there ({SAFETENSORS_WEIGHTS_NAME})", _WHOLE_ADAPTER)
     loaded = load_model(base, auto, what, remedy, revision=config.revision, is_trained=is_trained, **settings)
@@ -228,7 +229,7 @@ def _quantisation(path: str) -> str | None:
 
 def _json(path: str, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((Path(path).expanduser() / name).read_text("utf-8"))
+        found = json.loads((expand(path) / name).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -56,8 +57,15 @@ class Flags(argparse.ArgumentParser):
         for name, value in vars(found).items():
             _check_number(name, value)
             if name in _PATHS:
+                self._check_path(name, value)
                 setattr(found, name, _expanded(value))
         return found
+
+    def _check_path(self, name: str, value: Any) -> None:
+        """Raise UserError for a path that is an empty text: as a folder it would be the one that the command runs in."""
+        if "" in (value if isinstance(value, list) else [value]):
+            flag = f"--{name}" if f"--{name}" in self._option_string_actions else name
+            raise UserError(f"{flag}: is empty", "give a path, or leave it out; is a variable of the shell not set?")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError for what argparse has found."""
@@ -79,6 +87,10 @@ class Flags(argparse.ArgumentParser):
             known = [name.strip(" '\"") for name in choice[3].split(",")]
             raise UserError(f"{choice[1]}: got {choice[2]}", nearest(choice[2].strip("'\""), known))
         raise UserError(problem, self._remedy())
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse is silent where this cannot be written, as on a full disk.
+        (file or sys.stderr).write(message)
 
     def _remedy(self) -> str:
         return f"{self.prog} --help shows all options with examples"

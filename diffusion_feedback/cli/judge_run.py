@@ -8,11 +8,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ..catalog import names
+from ..catalog import names, resolve
 from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.judging import (
@@ -27,8 +27,8 @@ from ..folders import check_outside, hold_folder
 from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..records import CompletionRecord, Text, TextRecord, atomic_write
 from ..scorers.texts.checking import quote
-from ..scorers.texts.loading import load_text_scorer, parse_text_spec
-from ..types import PairJudge
+from ..scorers.texts.loading import parse_text_spec
+from ..types import PairJudge, TextScorer
 from .completing import COMPLETION_FLAGS, read_text_prompts, wants_turns
 from .devices import find_device
 from .folder_page import folder_page
@@ -64,10 +64,13 @@ def judge(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str], texts: Sequence[TextRecord]) -> None:
     settings = _settings(arguments)
     _claim(folder, arguments, settings)
+    device = _device(arguments)
+    if not all(map(holds_completions, (arguments.a, arguments.b))):
+        for spec in arguments.judge:
+            _load_judge(spec, arguments, device)  # one that cannot be loaded is told before minutes of sampling
     sides = (_completions(arguments, 0), _completions(arguments, 1))
     if sides[0]:
         _check_aligned(called, *sides)
-    device = _device(arguments)
     verdicts = [_verdict(spec, *sides, arguments, device) for spec in arguments.judge]
     _write_judgements(folder / "judgements.jsonl", sides, verdicts)
     fluency, notes = measure_fluency(arguments, called, texts)
@@ -285,9 +288,9 @@ def _verdict(
     device: torch.device,
 ) -> Verdict:
     prompts = [prompt_name(record.prompt) for record in a]
-    kind, dtype = _kind(spec), getattr(torch, arguments.dtype)
-    if kind == "text_scorer":
-        scorer = load_text_scorer(spec, device, dtype)
+    loaded = _load_judge(spec, arguments, device)
+    if _kind(spec) == "text_scorer":
+        scorer = cast(TextScorer, loaded)
         # Both at once, so that equal completions get the very same score.
         scores = score_records(scorer, [*a, *b])
         first, second = scores[: len(a)], scores[len(a) :]
@@ -295,7 +298,7 @@ def _verdict(
         means = clustered_mean(first, prompts), clustered_mean(second, prompts)
         rate = clustered_win_rate(outcomes, prompts)
         return Verdict(spec, scorer.recipe_id, first, second, outcomes, rate, means)
-    judge = _load_pair_judge(spec, device, dtype)
+    judge = cast(PairJudge, loaded)
     texts = [record.prompt for record in a], [completion_of(r) for r in a], [completion_of(r) for r in b]
     a_first, b_first = judge.judge(*texts), judge.judge(texts[0], texts[2], texts[1])
     outcomes = outcomes_of_both_orders(a_first, b_first)
@@ -304,12 +307,12 @@ def _verdict(
     return Verdict(spec, judge.recipe_id, a_first, b_first, outcomes, rate, bias=bias)
 
 
-def _load_pair_judge(spec: str, device: torch.device, dtype: torch.dtype) -> PairJudge:
-    from ..catalog import resolve
-
-    given = parse_text_spec(spec, "pair_judge")
-    judge: PairJudge = resolve("pair_judge", given.kind)(given.source, device, dtype, **given.settings)
-    return judge
+def _load_judge(spec: str, arguments: argparse.Namespace, device: torch.device) -> TextScorer | PairJudge:
+    given = parse_text_spec(spec, _kind(spec))
+    loaded: TextScorer | PairJudge = resolve(_kind(spec), given.kind)(
+        given.source, device, getattr(torch, arguments.dtype), **given.settings
+    )
+    return loaded
 
 
 def _write_judgements(

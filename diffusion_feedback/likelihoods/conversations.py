@@ -37,13 +37,17 @@ class SideText:
 
 
 def read_template(path: str | Path | None) -> str | None:
-    """The Jinja template in the file ``path``. Raises UserError where it cannot be read."""
+    """The Jinja template in the file ``path``. Raises UserError where it cannot be read, or holds nothing."""
     if path is None:
         return None
     try:
-        return read_text(Path(path), "give a text file with a Jinja chat template")
+        template = read_text(Path(path), "give a text file with a Jinja chat template")
     except UserError as error:
         raise UserError(f"text.chat_template: {error.problem}", error.remedy) from error
+    if not template.strip():
+        # Every conversation would be an empty text.
+        raise UserError(f"text.chat_template: {path} is empty", "give a text file with a Jinja chat template")
+    return template
 
 
 @dataclass(frozen=True, slots=True)

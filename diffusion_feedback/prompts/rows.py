@@ -36,11 +36,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, str | Cells]]:
     The ending says what the file is. A parquet file's columns of images and of nested values are left out. Raises
     UserError naming file and row for what is missing or not valid.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give a file of prompts")
     if path.suffix.lower() not in READERS:
         problem = f"{path}: cannot read prompts from a file ending in {path.suffix!r}"
         raise UserError(problem, nearest(path.suffix, list(READERS)))
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give a file of prompts")
     yield from READERS[path.suffix.lower()](path)
 
 
