@@ -93,6 +93,7 @@ def agreement(folder: Path, rows: list[dict[str, object]]) -> tuple[float, float
     return float(np.mean(margin > 0)), float(np.mean(np.logaddexp(0, -margin)))
 
 
+@pytest.mark.slow
 def test_the_scorer_judges_as_its_card_says(pairs: dict[str, list[dict[str, object]]]) -> None:
     rows = pairs["validation"]
     accuracy, loss = agreement(ASSETS / "shapes-scorer", rows)

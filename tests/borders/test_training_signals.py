@@ -162,6 +162,7 @@ def steps_of(folder: Path) -> int:
     return path.read_text().count("grad_norm") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_real_processes_at_random_moments(make_recipe: MakeRecipe) -> None:
     """Whenever a signal comes: the exit code is its own, no step is lost, and the weights are the same."""
     settings: dict[str, Any] = {
@@ -207,6 +208,7 @@ sys.exit(main(["train", "--config", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_asked(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Both stop after the same step, with a checkpoint from which one process goes on with the whole batch."""
     changes: dict[str, Any] = {"validation": {"num_prompts": 0}, "optimizer": {"name": "adamw", "epsilon": 1.0}}

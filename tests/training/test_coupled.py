@@ -51,6 +51,7 @@ def test_passes_do_not_matter(tmp_path: Path, name: str) -> None:
         assert_same_run(tmp_path / "wide", tmp_path / label, wide, other)
 
 
+@pytest.mark.slow
 def test_processes_do_not_matter(tmp_path: Path) -> None:
     """Two processes of two passes each, over gloo, are one process with one pass."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

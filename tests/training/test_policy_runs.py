@@ -170,6 +170,7 @@ def test_killed_in_the_middle_of_an_iteration(make: Make) -> None:
     assert len(coefficients) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(make: Make, tmp_path: Path) -> None:
     """Rollouts and passes are shared out; one process has a pretraining text, the other none. Plain gradient descent in
     effect, as elsewhere.

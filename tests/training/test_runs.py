@@ -91,6 +91,7 @@ def launch(recipe: Path, processes: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(make_recipe: MakeRecipe) -> None:
     common = {"max_train_steps": 3, "learning_rate": 1e-4}
     optimizer = {"name": "adamw", "epsilon": 1.0}
@@ -105,6 +106,7 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe) -> None:
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", list(TUNINGS))
 def test_killed_and_resumed_equals_uninterrupted(make_recipe: MakeRecipe, tuning: str) -> None:
     """SIGKILL at several random moments, wherever the run is; then the weights are the same to the last bit."""

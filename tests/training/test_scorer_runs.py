@@ -158,6 +158,7 @@ def test_in_batch_negatives_are_coupled_to_the_batch(make_scorer: MakeRecipe) ->
     assert rows(wide)[0]["rewards/margins"] == pytest.approx(rows(long)[0]["rewards/margins"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(make_scorer: MakeRecipe) -> None:
     common = {"max_train_steps": 2, "learning_rate": 1e-2}
     optimizer = {"name": "adamw", "epsilon": 1.0}
@@ -174,6 +175,7 @@ def test_two_processes_equal_one(make_scorer: MakeRecipe) -> None:
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(make_scorer: MakeRecipe) -> None:
     """SIGKILL at random moments, wherever the run is; then the weights are the same to the last bit."""
     training = {"max_train_steps": 12, "ema_decay": 0.9, "lr_warmup_steps": 3, "lr_scheduler": "cosine"}
