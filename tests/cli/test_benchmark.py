@@ -331,7 +331,7 @@ def test_broken_images(tmp_path: Path, bench: Run, given: tuple[str, ...], capsy
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--images", ""], "--model or --images: neither is given"),
+        (["--images", ""], "--images: is empty"),
         (["--model", "x"], "--model or --images: both are given"),
         (["--tie_margin", "-1"], "--tie_margin: got -1.0"),
         (["--tie_margin", "nan"], "--tie_margin: got nan"),
@@ -412,3 +412,9 @@ def test_scores_of_other_weights_are_not_mixed(
     (tmp_path / "run" / "benchmark.json").write_text(json.dumps(settings))
     assert bench("run", "shapes", *given) == 2
     assert "holds scores of {'shapes': 'shapes.0/other'}" in capsys.readouterr().err
+
+
+def test_neither_model_nor_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "hpsv2", "--scorer", "shapes", "--output_dir", str(tmp_path / "run")]) == 2
+    assert "--model or --images: neither is given" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
