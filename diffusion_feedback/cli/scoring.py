@@ -221,7 +221,17 @@ class _Session:
         if transparent:
             told = f"{len(transparent)} of the {total} images scored now are transparent in part"
             print(f"note: {told}, and are laid on white; one of them: {min(transparent)}")
-        return failed
+        return [*failed, *self._copies(items, failed)]
+
+    def _copies(self, items: Sequence[ImageItem], failed: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Images of the same bytes as one that failed: these were looked at once."""
+        problems = dict(failed)
+        bad = {item.handle.key: item.name for item in items if item.name in problems and _hashed(item) is None}
+        return [
+            (item.name, f"{item.name}: the same file as {bad[item.handle.key]}")
+            for item in items
+            if item.name not in problems and _hashed(item) is None and item.handle.key in bad
+        ]
 
     def _missing(
         self, items: Sequence[ImageItem], on_bad: Callable[[ImageItem, UserError], None]

@@ -134,6 +134,7 @@ def _by_order(folder: Path, names: Sequence[str], texts: Sequence[str]) -> tuple
         raise UserError(
             problem, "write all names in small letters, or give a table with the columns file_name and prompt"
         )
+    _check_samples(folder, names, texts)
     plain = [
         re.sub(r"\d+", lambda found: str(int(found[0])), PurePath(name).with_suffix("").as_posix()) for name in names
     ]
@@ -147,6 +148,30 @@ def _by_order(folder: Path, names: Sequence[str], texts: Sequence[str]) -> tuple
     return list(zip(names, texts, strict=True)), how
 
 
+def _check_samples(folder: Path, names: Sequence[str], texts: Sequence[str]) -> None:
+    """Raise UserError where names that look like image 1 of prompt 7 would get prompts of two images apart.
+
+    As when images were made for the first prompts of a file only: their number may be that of all prompts by chance.
+    """
+    matches = [_SAMPLE.fullmatch(PurePath(name).stem) for name in names]
+    found = [(int(match["index"]), int(match["sample"])) for match in matches if match is not None]
+    numbers, samples = [number for number, _ in found], sorted({sample for _, sample in found})
+    distinct = sorted(set(numbers))
+    is_grid = sorted(found) == [(number, sample) for number in distinct for sample in samples]
+    if len(found) < len(names) or not is_grid or not 1 < len(distinct) < len(names):
+        return
+    if any(each != list(range(each[0], each[0] + len(each))) or each[0] > 1 for each in (distinct, samples)):
+        return
+    of_number = dict(zip(numbers, texts, strict=True))
+    place = next((i for i, number in enumerate(numbers) if of_number[number] != texts[i]), None)
+    if place is not None:
+        problem = (
+            f"{folder}: {names[place]} looks like an image of prompt {numbers[place]}, and there are as many prompts"
+        )
+        remedy = "give the prompts of these images only, or a table with the columns file_name and prompt"
+        raise UserError(f"{problem} ({len(texts)}) as images", remedy)
+
+
 def _by_subfolder(folder: Path, names: Sequence[str], texts: Sequence[str]) -> tuple[list[Pairing], str] | None:
     """Folders of the same prompts, as of several models."""
     groups: dict[str, list[str]] = defaultdict(list)
@@ -155,6 +180,10 @@ def _by_subfolder(folder: Path, names: Sequence[str], texts: Sequence[str]) -> t
         groups[first if slash else ""].append(rest)
     if "" in groups or len(groups) < 2:
         return None
+    if len(groups) == len(texts) and all(len(own) == len(texts) for own in groups.values()):
+        problem = f"{folder}: {len(texts)} folders of {len(texts)} images each, and as many prompts"
+        remedy = "is a folder one prompt, or each holds one image a prompt? Give a table with the columns file_name and prompt"
+        raise UserError(f"{problem}: what a prompt belongs to is not clear", remedy)
     pairs: list[Pairing] = []
     how = ""
     for first, own in groups.items():

@@ -90,9 +90,14 @@ class _Given:
     split: str
     revision: str | None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no prompts are given."""
+        return self.prompts is None and self.prompt is None
+
     def refuse(self, path: str | Path) -> None:
         """Raise UserError where prompts are given for images that have their own."""
-        if self.prompts is not None or self.prompt is not None:
+        if not self.is_empty:
             flag = "--prompts" if self.prompts is not None else "--prompt"
             raise UserError(f"{path}: names its own prompts", f"leave {flag} out, or give a plain folder of images")
 
@@ -128,9 +133,11 @@ def _named(found: ImageSet, place: str) -> ImageSet:
 def _check_once(items: Sequence[ImageItem]) -> None:
     seen: set[tuple[str, str]] = set()
     for item in items:
-        if (item.name, item.prompt) in seen:
+        # A picture given by its own name and by that of its folder has two names.
+        place = os.path.abspath(item.handle.path) if isinstance(item.handle, ImageFile) else item.name
+        if (place, item.prompt) in seen:
             raise UserError(f"{item.name}: is given twice", "give every image once")
-        seen.add((item.name, item.prompt))
+        seen.add((place, item.prompt))
 
 
 # --- one path --------------------------------------------------------------------------------------------------------
@@ -140,6 +147,8 @@ def _open(path: str, given: _Given) -> ImageSet:
     place = user_path(path)
     if place.is_dir():
         return _of_folder(place, given)
+    if not given.is_empty and not place.exists() and not is_glob(path):
+        raise UserError(f"{path}: no such file or folder", "check the path; a data set of the hub has its own prompts")
     if (
         place.is_file()
         and (place.suffix.lower() in (".jsonl", ".csv") or place.name in METADATA_NAMES)

@@ -386,6 +386,10 @@ def own_prompts(build: Build) -> Build:
     return again
 
 
+def gone_with_prompts(root: Path) -> tuple[list[str], dict[str, Any]]:
+    return [str(root / "gone")], {"prompt": "a cat"}
+
+
 BAD: dict[str, tuple[Build, str]] = {
     "too few prompts": (with_prompts(["0.png", "1.png"], "a\n"), "2 images, and 1 prompts(.|\n)*--prompt TEXT gives one to all"),
     "a number is missing": (with_prompts([f"{i}.png" for i in (0, 1, 3)], "a\nb\nc\nd\n"), "no image has the number 2"),
@@ -426,6 +430,16 @@ BAD: dict[str, tuple[Build, str]] = {
     "a glob of nothing": (given("gone/*.png"), "no file has such a name"),
     "twice the same folder": (given("images images"), "is given twice"),
     "twice the same file": (given("images/0.png images/0.png"), "is given twice"),
+    "a file and its folder": (given("images/0.png images"), "is given twice"),
+    "nothing there, with prompts": (gone_with_prompts, "no such file or folder"),
+    "as many folders as prompts": (
+        with_prompts(["a/0.png", "a/1.png", "b/0.png", "b/1.png"], "a\nb\n"),
+        "2 folders of 2 images each, and as many prompts",
+    ),
+    "samples of half of the prompts": (
+        with_prompts(["0_0.png", "0_1.png", "1_0.png", "1_1.png"], "a\nb\nc\nd\n"),
+        "0_0.png looks like an image of prompt 0",
+    ),
 }  # fmt: skip
 
 
@@ -539,3 +553,21 @@ def test_label_pairs_images_of_two_folders(tmp_path: Path, cached: list[str]) ->
     found = {(row["caption"], *sorted([row["image_0_name"], row["image_1_name"]])) for row in rows}
     assert found == {(caption(i), f"{tmp_path}/a/{i}.png", f"{tmp_path}/b/{i}.png") for i in range(11)}
     assert all((row["label_0"] == 1.0) == row["image_0_name"].startswith(f"{tmp_path}/a") for row in rows)
+
+
+def test_copies_of_a_broken_picture_are_counted(
+    tmp_path: Path, cached: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(12):
+        draw(tmp_path / "set" / f"{i}.png", i)
+    for name in ("3.png", "7.png", "10.png"):
+        (tmp_path / "set" / name).write_bytes(b"no picture")
+    argv = ["score", str(tmp_path / "set"), "--prompt", caption(0), *cached, "--output", str(tmp_path / "s.csv")]
+    assert main(argv) == 2
+    told = capsys.readouterr().err
+    for words in ("3 of 12 images cannot be read", "7.png: the same file as 3.png", "10.png: the same file as 3.png"):
+        assert words in told
+    assert main([*argv, "--on_bad_image", "skip"]) == 0
+    told = capsys.readouterr().out
+    assert "3 images left out" in told
+    assert "9 scores of 9 images; 3 left out" in told
