@@ -23,6 +23,7 @@ _OF_A_PATH = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EEXIST,
     errno.ENOTEMPTY, errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETXTBSY, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
+_MAY_BE_EMPTY = ("--negative_prompt", "--negative-prompt", "--prompt")  # texts, of which the last has its own message
 _OUTPUTS = ("--output_dir", "--output-dir", "--output")
 # Commands that keep what is whole in their folder and go on from there; the others begin again.
 _GOING_ON = ("train", "rounds", "generate", "score", "label", "calibrate", "benchmark", "judge", "demo")
@@ -101,7 +102,18 @@ def _outputs(arguments: Sequence[str]) -> Iterator[Path]:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise UserError for an argument that is no UTF-8: it could not be written into any file."""
+    """Raise UserError for an argument that is no UTF-8, as it could not be written into any file, and for an empty one.
+
+    A variable of the shell that is not set gives those: --lora "" would draw the base, --output "" write here.
+    """
+    for place, argument in enumerate(arguments[1:], start=1):
+        flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if not flag and place > 1 and arguments[place - 1].startswith("--"):
+            flag = arguments[place - 1]
+        is_empty = not argument or (argument.startswith("--") and equals and not value)
+        if is_empty and "." not in flag and flag not in _MAY_BE_EMPTY:
+            what = flag or f"argument {place} of dfb {arguments[0]}"
+            raise UserError(f"{what}: is empty", "give a value, or leave it out; is a variable of the shell not set?")
     for argument in arguments:
         try:
             argument.encode()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .devices import find_device
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -68,6 +70,11 @@ def check_sampling_flags(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.guidance_scale <= _STRONGEST:
         problem = f"--guidance_scale: got {arguments.guidance_scale}"
         raise UserError(problem, f"allowed: 0 to {_STRONGEST}; 1 and less is no guidance, 7.5 is usual")
+    if arguments.negative_prompt and arguments.guidance_scale <= 1:
+        problem = (
+            f"--negative_prompt: means nothing with --guidance_scale {arguments.guidance_scale}, which is no guidance"
+        )
+        raise UserError(problem, "leave it out, or give a scale above 1")
 
 
 def take_lora_run(arguments: argparse.Namespace) -> None:
@@ -109,6 +116,8 @@ def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
     from ..catalog import resolve
     from ..errors import UserError
 
+    if arguments.device:
+        find_device(arguments.device)
     denoiser = resolve("family", arguments.family)(
         arguments.model,
         revision=arguments.revision,

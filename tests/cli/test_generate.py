@@ -128,3 +128,23 @@ def test_noise_of_each_prompt_s_own(tmp_path: Path, tiny_pipelines: dict[str, Pa
     rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
     assert {row["settings"]["noise"] for row in rows} == {"by prompt and seed"}
     assert main([*command, str(tmp_path / "out")]) == 2  # the folder holds images of other noise
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--device", "meta"], "--device meta: cannot be used"),
+        (["--negative_prompt", "dull", "--guidance_scale", "1"], "--negative_prompt: means nothing"),
+    ],
+)
+def test_flags_without_a_meaning(
+    flags: list[str],
+    words: str,
+    tmp_path: Path,
+    prompts: Path,
+    tiny_pipelines: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["generate", str(tiny_pipelines["sd"]), "--prompts", str(prompts), "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, *flags]) == 2
+    assert words in capsys.readouterr().err

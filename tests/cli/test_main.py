@@ -151,3 +151,30 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "m", "--lora", ""], "--lora: is empty"),
+        (["generate", "m", "--lora="], "--lora: is empty"),
+        (["generate", ""], "argument 1 of dfb generate: is empty"),
+        (["score", "a", "", "--scorer", "shapes"], "argument 2 of dfb score: is empty"),
+        (["score", "--scorer", "shapes", ""], "argument 3 of dfb score: is empty"),
+        (["train", "--output_dir", ""], "--output_dir: is empty"),
+    ],
+)
+def test_empty_arguments_are_told(
+    arguments: list[str], words: str, command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert not command.asked
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate", "m", "--negative_prompt", ""], ["train", "--validation.negative_prompt", ""]]
+)
+def test_texts_may_be_empty(arguments: list[str], command: SimpleNamespace) -> None:
+    command.run = lambda _: None
+    assert main(arguments) == 0
