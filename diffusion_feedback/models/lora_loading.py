@@ -62,7 +62,19 @@ def load_into(pipeline: Any, path: str) -> str:
     where = " and ".join(f"{count} layers of {name}" for name, count in layers.items())
     unsaid = file.settings is None and file.alpha is None and not file.alphas
     told = "; it states no alpha, so that its strength is 1, as in diffusers" if unsaid else ""
+    if not any(_changes(part) for part in parts.values()):
+        told += "; all of its pairs multiply to zero: IT CHANGES NOTHING, as an adapter that was never trained"
     return f"LoRA {path}: {len(file.tensors)} tensors on {where}{told}"
+
+
+def _changes(part: _Part) -> bool:
+    """Whether a pair of ``part`` has two factors that are not all zeros."""
+    full = {key for key, value in part.tensors.items() if bool(value.any())}
+    return any(
+        key.replace(".lora_A.", ".lora_B.") in full or key.endswith(".bias")
+        for key in full
+        if ".lora_B." not in key or key.endswith(".bias")
+    )
 
 
 def _layer(key: str) -> str:

@@ -176,6 +176,14 @@ def test_ranks_of_each_layer_and_half_precision(bases: dict[str, LatentDiffusion
     check_strength(bases["sd"], str(tmp_path), scales, half)
 
 
+def test_an_adapter_that_changes_nothing_is_told(bases: dict[str, LatentDiffusion], tmp_path: Path) -> None:
+    network = bases["sd"].network
+    for scale, word in ((1.0, False), (0.0, True)):
+        wanted = {name: (down, up * scale) for name, (down, up) in factors(network, UNET).items()}
+        save_file(plain(wanted), tmp_path / "x.safetensors")
+        assert ("CHANGES NOTHING" in copy.deepcopy(bases["sd"]).load_lora(str(tmp_path))) is word
+
+
 def test_old_attention_processors(bases: dict[str, LatentDiffusion], tmp_path: Path) -> None:
     wanted = factors(bases["sd"].network, ("attn1.to_q", "attn2.to_v"))
     state = {}
