@@ -127,7 +127,7 @@ def check_whole(place: Path) -> None:
         with file.open("rb") as opened:
             head = opened.read(len(_POINTER))
         if head == _POINTER:
-            remedy = "fetch the weights: git lfs install, git lfs pull; or download them from the hub"
-            raise UserError(f"{file}: a pointer of git-LFS, not the weights themselves", remedy)
+            remedy = "fetch the files themselves: git lfs install, git lfs pull; or download them from the hub"
+            raise UserError(f"{file}: a pointer of git-LFS, not what it stands for", remedy)
         if not head:
             raise UserError(f"{file}: an empty file", "download or copy it again")

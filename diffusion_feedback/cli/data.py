@@ -161,6 +161,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..data.pickapic import write_pickapic
+    from ..data.places import check_not_inside
     from ..data.readers import open_pairs
     from ..data.text_output import each_answer, write_texts
     from ..data.texts import open_texts
@@ -178,6 +179,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         what = "a .jsonl or .parquet file" if is_text else "a parquet file"
         raise UserError(f"{output}: the output is {what}", "give a name that ends in .parquet")
     _check_not_input(output, reader)
+    check_not_inside(output, [arguments.path])
     if is_text and (rewards := _reward_columns(arguments)):
         problem = f"{arguments.path}: has {' and '.join(rewards)}, for which the forms that are written have no place"
         raise UserError(problem, "train on it as it is: trajectories need no conversion")

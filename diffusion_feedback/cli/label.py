@@ -100,6 +100,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _label(arguments: argparse.Namespace) -> None:
     from ..data.image_handles import PairImage
+    from ..data.places import check_not_inside
     from ..errors import UserError
     from ..labeling.panel import read_calibration
     from ..labeling.rules import rule_of
@@ -116,6 +117,8 @@ def _label(arguments: argparse.Namespace) -> None:
         raise UserError(problem, "give --prompts, a .txt beside each image, or a metadata.jsonl")
     sources = {id(item.handle.source) if isinstance(item.handle, PairImage) else None for item in items}
     are_pairs = None not in sources
+    if are_pairs:
+        check_not_inside(Path(arguments.output), arguments.images)
     if len(sources) > 1 and sources != {None}:
         problem = f"{' '.join(arguments.images)}: pairs from several places, or pairs and images"
         raise UserError(problem, "label each source of pairs by a command of its own")

@@ -144,7 +144,12 @@ class PairIndex:
             problem = f"{reader.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
         duplicates = sum(map(len, votes.values())) - len(votes)
-        return cls(reader.source, kept, reader.counts, duplicates, [*images.notes, *reader.notes])
+        notes = [*images.notes, *reader.notes]
+        if lost := len(merged) - len(kept):
+            notes.append(
+                f"{reader.name}: {lost} pairs are left out, whose rows contradict each other evenly (ties: soft keeps them)"
+            )
+        return cls(reader.source, kept, reader.counts, duplicates, notes)
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,15 @@ def user_path(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user
         raise UserError(f"{name!r}: cannot be a path ({first_line(error)})", "check the path") from error
     return path
+
+
+def check_not_inside(output: Path, folders: Iterable[str]) -> None:
+    """Raise UserError where ``output`` would lie in one of the ``folders`` of pairs: it would be read with them next time."""
+    for name in folders:
+        folder = Path(name).expanduser()
+        if folder.is_dir() and output.expanduser().resolve().is_relative_to(folder.resolve()):
+            problem = f"{output}: lies in {name}, whose files are read: the next reading would take it for one of them"
+            raise UserError(problem, "write it elsewhere")
 
 
 def check_is_one(name: str) -> None:

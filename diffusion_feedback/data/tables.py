@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError, first_line, is_out_of_memory
-from ..foreign import reading
+from ..foreign import check_whole, reading
 from ..prompts.tabular import check_columns
 from .places import check_regular, load_hub, stamp_of
 from .rows import SIDES, Location, Part, Row, match_columns, read_image
@@ -126,6 +126,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError, ValueError) as error:
         if is_out_of_memory(error):  # Arrow's is a kind of ArrowException too, and no fault of the file
             raise
+        check_whole(file)
         problem = f"{file}: not a parquet file ({first_line(error)})"
         raise UserError(problem, "write or download the file again") from error
 

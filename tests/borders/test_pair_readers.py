@@ -652,3 +652,17 @@ def test_images_without_a_partner_are_named(side: str, tmp_path: Path) -> None:
     assert report.num_usable == 2
     assert f"column '{side}': no image" in report.to_text()
     assert "1 rows with a broken or missing image" in report.to_text()
+
+
+@pytest.mark.parametrize("command", ["convert", "label"])
+def test_nothing_is_written_beside_what_is_read(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = FORMS["metadata.jsonl"](tmp_path / "images", rows_with(plain(20)))
+    output = str(Path(folder) / "new.parquet")
+    argv = ["data", "convert", str(folder), output]
+    if command == "label":
+        argv = ["label", str(folder), "--scorer", "shapes", "--cache_dir", str(tmp_path / "cache"), "--output", output]
+    assert main(argv) == 2
+    assert "the next reading would take it for one of them" in capsys.readouterr().err
+    assert not Path(output).exists()

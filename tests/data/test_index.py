@@ -75,6 +75,7 @@ def test_repeated_and_contradicting_rows(table: Table, pickapic_rows: MakeRows) 
     path = table([a, b, swapped(a), a, c, c_against])
     index = PairIndex.build(open_pairs(path))
     assert index.num_duplicates == 3
+    assert "1 pairs are left out, whose rows contradict each other evenly" in "".join(index.notes)
     assert len(index) == 2  # of c one row says so, one the opposite: a tie
     assert {pair.label_0 for pair in index.pairs} <= {0.0, 1.0}
     soft = PairIndex.build(open_pairs(path, ties="soft"))

@@ -353,3 +353,13 @@ def test_memory_of_a_pass_does_not_grow_with_the_data(table: Table, picture: Pic
     small, large = table(rows[:80], "small.parquet", group=16), table(rows, "large.parquet", group=16)
     assert peak_memory(large) < 1.2 * peak_memory(small)
     assert peak_memory(large) < 400 * 2 * len(noise) / 2
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of git-LFS"), (b"", "an empty file")],
+)
+def test_what_stands_in_the_place_of_parquet(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        list(open_pairs(tmp_path / "x.parquet"))
