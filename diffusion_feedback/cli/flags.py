@@ -57,15 +57,8 @@ class Flags(argparse.ArgumentParser):
         for name, value in vars(found).items():
             _check_number(name, value)
             if name in _PATHS:
-                self._check_path(name, value)
                 setattr(found, name, _expanded(value))
         return found
-
-    def _check_path(self, name: str, value: Any) -> None:
-        """Raise UserError for a path that is an empty text: as a folder it would be the one that the command runs in."""
-        if "" in (value if isinstance(value, list) else [value]):
-            flag = f"--{name}" if f"--{name}" in self._option_string_actions else name
-            raise UserError(f"{flag}: is empty", "give a path, or leave it out; is a variable of the shell not set?")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError for what argparse has found."""
