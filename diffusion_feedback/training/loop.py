@@ -154,7 +154,12 @@ class Trainer:
 
     def _interrupted(self, done: int, signum: int) -> Interrupted:
         where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
-        return Interrupted(signum, f"{where}, and its checkpoint is written")
+        if self._saved != done:  # before the first step there is nothing to keep
+            return Interrupted(
+                signum, f"{where}, before there was a checkpoint\n  -> to begin again: {self.folder.resume_command}"
+            )
+        goes_on = self.folder.resume_command
+        return Interrupted(signum, f"{where}; its checkpoint is written\n  -> to go on: {goes_on}")
 
     def _is_look_due(self, done: int) -> bool:
         return done == self.config.max_train_steps or bool(self.look_every and done % self.look_every == 0)
