@@ -217,7 +217,9 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_a_writer_that_is_killed_leaves_the_old_file(kill: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps("old"))
     code = (
-        "import sys, time; from pathlib import Path; from diffusion_feedback.records import atomic_write\n"
+        "import signal, sys, time; from pathlib import Path; from diffusion_feedback.records import atomic_write\n"
+        # A process that a shell has put in the background starts with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with atomic_write(Path(sys.argv[1])) as file:\n"
         "    file.write_text('half'); print('begun', flush=True); time.sleep(60)"
     )
