@@ -154,7 +154,7 @@ class Trainer:
 
     def _interrupted(self, done: int, signum: int) -> Interrupted:
         where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
-        if self._saved != done:  # before the first step there is nothing to keep
+        if not done:  # before the first step there is nothing to keep
             return Interrupted(
                 signum, f"{where}, before there was a checkpoint\n  -> to begin again: {self.folder.resume_command}"
             )

@@ -227,7 +227,7 @@ def test_one_of_two_processes_is_asked(make_recipe: MakeRecipe, tmp_path: Path) 
     stopped = subprocess.run(
         [*command, str(tmp_path / "two.py"), str(recipe)], capture_output=True, text=True, env=env, timeout=150
     )
-    assert "stopped by SIGTERM after step 2 of 4, and its checkpoint is written" in stopped.stderr
+    assert "stopped by SIGTERM after step 2 of 4; its checkpoint is written" in stopped.stderr
     assert "launched as before" in stopped.stderr
     folder = recipe.with_suffix("")
     assert [path.name for path in (folder / "checkpoints").glob("*")] == ["step-000002"]

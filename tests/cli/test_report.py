@@ -201,7 +201,7 @@ def test_damaged_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("prompts.jsonl", "not JSON\n", "prompts.jsonl or benchmark.json is damaged"),
         ("scores.parquet", "x", "scores.parquet: not a score table"),
         ("benchmark.json", "[]", "benchmark.json: damaged: holds a list"),
-        ("benchmark.json", "{", "benchmark.json: not JSON"),
+        ("benchmark.json", "{", "benchmark.json: damaged: not JSON"),
         ("prompts.jsonl", b"\xff\n", "prompts.jsonl or benchmark.json is damaged"),
         ("prompts.jsonl", "", "not the prompts that the run was made with"),
         ("benchmark.json", "{}", "benchmark.json: no benchmark, prompts, prompts_hash, short"),
