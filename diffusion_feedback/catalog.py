@@ -70,13 +70,13 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
     },
     # How a run on a model of each family is put together; "family/kind" where a kind of objective needs a run of its own.
     "session": {
-        "sd": "diffusion_feedback.cli.assemble:DenoisingSession",
-        "sdxl": "diffusion_feedback.cli.assemble:DenoisingSession",
-        "clip": "diffusion_feedback.cli.assemble_scorer:ScorerSession",
-        "causal_lm": "diffusion_feedback.cli.assemble_text:TextSession",
-        "causal_lm/policy_gradient": "diffusion_feedback.cli.assemble_policy_gradient:PolicyGradientSession",
-        "causal_lm/value_learning": "diffusion_feedback.cli.assemble_value_learning:ValueLearningSession",
-        "reward_model": "diffusion_feedback.cli.assemble_text:RewardSession",
+        "sd": "diffusion_feedback.workflows.training.diffusion:DenoisingSession",
+        "sdxl": "diffusion_feedback.workflows.training.diffusion:DenoisingSession",
+        "clip": "diffusion_feedback.workflows.training.scorer:ScorerSession",
+        "causal_lm": "diffusion_feedback.workflows.training.language_model:TextSession",
+        "causal_lm/policy_gradient": "diffusion_feedback.workflows.training.policy_gradient:PolicyGradientSession",
+        "causal_lm/value_learning": "diffusion_feedback.workflows.training.value_learning:ValueLearningSession",
+        "reward_model": "diffusion_feedback.workflows.training.language_model:RewardSession",
     },
     "optimizer": {
         "adamw": "diffusion_feedback.training.optimizers:adamw",

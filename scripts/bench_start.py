@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusion_feedback.cli.assemble import build_encoders, fill_caches, load_model
-from diffusion_feedback.cli.pair_data import load_pairs
-from diffusion_feedback.cli.run_parts import build_order, make_accelerator
 from diffusion_feedback.config import Recipe
 from diffusion_feedback.config.recipe import DataConfig, ModelConfig, TrainingConfig
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.records import PairRecord
+from diffusion_feedback.workflows.training.diffusion import build_encoders, fill_caches, load_model
+from diffusion_feedback.workflows.training.image_pairs import load_pairs
+from diffusion_feedback.workflows.training.session import build_order, make_accelerator
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "shapes-sd"
 BAR_MS = 1.0

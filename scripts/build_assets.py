@@ -31,12 +31,12 @@ from shapes_world import MIXTURE, WRONG_CAPTION_RATE, split_scenes
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffusion_feedback.catalog import resolve
-from diffusion_feedback.cli.training_run import train
 from diffusion_feedback.config import build_parser, parse
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.generation import generate, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.scorers import shapes
+from diffusion_feedback.workflows.training.run import train
 
 POOL = 24_000
 VAE_STEPS, DECODER_STEPS, UNET_STEPS, CLIP_STEPS = 1400, 300, 3000, 3000

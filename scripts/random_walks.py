@@ -60,9 +60,6 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from diffusion_feedback.cli.assemble_value_learning import load_trajectories
-from diffusion_feedback.cli.run_parts import build_optimizer
-from diffusion_feedback.cli.training_run import train
 from diffusion_feedback.config import Recipe, build_parser, parse, to_yaml
 from diffusion_feedback.data.trajectories import TrajectoryIndex
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
@@ -75,6 +72,9 @@ from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.types import TextBatch
+from diffusion_feedback.workflows.training.run import train
+from diffusion_feedback.workflows.training.session import build_optimizer
+from diffusion_feedback.workflows.training.value_learning import load_trajectories
 
 NODES, EDGE, LONGEST, WALKS = 21, 0.1, 10, 1000
 LETTERS = "abcdefghijklmnopqrstu"

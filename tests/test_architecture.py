@@ -24,13 +24,15 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"documents"},
-    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation", "quiet"},
+    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes"},
     {"prompts", "text_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
-        "generation", "labeling", "evaluation", "annotation", "reports",
+        "generation", "labeling", "evaluation", "annotation",
     },
     {"training"},
+    {"reports"},
+    {"workflows"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip
@@ -45,7 +47,7 @@ DOORS = {
     "transformers": {"models", "scorers", "text_folders", "quiet"},
     "open_clip": {"scorers"},
     "datasets": {"data"},
-    "accelerate": {"training", "cli"},
+    "accelerate": {"training", "workflows", "processes"},
     "fastapi": {"annotation"},
     "uvicorn": {"annotation"},
     "sqlalchemy": {"annotation"},

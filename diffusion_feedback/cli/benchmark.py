@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..folders import hold_folder
+from ..workflows.sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
+from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
 from .flags import Flags
-from .sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
-from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
     from ..data.prompt_images import PromptImages
     from ..data.prompt_sets import PromptSet
     from ..evaluation.benchmarks.benchmark import Benchmark
     from ..records import PromptRecord
-    from .benchmark_run import BenchmarkRun
+    from ..workflows.benchmark_folder import BenchmarkRun
 
 EPILOG = f"""benchmarks:
   hpsv2         4 styles x 800 prompts of zhwang/HPDv2; images <style>/00000.jpg; reported as published
@@ -106,9 +106,9 @@ def run(argv: Sequence[str]) -> None:
 
 def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     from ..data.prompt_images import find_images
-    from .benchmark_page import console_summary, write_pages
-    from .benchmark_run import check_folder, image_names, make_run, open_folder, write_run
-    from .scoring import process_state, score_items
+    from ..workflows.benchmark_folder import check_folder, image_names, make_run, open_folder, write_run
+    from ..workflows.benchmark_page import console_summary, write_pages
+    from ..workflows.scoring import process_state, score_items
 
     read, settings = _prompts(benchmark, arguments)
     prompts = list(read.prompts)
@@ -150,9 +150,9 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
 
 
 def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
+    from ..devices import find_device
     from ..errors import UserError
     from ..scorers.loading import parse_spec
-    from .devices import find_device
 
     if bool(arguments.model) == bool(arguments.images):
         given = "both are given" if arguments.model else "neither is given"
@@ -223,7 +223,7 @@ def _baseline(benchmark: Benchmark, settings: dict[str, Any], arguments: argpars
     """The run to compare with, looked at before the work begins."""
     if not arguments.baseline:
         return None
-    from .benchmark_run import check_comparable, load_run
+    from ..workflows.benchmark_folder import check_comparable, load_run
 
     found = load_run(arguments.baseline)
     check_comparable(found, benchmark.name, settings["prompts_hash"], "this run")
@@ -282,7 +282,7 @@ def _generate(
 ) -> None:
     from ..errors import UserError
     from ..generation import generate, own_noise
-    from .scoring import process_state
+    from ..workflows.scoring import process_state
 
     if process_state().num_processes > 1:
         remedy = "run dfb benchmark in one process first; or generate apart, and give --images"
@@ -305,7 +305,7 @@ def _check_scored(run: BenchmarkRun, arguments: argparse.Namespace) -> None:
     """Refuse a result of other weights than the one that the folder holds."""
     from ..documents import read_object
     from ..errors import UserError
-    from .benchmark_run import SETTINGS
+    from ..workflows.benchmark_folder import SETTINGS
 
     before = read_object(run.folder / SETTINGS, "run dfb benchmark again with --overwrite").get("recipes")
     if before not in (None, run.settings["recipes"]) and not arguments.overwrite:
@@ -316,7 +316,7 @@ def _check_scored(run: BenchmarkRun, arguments: argparse.Namespace) -> None:
 def _compare(
     baseline: BenchmarkRun | None, run: BenchmarkRun, tie_margin: float
 ) -> tuple[list[Any], dict[str, Any] | None]:
-    from .benchmark_run import compare_runs, comparison_json
+    from ..workflows.benchmark_folder import compare_runs, comparison_json
 
     if baseline is None:
         return [], None

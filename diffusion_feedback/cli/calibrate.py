@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_folder
+from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
 from .flags import Flags
-from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
     from ..evaluation.calibration import Judgement, LabelledPairs
@@ -84,8 +84,8 @@ def run(argv: Sequence[str]) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     from ..evaluation.calibration import agreements, calibrate
-    from .calibration_report import CalibrationResult, table, write
-    from .scoring import process_state, score_items
+    from ..reports.pages.calibration import CalibrationResult, table, write
+    from ..workflows.scoring import process_state, score_items
 
     test = _read(arguments.pairs, arguments.split, arguments)
     tune = _read(arguments.tune, arguments.tune_split, arguments) if arguments.tune else None

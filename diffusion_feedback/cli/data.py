@@ -140,7 +140,7 @@ def _token_check(arguments: argparse.Namespace) -> Any:
         _refuse_token_flags(arguments)
         return None
     from ..text_folders import load_tokenizer
-    from .token_check import TokenCheck
+    from ..workflows.token_check import TokenCheck
 
     tokenizer = load_tokenizer(arguments.tokenizer)
     return TokenCheck(

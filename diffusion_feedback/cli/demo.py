@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..config import Recipe
     from ..evaluation.comparison import Comparison
-    from .demo_report import Judged
+    from ..reports.pages.demo import Judged
 
 EPILOG = """examples:
   dfb demo
@@ -128,7 +128,7 @@ class Story:
 
     def tell(self) -> None:
         """Sample, tune, sample again, judge, report."""
-        from .training_run import train
+        from ..workflows.training.run import train
 
         judged: dict[str, Judged] = {}
         with self._stage("sample base", f"base model, {len(self.prompts)} held-out prompts"):
@@ -152,8 +152,8 @@ class Story:
         """The training pairs under the scorer's labels, in place of the annotator's."""
         from ..data.image_sets import open_images
         from ..labeling.panel import Policy
-        from .label_output import write_relabelled
-        from .scoring import add_scoring_flags, score_items
+        from ..workflows.labeling import write_relabelled
+        from ..workflows.scoring import add_scoring_flags, score_items
 
         output = self.folder / AI_PAIRS
         if output.exists():
@@ -168,8 +168,8 @@ class Story:
     def _sample(self, name: str, lora: str | None) -> Judged:
         from ..catalog import resolve
         from ..generation import generate, load_generated, own_noise
+        from ..reports.pages.demo import Judged
         from ..scorers.shapes import parse_caption, read_scene
-        from .demo_report import Judged
 
         recipe = self.recipes["dpo"]
         denoiser = resolve("family", recipe.model.family)(recipe.model.pretrained_model_name_or_path)
@@ -205,7 +205,7 @@ class Story:
 
     def _write(self, judged: dict[str, Judged], comparisons: dict[str, Comparison], seconds: float) -> None:
         from ..records import atomic_write
-        from .demo_report import write_demo_report
+        from ..reports.pages.demo import write_demo_report
 
         results = summary(judged, comparisons, seconds)
         with atomic_write(self.folder / "results.json") as file:

@@ -15,7 +15,7 @@ from types import FrameType
 
 from ..errors import Interrupted, UserError, first_line, is_out_of_memory
 from ..folders import is_main_process
-from .processes import num_launched
+from ..processes import num_launched
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)

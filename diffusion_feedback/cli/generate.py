@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..folders import hold_folder
-from .completing import (
+from ..workflows.completing import (
     add_completion_flags,
     drawing_of,
     fill_completion_flags,
@@ -17,8 +17,8 @@ from .completing import (
     read_text_prompts,
     wants_turns,
 )
+from ..workflows.sampling import add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
 from .flags import Flags
-from .sampling import add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
 
 EPILOG = """examples:
   dfb generate assets/shapes-sd --prompts assets/prompts/heldout.txt --output_dir out/base

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .completing import add_completion_flags, fill_completion_flags
+from ..workflows.completing import add_completion_flags, fill_completion_flags
 from .flags import Flags
 
 EPILOG = """examples:
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
     fill_completion_flags(arguments)
     _check(arguments)
-    from .judge_run import judge
+    from ..workflows.judging import judge
 
     judge(arguments)
 

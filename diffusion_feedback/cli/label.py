@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_file
+from ..workflows.image_inputs import IMAGES_HELP, add_image_flags, read_image_set
+from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
 from .flags import Flags
-from .image_inputs import IMAGES_HELP, add_image_flags, read_image_set
-from .scoring import SCORERS_HELP, add_scoring_flags
 
 if TYPE_CHECKING:
     from ..labeling.panel import Policy
@@ -104,8 +104,8 @@ def _label(arguments: argparse.Namespace) -> None:
     from ..errors import UserError
     from ..labeling.panel import read_calibration
     from ..labeling.rules import rule_of
-    from .label_output import write_built, write_relabelled
-    from .scoring import check_not_input, process_state
+    from ..workflows.labeling import write_built, write_relabelled
+    from ..workflows.scoring import check_not_input, process_state
 
     # Settings are checked before hours of scoring, not after.
     policy, rule = _policy(arguments), rule_of(arguments.rule or "best_worst", "--rule")
@@ -142,7 +142,7 @@ def _label(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from ..errors import UserError
-    from .scoring import check_output
+    from ..workflows.scoring import check_output
 
     check_output(Path(arguments.output), (".parquet",), overwrite=arguments.overwrite)
     if (arguments.scorer is None) == (arguments.scores is None):
@@ -172,7 +172,7 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
     from ..catalog import nearest
     from ..data.scores import read_scores
     from ..errors import UserError
-    from .scoring import score_items
+    from ..workflows.scoring import score_items
 
     if arguments.scores is None:
         records = score_items(items, arguments)

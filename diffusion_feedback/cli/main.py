@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from .. import __version__
 from ..catalog import nearest
 from ..errors import UserError
+from ..processes import check_launch
 from . import failures
-from .processes import check_launch
 
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",

@@ -11,7 +11,7 @@ from ..folders import hold_file
 from .flags import Flags
 
 if TYPE_CHECKING:
-    from .benchmark_run import BenchmarkRun
+    from ..workflows.benchmark_folder import BenchmarkRun
 
 EPILOG = """examples:
   dfb report runs/bench-base runs/bench-dpo --output report.html
@@ -48,8 +48,8 @@ def run(argv: Sequence[str]) -> None:
 
     from ..errors import UserError
     from ..reports.html import write_report
-    from .benchmark_page import runs_report
-    from .benchmark_run import check_same_prompts, compare_runs
+    from ..workflows.benchmark_folder import check_same_prompts, compare_runs
+    from ..workflows.benchmark_page import runs_report
 
     output = Path(arguments.output)
     if output.suffix.lower() not in (".html", ".htm"):
@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> None:
 def _load(arguments: argparse.Namespace) -> list[BenchmarkRun]:
     """The runs, the baseline first, each under a name of its own."""
     from ..errors import UserError
-    from .benchmark_run import load_run
+    from ..workflows.benchmark_folder import load_run
 
     given = [Path(folder) for folder in arguments.runs]
     if arguments.baseline:

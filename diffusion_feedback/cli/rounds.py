@@ -31,8 +31,8 @@ def run(argv: Sequence[str]) -> None:
     if flags.print_config:
         print(to_yaml(recipe), end="")
         return
-    from .rounds_checks import check_rounds
-    from .rounds_run import Rounds
+    from ..workflows.rounds.checks import check_rounds
+    from ..workflows.rounds.run import Rounds
 
     check_rounds(recipe)
     with hold_folder(Path(recipe.output_dir), "dfb rounds"):

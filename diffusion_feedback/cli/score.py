@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..folders import hold_file
+from ..workflows.image_inputs import IMAGES_HELP, add_image_flags, folder_means, read_image_set
+from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
 from .flags import Flags
-from .image_inputs import IMAGES_HELP, add_image_flags, folder_means, read_image_set
-from .scoring import SCORERS_HELP, add_scoring_flags
 
 EPILOG = f"""examples:
   dfb score runs/demo/samples/dpo --scorer pickscore=assets/shapes-scorer shapes --output scores.parquet
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from ..data.scores import SCORE_ENDINGS
-    from .scoring import check_output
+    from ..workflows.scoring import check_output
 
     output = Path(arguments.output)
     check_output(output, SCORE_ENDINGS, overwrite=arguments.overwrite)
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _score(arguments: argparse.Namespace, output: Path) -> None:
     from ..data.scores import write_scores
-    from .scoring import check_not_input, process_state, score_items, summary
+    from ..workflows.scoring import check_not_input, process_state, score_items, summary
 
     found = read_image_set(arguments)
     check_not_input(output, found.items, arguments.prompts)

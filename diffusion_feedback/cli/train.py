@@ -34,6 +34,6 @@ def run(argv: Sequence[str]) -> None:
         raise UserError("--resume and --overwrite contradict each other", "give one of them")
     if recipe.rounds != RoundsConfig():
         raise UserError("rounds: means nothing for one training run", "run the recipe with dfb rounds --config")
-    from .training_run import train
+    from ..workflows.training.run import train
 
     train(recipe, resume=flags.resume, overwrite=flags.overwrite, dry_run=flags.dry_run)

@@ -11,12 +11,12 @@ import tiny_clip
 from benchmark_folders import write_folder
 from PIL import Image
 
-from diffusion_feedback.cli.benchmark_page import console_summary, write_pages
-from diffusion_feedback.cli.benchmark_run import compare_runs, load_run, write_run
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
 from diffusion_feedback.records import PromptRecord, ScoreRecord
+from diffusion_feedback.workflows.benchmark_folder import compare_runs, load_run, write_run
+from diffusion_feedback.workflows.benchmark_page import console_summary, write_pages
 
 BENCHMARKS = ["hpsv2", "pickapic", "partiprompts", "drawbench", "shapes"]
 

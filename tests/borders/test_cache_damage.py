@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.cli.reference_cache import ReferenceLogps
 from diffusion_feedback.data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from diffusion_feedback.data.images import EncodedImage
+from diffusion_feedback.data.reference_logps import ReferenceLogps
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.data.views import CachedViews
 from diffusion_feedback.errors import UserError

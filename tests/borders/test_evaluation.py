@@ -12,11 +12,11 @@ import torch
 from run_results import policy, rows, train
 from torch import Tensor
 
-from diffusion_feedback.cli import assemble
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.cli.memory import PeakMemory
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
+from diffusion_feedback.workflows.training import diffusion as assemble
+from diffusion_feedback.workflows.training.memory import PeakMemory
 
 MakeRecipe = Callable[..., Path]
 LORA = {"tuning": "lora", "lora_rank": 2}

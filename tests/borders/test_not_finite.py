@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from text_recipes import MakeTextRecipe
 from torch import Tensor
 
-from diffusion_feedback.cli import training_run
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.cli.run_parts import make_accelerator
 from diffusion_feedback.config import Recipe
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.training.finite import MAX_SKIPPED
 from diffusion_feedback.training.steps import PairwiseStep
+from diffusion_feedback.workflows.training import run as training_run
+from diffusion_feedback.workflows.training.session import make_accelerator
 
 MakeRecipe = Callable[..., Path]
 LORA = {"tuning": "lora", "lora_rank": 2}

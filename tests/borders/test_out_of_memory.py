@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_feedback.cli import assemble
 from diffusion_feedback.cli import main as door
 from diffusion_feedback.cli.main import COMMANDS, main
 from diffusion_feedback.data.images import decode_image
@@ -18,6 +17,7 @@ from diffusion_feedback.data.places import load_hub
 from diffusion_feedback.data.tables import open_parquet
 from diffusion_feedback.errors import UserError, is_out_of_memory, within_memory
 from diffusion_feedback.foreign import reading
+from diffusion_feedback.workflows.training import diffusion as assemble
 
 MakeRecipe = Callable[..., Path]
 SAID = {

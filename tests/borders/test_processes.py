@@ -13,8 +13,8 @@ import torch
 from run_results import policy, rows, train
 
 from diffusion_feedback.cli.main import COMMANDS, main
-from diffusion_feedback.cli.processes import SHARING, check_alike, check_joined, check_launch, num_launched
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.processes import SHARING, check_alike, check_joined, check_launch, num_launched
 
 MakeRecipe = Callable[..., Path]
 PLUGINS = (

@@ -16,11 +16,11 @@ import shapes_images
 from PIL import Image
 from shapes_world import all_scenes, degrade, render
 
-from diffusion_feedback.cli.benchmark_run import load_run
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
 from diffusion_feedback.scorers import shapes
+from diffusion_feedback.workflows.benchmark_folder import load_run
 
 Run = Callable[..., int]
 

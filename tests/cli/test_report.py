@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from benchmark_folders import write_folder
 
-from diffusion_feedback.cli.benchmark_run import compare_runs, load_run
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
 from diffusion_feedback.records import PromptRecord
+from diffusion_feedback.workflows.benchmark_folder import compare_runs, load_run
 
 PROMPTS = [PromptRecord(f"prompt {number}", {}) for number in range(40)]
 BASE = np.random.default_rng(0).normal(0.2, 0.01, 40)

@@ -17,13 +17,13 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from diffusion_feedback.cli import rounds_run
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.cli.rounds_run import Rounds
-from diffusion_feedback.cli.training_run import run_training
 from diffusion_feedback.config import Recipe, build_parser, parse
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.generation import load_completions
+from diffusion_feedback.workflows.rounds import run as rounds_run
+from diffusion_feedback.workflows.rounds.run import Rounds
+from diffusion_feedback.workflows.training.run import run_training
 
 REWARDS = """
 def letters(prompts, completions):

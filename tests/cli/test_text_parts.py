@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_feedback.cli.text_parts import Rotated
 from diffusion_feedback.data.token_index import TokenIndex
 from diffusion_feedback.types import TokenExample, TokenSequence
+from diffusion_feedback.workflows.training.text_setup import Rotated
 
 
 def labelled(prompt: int, completion: int) -> TokenExample:

@@ -12,12 +12,12 @@ import pytest
 import tiny_text
 
 from diffusion_feedback.cli.data import run
-from diffusion_feedback.cli.token_check import TokenCheck
 from diffusion_feedback.data.text_check import check_texts
 from diffusion_feedback.data.text_output import write_texts
 from diffusion_feedback.data.texts import open_texts
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import TextRecord
+from diffusion_feedback.workflows.token_check import TokenCheck
 
 ASK = {"role": "user", "content": "what is the colour?"}
 YES = {"role": "assistant", "content": "the colour is yellow."}

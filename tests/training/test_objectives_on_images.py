@@ -15,12 +15,12 @@ import torch
 from accelerate import Accelerator
 
 from diffusion_feedback.catalog import REFUSED, needs_reference, objectives_for
-from diffusion_feedback.cli.assemble import DenoisingSession, build_step
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import build_parser, parse
 from diffusion_feedback.config.checks import check
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.types import Coupled
+from diffusion_feedback.workflows.training.diffusion import DenoisingSession, build_step
 
 MakeRecipe = Callable[..., Path]
 LORA = {"tuning": "lora", "lora_rank": 2}

@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from diffusion_feedback.catalog import session_of
-from diffusion_feedback.cli.assemble_policy_gradient import PolicyGradientSession
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import build_parser, parse
 from diffusion_feedback.scorers.texts.loading import load_text_scorer
+from diffusion_feedback.workflows.training.policy_gradient import PolicyGradientSession
 
 LORA = {"tuning": "lora", "lora_rank": 2}
 REWARDS = '''

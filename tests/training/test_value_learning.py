@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
-from diffusion_feedback.cli import training_run
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import TrainingConfig, build_parser, parse
 from diffusion_feedback.errors import UserError
@@ -33,6 +32,7 @@ from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.training.value_learning import ValueLearningStep, heldout_figures
 from diffusion_feedback.types import TextBatch, TokenSequence, TrajectoryBatch
+from diffusion_feedback.workflows.training import run as training_run
 
 SETTINGS = {"gamma": 0.9, "tau": 0.8, "cql_scale": 0.3, "awac_scale": 0.7, "beta": 1.5}
 VOCABULARY = 30

@@ -1,0 +1,64 @@
+"""What ``dfb judge`` finds: verdicts, and measures of each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..records import CompletionRecord
+from .judging import PositionBias
+from .statistics import Interval, WinRate
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one judge says of A against B, pair by pair: ``outcomes`` are 1 (A won), 0.5 or 0.
+
+    ``a`` and ``b`` are what it said of each: scores, or preferences for the one shown first. ``means`` are the mean scores
+    of A and B; ``bias`` is that of a judge of pairs. ``recipe_id`` names the judge.
+    """
+
+    spec: str
+    recipe_id: str
+    a: Sequence[float]
+    b: Sequence[float]
+    outcomes: Sequence[float]
+    win_rate: WinRate
+    means: tuple[Interval, Interval] | None = None
+    bias: PositionBias | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fluency:
+    """How well a model knows held-out texts: ``perplexity`` a token, ``bits_per_byte`` whatever the tokenizer."""
+
+    perplexity: Interval
+    bits_per_byte: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """KL(model || reference) in nats a completion: ``kl`` by the divergences along the way, ``log_ratio`` by the tokens
+    drawn, each with its standard error; ``exact`` the mean over prompts, where it could be had.
+    """
+
+    kl: Interval
+    kl_error: float
+    log_ratio: float
+    log_ratio_error: float
+    exact: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Everything that was measured; ``names`` of A and B, and their completions side by side."""
+
+    names: tuple[str, str]
+    completions: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]]
+    verdicts: Sequence[Verdict] = ()
+    fluency: Mapping[str, Fluency] = field(default_factory=dict)
+    distance: Mapping[str, Distance] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()

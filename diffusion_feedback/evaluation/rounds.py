@@ -1,0 +1,88 @@
+"""What one round measured on the held-out prompts: reward, divergence from the initial model, win rates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..records import ScoreRecord
+from .judging import clustered_mean, clustered_win_rate, outcomes_of_scores, standard_error
+from .statistics import Interval, WinRate
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFigures:
+    """Figures of one round, with the scores that the next ones are compared with.
+
+    ``kl`` is the mean of the divergences along the samples' way, ``kl_log_ratio`` that of their log-ratios with its
+    standard error, nats; ``kl_exact`` the mean over prompts of the exact one, where it could be had. All are None where
+    samples have no likelihood, as images.
+    """
+
+    number: int
+    place: Path
+    prompts: Sequence[str]
+    scores: Sequence[float]
+    first_scores: Sequence[float]
+    reward: Interval
+    kl: Interval | None
+    kl_log_ratio: tuple[float, float] | None
+    kl_exact: Interval | None
+    against_previous: WinRate | None
+    against_initial: WinRate | None
+
+    def summary(self) -> dict[str, Any]:
+        """What stands in summary.json."""
+
+        def plain(value: Any) -> Any:
+            return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+        names = ("reward", "kl", "kl_exact", "against_previous", "against_initial")
+        ratio = dict(zip(("value", "standard_error"), self.kl_log_ratio, strict=True)) if self.kl_log_ratio else None
+        return {"round": self.number, **{name: plain(getattr(self, name)) for name in names}, "kl_log_ratio": ratio}
+
+    def line(self) -> str:
+        """The figures in one line."""
+        parts = [f"reward {self.reward.value:.4f} ({self.reward.low:.4f} to {self.reward.high:.4f})"]
+        if self.kl is not None:
+            parts.append(f"KL {self.kl.value:.3f} ({self.kl.low:.3f} to {self.kl.high:.3f})")
+        if self.kl_exact is not None:
+            parts.append(f"exact KL {self.kl_exact.value:.3f}")
+        for name, rate in (("the round before", self.against_previous), ("round 0", self.against_initial)):
+            if rate is not None:
+                parts.append(f"win rate against {name} {rate.win_rate:.3f} ({rate.low:.3f} to {rate.high:.3f})")
+        return ", ".join(parts)
+
+
+def measure(
+    number: int,
+    records: Sequence[ScoreRecord],
+    divergence: Mapping[str, Sequence[float]],
+    place: Path,
+    before: RoundFigures | None,
+) -> RoundFigures:
+    """The figures of round ``number`` from its scores; ``before`` is the round before, None for round 0."""
+    prompts, scores = [record.prompt for record in records], [record.score for record in records]
+    first = scores if before is None else before.first_scores
+
+    def against(others: Sequence[float]) -> WinRate:
+        return clustered_win_rate(outcomes_of_scores(scores, others), prompts)
+
+    ratios = divergence.get("log_ratio")
+    own = list(dict.fromkeys(prompts))
+    return RoundFigures(
+        number=number,
+        place=place,
+        prompts=prompts,
+        scores=scores,
+        first_scores=first,
+        reward=clustered_mean(scores, prompts),
+        kl=clustered_mean(divergence["token_kl"], prompts) if "token_kl" in divergence else None,
+        kl_log_ratio=(clustered_mean(ratios, prompts).value, standard_error(ratios, prompts)) if ratios else None,
+        kl_exact=clustered_mean(divergence["exact"], own) if divergence.get("exact") else None,
+        against_previous=None if before is None else against(before.scores),
+        against_initial=None if before is None else against(first),
+    )

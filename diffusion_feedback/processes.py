@@ -1,0 +1,81 @@
+"""Several processes: which commands share their work among them, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# How launchers tell the number of processes; accelerate asks the same variables.
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+# Commands whose processes do a share each, and write once.
+SHARING = ("train", "rounds", "score", "label", "calibrate", "benchmark")
+_ALONE = {
+    "generate": "give each process prompts and an --output_dir of its own",
+    "demo": "start it once, without a launcher",
+    "judge": "start it once, without a launcher",
+    "report": "start it once, without a launcher",
+    "data": "start it once, without a launcher",
+}
+# What accelerate takes from its environment, or `accelerate launch` from its configuration, and this loop cannot do.
+_PLUGINS = {
+    "ACCELERATE_USE_FSDP": "FSDP: evaluation runs in one process, and the others would wait for ever",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed: it counts every pass as an update, so that accumulated gradients are wrong",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM: the loop does not know its models",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "sharding by a parallelism config: the loop knows whole models alone",
+}
+_PLAIN = "start plain data parallel processes: `accelerate launch --multi_gpu --num_processes N ...`, or torchrun"
+
+
+def num_launched() -> int:
+    """How many processes a launcher says that it has started; 1 without a launcher."""
+    found = (os.environ.get(name, "") for name in _SIZES)
+    return next((int(value) for value in found if value.isdigit() and int(value) > 0), 1)
+
+
+def check_launch(command: str) -> None:
+    """Raise UserError where ``command`` was launched in a way in which it cannot be right. Asks the environment alone."""
+    number = num_launched()
+    if number > 1 and command in _ALONE:
+        raise UserError(f"dfb {command} is the work of one process, and {number} were launched", _ALONE[command])
+    if command not in SHARING and command != "demo":
+        return
+    for name, why in _PLUGINS.items():
+        if os.environ.get(name, "").lower() in ("true", "1", "yes", "on"):
+            raise UserError(f"{name} is set, but dfb {command} cannot use {why}", _PLAIN)
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if command in ("train", "rounds", "demo") and backend.lower() != "no":
+        problem = f"ACCELERATE_DYNAMO_BACKEND is {backend}, but networks that adapters are switched in are not compiled"
+        raise UserError(problem, "launch with --dynamo_backend no")
+
+
+def check_joined(num_processes: int) -> None:
+    """Raise UserError unless the processes that were launched have found each other: each would do the whole work."""
+    launched = num_launched()
+    if num_processes != launched:
+        problem = (
+            f"{launched} processes were launched, but each of them runs alone: this machine has no device for them"
+        )
+        raise UserError(problem, "set ACCELERATE_USE_CPU=true to run them on the CPU, or start one process")
+
+
+def check_alike(accelerator: Accelerator, own: Mapping[str, Any]) -> None:
+    """Raise UserError in every process unless all of them begin with the same: recipe, checkpoint, flags, by their names."""
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    everyone = gather_object([dict(own)])
+    for name, value in everyone[0].items():
+        for rank, other in enumerate(everyone):
+            if other[name] != value:
+                problem = f"process 0 has the {name} {value}, process {rank} has {other[name]}"
+                remedy = (
+                    "start all with the same recipe and flags; output_dir must lie on a disk that all of them share"
+                )
+                raise UserError(problem, remedy)

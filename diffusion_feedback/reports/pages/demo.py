@@ -1,0 +1,156 @@
+"""The pages and pictures of the demo: report.html and the before/after picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config import Recipe, to_yaml
+from ...documents import read_object, read_text
+from ...evaluation.comparison import CaseRow, Comparison, pick_cases
+from ...evaluation.statistics import WinRate, mean_interval
+from ...records import atomic_write, parse_json
+from ..content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
+from ..figures import image_grid
+from ..html import write_report
+
+CASES = 9  # fills rows of three
+_AGAIN = "start the demo over with --overwrite"
+
+
+CONTENTS = """# Demo
+
+| | |
+|---|---|
+| `report.html` | the page to open: win rate, cases, curves, recipe |
+| `results.json` | its figures |
+| `before_after.png` | twelve prompts, before and after, on the same noise |
+| `dpo/`, `sft/`, with `--ai_feedback` also `ai/` | the runs: weights (`load_lora_weights`), recipe, metrics, model card |
+| `ai_pairs.parquet` | with `--ai_feedback`: the training pairs under the embedded scorer's labels, its scores beside them |
+| `samples/` | all images, by model |
+| `stages.json` | seconds of each stage |
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the exact verifier says of one set of images, one value a prompt."""
+
+    images: list[Path]
+    scores: list[float]
+    attributes: list[float]
+    cleanliness: list[float]
+
+
+def write_demo_report(
+    folder: Path,
+    recipes: Mapping[str, Recipe],
+    judged: Mapping[str, Judged],
+    comparisons: Mapping[str, Comparison],
+    results: Mapping[str, Any],
+) -> None:
+    """Write report.html and before_after.png into ``folder``."""
+    comparison, before, after = comparisons["dpo"], judged["base"], judged["dpo"]
+    report = Report(
+        title="Diffusion-DPO on the embedded Stable Diffusion",
+        summary=(
+            "A small Stable Diffusion imitates a web in small: wrong captions, noise, blur, faded colours. Its own images "
+            "were ranked in pairs, and Diffusion-DPO learnt from the pairs. An exact verifier, which reads size, colour, "
+            "shape, background and cleanliness back from the pixels, judges prompts that no pair was made of."
+        ),
+        after_name="Diffusion-DPO",
+        headline=_rate("Diffusion-DPO", comparison.win_rate),
+        facts={
+            "held-out prompts": str(results["num_prompts"]),
+            "training pairs a step": str(recipes["dpo"].training.train_batch_size),
+            "steps": str(recipes["dpo"].training.max_train_steps),
+            "seed": str(recipes["dpo"].training.seed),
+            "time": f"{results['seconds'] / 60:.1f} min",
+        },
+        metrics=[
+            _metric("attribute accuracy", before.attributes, after.attributes, "size, colour, shape, background"),
+            _metric("cleanliness", before.cleanliness, after.cleanliness, "closeness to the ideal scene"),
+            _metric("verified score", before.scores, after.scores, "half accuracy, half cleanliness"),
+        ],
+        methods=[
+            _rate("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
+            *(
+                _rate("Diffusion-DPO, AI feedback", comparisons[method].win_rate, "on the embedded scorer's labels")
+                for method in comparisons
+                if method == "ai"
+            ),
+            _rate("SFT", comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
+        ],
+        score_name="verified score",
+        cases=_cases(comparison, before, after),
+        curves=_curves(folder),
+        recipe=to_yaml(recipes["dpo"]),
+        environment=read_object(folder / "dpo" / "environment.json", _AGAIN),
+    )
+    write_report(report, folder / "report.html")
+    with atomic_write(folder / "README.md") as file:
+        file.write_text(CONTENTS, "utf-8")
+    _before_after(folder, comparison, before, after)
+
+
+def _rate(label: str, won: WinRate, detail: str = "") -> Rate:
+    return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, won.p_value, detail)
+
+
+def _metric(label: str, before: list[float], after: list[float], detail: str) -> Metric:
+    change = mean_interval([b - a for a, b in zip(before, after, strict=True)])
+    means = sum(before) / len(before), sum(after) / len(after)
+    return Metric(label, *means, change.low, change.high, is_share=True, detail=detail)
+
+
+def _case(row: CaseRow, before: Judged, after: Judged) -> Case:
+    return Case(row.prompt, before.images[row.index], after.images[row.index], row.before, row.after, row.seed)
+
+
+def _cases(comparison: Comparison, before: Judged, after: Judged) -> list[CaseGroup]:
+    picks = pick_cases(comparison.rows, min(CASES, len(comparison.rows) // 3))
+    groups = (("best", picks.best), ("median", picks.median), ("worst", picks.worst))
+    titles = {"best": "Largest gains", "median": "Typical cases", "worst": "Largest losses"}
+    return [CaseGroup(titles[name], [_case(row, before, after) for row in rows]) for name, rows in groups if rows]
+
+
+def _curves(folder: Path) -> list[CurveFigure]:
+    path = folder / "dpo" / "metrics.jsonl"
+    lines = read_text(path, _AGAIN).splitlines()
+    told = [parse_json(line, f"{path}, line {number}", _AGAIN) for number, line in enumerate(lines, 1)]
+    rows = [row for row in told if isinstance(row, dict) and "loss" in row]
+
+    def series(name: str) -> list[tuple[float, float]]:
+        values = [(float(row["step"]), float(row[name])) for row in rows]
+        # The mean over ten steps: one step's batch is small, and its noise would hide the course.
+        window = 10
+        parts = [values[max(0, end - window) : end] for end in range(window, len(values) + 1, 2)] or [values]
+        return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+    mean = "Mean over ten steps."
+    return [
+        CurveFigure(
+            "Loss", {"loss": series("loss")}, f"{mean} Dashed: ln 2, where training starts.", reference=0.693147
+        ),
+        CurveFigure(
+            "Errors apart, change against the base",
+            {"chosen": series("error/chosen_change"), "rejected": series("error/rejected_change")},
+            f"{mean} The rejected error should rise and the chosen one stay.",
+            reference=0.0,
+        ),
+        CurveFigure("Implicit accuracy", {"accuracy": series("rewards/accuracies")}, mean, reference=0.5),
+        CurveFigure("Reward margin", {"margin": series("rewards/margins")}, mean, reference=0.0),
+    ]
+
+
+def _before_after(folder: Path, comparison: Comparison, before: Judged, after: Judged) -> None:
+    """Twelve prompts in the order of the prompt file, so that nobody picked them."""
+    rows = sorted(comparison.rows, key=lambda row: row.index)[:12]
+    images = [[before.images[row.index], after.images[row.index]] for row in rows]
+    grid = image_grid(
+        images, [row.prompt for row in rows], ["base", "Diffusion-DPO"], cell=104, blocks=4, resample="nearest"
+    )
+    with atomic_write(folder / "before_after.png") as file:
+        grid.save(file, format="PNG")

@@ -1,0 +1,324 @@
+"""What ``dfb judge`` does: completions of both models, verdicts, perplexities, divergences."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..catalog import names, resolve
+from ..devices import find_device
+from ..documents import read_object
+from ..errors import UserError
+from ..evaluation.judged import Judged, Verdict
+from ..evaluation.judging import (
+    clustered_mean,
+    clustered_win_rate,
+    outcomes_of_both_orders,
+    outcomes_of_scores,
+    position_bias,
+)
+from ..evaluation.statistics import Interval
+from ..folders import check_outside, hold_folder
+from ..generation import COMPLETIONS, complete_prompts, load_completions
+from ..records import CompletionRecord, Text, TextRecord, atomic_write
+from ..reports.pages.folder import folder_page
+from ..reports.pages.judge import write_page
+from ..scorers.texts.checking import quote
+from ..scorers.texts.loading import parse_text_spec
+from ..types import PairJudge, TextScorer
+from .completing import COMPLETION_FLAGS, read_text_prompts, wants_turns
+from .completion_scores import completion_of, prompt_name, score_records
+from .model_measures import check_models, holds_completions, load_model, measure_distance, measure_fluency, read_texts
+
+_RESULTS, _README = "results.json", "README.md"
+_FREE = ("device", "batch_size")  # what a command that goes on may change
+
+
+def judge(arguments: argparse.Namespace) -> None:
+    """Do what the command's flags say, and print the figures. Raises UserError for bad input."""
+    folder = Path(arguments.output_dir)
+    called = _names(arguments)
+    check_models(arguments)
+    for spec in arguments.judge:
+        parse_text_spec(spec, _kind(spec))  # before minutes of sampling, not after
+    texts = read_texts(arguments)
+    check_outside(folder, _inputs(arguments))
+    with hold_folder(folder, "dfb judge"):
+        _compare(arguments, folder, called, texts)
+
+
+def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str], texts: Sequence[TextRecord]) -> None:
+    settings = _settings(arguments)
+    _claim(folder, arguments, settings)
+    device = _device(arguments)
+    if not all(map(holds_completions, (arguments.a, arguments.b))):
+        for spec in arguments.judge:
+            _load_judge(spec, arguments, device)  # one that cannot be loaded is told before minutes of sampling
+    sides = (_completions(arguments, 0), _completions(arguments, 1))
+    if sides[0]:
+        _check_aligned(called, *sides)
+    verdicts = [_verdict(spec, *sides, arguments, device) for spec in arguments.judge]
+    _write_judgements(folder / "judgements.jsonl", sides, verdicts)
+    fluency, notes = measure_fluency(arguments, called, texts)
+    found = Judged(
+        names=called,
+        completions=sides,
+        verdicts=verdicts,
+        fluency=fluency,
+        distance=measure_distance(arguments, called, sides),
+        settings=settings,
+        notes=notes,
+    )
+    with atomic_write(folder / _RESULTS) as file:
+        file.write_text(json.dumps(_finite(results(found)), indent=2, allow_nan=False) + "\n", "utf-8")
+    write_page(found, folder / "report.html")
+    with atomic_write(folder / _README) as file:
+        file.write_text(readme(found), "utf-8")
+    print(summary(found))
+    print(f"{folder}: results.json, report.html, README.md")
+
+
+def results(found: Judged) -> dict[str, Any]:
+    """What stands in results.json."""
+    judges = [
+        {
+            "judge": verdict.spec,
+            "recipe_id": verdict.recipe_id,
+            "win_rate": dataclasses.asdict(verdict.win_rate),
+            "means": [dataclasses.asdict(mean) for mean in verdict.means] if verdict.means else None,
+            "position_bias": dataclasses.asdict(verdict.bias) if verdict.bias else None,
+        }
+        for verdict in found.verdicts
+    ]
+    own = {
+        "fluency": {name: dataclasses.asdict(value) for name, value in found.fluency.items()},
+        "divergence": {name: dataclasses.asdict(value) for name, value in found.distance.items()},
+    }
+    return {"a": found.names[0], "b": found.names[1], "judges": judges, **own, "settings": dict(found.settings)}
+
+
+def summary(found: Judged) -> str:
+    """The figures in plain text."""
+    a, b = found.names
+    lines = list(found.notes)
+    for verdict in found.verdicts:
+        rate = verdict.win_rate
+        interval = f"95 % interval {rate.low:.3f} to {rate.high:.3f}"
+        lines.append(f"{a} against {b} by {verdict.spec}: win rate {rate.win_rate:.3f} ({interval})")
+        lines.append(f"  {rate.wins} won, {rate.ties} ties, {rate.losses} lost, p = {rate.p_value:.3g}")
+        if verdict.means:
+            lines.append("  mean scores " + " and ".join(map(_between, verdict.means)))
+        if verdict.bias:
+            bias = verdict.bias
+            lines.append(
+                f"  prefers the one shown first in {bias.first_share.value:.1%} of its answers,"
+                f" contradicts itself on {bias.disagreement.value:.1%} of the pairs (ties)"
+            )
+    for name, fluency in found.fluency.items():
+        ppl = fluency.perplexity
+        lines.append(
+            f"{name}: perplexity {ppl.value:.3f} ({ppl.low:.3f} to {ppl.high:.3f}) a token,"
+            f" {fluency.bits_per_byte:.4f} bits a byte"
+        )
+    for name, distance in found.distance.items():
+        exact = f", exactly {distance.exact:.4f}" if distance.exact is not None else ""
+        lines.append(
+            f"{name}: KL to the reference {distance.kl.value:.4f} +- {distance.kl_error:.4f} nats{exact}"
+            f" (by log-ratios {distance.log_ratio:.4f} +- {distance.log_ratio_error:.4f})"
+        )
+    return "\n".join(lines)
+
+
+def readme(found: Judged) -> str:
+    """The page that explains the folder."""
+    a, b = found.names
+    files = {
+        "report.html": "figures, tables and completions side by side",
+        "results.json": "the same figures with their intervals, and all settings",
+        "judgements.jsonl": "one row for each prompt and sample: both completions, and what every judge says of them",
+        "a/, b/": f"completions that {a} and {b} drew, where they were not given",
+    }
+    return folder_page(f"{a} against {b}", summary(found), files)
+
+
+def _names(arguments: argparse.Namespace) -> tuple[str, str]:
+    if arguments.names:
+        first, second = arguments.names
+    else:
+        paths = [Path(arguments.a), Path(arguments.b)]
+        paths = [path.parent if path.name == COMPLETIONS else path for path in paths]
+        first, second = (path.name or str(path) for path in paths)
+        if first == second:
+            first, second = (str(path) for path in paths)
+    if first == second:
+        raise UserError(f"A and B would both be called {first!r}", "give two different ones, or --names")
+    return first, second
+
+
+def _kind(spec: str) -> str:
+    return "pair_judge" if spec.partition("=")[0] in names("pair_judge") else "text_scorer"
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    if arguments.device:
+        return find_device(arguments.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _between(mean: Interval) -> str:
+    bounds = f"{mean.low:.4f} to {mean.high:.4f}" if math.isfinite(mean.low) else "one prompt gives no interval"
+    return f"{mean.value:.4f} ({bounds})"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null where a number is not finite: JSON has no name for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All flags but those that change no figure; of two files of completions, none that says how to draw."""
+    unused = {"overwrite", "output_dir"}
+    if all(map(holds_completions, (arguments.a, arguments.b))):
+        unused |= {*COMPLETION_FLAGS, "prompts", "seed"}
+    return {name: value for name, value in vars(arguments).items() if name not in unused}
+
+
+def _inputs(arguments: argparse.Namespace) -> dict[str, str | None]:
+    named = {f"--{name}": getattr(arguments, name) for name in ("prompts", "texts", "reference")}
+    return {"A": arguments.a, "B": arguments.b, **named}
+
+
+def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Make sure that nothing of others and no other comparison is in the folder."""
+    own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html", _README}
+    others = [path for path in folder.glob("[!.]*") if path.name not in own]
+    others += [path for name in "ab" for path in (folder / name).glob("[!.]*") if path.name != COMPLETIONS]
+    if others:
+        raise UserError(f"{folder}: is there and holds {min(others).name}", "choose another output_dir")
+    if arguments.overwrite:
+        for name in (_RESULTS, _README, "judgements.jsonl", "report.html", f"a/{COMPLETIONS}", f"b/{COMPLETIONS}"):
+            (folder / name).unlink(missing_ok=True)
+    elif (folder / _RESULTS).is_file():
+        remedy = "remove the file, or --overwrite to start over"
+        before = read_object(folder / _RESULTS, remedy, ["settings"])["settings"]
+        if not isinstance(before, dict):
+            raise UserError(f"{folder / _RESULTS}: damaged: 'settings' is no object", remedy)
+        now = json.loads(json.dumps(settings))
+        changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+        if changed:
+            key = changed[0]
+            problem = f"{folder}: holds a comparison with {key} {before.get(key)!r}, not {now[key]!r}"
+            raise UserError(problem, "choose another output_dir, or --overwrite to start over")
+
+
+# --- completions -----------------------------------------------------------------------------------------------------
+
+
+def _completions(arguments: argparse.Namespace, side: int) -> list[CompletionRecord]:
+    """The completions of A (0) or B (1): read, or drawn; none where nothing needs them."""
+    path = (arguments.a, arguments.b)[side]
+    if holds_completions(path):
+        return load_completions(path)
+    if not (arguments.judge or arguments.reference):
+        return []
+    if not arguments.prompts:
+        raise UserError("--prompts: is not given", f"{path} is a model, and needs prompts to complete")
+    writer, prompts = load_model(path, arguments), _prompts(arguments)
+    for note in writer.notes(prompts):
+        print(f"note: {path}: {note}")
+    return complete_prompts(
+        prompts,
+        Path(arguments.output_dir) / "ab"[side] / COMPLETIONS,
+        sampler=writer,
+        seeds=[arguments.seed],
+        num_samples=arguments.num_samples,
+        model_hash=writer.model.model_hash(),
+        settings=writer.settings,
+        batch_size=arguments.batch_size,
+    )
+
+
+def _prompts(arguments: argparse.Namespace) -> list[Text]:
+    return read_text_prompts(arguments.prompts, in_turns=wants_turns(arguments))
+
+
+def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequence[CompletionRecord]) -> None:
+    """Raise UserError unless both are of the same prompts, seeds and samples, in the same order."""
+    remedy = "complete the same prompts with the same seeds and num_samples"
+    if len(a) != len(b):
+        raise UserError(f"{called[0]} has {len(a)} completions, {called[1]} has {len(b)}", remedy)
+    for one, other in zip(a, b, strict=True):
+        if one.identity != other.identity or one.prompt != other.prompt:
+            problem = " where ".join(
+                f"{name} has {_draw(each)}" for name, each in zip(called, (one, other), strict=True)
+            )
+            raise UserError(problem, remedy)
+
+
+def _draw(record: CompletionRecord) -> str:
+    return f"prompt {record.prompt_index} ({quote(record.prompt)}), seed {record.seed}, sample {record.sample}"
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def _verdict(
+    spec: str,
+    a: Sequence[CompletionRecord],
+    b: Sequence[CompletionRecord],
+    arguments: argparse.Namespace,
+    device: torch.device,
+) -> Verdict:
+    prompts = [prompt_name(record.prompt) for record in a]
+    loaded = _load_judge(spec, arguments, device)
+    if _kind(spec) == "text_scorer":
+        scorer = cast(TextScorer, loaded)
+        # Both at once, so that equal completions get the very same score.
+        scores = score_records(scorer, [*a, *b])
+        first, second = scores[: len(a)], scores[len(a) :]
+        outcomes = outcomes_of_scores(first, second, tie_margin=arguments.tie_margin)
+        means = clustered_mean(first, prompts), clustered_mean(second, prompts)
+        rate = clustered_win_rate(outcomes, prompts)
+        return Verdict(spec, scorer.recipe_id, first, second, outcomes, rate, means)
+    judge = cast(PairJudge, loaded)
+    texts = [record.prompt for record in a], [completion_of(r) for r in a], [completion_of(r) for r in b]
+    a_first, b_first = judge.judge(*texts), judge.judge(texts[0], texts[2], texts[1])
+    outcomes = outcomes_of_both_orders(a_first, b_first)
+    rate = clustered_win_rate(outcomes, prompts)
+    bias = position_bias(a_first, b_first, prompts) if len(set(prompts)) > 1 else None
+    return Verdict(spec, judge.recipe_id, a_first, b_first, outcomes, rate, bias=bias)
+
+
+def _load_judge(spec: str, arguments: argparse.Namespace, device: torch.device) -> TextScorer | PairJudge:
+    given = parse_text_spec(spec, _kind(spec))
+    loaded: TextScorer | PairJudge = resolve(_kind(spec), given.kind)(
+        given.source, device, getattr(torch, arguments.dtype), **given.settings
+    )
+    return loaded
+
+
+def _write_judgements(
+    path: Path, sides: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]], verdicts: Sequence[Verdict]
+) -> None:
+    """One row for each prompt and sample: both completions, and what every judge says of them."""
+    rows = []
+    for place, (a, b) in enumerate(zip(*sides, strict=True)):
+        said = {
+            verdict.spec: {"a": verdict.a[place], "b": verdict.b[place], "outcome": verdict.outcomes[place]}
+            for verdict in verdicts
+        }
+        row = {"prompt": a.prompt, "seed": a.seed, "sample": a.sample, "a": a.completion, "b": b.completion}
+        rows.append(json.dumps({**row, "judges": said}, ensure_ascii=False, default=dict) + "\n")
+    with atomic_write(path) as file:
+        file.write_text("".join(rows), "utf-8")

@@ -1,0 +1,1 @@
+"""Rounds: draw, judge, pick pairs, train, and again from the result."""

@@ -1,0 +1,1 @@
+"""How a run is put together: one session for each kind of model and objective."""

@@ -1,0 +1,115 @@
+"""What a training run will need in memory: weights and states counted, activations measured on one real micro-batch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .session import Sampling, Session
+
+_STATES = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.0,
+    "adafactor": 0.1,
+    "rmsprop": 4.0,
+}  # bytes of optimizer state a trained parameter
+
+
+def weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of ``parameters``."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _mebibytes(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+class PeakMemory(TorchDispatchMode):
+    """Within this, ``bytes`` is the most that tensors made inside have held at once; on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._live = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            self._note(leaf, counts=False)  # weights and inputs, which were there before
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            self._note(leaf, counts=True)
+        return found
+
+    def _note(self, leaf: Any, *, counts: bool) -> None:
+        if not isinstance(leaf, Tensor):
+            return
+        storage = leaf.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes() if counts else 0
+        if (size == 0 and counts) or key in self._known:
+            return
+        self._known.add(key)
+        self._live += size
+        self.bytes = max(self.bytes, self._live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._live -= size
+
+
+def saved_bytes(session: Session) -> int:
+    """Bytes that autograd keeps for the backward pass of one micro-batch, each storage counted once."""
+    seen: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in session.network.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)  # keeps the storage alive, so that no address is used twice
+        return tensor
+
+    kept: list[Tensor] = []
+    batch = session.train.batch(session.order.indices(0)[: session.recipe.training.train_batch_size], 0)
+    session.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = session.step(session.network, batch)
+    assert output.loss.requires_grad
+    return sum(seen.values())
+
+
+def estimate(session: Session) -> list[str]:
+    """Lines of the memory estimate, for one process."""
+    network = session.network
+    trained = sum(p.numel() for p in session.parameters())
+    weights, frozen = weight_bytes(network.parameters()), session.frozen_bytes()
+    average = 4 * trained if session.recipe.training.ema_decay else 0
+    states = (4 + _STATES.get(session.recipe.optimizer["name"], 8.0)) * trained + average
+    activations = saved_bytes(session)
+    samples = session.sampling_bytes() if isinstance(session, Sampling) else 0
+    # Samples are drawn between steps, when no activations are held.
+    total = weights + sum(frozen.values()) + states + max(activations, samples)
+    drawn = (
+        [
+            f"                 one batch of validation samples {_mebibytes(samples)} (measured; no pass is held meanwhile)"
+        ]
+        if samples
+        else []
+    )
+    return [
+        f"memory           about {_mebibytes(total)} in each process:",
+        f"                 network {_mebibytes(weights)}",
+        f"                 gradients, optimizer and average {_mebibytes(states)}",
+        f"                 activations of one pass {_mebibytes(activations)} (measured)",
+        *drawn,
+        *(f"                 {name} {_mebibytes(count)}" for name, count in frozen.items()),
+    ]

@@ -1,0 +1,82 @@
+"""Completions of held-out prompts at every look: what they are worth, how far the policy has gone, and pages to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...evaluation.statistics import mean_interval
+from ...objectives.returns import k1, per_completion
+from ...records import Text, atomic_write
+from ...training.rollouts import Measure, completion_of
+from ...training.run_folder import RunFolder
+from .rollouts import CompletionJudge, PromptSet, Sampler
+from .text_samples import fenced
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Draws one completion of each prompt on fixed seeds, judges them, and writes ``samples/step-N.md``."""
+
+    prompts: PromptSet
+    sampler: Sampler
+    judge: CompletionJudge
+    measure: Measure
+    folder: RunFolder
+    seed: int
+    batch_size: int
+    pages: int
+
+    def __call__(self, step: int, network: nn.Module) -> Mapping[str, float]:
+        """Mean score with its 95 % interval, KL to the reference (nats a completion) with its own, share that ended, and length."""
+        order = sorted(range(len(self.prompts)), key=lambda index: (-len(self.prompts.ids[index]), index))
+        completions: list[list[int]] = [[] for _ in order]
+        kl: list[float] = []
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            drawn = self.sampler([self.prompts.ids[i] for i in part], [self.seed + i for i in part])
+            for index, ids in zip(part, drawn, strict=True):
+                completions[index] = ids
+            kl += self._kl(part, drawn)
+        scores = self.judge(self.prompts.texts, completions)
+        self._write(step, completions, scores)
+        ends = self.sampler.model.end_token_ids
+        figures = {
+            "finished": sum(ids[-1] in ends for ids in completions) / len(completions),
+            "mean_length": sum(map(len, completions)) / len(completions),
+        }
+        for name, values in (("scores", scores), ("kl", kl)):
+            if len(values) > 1:
+                interval = mean_interval(values)
+                figures |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            elif values:  # one value says nothing about the spread
+                figures[name] = values[0]
+        return figures
+
+    def _kl(self, part: Sequence[int], drawn: Sequence[Sequence[int]]) -> list[float]:
+        prompts = [self.prompts.ids[index] for index in part]
+        sequences = [completion_of([*prompt, *ids], len(prompt)) for prompt, ids in zip(prompts, drawn, strict=True)]
+        measured = self.measure(sequences)
+        if measured.reference is None:
+            return []
+        lengths = torch.tensor([len(ids) for ids in drawn])
+        found: list[float] = per_completion(k1(measured.logps, measured.reference), lengths).tolist()
+        return found
+
+    def _write(self, step: int, completions: Sequence[Sequence[int]], scores: Sequence[float]) -> None:
+        parts = [f"# Step {step}\n"]
+        rows: list[Any] = list(zip(self.prompts.texts, completions, scores, strict=True))
+        for prompt, ids, score in rows[: self.pages]:
+            completion = _words(self.judge.text(ids, prompt))
+            parts.append(f"\n## Reward {score:.4g}\n\n{fenced(_words(prompt))}\n{fenced(completion)}")
+        with atomic_write(self.folder.path / "samples" / f"step-{step:06d}.md") as file:
+            file.write_text("".join(parts), "utf-8")
+
+
+def _words(text: Text) -> str:
+    """A text, or what is said in the last turn of a conversation."""
+    return text if isinstance(text, str) else str(text[-1]["content"])
