@@ -24,7 +24,7 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"documents"},
-    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes"},
+    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes", "progress"},
     {"prompts", "text_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,6 +18,7 @@ from types import FrameType
 from ..errors import Interrupted, UserError, first_line, is_out_of_memory
 from ..folders import is_main_process
 from ..processes import num_launched
+from ..progress import LOGGER
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -121,6 +124,36 @@ def check_arguments(arguments: Sequence[str]) -> None:
             name = argument.encode("utf-8", "backslashreplace").decode()
             remedy = "rename the file or folder: names must be UTF-8, as files of results tell them"
             raise UserError(f"argument {name!r}: not UTF-8", remedy) from error
+
+
+class _Printer(logging.Handler):
+    """Prints what workflows note, once for all processes, with parameters as flags."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print ``record``; a reader that has gone is for ``main`` to see."""
+        if is_main_process():
+            print(as_flags(record.getMessage()), flush=True)
+
+
+def as_flags(text: str) -> str:
+    """``text`` of a workflow as the command line tells it: a parameter, which stands in backquotes, is a flag here."""
+    return re.sub(r"`([a-z][a-z0-9_]*)`", r"--\1", text)
+
+
+@contextmanager
+def printing_notes() -> Iterator[None]:
+    """Within this, what workflows note is printed, and their bars are shown."""
+    logger, printer = logging.getLogger(LOGGER), _Printer()
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(printer)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(printer)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 def say(text: str) -> None:

@@ -59,7 +59,7 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with failures.stopping() as received:
+    with failures.printing_notes(), failures.stopping() as received:
         try:
             code = _guarded(arguments, received)
         except SystemExit as error:  # of --help, and of commands that have said everything
@@ -83,7 +83,7 @@ def _guarded(arguments: Sequence[str], received: Sequence[int]) -> int:
         message = failures.told(error, arguments)
         if message is None:
             raise
-        failures.say(f"error: {message}")
+        failures.say(f"error: {failures.as_flags(str(message))}")
         return 2
     return 0
 

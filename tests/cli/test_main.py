@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import subprocess
 import sys
 import time
@@ -178,3 +179,18 @@ def test_empty_arguments_are_told(
 def test_texts_may_be_empty(arguments: list[str], command: SimpleNamespace) -> None:
     command.run = lambda _: None
     assert main(arguments) == 0
+
+
+def test_notes_are_printed_with_parameters_as_flags(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: Sequence[str]) -> None:
+        logging.getLogger("diffusion_feedback.workflows.x").info("note: `batch_size` is 2, `accelerate launch` is not")
+        raise UserError("`tie_margin`: got 0.7", "give less")
+
+    command.run = run
+    assert main(["score"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "note: --batch_size is 2, `accelerate launch` is not\n"
+    assert err.startswith("error: --tie_margin: got 0.7\n")
+    assert not logging.getLogger("diffusion_feedback").handlers

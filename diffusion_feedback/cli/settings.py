@@ -1,0 +1,57 @@
+"""Flags made of the settings of workflows, which hold the defaults; and settings made of the flags that were given."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Settings = TypeVar("Settings")
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, kind: type[Any], helps: Mapping[str, str], **more: Mapping[str, Any]
+) -> None:
+    """Add a flag for each field of the settings ``kind`` that ``helps`` names, in the order of ``helps``.
+
+    The default is told behind the help unless it is None or False. ``more`` holds further arguments of argparse by field,
+    such as ``scorers={"metavar": "SPEC"}``; ``flag`` among them is another name of the flag.
+    """
+    known = {field.name: field for field in fields(kind)}
+    hints = get_type_hints(kind)
+    for name, text in helps.items():
+        given = dict(more.get(name, {}))
+        flag = given.pop("flag", name)
+        spellings = list(dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"]))
+        how = {"dest": name, "default": argparse.SUPPRESS, "help": text + _default(known[name]), **_how(hints[name])}
+        parser.add_argument(*spellings, **{**how, **given})
+
+
+def made_of(arguments: argparse.Namespace, kind: type[Settings], **more: Any) -> Settings:
+    """The settings ``kind`` with all that was given on the command line, and ``more``. Raises UserError as they do."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return kind(**{**tuples, **more})
+
+
+def _default(field: Field[Any]) -> str:
+    value = field.default
+    if value is MISSING or value is None or value is False or value == ():
+        return ""
+    return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
+
+
+def _how(hint: Any) -> dict[str, Any]:
+    """The arguments of argparse by which a value of type ``hint`` is read."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    if get_origin(hint) is Literal:
+        return {"choices": list(get_args(hint))}
+    if get_origin(hint) is tuple:
+        return {**_how(get_args(hint)[0]), "nargs": "+", "action": "extend"}
+    if hint is bool:
+        return {"action": "store_true"}
+    return {"type": hint} if hint in (int, float) else {}
