@@ -24,7 +24,8 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"documents"},
-    {"records", "types", "noise", "catalog", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes", "progress"},
+    {"records", "types", "noise", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes", "progress"},
+    {"catalog"},
     {"prompts", "text_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import UserError
+from ..errors import UserError
 
 CATALOG: Mapping[str, Mapping[str, str]] = {
     "objective": {
