@@ -10,8 +10,9 @@ from reports.sample_report import picture
 
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.evaluation.benchmarks.benchmark import prompts_hash
+from diffusion_feedback.evaluation.benchmarks.run import make_run
 from diffusion_feedback.records import PromptRecord, ScoreRecord
-from diffusion_feedback.workflows.benchmark_folder import make_run, open_folder, write_run
+from diffusion_feedback.workflows.benchmark_folder import open_folder, write_run
 
 RECIPES = {
     "hpsv2": "hpsv2.1/letterbox-224/fp32/0123456789ab",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..data.prompt_images import PromptImages
     from ..data.prompt_sets import PromptSet
     from ..evaluation.benchmarks.benchmark import Benchmark
+    from ..evaluation.benchmarks.run import BenchmarkRun
     from ..records import PromptRecord
-    from ..workflows.benchmark_folder import BenchmarkRun
 
 EPILOG = f"""benchmarks:
   hpsv2         4 styles x 800 prompts of zhwang/HPDv2; images <style>/00000.jpg; reported as published
@@ -106,8 +106,10 @@ def run(argv: Sequence[str]) -> None:
 
 def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     from ..data.prompt_images import find_images
-    from ..workflows.benchmark_folder import check_folder, image_names, make_run, open_folder, write_run
-    from ..workflows.benchmark_page import console_summary, write_pages
+    from ..evaluation.benchmarks.run import compare_runs, make_run
+    from ..reports.console import benchmark_summary
+    from ..reports.pages.benchmark import write_pages
+    from ..workflows.benchmark_folder import check_folder, image_names, open_folder, write_run
     from ..workflows.scoring import process_state, score_items
 
     read, settings = _prompts(benchmark, arguments)
@@ -142,10 +144,10 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     done = make_run(folder, benchmark, settings, prompts, image_names(found), records)
     open_folder(folder, settings, overwrite=arguments.overwrite and not arguments.model)
     _check_scored(done, arguments)
-    comparisons, comparison = _compare(baseline, done, arguments.tie_margin)
+    comparison = compare_runs(baseline, done, tie_margin=arguments.tie_margin) if baseline else None
     write_run(done, records, comparison)
-    write_pages(done, baseline, comparisons)
-    print(console_summary(done, baseline, comparisons))
+    write_pages(done, comparison)
+    print(benchmark_summary(done, comparison))
     print(f"\n{folder / 'report.html'}: open it; {folder / 'results.json'} holds its figures")
 
 
@@ -223,7 +225,8 @@ def _baseline(benchmark: Benchmark, settings: dict[str, Any], arguments: argpars
     """The run to compare with, looked at before the work begins."""
     if not arguments.baseline:
         return None
-    from ..workflows.benchmark_folder import check_comparable, load_run
+    from ..evaluation.benchmarks.run import check_comparable
+    from ..workflows.benchmark_folder import load_run
 
     found = load_run(arguments.baseline)
     check_comparable(found, benchmark.name, settings["prompts_hash"], "this run")
@@ -311,14 +314,3 @@ def _check_scored(run: BenchmarkRun, arguments: argparse.Namespace) -> None:
     if before not in (None, run.settings["recipes"]) and not arguments.overwrite:
         problem = f"{run.folder}: holds scores of {before}, this run has {run.settings['recipes']}"
         raise UserError(problem, "use another --output_dir, or --overwrite to replace what is there")
-
-
-def _compare(
-    baseline: BenchmarkRun | None, run: BenchmarkRun, tie_margin: float
-) -> tuple[list[Any], dict[str, Any] | None]:
-    from ..workflows.benchmark_folder import compare_runs, comparison_json
-
-    if baseline is None:
-        return [], None
-    comparisons = compare_runs(baseline, run, tie_margin=tie_margin)
-    return comparisons, comparison_json(baseline, run, comparisons, tie_margin)

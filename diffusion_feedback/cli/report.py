@@ -11,7 +11,7 @@ from ..folders import hold_file
 from .flags import Flags
 
 if TYPE_CHECKING:
-    from ..workflows.benchmark_folder import BenchmarkRun
+    from ..evaluation.benchmarks.run import BenchmarkRun
 
 EPILOG = """examples:
   dfb report runs/bench-base runs/bench-dpo --output report.html
@@ -47,9 +47,9 @@ def run(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from ..errors import UserError
+    from ..evaluation.benchmarks.run import check_same_prompts, compare_runs
     from ..reports.html import write_report
-    from ..workflows.benchmark_folder import check_same_prompts, compare_runs
-    from ..workflows.benchmark_page import runs_report
+    from ..reports.pages.benchmark import benchmark_report
 
     output = Path(arguments.output)
     if output.suffix.lower() not in (".html", ".htm"):
@@ -61,11 +61,8 @@ def run(argv: Sequence[str]) -> None:
     baseline, *others = _load(arguments)
     for other in others:
         check_same_prompts(baseline, other)
-    if others:
-        compared = [(other, compare_runs(baseline, other, tie_margin=arguments.tie_margin)) for other in others]
-        report = runs_report(others, baseline, compared, title=arguments.title)
-    else:
-        report = runs_report([baseline], None, [], title=arguments.title)
+    comparisons = [compare_runs(baseline, other, tie_margin=arguments.tie_margin) for other in others]
+    report = benchmark_report(others or [baseline], comparisons, arguments.title)
     with hold_file(output, "dfb report"):
         write_report(report, output)
     for notice in report.notices:

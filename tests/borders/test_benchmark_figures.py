@@ -14,9 +14,11 @@ from PIL import Image
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
+from diffusion_feedback.evaluation.benchmarks.run import compare_runs
 from diffusion_feedback.records import PromptRecord, ScoreRecord
-from diffusion_feedback.workflows.benchmark_folder import compare_runs, load_run, write_run
-from diffusion_feedback.workflows.benchmark_page import console_summary, write_pages
+from diffusion_feedback.reports.console import benchmark_summary
+from diffusion_feedback.reports.pages.benchmark import write_pages
+from diffusion_feedback.workflows.benchmark_folder import load_run, write_run
 
 BENCHMARKS = ["hpsv2", "pickapic", "partiprompts", "drawbench", "shapes"]
 
@@ -46,12 +48,12 @@ def test_hpsv2_is_in_the_published_unit_on_every_benchmark(tmp_path: Path, bench
     assert "unit" not in found["pickscore"]
     assert {row.raw for row in read_scores(run / "scores.parquet") if row.scorer == "hpsv2"} == set(better)
     before, after = load_run(base), load_run(run)
-    comparisons = compare_runs(before, after)
-    assert comparisons[0].overall.difference.value == pytest.approx(100 * (0.267 - 0.2535))
-    shown = console_summary(after, before, comparisons)
+    comparison = compare_runs(before, after)
+    assert comparison.scorers[0].overall.difference.value == pytest.approx(100 * (0.267 - 0.2535))
+    shown = benchmark_summary(after, comparison)
     assert "hpsv2 (100 x cosine)  (hpsv2.1/" in shown
     assert "pickscore  (pickscore.1/" in shown
-    write_pages(after, before, comparisons)
+    write_pages(after, comparison)
     page = (run / "report.html").read_text()
     assert "Means, hpsv2 (100 x cosine)" in page
     assert "26.70" in page
@@ -61,13 +63,13 @@ def test_hpsv2_is_in_the_published_unit_on_every_benchmark(tmp_path: Path, bench
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_each_figure_is_printed_once(tmp_path: Path, benchmark: str) -> None:
     run = load_run(write_folder(tmp_path / "run", prompts_of(benchmark), {"pickscore": [1.0] * 8}, benchmark=benchmark))
-    lines = [line.split()[0] for line in console_summary(run, None, []).splitlines() if line.startswith("  ")]
+    lines = [line.split()[0] for line in benchmark_summary(run, None).splitlines() if line.startswith("  ")]
     assert lines == [*([] if benchmark == "pickapic" else dict.fromkeys(run.styles)), "all"]
 
 
 def test_figures_of_one_picture_say_nothing_of_their_spread(tmp_path: Path) -> None:
     run = load_run(write_folder(tmp_path / "run", prompts_of("pickapic", 1), {"pickscore": [21.0]}))
-    shown = console_summary(run, None, [])
+    shown = benchmark_summary(run, None)
     assert "all                21.00, 1 prompts" in shown
     assert "nan" not in shown
 
@@ -86,18 +88,18 @@ def test_a_whole_style_compares_with_the_published_ones_of_that_style(tmp_path: 
         tmp_path / "run", whole_style("photo"), {"hpsv2": values}, benchmark="hpsv2", short=short, side=1
     )
     run = load_run(folder)
-    shown = console_summary(run, None, [])
+    shown = benchmark_summary(run, None)
     assert "published, not reproduced here: " in shown
     assert ", photo 28." in shown
     assert "30.63" not in shown  # an average over four styles
-    write_pages(run, None, [])
+    write_pages(run, None)
     page = (folder / "report.html").read_text()
     assert "Published results of the same scorer, v2.1" in page
     assert "Those of whole styles do, style by style: photo." in page
     part = write_folder(
         tmp_path / "part", whole_style("photo", 8), {"hpsv2": values[:8]}, benchmark="hpsv2", short=["photo: 8 of 800"]
     )
-    assert "published" not in console_summary(load_run(part), None, [])
+    assert "published" not in benchmark_summary(load_run(part), None)
 
 
 def test_one_style_is_measured_as_the_message_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

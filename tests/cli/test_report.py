@@ -15,8 +15,9 @@ from benchmark_folders import write_folder
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
+from diffusion_feedback.evaluation.benchmarks.run import compare_runs
 from diffusion_feedback.records import PromptRecord
-from diffusion_feedback.workflows.benchmark_folder import compare_runs, load_run
+from diffusion_feedback.workflows.benchmark_folder import load_run
 
 PROMPTS = [PromptRecord(f"prompt {number}", {}) for number in range(40)]
 BASE = np.random.default_rng(0).normal(0.2, 0.01, 40)
@@ -76,7 +77,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 def test_figures_of_the_page_are_those_of_the_comparison(tmp_path: Path) -> None:
     base, one = folder(tmp_path / "base"), folder(tmp_path / "one", 0.0001)
     assert report(tmp_path, base, one) == 0
-    (found,) = compare_runs(load_run(base), load_run(one))
+    (found,) = compare_runs(load_run(base), load_run(one)).scorers
     before, after = (np.array(load_run(path).values[0].values) for path in (base, one))
     assert found.overall.win_rate.wins == int((after > before).sum())
     assert f"{100 * found.overall.win_rate.win_rate:.1f}\u202f%" in words(tmp_path / "report.html")

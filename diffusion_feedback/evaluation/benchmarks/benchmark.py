@@ -1,4 +1,4 @@
-"""What a benchmark is made of, and how scores of images become its figures."""
+"""What a benchmark is made of, and how scores of images become its metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .units import published_value, unit_of
 FloatArray = NDArray[np.float64]
 
 OVERALL = "all"
-"""The name of the figures over every prompt; a benchmark without styles has this one style."""
+"""The name of the metrics over every prompt; a benchmark without styles has this one style."""
 
 StyleMean = Callable[[FloatArray], tuple[float, float | None]]
 """Scores of one style by prompt index, NaN where missing, to the mean and the spread that the benchmark reports."""
@@ -35,8 +35,8 @@ class Benchmark:
 
     ``files`` maps styles to the files of a folder or hub repository; the style "" stands for a file whose rows name
     their own style in one of ``style_columns``, or that ``style_of`` tells from the prompt. ``per_style`` and ``total``
-    are the numbers of prompts that published figures stand on. ``unique`` leaves prompts out that came before.
-    ``scorers`` are the specs taken when none are given. Figures are in the unit of the published tables, ``units``.
+    are the numbers of prompts that published results stand on. ``unique`` leaves prompts out that came before.
+    ``scorers`` are the specs taken when none are given. Metrics are in the unit of the published tables, ``units``.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Benchmark:
         return f"give images of every style, or measure the styles that you have: {others}"
 
     def whole_styles(self, prompts: Sequence[PromptRecord]) -> list[str]:
-        """The styles of which every prompt is there, so that their figures compare with published ones."""
+        """The styles of which every prompt is there, so that their metrics compare with published ones."""
         found = Counter(style_of(prompt) for prompt in prompts)
         return [style for style in self.styles if self.per_style is not None and found[style] == self.per_style]
 
@@ -98,12 +98,12 @@ def prompts_hash(prompts: Sequence[PromptRecord]) -> str:
     return content_hash(*[part for prompt in prompts for part in (style_of(prompt), prompt.prompt)])
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """The figures of one style (or of all prompts, ``OVERALL``) under one scorer.
+class StyleMetrics:
+    """The metrics of one style (or of all prompts, ``OVERALL``) under one scorer.
 
     ``mean`` in the scorer's unit; ``standard_error`` of the mean over prompts, None for fewer than two; ``spread`` as
     the benchmark defines it, or None; ``num`` prompts were scored and ``missing`` were not.
@@ -117,7 +117,7 @@ class Figures:
     missing: int
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in results.json; incomplete figures say so."""
+        """As it stands in results.json; incomplete metrics say so."""
         return {
             "mean": self.mean,
             "standard_error": self.standard_error,
@@ -143,16 +143,16 @@ class PromptValues:
 
 @dataclass(frozen=True, slots=True)
 class ScorerResult:
-    """The figures of one scorer, style by style and over all."""
+    """The metrics of one scorer, style by style and over all."""
 
     scorer: str
     recipe_id: str
-    styles: tuple[Figures, ...]
-    overall: Figures
+    styles: tuple[StyleMetrics, ...]
+    overall: StyleMetrics
 
     @property
     def unit(self) -> str:
-        """What the figures are in the place of the scores themselves; empty where they are these."""
+        """What the metrics are in the place of the scores themselves; empty where they are these."""
         return unit_of(self.recipe_id)
 
 
@@ -188,7 +188,7 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
 
 
 def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], found: PromptValues) -> ScorerResult:
-    """The figures of one scorer. Raises UserError where no prompt, or none of a style, was scored."""
+    """The metrics of one scorer. Raises UserError where no prompt, or none of a style, was scored."""
     labels = np.array([style_of(prompt) for prompt in prompts])
     rows = []
     for style in benchmark.style_order(prompts):
@@ -196,13 +196,13 @@ def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], found: Promp
         if np.isnan(values).all():
             problem = f"{found.scorer}: none of the {len(values)} prompts of {style!r} has a scored image"
             raise UserError(problem, benchmark.without_styles)
-        rows.append(_figures(style, values, *benchmark.style_mean(values)))
+        rows.append(_metrics(style, values, *benchmark.style_mean(values)))
     return ScorerResult(
-        found.scorer, found.recipe_id, tuple(rows), _figures(OVERALL, found.values, *plain_mean(found.values))
+        found.scorer, found.recipe_id, tuple(rows), _metrics(OVERALL, found.values, *plain_mean(found.values))
     )
 
 
-def _figures(style: str, values: FloatArray, mean: float, spread: float | None) -> Figures:
+def _metrics(style: str, values: FloatArray, mean: float, spread: float | None) -> StyleMetrics:
     there = values[~np.isnan(values)]
     error = float(there.std(ddof=1) / math.sqrt(len(there))) if len(there) > 1 else None
-    return Figures(style, mean, error, spread, len(there), len(values) - len(there))
+    return StyleMetrics(style, mean, error, spread, len(there), len(values) - len(there))
