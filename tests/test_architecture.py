@@ -73,8 +73,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+# What is written with the package, beside it.
+BESIDE = ("benchmarks", "examples", "experiments", "tools")
 MODULES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
-SOURCES = [*MODULES.values(), *(path for room in ("scripts", "tools") for path in sorted((ROOT / room).rglob("*.py")))]
+SOURCES = [*MODULES.values(), *(path for room in BESIDE for path in sorted((ROOT / room).rglob("*.py")))]
 
 
 @cache

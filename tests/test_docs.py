@@ -65,7 +65,7 @@ def refuse_unknown(line: str) -> None:
     accepted = {flag.replace("-", "_").replace("__", "--", 1) for flag in re.findall(r"--[\w.-]+", known)}
     assert set(flags(line)) <= accepted
     for word in words[1:]:
-        if re.match(r"(configs|assets|scripts)/", word) and word == word.lower():
+        if re.match(r"(configs|assets|examples|experiments|benchmarks|tools)/", word) and word == word.lower():
             assert (ROOT / word).exists(), word
 
 

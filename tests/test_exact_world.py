@@ -10,7 +10,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact_world import (
+from scipy.optimize import minimize
+
+from diffusion_feedback.likelihoods.rewards import SequenceRewards
+from diffusion_feedback.likelihoods.tokens import TokenLikelihood
+from experiments.exact_frontier.networks import new_policy, new_reward_network, policy_table, reward_table
+from experiments.exact_frontier.training import Once, Pairs, Texts, draw_pairs
+from experiments.exact_frontier.world import (
     SPREAD,
     ExactWorld,
     Frontier,
@@ -24,12 +30,6 @@ from exact_world import (
     tabulate,
     tilted,
 )
-from frontier_networks import new_policy, new_reward_network, policy_table, reward_table
-from frontier_training import Once, Pairs, Texts, draw_pairs
-from scipy.optimize import minimize
-
-from diffusion_feedback.likelihoods.rewards import SequenceRewards
-from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 
 V, T = 3, 3
 

@@ -1,4 +1,4 @@
-"""The frontier's script, whole, on a world of 27 completions; and its report against numbers by hand."""
+"""The experiment on the frontier, whole, on a world of 27 completions; and its report against numbers by hand."""
 
 from __future__ import annotations
 
@@ -7,36 +7,45 @@ import json
 import math
 from pathlib import Path
 
-import frontier_bench
-import frontier_methods
 import pytest
-from exact_world import ExactWorld
-from frontier import run_seed
-from frontier_methods import METHODS
-from frontier_report import LABELS, bars, draw, interval, learned_against_dpo, read_rows, table, write_docs
-from frontier_training import Course
+
+from experiments.exact_frontier import bench, methods
+from experiments.exact_frontier.__main__ import run_seed
+from experiments.exact_frontier.methods import METHODS
+from experiments.exact_frontier.report import (
+    LABELS,
+    bars,
+    draw,
+    interval,
+    learned_against_dpo,
+    read_rows,
+    table,
+    write_docs,
+)
+from experiments.exact_frontier.training import Course
+from experiments.exact_frontier.world import ExactWorld
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> ExactWorld:
     """Courses of a few updates, and a world to go with them."""
     for module, name, value in (
-        (frontier_bench, "SFT_SAMPLES", 64),
-        (frontier_bench, "NUM_PROMPTS", 16),
-        (frontier_bench, "HELD_OUT", 50),
-        (frontier_bench, "SFT_COURSE", Course(3, 8, 1e-2)),
-        (frontier_bench, "PAIR_COURSE", Course(3, 4, 1e-2)),
-        (frontier_methods, "PAIR_COURSE", Course(3, 4, 1e-2)),
-        (frontier_methods, "BASE_COURSE", Course(3, 4, 1e-2)),
-        (frontier_methods, "ROUND_COURSE", Course(2, 4, 1e-2)),
-        (frontier_methods, "ROUND_PROMPTS", 8),
-        (frontier_methods, "ROUNDS", 2),
-        (frontier_methods, "PPO_ITERATIONS", 2),
-        (frontier_methods, "PPO_COMPLETIONS", 6),
+        (bench, "SFT_SAMPLES", 64),
+        (bench, "NUM_PROMPTS", 16),
+        (bench, "HELD_OUT", 50),
+        (bench, "SFT_COURSE", Course(3, 8, 1e-2)),
+        (bench, "PAIR_COURSE", Course(3, 4, 1e-2)),
+        (methods, "PAIR_COURSE", Course(3, 4, 1e-2)),
+        (methods, "BASE_COURSE", Course(3, 4, 1e-2)),
+        (methods, "ROUND_COURSE", Course(2, 4, 1e-2)),
+        (methods, "ROUND_PROMPTS", 8),
+        (methods, "ROUNDS", 2),
+        (methods, "PPO_ITERATIONS", 2),
+        (methods, "PPO_COMPLETIONS", 6),
     ):
         monkeypatch.setattr(module, name, value)
     few = {name: dataclasses.replace(method, settings=method.settings[:1]) for name, method in METHODS.items()}
-    monkeypatch.setattr("frontier.METHODS", few)
+    monkeypatch.setattr("experiments.exact_frontier.__main__.METHODS", few)
     return ExactWorld.draw(5, vocabulary=3, length=3)
 
 
@@ -90,7 +99,7 @@ def test_dpo_is_compared_at_the_divergence_of_ppo() -> None:
 
 def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- tables: scripts/frontier.py -->\nold\n<!-- end of tables -->\nafter\n")
+    page.write_text("before\n<!-- tables: experiments.exact_frontier -->\nold\n<!-- end of tables -->\nafter\n")
     row = {"seed": 0, "method": "dpo", "setting": 2.0, "kl": 0.5, "reward": 1.25, "best_reward": 1.5, "share": 0.75}
     write_docs(page, [{**row, "optimum_kl": 0.4, "optimum_reward": 1.0}])
     text = page.read_text()

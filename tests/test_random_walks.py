@@ -1,4 +1,4 @@
-"""The world of scripts/random_walks.py: its shortest paths, its rewards, and its 23 tokens."""
+"""The world of experiments/random_walks.py: its shortest paths, its rewards, and its 23 tokens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_walks
-from random_walks import GOAL, LONGEST, NODES, Graph
 
 from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.records import TextRecord
+from experiments import random_walks
+from experiments.random_walks import GOAL, LONGEST, NODES, Graph
 
 
 @pytest.mark.parametrize("seed", range(4))

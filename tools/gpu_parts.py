@@ -275,15 +275,19 @@ def scorer(size: str, device: str) -> dict[str, Any]:
     }
 
 
-def script(name: str, *, full: str, tiny: str) -> Callable[[str, str], dict[str, Any]]:
-    """Runs the benchmark ``scripts/<name>`` with the arguments of the size, and gives what it wrote."""
+def benchmark(name: str, *, full: str, tiny: str) -> Callable[[str, str], dict[str, Any]]:
+    """Runs ``python -m benchmarks.<name>`` with the arguments of the size, and gives what it wrote."""
 
     def measure(size: str, device: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "found.json"
-            call = [sys.executable, str(ROOT / "scripts" / name), "--device", device, "--output", str(output)]
+            call = [sys.executable, "-m", f"benchmarks.{name}", "--device", device, "--output", str(output)]
             done = subprocess.run(
-                [*call, *(full if size == "full" else tiny).split()], capture_output=True, text=True, check=False
+                [*call, *(full if size == "full" else tiny).split()],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode:
                 raise RuntimeError((done.stderr or done.stdout)[-800:])
@@ -299,8 +303,8 @@ PARTS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "sd15": image_step("sd15"),
     "sdxl": image_step("sdxl"),
     "scorer": scorer,
-    "text": script(
-        "bench_text.py",
+    "text": benchmark(
+        "text",
         full="--speed_only --pairs 16 --layers 12 --width 768 --steps 8 --repeats 2",
         tiny="--speed_only --pairs 2 --layers 1 --width 32 --vocabulary 128 --prompt 8 --completion 8 --steps 2 --repeats 1",
     ),

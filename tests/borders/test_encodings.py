@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for place in ("diffusion_feedback", "scripts", "tools") for path in (ROOT / place).rglob("*.py"))
+PLACES_OF_CODE = ("diffusion_feedback", "benchmarks", "examples", "experiments", "tools")
+SOURCES = sorted(path for place in PLACES_OF_CODE for path in (ROOT / place).rglob("*.py"))
 # Where the encoding stands among the arguments without a name.
 PLACES = {"read_text": 0, "write_text": 1, "open": 3}
 

@@ -20,7 +20,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.types import Conditioning, ImageView
 
 ROOT = Path(__file__).resolve().parents[2]
-APPENDER = Path(__file__).with_name("appender.py")
+APPENDER = ROOT / "tests" / "support" / "appender.py"
 SPACE = {"encoder": "test"}
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reports.sample_report import HOSTILE, full_report
 from reports.test_parts import parts
+from sample_report import HOSTILE, full_report
 
 from diffusion_feedback.reports.html import write_report
 

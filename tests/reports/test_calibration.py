@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reports.sample_report import HOSTILE
+from sample_report import HOSTILE
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.reports.calibration import (

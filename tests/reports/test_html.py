@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from reports.sample_report import HOSTILE, encoded, full_report, picture
+from sample_report import HOSTILE, encoded, full_report, picture
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report

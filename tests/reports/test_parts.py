@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 
 import pytest
-from reports.sample_report import HOSTILE, picture
 from reports.test_html import _Page
+from sample_report import HOSTILE, picture
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.reports.content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup

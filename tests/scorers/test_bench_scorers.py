@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import bench_scorers
 import pytest
+
+from benchmarks import scorers
 
 TINY = {
     "embed_dim": 16,
@@ -25,7 +26,7 @@ def arguments(folder: Path) -> list[str]:
 def test_all_ways_do_the_same_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench_scorers.main(arguments(tmp_path))
+    scorers.main(arguments(tmp_path))
     found = json.loads((tmp_path / "found.json").read_text())
     expected = {"bare": 0, "runner": 5, "loop": 5, "reload": 5, "together": 5, "separate": 15}
     assert found["decodes"] == expected
@@ -38,11 +39,11 @@ def test_all_ways_do_the_same_work(
     for ratio in ("runner / bare", "loop / runner", "reload / runner", "separate / together"):
         assert f"| {ratio} | {found['ratios'][ratio]:.3f} |" in said
     # Files are there by now; ways that disagree are not reported.
-    monkeypatch.setitem(bench_scorers.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(scorers.TOLERANCE, "float32", -1.0)
     with pytest.raises(SystemExit, match="the ways disagree"):
-        bench_scorers.main(arguments(tmp_path))
+        scorers.main(arguments(tmp_path))
 
 
 def test_the_ratio_is_of_times_side_by_side() -> None:
-    bench = bench_scorers.Bench([], "cpu", 1, seconds={"a": [2.0, 30.0, 8.0], "b": [1.0, 10.0, 2.0]})
+    bench = scorers.Bench([], "cpu", 1, seconds={"a": [2.0, 30.0, 8.0], "b": [1.0, 10.0, 2.0]})
     assert bench.ratio("a", "b") == 3.0

@@ -56,8 +56,8 @@ def test_processes_do_not_matter(tmp_path: Path) -> None:
     """Two processes of two passes each, over gloo, are one process with one pass."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(ROOT / "tests" / "coupled_run.py"), str(tmp_path / "both"), "2", *OBJECTIVES]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command += [str(ROOT / "tests" / "support" / "coupled_run.py"), str(tmp_path / "both"), "2", *OBJECTIVES]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]

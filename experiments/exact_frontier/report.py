@@ -10,10 +10,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from exact_world import ExactWorld, Frontier, joint
 from scipy import stats
 
 from diffusion_feedback.records import atomic_write
+
+from .world import ExactWorld, Frontier, joint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -47,7 +48,7 @@ _STYLES = {
     "orpo": ("*", "tab:brown"),
     "sft_chosen": ("+", "black"),
 }
-_BEGIN, _END = "<!-- tables: scripts/frontier.py -->", "<!-- end of tables -->"
+_BEGIN, _END = "<!-- tables: experiments.exact_frontier -->", "<!-- end of tables -->"
 
 
 def read_rows(output: Path, seeds: Iterable[int]) -> list[Row]:

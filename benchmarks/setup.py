@@ -1,6 +1,6 @@
 """How long setting up takes, by pip and by uv: the locked files into fresh environments, one after the other.
 
-    python tools/bench_setup.py        # with uv beside this Python (the dev environment); takes minutes and downloads
+    python -m benchmarks.setup        # with uv beside this Python (the dev environment); takes minutes and downloads
 
 uv is timed with an empty cache and again with a full one; pip has whatever cache it has.
 """

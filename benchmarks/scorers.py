@@ -1,8 +1,8 @@
 """How fast scoring is: against bare forward passes, and against the usual loop over images.
 
-    python scripts/bench_scorers.py                                            # ViT-H-14 on the CPU, about 15 minutes
-    python scripts/bench_scorers.py --device cuda --dtype float16 --num_images 256 --batch_sizes 16 32 64
-    python scripts/bench_scorers.py --architecture ViT-S-32-alt --size 256     # a quick look
+    python -m benchmarks.scorers                                            # ViT-H-14 on the CPU, about 15 minutes
+    python -m benchmarks.scorers --device cuda --dtype float16 --num_images 256 --batch_sizes 16 32 64
+    python -m benchmarks.scorers --architecture ViT-S-32-alt --size 256     # a quick look
 
 Weights are random (numbers of a model's size do not depend on its training) in files like the published ones, images
 are JPEG files. The ways to score a folder are timed side by side, one after the other in every repeat, and compared

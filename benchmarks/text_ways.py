@@ -1,4 +1,4 @@
-"""The two ways that bench_text.py times: this package's DPO step and trl's, on the same model, texts and batches."""
+"""The two ways that ``text`` times: this package's DPO step and trl's, on the same model, texts and batches."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Small real runs of objectives that look beyond their own example; also as a program, for several processes.
 
-python tests/coupled_run.py FOLDER PASSES OBJECTIVE ...
+python tests/support/coupled_run.py FOLDER PASSES OBJECTIVE ...
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long a training run takes to start, for the first time and again, with small and with large images.
 
-    python scripts/bench_start.py                          # about three minutes on one core
-    python scripts/bench_start.py --pairs 100 --sizes 64   # a quick look
+    python -m benchmarks.start                          # about three minutes on one core
+    python -m benchmarks.start --pairs 100 --sizes 64   # a quick look
 
 Pairs of JPEG images, as one parquet file and as twin folders, are learnt from with the embedded Shapes model. Timed is
 what grows with the data before the first step: the index of the pairs, and the caches of latents and texts; not loading

@@ -1,9 +1,9 @@
 """Builds the embedded world under assets/: a small Stable Diffusion that imitates the Shapes mixture, preference pairs,
 and a scorer that has learnt from them.
 
-    python scripts/build_assets.py                   # everything; model and pairs take about 80 minutes on two CPU cores
-    python scripts/build_assets.py --stage pairs     # only the pairs, from the model that is there
-    python scripts/build_assets.py --stage scorer    # only the scorer, from the pairs that are there
+    python tools/build_assets.py                   # everything; model and pairs take about 80 minutes on two CPU cores
+    python tools/build_assets.py --stage pairs     # only the pairs, from the model that is there
+    python tools/build_assets.py --stage scorer    # only the scorer, from the pairs that are there
 
 Stages: model (tokenizer, VAE, its decoder once more, text encoder and UNet), pairs (samples of the model itself,
 labelled by a Bradley-Terry annotator over the exact verifier) and scorer (a CLIP model of the mixture, then the recipe

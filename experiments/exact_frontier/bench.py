@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exact_world import ExactWorld, Floats, Frontier, Policy, divergence, entropy, expected, joint, sample
-from frontier_networks import new_policy, new_reward_network, policy_table, reward_table
-from frontier_training import Course, Once, Pairs, Texts, draw_pairs, draw_samples, fit, pair_source
 
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.likelihoods.rewards import SequenceRewards
@@ -25,6 +22,10 @@ from diffusion_feedback.models.reference import FrozenCopy
 from diffusion_feedback.training.reward import RewardStep
 from diffusion_feedback.training.steps import PairwiseStep, PointwiseStep, StepParts
 from diffusion_feedback.types import Likelihood
+
+from .networks import new_policy, new_reward_network, policy_table, reward_table
+from .training import Course, Once, Pairs, Texts, draw_pairs, draw_samples, fit, pair_source
+from .world import ExactWorld, Floats, Frontier, Policy, divergence, entropy, expected, joint, sample
 
 SFT_SAMPLES, NUM_PROMPTS, NUM_COMPLETIONS, HELD_OUT = 100_000, 52_000, 4, 100_000
 SFT_COURSE = Course(300, 256, 3e-3)

@@ -1,6 +1,6 @@
 """How far an image depends on its neighbours in the batch: the same prompts and seeds at several batch sizes.
 
-    python scripts/measure_batch_tolerance.py [MODEL]      # the embedded model unless given
+    python -m benchmarks.batch_tolerance [MODEL]      # the embedded model unless given
 
 Each image starts from its own generator, so only the rounding of batched kernels is left. Prints, against batch size 1,
 the largest and the mean difference of pixel levels (0 to 255) and the share of levels that differ.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reports.sample_report import picture
+from sample_report import picture
 
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.evaluation.benchmarks.benchmark import prompts_hash

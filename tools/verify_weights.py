@@ -1,6 +1,6 @@
 """Check the scorers on the published weights against the numbers that their authors published.
 
-    python scripts/verify_weights.py FOLDER
+    python tools/verify_weights.py FOLDER
 
 Put into FOLDER what you have of the files below, under these names; what is absent is listed with its address. Prints
 expected and found numbers; exit code 0 if all that could be checked agree, 1 on a mismatch or on weights that do not

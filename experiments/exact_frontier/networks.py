@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from exact_world import ExactWorld, Floats
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reward_model import RewardNetwork
+
+from .world import ExactWorld, Floats
 
 
 def _config(world: ExactWorld, **settings: int) -> GPT2Config:
@@ -67,7 +68,7 @@ def _walk(trunk: nn.Module, world: ExactWorld, prompt: int, depth: int) -> Itera
 
 
 def policy_table(network: LanguageModel, world: ExactWorld, dtype: torch.dtype = torch.float64) -> list[Floats]:
-    """The policy's table of conditionals (see ``exact_world``); the network computes in ``dtype``."""
+    """The policy's table of conditionals (see ``world``); the network computes in ``dtype``."""
     model = copy.deepcopy(network.model).to(dtype).eval()
     rows: list[list[Floats]] = [[] for _ in range(world.length)]
     with torch.no_grad():

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from exact_world import ExactWorld, Floats, Integers, Policy, sample
 from torch import Tensor, nn
 
 from diffusion_feedback.config import TrainingConfig
@@ -21,6 +20,8 @@ from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import PairSource
 from diffusion_feedback.types import BatchSource, Step, TextBatch, TokenSequence
+
+from .world import ExactWorld, Floats, Integers, Policy, sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """What the pretraining term of PPO-ptx is for, measured where everything can be counted exactly.
 
-The exact world (``exact_world``) has eight prompts. A small transformer learns the source of texts on all of them; then
+The exact world (``exact_frontier.world``) has eight prompts. A small transformer learns the source of texts on all of them; then
 PPO teaches it a reward on the first four, and nobody asks for the others: they stand for the rest of what a language
 model knows. The pretraining term shows it texts of the source that begin with those others. Reward on the four prompts
 and negative log-likelihood of the source on the others (nats a token) come from going through all completions: no
 sampling error is in them, the intervals are those of training, over seeds (Student's t, 95 %).
 
-    python scripts/ppo_ptx.py --seeds 0 1 2 --output runs/ppo_ptx
+    python -m experiments.ppo_ptx --seeds 0 1 2 --output runs/ppo_ptx
 
 Measured by that command, with one thread (about 5 minutes of a CPU core):
 
@@ -35,10 +35,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from exact_world import ExactWorld, Floats, divergence, expected, joint
-from frontier_bench import Bench
-from frontier_networks import policy_table
-from frontier_training import Course, draw_samples, fit
 from scipy import stats
 
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
@@ -52,6 +48,11 @@ from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.rollout_batches import Pretraining, RolloutSource
 from diffusion_feedback.training.rollouts import Roller
+
+from .exact_frontier.bench import Bench
+from .exact_frontier.networks import policy_table
+from .exact_frontier.training import Course, draw_samples, fit
+from .exact_frontier.world import ExactWorld, Floats, divergence, expected, joint
 
 ITERATIONS, COMPLETIONS, EPOCHS, RATE, BETA = 80, 256, 4, 1e-3, 0.25
 TEXTS, TEXTS_PER_UPDATE = 20_000, 256

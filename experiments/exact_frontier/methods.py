@@ -9,10 +9,6 @@ from operator import attrgetter
 
 import numpy as np
 import torch
-from exact_world import Floats, best_of_n, best_of_n_bound, joint, tilted
-from frontier_bench import PAIR_COURSE, Bench, Row
-from frontier_networks import policy_table
-from frontier_training import Course, Once, fit
 
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import LanguageModel
@@ -26,6 +22,11 @@ from diffusion_feedback.training.rollouts import Roller
 from diffusion_feedback.training.sources import PairSource
 from diffusion_feedback.training.unpaired import UnpairedStep
 from diffusion_feedback.types import UnpairedBatch
+
+from .bench import PAIR_COURSE, Bench, Row
+from .networks import policy_table
+from .training import Course, Once, fit
+from .world import Floats, best_of_n, best_of_n_bound, joint, tilted
 
 ROUNDS, ROUND_PROMPTS, ROUND_COURSE = 5, 12_000, Course(200, 64, 1e-3)
 PPO_ITERATIONS, PPO_COMPLETIONS, PPO_EPOCHS, PPO_RATE = 60, 512, 4, 2e-3

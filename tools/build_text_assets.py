@@ -1,6 +1,6 @@
 """Builds the embedded language model and its preference data under assets/, the text side of the Shapes world.
 
-    python scripts/build_text_assets.py
+    python tools/build_text_assets.py
 
 The model (a small Llama) imitates the captions of the mixture; the pairs are completions of its own, labelled by a
 Bradley-Terry annotator over the exact verifier. Resumable: run the same command again. Seeds are fixed; on another CPU or

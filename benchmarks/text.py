@@ -1,8 +1,8 @@
 """How fast a DPO step on texts is, and what memory it takes: against trl's DPOTrainer, and with shared prompts.
 
-    python scripts/bench_text.py                                  # on the CPU, about ten minutes
-    python scripts/bench_text.py --device cuda --pairs 16 --layers 12 --width 768
-    python scripts/bench_text.py --steps 4 --repeats 1            # a quick look
+    python -m benchmarks.text                                  # on the CPU, about ten minutes
+    python -m benchmarks.text --device cuda --pairs 16 --layers 12 --width 768
+    python -m benchmarks.text --steps 4 --repeats 1            # a quick look
 
 The model is like GPT-2, with random weights; texts are random words. Both sides train all weights in float32 with fused
 AdamW, clipped gradients and no gradient checkpointing, on the same batches in the same order, padded alike, and both
@@ -31,11 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_text_ways import Setting, memory_of, now, products, shared_and_apart, side_by_side
 
 from diffusion_feedback.records import atomic_write
 
+from .text_ways import Setting, memory_of, now, products, shared_and_apart, side_by_side
+
 WARM_UP = 2
+ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
 # How many times as fast as the other way ours has to be.
 BARS = {"step": 2.0, "cached": 1.7, "shared prompts": 1.3}
@@ -75,8 +77,8 @@ def peaks(setting: Setting, long: Setting, threads: int) -> dict[str, dict[str, 
     found = {}
     for way in WAYS:
         arguments = {"way": way, "setting": asdict(replace(long if "long" in way else setting, steps=4))}
-        call = [sys.executable, __file__, "--alone", json.dumps(arguments), "--threads", str(threads)]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        call = [sys.executable, "-m", "benchmarks.text", "--alone", json.dumps(arguments), "--threads", str(threads)]
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{way}: {done.stderr[-2000:]}")
         found[way] = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """The whole circle of AI feedback on the embedded world, beside people's labels and beside judges that know too little.
 
-    python scripts/ai_feedback.py                              # three seeds a judge, an hour or two on two CPU cores
-    python scripts/ai_feedback.py --runs ai-0 human-0 few-0    # one
+    python -m experiments.ai_feedback                              # three seeds a judge, an hour or two on two CPU cores
+    python -m experiments.ai_feedback --runs ai-0 human-0 few-0    # one
 
     base model -> dfb generate -> dfb label (four judges) -> dfb train -> dfb benchmark (exact verifier) -> dfb report
 

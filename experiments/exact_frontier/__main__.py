@@ -1,12 +1,12 @@
 """Preference methods against the exact frontier of reward and divergence, in a world where both can be enumerated.
 
-    python scripts/frontier.py --seeds 0 1 2 --output runs/frontier          # everything, over an hour of one core
-    python scripts/frontier.py --seeds 0 --methods sft dpo best_of_n         # a part
-    python scripts/frontier.py --report_only --docs docs/frontier.md         # tables and figure from what is there
+    python -m experiments.exact_frontier --seeds 0 1 2 --output runs/frontier          # everything, over an hour of one core
+    python -m experiments.exact_frontier --seeds 0 --methods sft dpo best_of_n         # a part
+    python -m experiments.exact_frontier --report_only --docs docs/frontier.md         # tables and figure from what is there
 
 Every policy is a small transformer, trained by the package's own loop, steps and objectives. Its divergence from the
 fine-tuned model and its expected reward are sums over all completions, and so is the best reward at that divergence (see
-exact_world.py). Results are written one file a seed, method and setting; what is there is not computed again, and a
+world.py). Results are written one file a seed, method and setting; what is there is not computed again, and a
 training that was killed goes on from its checkpoint.
 """
 
@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from exact_world import ExactWorld
-from frontier_bench import Bench, timed
-from frontier_methods import METHODS
-from frontier_report import bars, draw, read_rows, table, write_docs
 
 from diffusion_feedback.records import atomic_write
+
+from .bench import Bench, timed
+from .methods import METHODS
+from .report import bars, draw, read_rows, table, write_docs
+from .world import ExactWorld
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,1 @@
+"""Preference methods against the exact frontier of reward and divergence."""
