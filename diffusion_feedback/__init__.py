@@ -1,3 +1,67 @@
-"""Takes generative models beyond imitation by learning from feedback."""
+"""Takes generative models beyond imitation by learning from feedback.
+
+The public names are imported when they are first asked for, so that ``import diffusion_feedback`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to Python
+    from .config import (
+        DataConfig,
+        ModelConfig,
+        Recipe,
+        RolloutConfig,
+        RoundsConfig,
+        TextConfig,
+        TrainingConfig,
+        ValidationConfig,
+        load_recipe,
+    )
+    from .errors import UserError
+    from .progress import set_verbosity
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "Recipe",
+    "RolloutConfig",
+    "RoundsConfig",
+    "TextConfig",
+    "TrainingConfig",
+    "UserError",
+    "ValidationConfig",
+    "load_recipe",
+    "set_verbosity",
+]
+
+# Where each public name lives; a test holds this, __all__ and the imports above together.
+_HOMES = {
+    "DataConfig": "config",
+    "ModelConfig": "config",
+    "Recipe": "config",
+    "RolloutConfig": "config",
+    "RoundsConfig": "config",
+    "TextConfig": "config",
+    "TrainingConfig": "config",
+    "UserError": "errors",
+    "ValidationConfig": "config",
+    "load_recipe": "config",
+    "set_verbosity": "progress",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

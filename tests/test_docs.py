@@ -14,7 +14,7 @@ import pytest
 from diffusion_feedback import __version__
 from diffusion_feedback.catalog import names
 from diffusion_feedback.cli.main import COMMANDS, overview
-from diffusion_feedback.config import build_parser, parse
+from diffusion_feedback.config import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("assets/**/*.md")])
@@ -104,7 +104,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_recipes_are_accepted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    recipe, _ = parse(build_parser("dfb train", ""), ["--config", str(path)])
+    recipe = load_recipe(path)
     assert recipe.output_dir
     assert text(path).startswith("#"), "a recipe begins with its command, hardware, time and expected numbers"
 

@@ -82,8 +82,7 @@ class Story:
     """The demo's stages; each is resumable, and its time is kept in stages.json when it is done."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        from ..config import build_parser as recipe_parser
-        from ..config import parse
+        from ..config import load_recipe
         from ..prompts import read_prompts
 
         self.folder = Path(arguments.output_dir)
@@ -98,11 +97,14 @@ class Story:
         self.methods = [method for method in METHODS if method != "ai" or arguments.ai_feedback]
         for method in self.methods:
             config = Path(arguments.configs) / f"{METHODS[method]}.yaml"
-            flags = ["--output_dir", str(self.folder / method), "--training.seed", str(self.seed)]
-            flags += ["--data.cache_dir", str(self.folder / "cache")]
+            own = {
+                "output_dir": self.folder / method,
+                "training.seed": self.seed,
+                "data.cache_dir": self.folder / "cache",
+            }
             if method == "ai":
-                flags += ["--data.train", str(self.folder / AI_PAIRS)]
-            self.recipes[method], _ = parse(recipe_parser("dfb train", ""), ["--config", str(config), *flags])
+                own["data.train"] = self.folder / AI_PAIRS
+            self.recipes[method] = load_recipe(config, own)
 
     @contextmanager
     def _stage(self, name: str, title: str) -> Iterator[None]:

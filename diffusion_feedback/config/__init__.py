@@ -1,7 +1,7 @@
 """Recipes: YAML plus flags to typed dataclasses. Every key is checked; an unknown one is an error with the nearest name."""
 
 from .checks import check
-from .parsing import build_parser, parse
+from .parsing import build_parser, checked, load_recipe, parse
 from .recipe import (
     SECTIONS,
     DataConfig,
@@ -29,7 +29,9 @@ __all__ = [
     "ValidationConfig",
     "build_parser",
     "check",
+    "checked",
     "known_keys",
+    "load_recipe",
     "parse",
     "to_dict",
     "to_yaml",

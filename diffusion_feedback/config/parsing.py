@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,10 +18,11 @@ from ..documents import parse_yaml, read_yaml
 from ..errors import UserError, first_line
 from ..folders import expand
 from .checks import check
-from .recipe import SECTIONS, Recipe
+from .recipe import SECTIONS, Recipe, plain, to_dict
 from .wording import allowed, explain, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
+_TOP = [item.name for item in dataclasses.fields(Recipe)]
 # Keys that are paths, or may be: a leading ~ is the home folder.
 _PATHS = (
     "output_dir", "model.pretrained_model_name_or_path", "model.reference_model_name_or_path", "data.train",
@@ -59,20 +61,59 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Recipe, Namespac
     flags = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
     _check_names(argv, flags)
     _check_values(argv)
+    namespace = _read(parser, _with_contents(argv), flags)
+    return _recipe_of(namespace), namespace
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in the YAML file ``path`` with ``overrides``, such as ``{"training.learning_rate": 1e-5}``.
+
+    A section, the objective or the optimizer may be overridden as a whole, by a mapping. Raises UserError as a recipe file
+    does: unknown keys (with the nearest name), wrong types, missing keys, values that no run can have.
+    """
+    content = _content_of(str(path))
+    for key, value in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        if section not in _TOP:
+            raise UserError(f"unknown key {key!r}", nearest(key, known_keys()))
+        content[section] = {**content.get(section, {}), name: value} if name else value
+    return _recipe_from(content, str(path))
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """``recipe`` as it would be read from its own file: checked in the same way. Raises UserError naming the key."""
+    return _recipe_from(to_dict(recipe), "recipe")
+
+
+def _recipe_from(content: dict[str, Any], where: str) -> Recipe:
+    _check_content(content, where)
     try:
-        namespace = parser.parse_args(_with_contents(argv))
+        text = yaml.safe_dump(plain(content), sort_keys=False)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: a value cannot be written down: {first_line(error)}", "give plain values") from error
+    return _recipe_of(_read(build_parser(where, ""), ["--config", text], None))
+
+
+def _read(parser: ArgumentParser, argv: Sequence[str], flags: Sequence[str] | None) -> Namespace:
+    """What ``parser`` reads from ``argv``; ``flags`` are those of the command line, None where there is none."""
+    try:
+        namespace: Namespace = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(*explain(str(error), flags)) from error
     except (ValueError, OverflowError, RecursionError) as error:  # numbers of thousands of digits, and their like
         if isinstance(error, UserError):
             raise
         raise UserError(f"a value cannot be read: {first_line(error)}", "correct the recipe or the flags") from error
+    return namespace
+
+
+def _recipe_of(namespace: Namespace) -> Recipe:
     parts = {name: section(**vars(namespace[name])) for name, section in SECTIONS.items()}
     objective, optimizer = (_coerce(kind, dict(namespace[kind])) for kind in _CATALOGUED)
     recipe = Recipe(output_dir=namespace.output_dir, objective=objective, optimizer=optimizer, **parts)
     recipe = _with_homes(recipe)
     check(recipe)
-    return recipe, namespace
+    return recipe
 
 
 def _with_underscores(argument: str) -> str:
@@ -140,6 +181,10 @@ def _check_values(argv: Sequence[str]) -> None:
 
 
 def _check_file(file: str) -> None:
+    _check_content(_content_of(file), file)
+
+
+def _content_of(file: str) -> dict[str, Any]:
     path = expand(file)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such recipe file"
@@ -147,18 +192,21 @@ def _check_file(file: str) -> None:
     content = read_yaml(path, "give a recipe in YAML; examples lie under configs/")
     if not isinstance(content, dict):
         raise UserError(f"{file}: a recipe is a mapping of keys, found {type(content).__name__}", "see configs/")
-    top = [item.name for item in dataclasses.fields(Recipe)]
+    return content
+
+
+def _check_content(content: Mapping[Any, Any], where: str) -> None:
     for key, value in content.items():
-        if key not in top:
-            raise UserError(f"{file}: unknown key {key!r}", nearest(str(key), known_keys()))
+        if key not in _TOP:
+            raise UserError(f"{where}: unknown key {key!r}", nearest(str(key), known_keys()))
         if key in (*SECTIONS, *_CATALOGUED) and not isinstance(value, dict):
-            problem = f"{file}: {key}: got {'nothing' if value is None else repr(value)}"
+            problem = f"{where}: {key}: got {'nothing' if value is None else repr(value)}"
             remedy = "leave it out, or give its keys below it" if key in SECTIONS else f"allowed: {allowed(key)}"
             raise UserError(problem, remedy)
         inner = [item.name for item in dataclasses.fields(SECTIONS[key])] if key in SECTIONS else []
         for name in value if key in SECTIONS else []:
             if name not in inner:
-                raise UserError(f"{file}: unknown key '{key}.{name}'", nearest(str(name), inner))
+                raise UserError(f"{where}: unknown key '{key}.{name}'", nearest(str(name), inner))
 
 
 def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -302,16 +303,17 @@ _OPTIONAL: Mapping[str, Any] = {"text": TextConfig(), "rollouts": RolloutConfig(
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as plain nested values, in the order of the sections."""
     silent = {name for name, default in _OPTIONAL.items() if getattr(recipe, name) == default}
-    whole = _plain(dataclasses.asdict(recipe))
+    whole = plain(dataclasses.asdict(recipe))
     return {name: value for name, value in whole.items() if name not in silent}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as YAML holds it: tuples as lists, paths as texts."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+        return [plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def to_yaml(recipe: Recipe) -> str:

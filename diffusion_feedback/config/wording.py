@@ -83,22 +83,23 @@ def _one_of(keys: Sequence[str]) -> str:
     return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
 
 
-def explain(message: str, flags: Sequence[str]) -> tuple[str, str]:
-    """Turn the parser's message into (problem, remedy)."""
+def explain(message: str, flags: Sequence[str] | None) -> tuple[str, str]:
+    """Turn the parser's message into (problem, remedy); ``flags`` are the command's own, None where none is called."""
     unknown = re.search(r"[Kk]ey \"?([\w.]+)\"? is not expected", message)
     if unknown:
-        return unknown_option(unknown.group(1), flags)
+        return unknown_option(unknown.group(1), flags or ())
     stray = re.search(r"unrecognized arguments: (\S+)", message)
     if stray:
         name = stray.group(1).partition("=")[0]
-        is_key = name in (*known_keys(), *flags)
+        is_key = name in (*known_keys(), *(flags or ()))
         return (
             f"{name!r}: is no option{', without its dashes' * is_key}",
             f"write --{name if is_key else 'SECTION.KEY'} VALUE",
         )
     missing = re.search(r"arguments are required: (.+)", message)
     if missing:
-        return f"missing: {missing.group(1)}", "give it as a flag, or name a recipe with --config configs/....yaml"
+        remedy = "give it as a flag, or name a recipe with --config configs/....yaml"
+        return f"missing: {missing.group(1)}", "set it in the recipe" if flags is None else remedy
     no_value = re.search(r"^argument --([\w.]+): expected (?:one|at least one) argument", message)
     if no_value:
         key = no_value.group(1)
@@ -114,7 +115,7 @@ def explain(message: str, flags: Sequence[str]) -> tuple[str, str]:
         value = re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL) or re.search(r"[\"'](.+)[\"']", message)
         found = value.group(1).strip() if value else ""
         return f"{key}: got {_short(found)}" if found else f"{key}: no such value", f"allowed: {allowed(key)}"
-    return message, "see --help"
+    return message, "correct the recipe" if flags is None else "see --help"
 
 
 def _short(text: str) -> str:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import SECTIONS, Recipe, build_parser, known_keys, parse
+from diffusion_feedback.config import SECTIONS, Recipe, build_parser, known_keys, load_recipe, parse
 from diffusion_feedback.config.ranges import RANGES, check_values
 from diffusion_feedback.documents import parse_yaml, read_object
 from diffusion_feedback.errors import UserError
@@ -184,13 +184,13 @@ def test_recipes_that_are_none(name: str, parser: Any, folder: Path) -> None:
 def test_recipes_that_are_not_utf_8(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(data)
     with pytest.raises(UserError, match="not UTF-8 text|not valid YAML"):
-        parse(build_parser("dfb train", ""), ["--config", str(tmp_path / "recipe.yaml")])
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_anchors_may_be_used(tmp_path: Path) -> None:
     text = yaml.safe_dump(BASE) + "training: &t {seed: 3}\nvalidation: {<<: *t}\n"
     (tmp_path / "recipe.yaml").write_text(text)
-    recipe, _ = parse(build_parser("dfb train", ""), ["--config", str(tmp_path / "recipe.yaml")])
+    recipe = load_recipe(tmp_path / "recipe.yaml")
     assert (recipe.training.seed, recipe.validation.seed) == (3, 3)
 
 

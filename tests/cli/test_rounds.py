@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import Recipe, build_parser, parse
+from diffusion_feedback.config import Recipe, load_recipe
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.generation import load_completions
 from diffusion_feedback.workflows.rounds import run as rounds_run
@@ -197,7 +197,7 @@ def test_references_of_a_round(write: Write, tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_prompt_has_its_turn(write: Write) -> None:
-    recipe, _ = parse(build_parser("dfb rounds", ""), ["--config", str(write(rounds={"num_prompts": 2}))])
+    recipe = load_recipe(write(rounds={"num_prompts": 2}))
     rounds = Rounds.open(recipe)
     taken = [prompt for number in range(1, 6) for prompt in rounds._prompts_of(number)]
     assert sorted(taken[:5]) == sorted(WORDS[:5])

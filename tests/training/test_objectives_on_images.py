@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from diffusion_feedback.catalog import REFUSED, needs_reference, objectives_for
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import build_parser, parse
+from diffusion_feedback.config import load_recipe
 from diffusion_feedback.config.checks import check
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.types import Coupled
@@ -41,7 +41,7 @@ def recipe_for(name: str) -> dict[str, Any]:
 
 def test_every_objective_makes_an_update_or_gives_its_reason(make_recipe: MakeRecipe) -> None:
     path = make_recipe(model=LORA)
-    recipe, _ = parse(build_parser("dfb train", ""), ["--config", str(path)])
+    recipe = load_recipe(path)
     session = DenoisingSession(recipe, Accelerator())
     weights = session.parameters()
     before = [weight.detach().clone() for weight in weights]

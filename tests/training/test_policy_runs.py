@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from diffusion_feedback.catalog import session_of
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import build_parser, parse
+from diffusion_feedback.config import load_recipe
 from diffusion_feedback.scorers.texts.loading import load_text_scorer
 from diffusion_feedback.workflows.training.policy_gradient import PolicyGradientSession
 
@@ -225,7 +225,7 @@ def test_dry_run_plans_iterations(make: Make, capsys: pytest.CaptureFixture[str]
 
 
 def session(recipe: Path) -> PolicyGradientSession:
-    parsed, _ = parse(build_parser("dfb train", ""), ["--config", str(recipe)])
+    parsed = load_recipe(recipe)
     assert session_of(parsed.model.family, parsed.objective["name"]) == "causal_lm/policy_gradient"
     return PolicyGradientSession(parsed, Accelerator(cpu=True))
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import TrainingConfig, build_parser, parse
+from diffusion_feedback.config import TrainingConfig, load_recipe
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
@@ -307,7 +307,7 @@ def test_a_run_explains_itself_and_goes_on(recipe: Path, tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", stop_at_five)
         with pytest.raises(KeyboardInterrupt):
-            training_run.train(parse(build_parser("", ""), [*command[1:], "--output_dir", str(tmp_path / "b")])[0])
+            training_run.train(load_recipe(recipe, {"output_dir": tmp_path / "b"}))
     assert [found.name for found in RunFolder(tmp_path / "b").checkpoints()] == ["step-000002", "step-000004"]
     assert main([*command, "--output_dir", str(tmp_path / "b"), "--resume"]) == 0
     expected, found = weights(folder), weights(tmp_path / "b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...catalog import kind_of, needs_reference, reads_text
-from ...config import Recipe, RoundsConfig, build_parser, parse
+from ...config import Recipe, RoundsConfig, load_recipe
 from ...errors import UserError
 from ...labeling.rules import rule_of
 from ...scorers.texts.loading import parse_text_spec
@@ -80,7 +80,7 @@ def _check_judges(recipe: Recipe, rounds: RoundsConfig, is_text: bool) -> None:
     if not Path(rounds.reward_recipe).is_file():
         raise UserError(f"rounds.reward_recipe: {rounds.reward_recipe}: no such file", "recipes lie under configs/")
     # A mistake in it is told now, not after hours of sampling.
-    own, _ = parse(build_parser("dfb train", ""), ["--config", rounds.reward_recipe])
+    own = load_recipe(rounds.reward_recipe)
     if kind_of(own.objective["name"]) != "reward":
         problem = f"rounds.reward_recipe: {rounds.reward_recipe} trains no reward model (family {own.model.family})"
         raise UserError(problem, "give a recipe of family reward_model")

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
 from ...catalog import needs_reference, reads_text
-from ...config import Recipe, RolloutConfig, RoundsConfig, build_parser, parse, to_dict
+from ...config import Recipe, RolloutConfig, RoundsConfig, load_recipe, to_dict
 from ...data.scores import read_scores
 from ...documents import read_object, read_yaml
 from ...errors import UserError
@@ -156,9 +156,8 @@ class Rounds:
         joined = place / f"reward-{self.side.pairs_name}"
         parts = [self.folder / f"round-{k}" / labelled.name for k in range(1, number + 1)]
         self._main(lambda: _once(joined, lambda: join_lines(parts, joined)))
-        flags = ["--data.train", str(joined), "--output_dir", str(place / "reward")]
-        recipe, _ = parse(build_parser("dfb train", ""), ["--config", rounds.reward_recipe, *flags])
-        self._fit(recipe)
+        own = {"data.train": joined, "output_dir": place / "reward"}
+        self._fit(load_recipe(rounds.reward_recipe, own))
         return f"reward_model={place / 'reward'}"
 
     def _prompts_of(self, number: int) -> list[Text]:
