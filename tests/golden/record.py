@@ -33,14 +33,18 @@ def read_record(name: str) -> dict[str, Any]:
     return record
 
 
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+def _is_row(value: Any) -> bool:
+    """Plain values, or some plain values beside containers of plain ones."""
+    if not isinstance(value, dict | list):
+        return True
+    items = [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, dict | list)]
+    flat = all(not any(isinstance(v, dict | list) for v in (i.values() if isinstance(i, dict) else i)) for i in items)
+    return flat and len(items) < max(1, len(value))
 
 
 def as_text(value: Any, indent: str = "") -> str:
     """JSON with one line for each row of a table, so that a change of a record reads as one of the table."""
-    if _depth(value) <= 2:
+    if _is_row(value):
         return json.dumps(value, ensure_ascii=False)
     inner = indent + " "
     if isinstance(value, list):
