@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import pytest
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models.saving import saving
-from diffusion_feedback.records import ImageRecord, PairRecord, atomic_folder, atomic_write, content_hash
+from diffusion_feedback.records import (
+    CompletionRecord,
+    ImageRecord,
+    PairRecord,
+    atomic_folder,
+    atomic_write,
+    content_hash,
+    sync,
+)
 
 
 def test_content_hash_by_hand() -> None:
@@ -95,3 +104,37 @@ def test_disks_without_fsync_are_written_to(tmp_path: Path, monkeypatch: pytest.
         (beside / "config.json").write_text("whole")
     for name in ("file", "folder/file", "result/config.json"):
         assert (tmp_path / name).read_text() == "whole"
+
+
+IMAGE = {"file_name": "a.png", "prompt": "a cat", "seed": 0, "model_hash": "m", "settings": {}}
+COMPLETION = {
+    "prompt_index": 0, "sample": 0, "seed": 0, "prompt": "a", "completion": "b", "token_ids": [1], "is_finished": True,
+    "settings": {}, "model_hash": "m",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        (ImageRecord, json.dumps(IMAGE | {"file_name": "../a.png"}), "leads out of the folder"),
+        (ImageRecord, json.dumps(IMAGE | {"file_name": "/a.png"}), "leads out of the folder"),
+        (ImageRecord, json.dumps(IMAGE | {"seed": True}), "seed is true"),
+        (ImageRecord, "[" * 100_000, "nested too deep"),
+        (ImageRecord, "[1]", "a list, and no object"),
+        (CompletionRecord, json.dumps(COMPLETION | {"prompt": ["hi"]}), "neither a text nor a list of turns"),
+    ],
+)
+def test_lines_that_are_no_records_are_refused(
+    kind: type[ImageRecord | CompletionRecord], line: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind.from_json(line)
+
+
+def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        sync(tmp_path)

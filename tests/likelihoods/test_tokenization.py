@@ -294,6 +294,19 @@ def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="text.chat_template: .*absent"):
         Tokenization(tiny_text.tokenizer(), 64, chat_template=tmp_path / "absent")
+    file.write_text(" \n")
+    with pytest.raises(UserError, match=r"text.chat_template: .*chat.jinja is empty"):
+        Tokenization(tiny_text.tokenizer(), 64, chat_template=file)
+
+
+def test_a_template_that_drops_every_answer_that_is_not_last_is_refused() -> None:
+    """Of a demonstration that ends with the user's words nothing would be left to score."""
+    template = (
+        "{% for turn in messages %}{% if turn.role == 'user' or loop.last %}{{ turn.content }}. {% endif %}{% endfor %}"
+    )
+    record = TextRecord((USER,), (RED, USER), source="row 1")
+    with pytest.raises(UserError, match="row 1: the chat template renders the beginning"):
+        chat(template).encode([record])
 
 
 def test_sides_of_whole_conversations_have_prompts_of_their_own() -> None:

@@ -230,6 +230,22 @@ def test_a_model_that_sees_through_the_mask_is_refused_with_shared_prompts() -> 
         likelihood.logps(model, likelihood.prepare(batch()))
 
 
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [(ValueError("no such mask"), UserError), (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError)],
+)
+def test_what_a_model_makes_of_the_mask_of_shared_rows(failure: Exception, kind: type[Exception]) -> None:
+    """Its own failure says that it takes no such rows; a lack of memory stays one."""
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    model, likelihood = network(), TokenLikelihood(share_prompt=True)
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(kind):
+        likelihood.logps(model, likelihood.prepare(batch()))
+
+
 def test_shared_rows_are_checked_once_for_each_length_and_network() -> None:
     model, pairs = network(), batch()
     likelihood, calls = TokenLikelihood(share_prompt=True), []
