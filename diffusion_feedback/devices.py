@@ -21,6 +21,6 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UserError(
-            f"--device {name}: cannot be used ({first_line(error)})", f"here: {', '.join(known)}"
+            f"`device` {name}: cannot be used ({first_line(error)})", f"here: {', '.join(known)}"
         ) from error
     return device

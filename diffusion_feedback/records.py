@@ -221,17 +221,17 @@ def _fields(line: str, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class ScoreRecord:
-    """One image judged against one prompt by one scorer: a row of a score table.
+    """One sample judged against one prompt by one scorer: a row of a score table.
 
-    ``image`` says where the image stands ("images/00012-s3.png", "pairs.parquet, row 7, image 0"), ``image_key`` is the
-    content hash of its bytes. ``recipe_id`` names everything that made the number: scorer version, preprocessing,
+    ``sample`` says where the image or completion stands ("images/00012-s3.png", "pairs.parquet, row 7, image 0"),
+    ``sample_key`` is the content hash of its bytes. ``recipe_id`` names everything that made the number: scorer version, preprocessing,
     precision, hash of the weights. ``score`` is the number as published; ``raw`` is what the network gave before any
     scale: the cosine of a CLIP scorer. ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
     ``prompt_cut`` says whether the scorer read the beginning of the prompt only; None where nobody looked.
     """
 
-    image: str
-    image_key: str
+    sample: str
+    sample_key: str
     prompt: str
     scorer: str
     recipe_id: str

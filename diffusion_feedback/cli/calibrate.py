@@ -142,8 +142,8 @@ class _Scored:
         from ..evaluation.calibration import LabelledPairs
 
         # By content: the same image under the same prompt has one score, wherever it stands.
-        self._raw = {(record.recipe_id, record.image_key, record.prompt): record.raw for record in records}
-        seen = {(record.image_key, record.prompt) for record in records}
+        self._raw = {(record.recipe_id, record.sample_key, record.prompt): record.raw for record in records}
+        seen = {(record.sample_key, record.prompt) for record in records}
         sides = list(zip(pairs.items[::2], pairs.items[1::2], strict=True))
         kept = [all((item.handle.key, item.prompt) in seen for item in pair) for pair in sides]
         if not any(kept):

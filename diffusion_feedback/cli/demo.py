@@ -153,7 +153,7 @@ class Story:
     def _label(self) -> None:
         """The training pairs under the scorer's labels, in place of the annotator's."""
         from ..data.image_sets import open_images
-        from ..labeling.panel import Policy
+        from ..labeling.panel import LabelPolicy
         from ..workflows.labeling import write_relabelled
         from ..workflows.scoring import add_scoring_flags, score_items
 
@@ -165,7 +165,7 @@ class Story:
         flags = ["--scorer", f"pickscore={SCORER}", "--cache_dir", str(self.folder / "cache"), "--batch_size", "64"]
         items = open_images(self.recipes["dpo"].data.train)
         records = score_items(items, parser.parse_args(flags))
-        print(write_relabelled(items, items, records, Policy(), None, output))
+        print(write_relabelled(items, items, records, LabelPolicy(), None, output))
 
     def _sample(self, name: str, lora: str | None) -> Judged:
         from ..catalog import resolve

@@ -13,7 +13,7 @@ from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
 from .flags import Flags
 
 if TYPE_CHECKING:
-    from ..labeling.panel import Policy
+    from ..labeling.panel import LabelPolicy
     from ..records import ScoreRecord
     from ..types import ImageItem
 
@@ -159,10 +159,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--max_pairs_per_prompt: got {cap}", "allowed: 1 or more")
 
 
-def _policy(arguments: argparse.Namespace) -> Policy:
-    from ..labeling.panel import Policy
+def _policy(arguments: argparse.Namespace) -> LabelPolicy:
+    from ..labeling.panel import LabelPolicy
 
-    return Policy(arguments.ensemble, arguments.ties, arguments.tie_margin, arguments.min_probability)
+    return LabelPolicy(arguments.ensemble, arguments.ties, arguments.tie_margin, arguments.min_probability)
 
 
 def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[list[ImageItem], list[ScoreRecord]]:
@@ -177,7 +177,7 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
     if arguments.scores is None:
         records = score_items(items, arguments)
         if arguments.on_bad_image == "skip":
-            names = {record.image for record in records}
+            names = {record.sample for record in records}
             items = [item for item in items if item.name in names]
         return list(items), records
     table = read_scores(arguments.scores)
@@ -187,10 +187,10 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
             if name not in there:
                 raise UserError(f"--use: {arguments.scores} has no scores of {name!r}", nearest(name, there))
         table = [record for record in table if record.scorer in arguments.use]
-    known = {(record.image_key, record.prompt) for record in table}
+    known = {(record.sample_key, record.prompt) for record in table}
     bar = tqdm(items, desc="hash images", unit="image", delay=1.0)
     identities = {(item.handle.key, item.prompt) for item in bar}
     if not identities & known:
         problem = f"{arguments.scores}: no score for any of the {len(items)} images; the first: {items[0].name}"
         raise UserError(problem, f"score them with dfb score {' '.join(arguments.images)}")
-    return list(items), [record for record in table if (record.image_key, record.prompt) in identities]
+    return list(items), [record for record in table if (record.sample_key, record.prompt) in identities]

@@ -66,6 +66,6 @@ def _score(arguments: argparse.Namespace, output: Path) -> None:
         print(summary(records))
         if means := folder_means(records, found):
             print(f"\n{means}")
-        number = len({(record.image, record.prompt) for record in records})
+        number = len({(record.sample, record.prompt) for record in records})
         left = len(found.items) - number
         print(f"{output}: {len(records):,} scores of {number:,} images" + (f"; {left:,} left out" if left else ""))

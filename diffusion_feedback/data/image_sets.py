@@ -98,8 +98,8 @@ class _Given:
     def refuse(self, path: str | Path) -> None:
         """Raise UserError where prompts are given for images that have their own."""
         if not self.is_empty:
-            flag = "--prompts" if self.prompts is not None else "--prompt"
-            raise UserError(f"{path}: names its own prompts", f"leave {flag} out, or give a plain folder of images")
+            name = "prompts" if self.prompts is not None else "prompt"
+            raise UserError(f"{path}: names its own prompts", f"leave `{name}` out, or give a plain folder of images")
 
 
 def _expand(path: str) -> list[str]:
@@ -176,9 +176,7 @@ def _of_folder(folder: Path, given: _Given) -> ImageSet:
         if found.names:
             return _plain(found, given)
         if not any(folder.rglob("*.parquet")):
-            remedy = (
-                "give a folder of images, or preference pairs: a parquet file, or a folder that dfb data check reads"
-            )
+            remedy = "give a folder of images, or preference pairs: a parquet file, or a folder in a form of pairs"
             note = f" ({found.note})" if found.note else ""
             raise UserError(f"{folder}: no images, and no pairs in this folder{note}", remedy)
     given.refuse(folder)

@@ -1,4 +1,4 @@
-"""Score tables: one parquet row for each image, prompt and scorer, with the recipe that made the number."""
+"""Score tables: one row for each sample, prompt and scorer, with the recipe that made the number."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,9 @@ SCHEMA = pa.schema(
 )
 
 
+_FIELDS = {"image": "sample", "image_key": "sample_key"}
+"""The fields of a record whose columns are named otherwise, as tables have been since there are any."""
+
 _LATER = ("prompt_cut",)
 """Columns that tables of before do not have."""
 
@@ -44,7 +48,7 @@ def write_scores(records: Sequence[ScoreRecord], path: str | Path) -> None:
     Numbers in texts have all digits; a logit scale that is not there is an empty cell, or null.
     """
     path = Path(path)
-    rows = ({name: getattr(record, name) for name in SCHEMA.names} for record in records)
+    rows = ({name: _cell(record, name) for name in SCHEMA.names} for record in records)
     try:
         with atomic_write(path) as temporary:
             if path.suffix == ".csv":
@@ -56,10 +60,17 @@ def write_scores(records: Sequence[ScoreRecord], path: str | Path) -> None:
                 with temporary.open("w", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             else:
-                columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
-                pq.write_table(pa.table(columns, SCHEMA), temporary, compression="zstd")
+                pq.write_table(_table(records), temporary, compression="zstd")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
+
+
+def _cell(record: ScoreRecord, column: str) -> Any:
+    return getattr(record, _FIELDS.get(column, column))
+
+
+def _table(records: Sequence[ScoreRecord]) -> pa.Table:
+    return pa.table({name: [_cell(record, name) for record in records] for name in SCHEMA.names}, SCHEMA)
 
 
 def read_scores(path: str | Path) -> list[ScoreRecord]:
@@ -70,30 +81,32 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "dfb score writes such tables")
+        raise UserError(
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give a table that scoring has written"
+        )
     try:
         table = _text_table(path) if path.suffix in (".csv", ".jsonl") else pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a score table ({error})", "write it again with dfb score") from error
+        raise UserError(f"{path}: not a score table ({error})", "write it again by scoring") from error
     for name in _LATER:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}", "give a table that dfb score has written")
+        raise UserError(f"{path}: no column {', '.join(missing)}", "give a table that scoring has written")
     try:
         rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
     except (pa.ArrowException, ValueError) as error:  # text that is not UTF-8 among the second
-        raise UserError(f"{path}: not a score table ({error})", "write it anew with dfb score") from error
-    records = [ScoreRecord(**row) for row in rows]
+        raise UserError(f"{path}: not a score table ({error})", "write it again by scoring") from error
+    records = [ScoreRecord(**{_FIELDS.get(name, name): value for name, value in row.items()}) for row in rows]
     if not records:
-        raise UserError(f"{path}: holds no scores", "score at least one image")
+        raise UserError(f"{path}: holds no scores", "score at least one sample")
     for number, record in enumerate(records):
         for field in dataclasses.fields(record):
             value = getattr(record, field.name)
             if isinstance(value, float) and not math.isfinite(value):
-                problem = f"{path}, row {number}, column {field.name!r}: found {value} for {record.image}"
-                raise UserError(problem, "score the image anew, or remove the row")
+                problem = f"{path}, row {number}, column {field.name!r}: found {value} for {record.sample}"
+                raise UserError(problem, "score the sample again, or remove the row")
     _check_single(records, path)
     return records
 
@@ -109,7 +122,7 @@ def _text_table(path: Path) -> pa.Table:
                 row[name] = None if row[name] in ("", None) else float(row[name])
             except (TypeError, ValueError) as error:
                 problem = f"{path}, line {number}, column {name!r}: found {row[name]!r}, not a number"
-                raise UserError(problem, "write it again with dfb score") from error
+                raise UserError(problem, "write it again by scoring") from error
         if isinstance(row.get("prompt_cut"), str):
             row["prompt_cut"] = {"true": True, "false": False}.get(row["prompt_cut"].lower())
         rows.append(row)
@@ -119,7 +132,7 @@ def _text_table(path: Path) -> pa.Table:
 def _check_single(records: Sequence[ScoreRecord], path: Path) -> None:
     first: dict[tuple[str, str, str], int] = {}
     for number, record in enumerate(records):
-        row = first.setdefault((record.image_key, record.prompt, record.recipe_id), number)
+        row = first.setdefault((record.sample_key, record.prompt, record.recipe_id), number)
         other = records[row]
         # Rounding differs from one batch or device to the next, so tables that were joined may differ by that much.
         if not all(
@@ -127,8 +140,8 @@ def _check_single(records: Sequence[ScoreRecord], path: Path) -> None:
             for a, b in ((record.score, other.score), (record.raw, other.raw))
         ):
             problem = (
-                f"{path}, row {number}: {record.image} has the score {record.score} (raw {record.raw}), in row {row}"
+                f"{path}, row {number}: {record.sample} has the score {record.score} (raw {record.raw}), in row {row}"
             )
             raise UserError(
-                f"{problem} {other.score} (raw {other.raw}), both by {record.recipe_id}", "score the image anew"
+                f"{problem} {other.score} (raw {other.raw}), both by {record.recipe_id}", "score the sample again"
             )

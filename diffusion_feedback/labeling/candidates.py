@@ -1,4 +1,4 @@
-"""The images of one prompt with what the panel says of each, and their order from best to worst."""
+"""The samples of one prompt with what the panel says of each, and their order from best to worst."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .panel import Panel, chosen_probability
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One image with its scores, as published and raw, one for each judge of the panel.
+    """One sample with its scores, as published and raw, one for each judge of the panel.
 
-    ``name`` says where the image stands, ``key`` is the content hash of its bytes.
+    ``name`` says where the sample stands, ``key`` is the content hash of its bytes.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Standing:
         return len(self.candidates)
 
     def margins(self) -> FloatArray:
-        """P(preferred image preferred) - 0.5 for each two candidates, (n, n). Raises UserError without logit scales."""
+        """P(preferred sample preferred) - 0.5 for each two candidates, (n, n). Raises UserError without logit scales."""
         self.panel.require_scales("a margin above 0")
         raws = raw_scores(self.candidates)
         first, second = (axis.ravel() for axis in np.indices((len(self), len(self))))
@@ -76,26 +76,26 @@ def rank(prompt: str, candidates: Iterable[Candidate], panel: Panel) -> Standing
 
 
 def join_scores(
-    images: Iterable[tuple[str, str, str]], records: Iterable[ScoreRecord], panel: Panel
+    samples: Iterable[tuple[str, str, str]], records: Iterable[ScoreRecord], panel: Panel
 ) -> list[Candidate]:
-    """A candidate for each (name, key, prompt) of ``images``, with its scores found by key and prompt.
+    """A candidate for each (name, key, prompt) of ``samples``, with its scores found by key and prompt.
 
-    Where several records speak of one image, prompt and scorer, the one whose image name comes first is taken.
-    Raises UserError saying how many images lack a score of a judge, and which is the first.
+    Where several records speak of one sample, prompt and scorer, the one whose sample name comes first is taken.
+    Raises UserError saying how many samples lack a score of a judge, and which is the first.
     """
     position = {judge.recipe_id: number for number, judge in enumerate(panel.judges)}
     found: dict[tuple[str, str], list[ScoreRecord | None]] = {}
     for record in records:
         if record.recipe_id not in position:
             continue
-        row = found.setdefault((record.image_key, record.prompt), [None] * len(position))
+        row = found.setdefault((record.sample_key, record.prompt), [None] * len(position))
         known = row[position[record.recipe_id]]
-        if known is None or (record.image, record.raw, record.score) < (known.image, known.raw, known.score):
+        if known is None or (record.sample, record.raw, record.score) < (known.sample, known.raw, known.score):
             row[position[record.recipe_id]] = record
     candidates: list[Candidate] = []
     missing: list[tuple[str, str]] = []
     nothing: list[ScoreRecord | None] = [None] * len(position)
-    for name, key, prompt in images:
+    for name, key, prompt in samples:
         row = found.get((key, prompt), nothing)
         scored = [record for record in row if record is not None]
         if len(scored) < len(position):
@@ -105,6 +105,6 @@ def join_scores(
         candidates.append(Candidate(name, key, prompt, tuple(r.score for r in scored), tuple(r.raw for r in scored)))
     if missing:
         name, scorer = missing[0]
-        problem = f"{len(missing)} images have no score for their prompt; the first: {name}, by scorer {scorer!r}"
-        raise UserError(problem, "score these images with dfb score (a changed image or prompt has no score any more)")
+        problem = f"{len(missing)} samples have no score for their prompt; the first: {name}, by scorer {scorer!r}"
+        raise UserError(problem, "score these samples (a changed sample or prompt has no score any more)")
     return candidates

@@ -1,4 +1,4 @@
-"""What one or several scorers say of pairs of images: sides, calibrated probabilities, ties and abstentions."""
+"""What one or several scorers say of pairs of samples: sides, calibrated probabilities, ties and abstentions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROUNDING = 1e-12  # probabilities that differ by less are equal: sums of float64
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What a panel of scorers says of M pairs (image 0, image 1); every array is (M,).
+    """What a panel of scorers says of M pairs (sample 0, sample 1); every array is (M,).
 
-    ``side``: 1 where image 0 is preferred, -1 where image 1 is, 0 for a tie. ``agreed``: False where the panel
-    abstains; ``side`` is 0 there. ``probability``: mean of the scorers' calibrated P(image 0 preferred), in [0, 1]; None
+    ``side``: 1 where sample 0 is preferred, -1 where sample 1 is, 0 for a tie. ``agreed``: False where the panel
+    abstains; ``side`` is 0 there. ``probability``: mean of the scorers' calibrated P(sample 0 preferred), in [0, 1]; None
     where a scorer has no logit scale. ``soft``: the label under soft labels, None where it needs that probability.
-    ``standing``: what image 0 gains from being compared with image 1, in [0, 1]; its mean over all others ranks images.
+    ``standing``: what sample 0 gains from being compared with sample 1, in [0, 1]; its mean over all others ranks samples.
     """
 
     side: SignArray
@@ -64,7 +64,7 @@ def mean(scorers: SignArray, probabilities: FloatArray | None, tie_margin: float
 def vote(scorers: SignArray, probabilities: FloatArray | None, tie_margin: float) -> Verdicts:
     """Side by the majority of the scorers' sides; a draw is a tie.
 
-    A scorer whose own probability lies in the tie zone votes for neither. The soft label is image 0's share of the
+    A scorer whose own probability lies in the tie zone votes for neither. The soft label is sample 0's share of the
     votes, such a scorer counting half.
     """
     total = scorers.sum(axis=0, dtype=np.int64)

@@ -19,14 +19,14 @@ from .rules import Rule
 class LabelledPair:
     """Two candidates of one prompt with their label.
 
-    Image 0 is the one whose content hash is smaller, so sides say nothing about labels. ``label_0`` in [0, 1];
-    ``probability_0`` is the calibrated probability that image 0 is preferred (mean of the scorers), None without logit
+    ``first`` is the one whose content hash is smaller, so sides say nothing about labels. ``label_0`` in [0, 1];
+    ``probability_0`` is the calibrated probability that ``first`` is preferred (mean of the scorers), None without logit
     scales; ``weight`` is 1 / n where n pairs of the prompt are given out, so that every prompt weighs the same.
     """
 
     prompt: str
-    image_0: Candidate
-    image_1: Candidate
+    first: Candidate
+    second: Candidate
     label_0: float
     probability_0: float | None
     weight: float
@@ -38,7 +38,7 @@ class PairCounts:
 
     ``identical``: candidates of a prompt with the bytes of another, left out. ``lonely_prompts``: prompts with fewer
     than two candidates left. ``picked`` = ``pairs`` + ``abstained`` + ``ties_dropped`` + ``improbable`` + ``capped``;
-    ``ties`` counts ties whether kept or not. ``mean_probability`` of the preferred image over ``pairs``.
+    ``ties`` counts ties whether kept or not. ``mean_probability`` of the preferred sample over ``pairs``.
     """
 
     prompts: int
@@ -65,7 +65,7 @@ def build_pairs(
     No pair at all is no error here. Raises UserError for a cap below 1.
     """
     if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
-        raise UserError(f"--max_pairs_per_prompt: got {max_pairs_per_prompt}", "allowed: 1 or more")
+        raise UserError(f"`max_pairs_per_prompt`: got {max_pairs_per_prompt}", "allowed: 1 or more")
     groups, given = _by_prompt(candidates)
     picked: list[tuple[Candidate, Candidate]] = []
     for prompt in sorted(prompt for prompt, group in groups.items() if len(group) > 1):
@@ -108,7 +108,7 @@ def build_pairs(
 
 
 def judge_pairs(panel: Panel, pairs: Sequence[tuple[Candidate, Candidate]]) -> Verdicts:
-    """The panel's verdicts on ``pairs`` (image 0, image 1)."""
+    """The panel's verdicts on ``pairs`` (sample 0, sample 1)."""
     shape = (len(panel.judges), len(pairs))
     raw_0, raw_1 = (raw_scores([pair[side] for pair in pairs]).reshape(shape) for side in (0, 1))
     return panel.judge(raw_0, raw_1)
@@ -132,7 +132,7 @@ def settle(panel: Panel, verdicts: Verdicts) -> tuple[list[float], list[str]]:
 
 
 def mean_probability(verdicts: Verdicts, outcomes: Sequence[str]) -> float | None:
-    """Mean calibrated probability of the preferred image over the pairs kept; None without logit scales or pairs."""
+    """Mean calibrated probability of the preferred sample over the pairs kept; None without logit scales or pairs."""
     kept = np.array([outcome == "pair" for outcome in outcomes], bool)
     if verdicts.probability is None or not kept.any():
         return None

@@ -16,17 +16,17 @@ from .ensembles import ENSEMBLES, ROUNDING, BoolArray, FloatArray, Verdicts, mea
 
 TIES = ("drop", "soft", "half")
 
-CALIBRATE = "fit one with dfb calibrate and give its file with --calibration"
+CALIBRATE = "fit one on labelled pairs, and give its file as `calibration`"
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class LabelPolicy:
     """How verdicts become labels.
 
     ``ensemble``: mean, vote or abstain, for several scorers. ``tie_margin`` in [0, 0.5): a pair with
-    |P(image 0 preferred) - 0.5| <= tie_margin is a tie. ``ties``: drop leaves ties out, half keeps them with label 0.5,
+    |P(sample 0 preferred) - 0.5| <= tie_margin is a tie. ``ties``: drop leaves ties out, half keeps them with label 0.5,
     and both label the other pairs 1 or 0; soft keeps every pair with the probability itself as its label, tie or not.
-    ``min_probability`` in [0.5, 1): a pair is kept only if P(preferred image preferred) >= min_probability; ties that
+    ``min_probability`` in [0.5, 1): a pair is kept only if P(preferred sample preferred) >= min_probability; ties that
     ``half`` keeps are exempt, and 0.5 keeps all. Raises UserError for other values.
     """
 
@@ -38,12 +38,12 @@ class Policy:
     def __post_init__(self) -> None:
         for name, known in (("ensemble", list(ENSEMBLES)), ("ties", list(TIES))):
             if getattr(self, name) not in known:
-                raise UserError(f"--{name}: got {getattr(self, name)!r}", nearest(getattr(self, name), known))
+                raise UserError(f"`{name}`: got {getattr(self, name)!r}", nearest(getattr(self, name), known))
         if not 0 <= self.tie_margin < 0.5:
-            raise UserError(f"--tie_margin: got {self.tie_margin}", "allowed: 0 or more, below 0.5")
+            raise UserError(f"`tie_margin`: got {self.tie_margin}", "allowed: 0 or more, below 0.5")
         if not 0.5 <= self.min_probability < 1:
             raise UserError(
-                f"--min_probability: got {self.min_probability}", "allowed: 0.5 (keeps every pair) or more, below 1"
+                f"`min_probability`: got {self.min_probability}", "allowed: 0.5 (keeps every pair) or more, below 1"
             )
 
 
@@ -61,7 +61,7 @@ class Panel:
     """The scorers that judge, by name, and the policy that turns what they say into labels."""
 
     judges: tuple[Judge, ...]
-    policy: Policy
+    policy: LabelPolicy
 
     @property
     def is_calibrated(self) -> bool:
@@ -79,9 +79,9 @@ class Panel:
                 raise UserError(problem, CALIBRATE)
 
     def judge(self, raw_0: FloatArray, raw_1: FloatArray) -> Verdicts:
-        """Verdicts on M pairs from the raw scores of their images, each (J, M), rows as in ``judges``.
+        """Verdicts on M pairs from the raw scores of their samples, each (J, M), rows as in ``judges``.
 
-        One scorer's P(image 0 preferred) is sigmoid(logit_scale * (raw_0 - raw_1)) (Bradley and Terry, Biometrika
+        One scorer's P(sample 0 preferred) is sigmoid(logit_scale * (raw_0 - raw_1)) (Bradley and Terry, Biometrika
         39:324, 1952); without a scale it is tied only where the raw scores are equal.
         """
         margin = self.policy.tie_margin
@@ -107,7 +107,7 @@ class Panel:
 
 
 def chosen_probability(verdicts: Verdicts) -> FloatArray:
-    """Calibrated probability (M,) that the preferred image is preferred; of a tie, the larger of the two.
+    """Calibrated probability (M,) that the preferred sample is preferred; of a tie, the larger of the two.
 
     Below 0.5 where a majority decides against the mean of the probabilities.
     """
@@ -116,7 +116,9 @@ def chosen_probability(verdicts: Verdicts) -> FloatArray:
     return np.where(verdicts.side == 1, first, np.where(verdicts.side == -1, second, np.maximum(first, second)))
 
 
-def convene(records: Iterable[ScoreRecord], policy: Policy, calibration: Mapping[str, float] | None = None) -> Panel:
+def build_panel(
+    records: Iterable[ScoreRecord], policy: LabelPolicy, calibration: Mapping[str, float] | None = None
+) -> Panel:
     """The panel of all scorers in ``records``, by name; ``calibration`` maps recipe ids to logit scales.
 
     A scale in ``calibration`` comes before the scorer's own. Raises UserError for a scorer with scores under two
@@ -127,16 +129,16 @@ def convene(records: Iterable[ScoreRecord], policy: Policy, calibration: Mapping
     for record in records:
         for what, value in (("raw", record.raw), ("score", record.score), ("logit_scale", record.logit_scale)):
             if value is not None and not math.isfinite(value):
-                problem = f"{record.image}: scorer {record.scorer!r} gave {value} as {what}"
-                raise UserError(problem, "score the image anew")
+                problem = f"{record.sample}: scorer {record.scorer!r} gave {value} as {what}"
+                raise UserError(problem, "score the sample again")
         judge = Judge(record.scorer, record.recipe_id, record.logit_scale)
         known = found.setdefault(record.scorer, judge)
         if known.recipe_id != judge.recipe_id:
             problem = f"scorer {judge.scorer!r} has scores under two recipes: {known.recipe_id!r}, {judge.recipe_id!r}"
-            raise UserError(problem, "score all images under one recipe: such scores cannot be compared")
+            raise UserError(problem, "score all samples under one recipe: such scores cannot be compared")
         if known.logit_scale != judge.logit_scale:
             problem = f"recipe {judge.recipe_id!r} has two logit scales: {known.logit_scale}, {judge.logit_scale}"
-            raise UserError(problem, "score all images anew with dfb score")
+            raise UserError(problem, "score all samples again")
     names = {judge.recipe_id: judge.scorer for judge in found.values()}
     for judge in found.values():
         if (other := names[judge.recipe_id]) != judge.scorer:
@@ -145,7 +147,7 @@ def convene(records: Iterable[ScoreRecord], policy: Policy, calibration: Mapping
     scales = calibration or {}
     if scales and not scales.keys() & names.keys():
         problem = f"the calibration is of other recipes ({', '.join(scales)}), not of {', '.join(names)}"
-        raise UserError(problem, "run dfb calibrate with the same scorers, weights and precision")
+        raise UserError(problem, "calibrate the same scorers, weights and precision")
     judges = [Judge(j.scorer, j.recipe_id, scales.get(j.recipe_id, j.logit_scale)) for j in found.values()]
     panel = Panel(tuple(sorted(judges, key=lambda judge: judge.scorer)), policy)
     _check_scales(panel, judges)
@@ -157,25 +159,25 @@ def _check_scales(panel: Panel, judges: Sequence[Judge]) -> None:
     for judge in judges:
         if judge.logit_scale is not None and not (math.isfinite(judge.logit_scale) and judge.logit_scale > 0):
             problem = f"recipe {judge.recipe_id!r} has the logit scale {judge.logit_scale}"
-            raise UserError(problem, "allowed: above 0; below it, the better image would be taken for the worse")
+            raise UserError(problem, "allowed: above 0; below it, the better sample would be taken for the worse")
     if several and policy.ensemble == "mean":
-        panel.require_scales("--ensemble mean (not vote or abstain)")
+        panel.require_scales("`ensemble` mean (not vote or abstain)")
     if policy.ties == "soft" and not (several and policy.ensemble == "vote"):
-        panel.require_scales("--ties soft")
+        panel.require_scales("`ties` soft")
     if policy.min_probability > 0.5:
-        panel.require_scales(f"--min_probability {policy.min_probability}")
+        panel.require_scales(f"`min_probability` {policy.min_probability}")
     if policy.tie_margin > 0:
-        panel.require_scales(f"--tie_margin {policy.tie_margin}")
+        panel.require_scales(f"`tie_margin` {policy.tie_margin}")
 
 
 def read_calibration(path: str | Path) -> dict[str, float]:
-    """Logit scales by recipe id from a file that ``dfb calibrate`` has written.
+    """Logit scales by recipe id from the calibration.json that a calibration has written.
 
     JSON: {"scorers": {recipe_id: {"logit_scale": number >= 0, ...}}}; 0 says that the scorer knows nothing of the labels,
     and is refused where that scorer is to judge. Raises UserError naming file and recipe.
     """
     path = Path(path)
-    remedy = "give a file that dfb calibrate has written"
+    remedy = "give the calibration.json that a calibration has written"
     try:
         data = path.read_bytes()
     except OSError as error:

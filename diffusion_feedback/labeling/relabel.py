@@ -40,7 +40,7 @@ class RelabelCounts:
 class Relabelled:
     """New labels of all pairs in their order; ``label_0`` is None where a pair is left out.
 
-    ``probability_0`` is the calibrated probability that image 0 is preferred, None without logit scales.
+    ``probability_0`` is the calibrated probability that sample 0 is preferred, None without logit scales.
     """
 
     label_0: Sequence[float | None]
@@ -53,7 +53,7 @@ def relabel(
 ) -> Relabelled:
     """Label ``pairs`` by ``panel``, old ties and unlabelled pairs (None) too: a scorer may well decide them.
 
-    ``old_labels`` in [0, 1] are shares of votes for image 0; above 0.5 they choose image 0, below it image 1.
+    ``old_labels`` in [0, 1] are shares of votes for sample 0; above 0.5 they choose sample 0, below it sample 1.
     """
     verdicts = judge_pairs(panel, pairs)
     labels, outcomes = settle(panel, verdicts)

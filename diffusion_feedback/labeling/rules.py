@@ -1,7 +1,7 @@
 """Rules that pick pairs from the ranked candidates of a prompt. A rule's keyword-only settings are its schema.
 
 Each function checks its settings at once and returns the rule itself: from a standing to pairs of places (i, j), i
-ranked above j, 0 the best; the pairs it cares for most come first, so that a cap keeps those. Which image of a pair is
+ranked above j, 0 the best; the pairs it cares for most come first, so that a cap keeps those. Which sample of a pair is
 preferred is for the panel to say, not for the rule. All of them depend on content alone: not on the order of the input.
 """
 
@@ -34,7 +34,7 @@ def adjacent() -> Rule:
 
 
 def opposite() -> Rule:
-    """The best against the worst, the second best against the second worst, and so on: every image in one pair."""
+    """The best against the worst, the second best against the second worst, and so on: every sample in one pair."""
     return lambda standing: [(place, len(standing) - 1 - place) for place in range(len(standing) // 2)]
 
 
@@ -44,9 +44,9 @@ def all_pairs() -> Rule:
 
 
 def random(*, pairs_per_prompt: int = 1, margin: float = 0.0, seed: int = 0) -> Rule:
-    """``pairs_per_prompt`` of the pairs with P(preferred image preferred) >= 0.5 + ``margin``, drawn without replacement.
+    """``pairs_per_prompt`` of the pairs with P(preferred sample preferred) >= 0.5 + ``margin``, drawn without replacement.
 
-    Fewer where there are fewer. The draw is a function of the seed, the prompt and the two images: a larger
+    Fewer where there are fewer. The draw is a function of the seed, the prompt and the two samples: a larger
     ``pairs_per_prompt`` adds pairs to those of a smaller one. A ``margin`` in [0, 0.5) above 0 needs logit scales.
     Raises UserError for other values.
     """

@@ -62,7 +62,7 @@ def load(weights: str | None, towers: Towers, *, form: str = "percent", architec
     ``form`` "percent": 100 * cosine, ViT-L/14. "hessel": 2.5 * max(cosine, 0) of the prompt behind "A photo depicts ",
     ViT-B/32. "diffusion_dpo": the cosine of the letterboxed picture, ViT-H/14. No two of them are comparable. ``raw`` is
     the cosine. ``weights`` may also be a file of open_clip's ``architecture``. There is no ``logit_scale``: CLIP's own
-    parameter tells captions apart and is no strength of preference; ``dfb calibrate`` fits one. Long prompts keep their
+    parameter tells captions apart and is no strength of preference; a calibration fits one. Long prompts keep their
     end token. Raises UserError for an unknown form, and where the model cannot be had or is no CLIPModel.
     """
     if form not in _FORMS:

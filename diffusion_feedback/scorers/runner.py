@@ -134,4 +134,4 @@ def _check_finite(scorer: Scorer, items: Sequence[ImageItem], scores: Scores) ->
     if bad:
         item, value = items[bad[0]], float(scores.score[bad[0]])
         problem = f"{item.name}: score {value} by {scorer.recipe_id} ({len(bad)} of {len(items)} in this batch)"
-        raise UserError(problem, "float16 may overflow: use --dtype float32 or bfloat16; or the weights are damaged")
+        raise UserError(problem, "float16 may overflow: use `dtype` float32 or bfloat16; or the weights are damaged")

@@ -73,7 +73,7 @@ def folder_means(records: Sequence[ScoreRecord], found: ImageSet) -> str:
     group_of = {(item.name, item.prompt): group for item, group in zip(found.items, found.groups, strict=True)}
     values: dict[str, dict[str, list[float]]] = {}
     for record in records:
-        group = group_of[record.image, record.prompt]
+        group = group_of[record.sample, record.prompt]
         values.setdefault(group, {}).setdefault(record.scorer, []).append(record.score)
     if len(values) < 2:
         return ""

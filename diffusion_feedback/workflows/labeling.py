@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..labeling.candidates import Candidate
     from ..labeling.pairs import PairCounts
-    from ..labeling.panel import Panel, Policy
+    from ..labeling.panel import Panel, LabelPolicy
     from ..labeling.relabel import RelabelCounts
     from ..labeling.rules import Rule
     from ..records import PairRecord, ScoreRecord
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def write_built(
     items: Sequence[ImageItem],
     records: Sequence[ScoreRecord],
-    policy: Policy,
+    policy: LabelPolicy,
     calibration: Mapping[str, float] | None,
     rule: tuple[str, Rule],
     max_pairs_per_prompt: int | None,
@@ -35,10 +35,10 @@ def write_built(
     from ..errors import UserError
     from ..labeling.candidates import join_scores
     from ..labeling.pairs import build_pairs
-    from ..labeling.panel import convene
+    from ..labeling.panel import build_panel
     from ..records import PairRecord
 
-    panel = convene(records, policy, calibration)
+    panel = build_panel(records, policy, calibration)
     candidates = join_scores(_identities(items), records, panel)
     pairs, counts = build_pairs(candidates, panel, rule[1], max_pairs_per_prompt=max_pairs_per_prompt)
     summary = _built_summary(counts, panel)
@@ -48,11 +48,11 @@ def write_built(
 
     def rows() -> Iterator[PairRecord]:
         for pair in pairs:
-            image_0, image_1 = (encoded_bytes(by_name[image.name]) for image in (pair.image_0, pair.image_1))
-            source = f"{pair.image_0.name} against {pair.image_1.name}"
+            image_0, image_1 = (encoded_bytes(by_name[candidate.name]) for candidate in (pair.first, pair.second))
+            source = f"{pair.first.name} against {pair.second.name}"
             yield PairRecord(pair.prompt, image_0, image_1, pair.label_0, pair.weight, source)
 
-    sides = [(pair.image_0, pair.image_1) for pair in pairs]
+    sides = [(pair.first, pair.second) for pair in pairs]
     write_pickapic(rows(), output, _columns(panel, sides, [pair.probability_0 for pair in pairs], rule[0]))
     return f"{summary}\n{output}: {counts.pairs:,} pairs"
 
@@ -61,7 +61,7 @@ def write_relabelled(
     items: Sequence[ImageItem],
     scored: Sequence[ImageItem],
     records: Sequence[ScoreRecord],
-    policy: Policy,
+    policy: LabelPolicy,
     calibration: Mapping[str, float] | None,
     output: Path,
 ) -> str:
@@ -76,11 +76,11 @@ def write_relabelled(
     from ..data.pickapic import write_pickapic
     from ..errors import UserError
     from ..labeling.candidates import join_scores
-    from ..labeling.panel import convene
+    from ..labeling.panel import build_panel
     from ..labeling.relabel import relabel
     from ..records import PairRecord
 
-    panel = convene(records, policy, calibration)
+    panel = build_panel(records, policy, calibration)
     candidates = {c.name: c for c in join_scores(_identities(scored), records, panel)}
     old, identical = _old_pairs(items)
     known = [pair for pair in old if pair.first.name in candidates and pair.second.name in candidates]

@@ -343,7 +343,7 @@ def test_one_image_under_several_prompts(form: str, tmp_path: Path) -> None:
     output = tmp_path / "scores.jsonl"
     argv = ["score", str(tmp_path / "set"), "--scorer", "shapes", "--output", str(output)]
     assert main([*argv, "--cache_dir", str(tmp_path / "cache")]) == 0
-    assert [(row.image, row.prompt) for row in read_scores(output)] == [("0.png", prompt) for prompt in prompts]
+    assert [(row.sample, row.prompt) for row in read_scores(output)] == [("0.png", prompt) for prompt in prompts]
     right, wrong = (row.score for row in read_scores(output))
     assert right > 0.95 > wrong
 
@@ -498,7 +498,7 @@ def test_means_by_folder(tmp_path: Path, cached: list[str], capsys: pytest.Captu
     argv = ["score", *paths, "--prompts", settings["prompts"], *cached, "--output", str(output)]
     assert main(argv) == 0
     told = capsys.readouterr().out.splitlines()
-    by_folder = {name: [row.score for row in read_scores(output) if f"/{name}/" in row.image] for name in ("a", "b")}
+    by_folder = {name: [row.score for row in read_scores(output) if f"/{name}/" in row.sample] for name in ("a", "b")}
     for name, path in (("a", tmp_path / "a"), ("b", tmp_path / "b")):
         (line,) = [line for line in told if line.startswith(f"{path} ")]
         assert line.split()[1:] == ["11", f"{sum(by_folder[name]) / 11:.4f}"]

@@ -167,6 +167,6 @@ def test_the_command_gives_what_the_function_gives(tmp_path: Path, capsys: pytes
     assert f"note: 6 of the {len(KINDS)} images scored now are transparent in part, and are laid on white" in shown
     scorer = pickscore.load(str(clip), Towers())
     for row in read_scores(output):
-        with Image.open(tmp_path / "images" / Path(row.image).name) as image:
+        with Image.open(tmp_path / "images" / Path(row.sample).name) as image:
             [expected] = scorer.score([image], ["a cat"]).tolist()
         assert row.score == pytest.approx(expected, abs=1e-4)

@@ -144,7 +144,7 @@ def test_score_tables_give_the_same_bytes(label: Label, world: Path, tmp_path: P
     assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "pairs.parquet").read_bytes()
     # The order of the table, rows of other images, and the order and the names of the images are no matter.
     table = read_scores(world / "scores.parquet")
-    foreign = replace(table[0], image_key="0" * 32, recipe_id="shapes.0")
+    foreign = replace(table[0], sample_key="0" * 32, recipe_id="shapes.0")
     write_scores([foreign, *table[::-1]], tmp_path / "reversed.parquet")
     label(world / "set", "--scores", str(tmp_path / "reversed.parquet"), output="c.parquet")
     assert (tmp_path / "c.parquet").read_bytes() == (tmp_path / "pairs.parquet").read_bytes()
@@ -326,7 +326,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *words: str) -> N
         ([*SHAPES, "--min_probability", "0.3"], ["--min_probability: got 0.3"]),
         ([*SHAPES, "--tie_margin", "0.5"], ["--tie_margin: got 0.5"]),
         ([*SHAPES, "--max_pairs_per_prompt", "0"], ["--max_pairs_per_prompt: got 0"]),
-        ([*SHAPES, "--min_probability", "0.7"], ["has no logit scale", "--min_probability 0.7", "dfb calibrate"]),
+        ([*SHAPES, "--min_probability", "0.7"], ["has no logit scale", "--min_probability 0.7", "--calibration"]),
         ([*SHAPES, "--ties", "soft"], ["has no logit scale", "--ties soft"]),
         ([*SHAPES, "--rule", "random,margin=0.1"], ["has no logit scale", "margin above 0"]),
         ([*SHAPES, "--calibration", "absent.json"], ["absent.json: cannot be read"]),
@@ -380,8 +380,8 @@ def test_bad_tables(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     fails(capsys, argv, "two recipes: 'shapes.1/box-64/fp32', 'shapes.2/box-64/fp32'")
     write_scores([*good[:-1], replace(good[-1], score=math.nan)], path)
     fails(capsys, argv, f"{path}, row 15, column 'score': found nan")
-    write_scores([row for row in good if "s3" not in row.image], path)
-    fails(capsys, argv, "4 images have no score", "the first: images/00000-s3.png, by scorer 'shapes'")
+    write_scores([row for row in good if "s3" not in row.sample], path)
+    fails(capsys, argv, "4 samples have no score", "the first: images/00000-s3.png, by scorer 'shapes'")
     write_scores([replace(row, prompt=f"{row.prompt}s") for row in good], path)
     fails(capsys, argv, "no score for any of the 16 images", "dfb score")
     assert not (tmp_path / "pairs.parquet").exists()

@@ -115,7 +115,7 @@ def test_a_round_learns_from_its_own_samples(
     for number in (1, 2):
         place = out / f"round-{number}"
         drawn = {(r.prompt, r.completion): r for r in load_completions(place / "samples")}
-        scores = {(r.prompt, r.image): r.score for r in read_scores(place / "scores.parquet")}
+        scores = {(r.prompt, r.sample): r.score for r in read_scores(place / "scores.parquet")}
         assert len({prompt for prompt, _ in drawn}) == 4
         pairs = lines(place / "pairs.jsonl")
         assert pairs

@@ -33,12 +33,12 @@ def arguments(tmp_path: Path) -> list[str]:
 def test_the_table_holds_the_verifier_s_numbers(arguments: list[str], tmp_path: Path) -> None:
     assert main(arguments) == 0
     rows = read_scores(tmp_path / "scores.parquet")
-    assert [row.image for row in rows] == [f"images/{p:05d}-s{n}.png" for p in range(4) for n in range(2)]
+    assert [row.sample for row in rows] == [f"images/{p:05d}-s{n}.png" for p in range(4) for n in range(2)]
     for row in rows:
-        image = Image.open(tmp_path / "set" / row.image)
+        image = Image.open(tmp_path / "set" / row.sample)
         assert row.score == pytest.approx(float(shapes.score([image], [row.prompt])[0]), abs=1e-7)
         assert row.recipe_id == "shapes.1/box-64/fp32"
-    assert {round(row.score, 2) for row in rows if row.image.endswith("s0.png")} != {0.0}
+    assert {round(row.score, 2) for row in rows if row.sample.endswith("s0.png")} != {0.0}
 
 
 def test_what_is_cached_is_not_scored_again(
@@ -87,7 +87,7 @@ def test_pairs_are_scored_on_both_sides(tmp_path: Path) -> None:
     assert main(["score", str(pairs), "--scorer", "shapes", "--output", str(output), "--cache_dir", str(tmp_path)]) == 0
     rows = read_scores(output)
     assert len(rows) == 2 * 672
-    assert len({row.image for row in rows}) == 2 * 672
+    assert len({row.sample for row in rows}) == 2 * 672
 
 
 def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *words: str) -> None:
@@ -171,5 +171,5 @@ def test_all_scorers_speak_of_the_same_images(tmp_path: Path, capsys: pytest.Cap
     argv = ["score", str(folder), *where, "--scorer", cropped, boxed]
     fails(capsys, argv, "line.png: an image of 90000 x 1 pixels is too narrow")
     assert main([*argv, "--on_bad_image", "skip"]) == 0
-    found = [(row.scorer, row.image) for row in read_scores(tmp_path / "s.parquet")]
+    found = [(row.scorer, row.sample) for row in read_scores(tmp_path / "s.parquet")]
     assert found == [(scorer, name) for scorer in ("pickscore", "hpsv2") for name in ("square.png", "wide.png")]

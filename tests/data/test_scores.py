@@ -18,7 +18,7 @@ ROW = ScoreRecord("a.png", "k1", "a cat", "pickscore", "pickscore/fp32/abc", 21.
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
-    rows = [ROW, replace(ROW, image="b.png", scorer="shapes", recipe_id="shapes.1", logit_scale=None)]
+    rows = [ROW, replace(ROW, sample="b.png", scorer="shapes", recipe_id="shapes.1", logit_scale=None)]
     for name in ("one.parquet", "two.parquet"):
         write_scores(rows, tmp_path / name)
     assert read_scores(tmp_path / "one.parquet") == rows
@@ -33,14 +33,14 @@ def test_logits() -> None:
 @pytest.mark.parametrize("column", ["score", "raw"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path, column: str, value: float) -> None:
-    write_scores([ROW, replace(ROW, image="b.png", **{column: value})], tmp_path / "s.parquet")
+    write_scores([ROW, replace(ROW, sample="b.png", **{column: value})], tmp_path / "s.parquet")
     with pytest.raises(UserError, match=rf"s\.parquet, row 1, column '{column}': found (nan|inf) for b\.png"):
         read_scores(tmp_path / "s.parquet")
 
 
 def test_two_scores_of_one_image_are_refused(tmp_path: Path) -> None:
     """The same row twice says the same; another number under the same recipe was not made by that recipe."""
-    again = replace(ROW, image="copy.png", raw=ROW.raw + 1e-6)
+    again = replace(ROW, sample="copy.png", raw=ROW.raw + 1e-6)
     write_scores([ROW, again], tmp_path / "s.parquet")
     assert len(read_scores(tmp_path / "s.parquet")) == 2
     for field in ("score", "raw"):

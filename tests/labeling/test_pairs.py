@@ -14,7 +14,7 @@ from scored import key_of, logistic, logit, one, panel_and_candidates
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.labeling import rules
 from diffusion_feedback.labeling.pairs import LabelledPair, PairCounts, build_pairs
-from diffusion_feedback.labeling.panel import Policy
+from diffusion_feedback.labeling.panel import LabelPolicy
 
 RULES = [
     rules.best_worst(),
@@ -39,16 +39,14 @@ def built(
     table: dict[str, dict[str, list[float]]], rule: rules.Rule, *, cap: int | None = None, **policy: object
 ) -> list[LabelledPair]:
     number = len(next(iter(next(iter(table.values())).values())))
-    panel, candidates = panel_and_candidates(table, SCALES[:number], Policy(**policy))  # type: ignore[arg-type]
+    panel, candidates = panel_and_candidates(table, SCALES[:number], LabelPolicy(**policy))  # type: ignore[arg-type]
     return build_pairs(candidates, panel, rule, max_pairs_per_prompt=cap)[0]
 
 
 def sides(pairs: list[LabelledPair]) -> list[tuple[str, str, float]]:
     """(preferred, other, label of the preferred one); of a tie, image 0 stands first."""
     return [
-        (p.image_0.name, p.image_1.name, p.label_0)
-        if p.label_0 >= 0.5
-        else (p.image_1.name, p.image_0.name, 1 - p.label_0)
+        (p.first.name, p.second.name, p.label_0) if p.label_0 >= 0.5 else (p.second.name, p.first.name, 1 - p.label_0)
         for p in pairs
     ]
 
@@ -64,7 +62,7 @@ def sides(pairs: list[LabelledPair]) -> list[tuple[str, str, float]]:
 def test_the_order_of_the_input_does_not_matter(
     table: dict[str, dict[str, list[float]]], rule: rules.Rule, ensemble: str, ties: str, cap: int | None, seed: int
 ) -> None:
-    panel, candidates = panel_and_candidates(table, SCALES, Policy(ensemble, ties))
+    panel, candidates = panel_and_candidates(table, SCALES, LabelPolicy(ensemble, ties))
     # Some images twice, under another name: nothing but a count may come of it.
     doubled = [replace(candidate, name=f"{candidate.name} again") for candidate in candidates[::2]]
     candidates = candidates + doubled
@@ -73,7 +71,7 @@ def test_the_order_of_the_input_does_not_matter(
     assert build_pairs(shuffled, panel, rule, max_pairs_per_prompt=cap) == first
     pairs, counts = first
     assert counts.identical == len(doubled)
-    assert not any(image.name.endswith("again") for pair in pairs for image in (pair.image_0, pair.image_1))
+    assert not any(candidate.name.endswith("again") for pair in pairs for candidate in (pair.first, pair.second))
     assert [pair.prompt for pair in pairs] == sorted(pair.prompt for pair in pairs)
     assert counts.picked == (counts.pairs + counts.abstained + counts.ties_dropped + counts.improbable + counts.capped)
 
@@ -87,8 +85,8 @@ def test_weights_and_caps(
     number = Counter(pair.prompt for pair in pairs)
     for pair in pairs:
         assert pair.weight == 1 / number[pair.prompt]
-        assert pair.image_0.key < pair.image_1.key
-        assert pair.image_0.prompt == pair.image_1.prompt == pair.prompt
+        assert pair.first.key < pair.second.key
+        assert pair.first.prompt == pair.second.prompt == pair.prompt
     for prompt in {pair.prompt for pair in whole}:
         expected = [sides([pair]) for pair in whole if pair.prompt == prompt][:cap]
         assert [sides([pair]) for pair in pairs if pair.prompt == prompt] == expected
@@ -98,11 +96,11 @@ def test_weights_and_caps(
 def test_labels_are_the_definition(table: dict[str, dict[str, list[float]]], rule: rules.Rule) -> None:
     """Soft labels: the mean of the logistic of each scorer's difference, by the definition."""
     for pair in built(table, rule, ties="soft"):
-        raws = [table[pair.prompt][image.name] for image in (pair.image_0, pair.image_1)]
+        raws = [table[pair.prompt][candidate.name] for candidate in (pair.first, pair.second)]
         chances = [logistic(s * (x - y)) for s, x, y in zip(SCALES, *raws, strict=True)]
         assert pair.label_0 == pair.probability_0
         assert pair.label_0 == pytest.approx(sum(chances) / 3, rel=1e-12)
-        assert pair.image_0.scores == tuple(10 * raw for raw in raws[0])
+        assert pair.first.scores == tuple(10 * raw for raw in raws[0])
 
 
 TIED = one([1.0, 1.0, 3.0])
@@ -168,7 +166,7 @@ def test_every_count_by_hand() -> None:
         "r": {"e": [1.0, 0.0], "f": [0.0, 1.0]},
         "s": {"g": [2.0, 2.0], "h": [2.0, 2.0]},
     }
-    panel, candidates = panel_and_candidates(table, [2.0, 2.0], Policy("abstain", "drop", min_probability=0.7))
+    panel, candidates = panel_and_candidates(table, [2.0, 2.0], LabelPolicy("abstain", "drop", min_probability=0.7))
     candidates.append(replace(candidates[0], name="copy"))
     pairs, counts = build_pairs(candidates, panel, rules.all_pairs(), max_pairs_per_prompt=1)
     # c over b: (logistic(1) + logistic(0.2)) / 2 = (0.7311 + 0.5498) / 2 = 0.6404, which is not enough.
@@ -191,7 +189,7 @@ def test_every_count_by_hand() -> None:
 
 def test_ranks_alone() -> None:
     """Without a logit scale there are labels, and no probabilities."""
-    panel, candidates = panel_and_candidates(TIED, [None], Policy(ties="half"))
+    panel, candidates = panel_and_candidates(TIED, [None], LabelPolicy(ties="half"))
     pairs, counts = build_pairs(candidates, panel, rules.all_pairs())
     assert sorted(max(pair.label_0, 1 - pair.label_0) for pair in pairs) == [0.5, 1, 1]
     assert {pair.probability_0 for pair in pairs} == {None}
@@ -202,5 +200,5 @@ def test_nothing_to_pair() -> None:
     panel, candidates = panel_and_candidates(one([1.0]), [1.0])
     pairs, counts = build_pairs(candidates, panel, rules.all_pairs())
     assert (pairs, counts.lonely_prompts, counts.mean_probability) == ([], 1, None)
-    with pytest.raises(UserError, match="--max_pairs_per_prompt: got 0"):
+    with pytest.raises(UserError, match="`max_pairs_per_prompt`: got 0"):
         build_pairs(candidates, panel, rules.all_pairs(), max_pairs_per_prompt=0)

@@ -17,7 +17,14 @@ from scored import logistic, logit, one, panel_and_candidates, records_of
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.labeling.candidates import join_scores, rank
 from diffusion_feedback.labeling.ensembles import Verdicts, sigmoid
-from diffusion_feedback.labeling.panel import Judge, Panel, Policy, chosen_probability, convene, read_calibration
+from diffusion_feedback.labeling.panel import (
+    Judge,
+    Panel,
+    LabelPolicy,
+    chosen_probability,
+    build_panel,
+    read_calibration,
+)
 
 
 def verdict(probabilities: list[float], **policy: object) -> Verdicts:
@@ -25,7 +32,7 @@ def verdict(probabilities: list[float], **policy: object) -> Verdicts:
     scales = [2.0, 0.5, 40.0, 7.0][: len(probabilities)]
     judges = tuple(Judge(name, f"{name}.1", scale) for name, scale in zip("abcd", scales, strict=False))
     raws = [[logit(p) / scale] for p, scale in zip(probabilities, scales, strict=True)]
-    return Panel(judges, Policy(**policy)).judge(np.array(raws), np.zeros((len(raws), 1)))  # type: ignore[arg-type]
+    return Panel(judges, LabelPolicy(**policy)).judge(np.array(raws), np.zeros((len(raws), 1)))  # type: ignore[arg-type]
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1))
@@ -34,13 +41,13 @@ def test_sigmoid_is_scipy_s(logits: list[float]) -> None:
 
 
 def test_one_scorer() -> None:
-    panel = Panel((Judge("a", "a.1", 100.0),), Policy("abstain"))
+    panel = Panel((Judge("a", "a.1", 100.0),), LabelPolicy("abstain"))
     found = panel.judge(np.array([[0.21, 0.2, 0.2]]), np.array([[0.2, 0.23, 0.2]]))
     assert found.side.tolist() == [1, -1, 0]
     assert found.agreed.all()
     assert found.probability == pytest.approx([logistic(1), logistic(-3), 0.5])
     assert found.soft == pytest.approx([logistic(1), logistic(-3), 0.5])
-    unscaled = Panel((Judge("a", "a.1", None),), Policy()).judge(np.array([[3.0, 1, 2]]), np.array([[1.0, 2, 2]]))
+    unscaled = Panel((Judge("a", "a.1", None),), LabelPolicy()).judge(np.array([[3.0, 1, 2]]), np.array([[1.0, 2, 2]]))
     assert (unscaled.side.tolist(), unscaled.probability, unscaled.soft) == ([1, -1, 0], None, None)
 
 
@@ -92,11 +99,11 @@ def test_the_tie_zone_is_closed(ensemble: str, probabilities: list[float], side:
 def test_vote_and_abstain_need_no_scale() -> None:
     raw_0, raw_1 = np.array([[1.0, 5, 2], [1, 0, 2]]), np.array([[0.0, 1, 2], [0, 3, 2]])
     judges = (Judge("a", "a.1", None), Judge("b", "b.1", 3.0))
-    voted = Panel(judges, Policy("vote")).judge(raw_0, raw_1)
+    voted = Panel(judges, LabelPolicy("vote")).judge(raw_0, raw_1)
     assert (voted.side.tolist(), voted.probability) == ([1, 0, 0], None)
     assert voted.soft is not None
     assert voted.soft.tolist() == [1, 0.5, 0.5]
-    agreed = Panel(judges, Policy("abstain")).judge(raw_0, raw_1)
+    agreed = Panel(judges, LabelPolicy("abstain")).judge(raw_0, raw_1)
     assert (agreed.side.tolist(), agreed.agreed.tolist()) == ([1, 0, 0], [True, False, True])
 
 
@@ -116,7 +123,7 @@ RAW_TABLES = st.integers(2, 6).flatmap(
 def test_strength_is_the_mean_gain_over_the_others(raws: list[list[float]], ensemble: str) -> None:
     scales = [1.0, 2.0, 0.3]
     table = {"p": {f"{i:02d}": row for i, row in enumerate(raws)}}
-    panel, candidates = panel_and_candidates(table, scales, Policy(ensemble))
+    panel, candidates = panel_and_candidates(table, scales, LabelPolicy(ensemble))
     standing = rank("p", candidates, panel)
     expected = []
     for i, own in enumerate(raws):
@@ -136,45 +143,45 @@ def test_scores_that_cannot_be_compared() -> None:
     records = records_of(one([1.0, 2.0]), [1.0])
     mixed = [records[0], replace(records[1], recipe_id="a.2")]
     with pytest.raises(UserError, match=r"scorer 'a' has scores under two recipes: 'a.1', 'a.2'"):
-        convene(mixed, Policy())
+        build_panel(mixed, LabelPolicy())
     with pytest.raises(UserError, match=r"recipe 'a.1' has two logit scales: 1.0, 2.0"):
-        convene([records[0], replace(records[1], logit_scale=2.0)], Policy())
+        build_panel([records[0], replace(records[1], logit_scale=2.0)], LabelPolicy())
     with pytest.raises(UserError, match=r"recipe 'a.1' stands under two names: 'a', 'b'"):
-        convene([records[0], replace(records[1], scorer="b")], Policy())
+        build_panel([records[0], replace(records[1], scorer="b")], LabelPolicy())
     for field in ("raw", "score", "logit_scale"):
         for value in (math.nan, math.inf):
             with pytest.raises(UserError, match=rf"01: scorer 'a' gave {value} as {field}"):
-                convene([records[0], replace(records[1], **{field: value})], Policy())
+                build_panel([records[0], replace(records[1], **{field: value})], LabelPolicy())
     for scale in (0.0, -1.0):
         with pytest.raises(UserError, match="allowed: above 0"):
-            convene([replace(record, logit_scale=scale) for record in records[:1]], Policy())
+            build_panel([replace(record, logit_scale=scale) for record in records[:1]], LabelPolicy())
 
 
 @pytest.mark.parametrize(
     ("policy", "scorers", "named"),
     [
-        (Policy("mean"), 2, "--ensemble mean"),
-        (Policy(ties="soft"), 1, "--ties soft"),
-        (Policy("abstain", ties="soft"), 2, "--ties soft"),
-        (Policy(tie_margin=0.1), 1, "--tie_margin 0.1"),
-        (Policy("vote", min_probability=0.6), 2, "--min_probability 0.6"),
+        (LabelPolicy("mean"), 2, "`ensemble` mean"),
+        (LabelPolicy(ties="soft"), 1, "`ties` soft"),
+        (LabelPolicy("abstain", ties="soft"), 2, "`ties` soft"),
+        (LabelPolicy(tie_margin=0.1), 1, "`tie_margin` 0.1"),
+        (LabelPolicy("vote", min_probability=0.6), 2, "`min_probability` 0.6"),
     ],
 )
-def test_what_needs_a_logit_scale(policy: Policy, scorers: int, named: str) -> None:
+def test_what_needs_a_logit_scale(policy: LabelPolicy, scorers: int, named: str) -> None:
     records = records_of({"p": {"x": [1.0, 1.0]}}, [None, 3.0][:scorers])
     with pytest.raises(UserError, match=named) as caught:
-        convene(records, policy)
+        build_panel(records, policy)
     assert "recipe 'a.1'" in caught.value.problem
-    assert "dfb calibrate" in caught.value.remedy
-    assert convene(records, policy, {"a.1": 2.0}).is_calibrated
+    assert "`calibration`" in caught.value.remedy
+    assert build_panel(records, policy, {"a.1": 2.0}).is_calibrated
 
 
 def test_a_calibration_comes_first() -> None:
     records = records_of({"p": {"x": [1.0, 1.0]}}, [4.0, None])
-    panel = convene(records, Policy(), {"a.1": 2.5, "b.1": 0.5})
+    panel = build_panel(records, LabelPolicy(), {"a.1": 2.5, "b.1": 0.5})
     assert panel.judges == (Judge("a", "a.1", 2.5), Judge("b", "b.1", 0.5))
     with pytest.raises(UserError, match=r"of other recipes \(c.1\), not of a.1, b.1"):
-        convene(records, Policy("vote"), {"c.1": 2.0})
+        build_panel(records, LabelPolicy("vote"), {"c.1": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -182,39 +189,39 @@ def test_a_calibration_comes_first() -> None:
     [
         ({"ensemble": "meen"}, "did you mean 'mean'"),
         ({"ties": "dropp"}, "did you mean 'drop'"),
-        ({"tie_margin": 0.5}, "--tie_margin: got 0.5"),
-        ({"tie_margin": -0.1}, "--tie_margin: got -0.1"),
-        ({"tie_margin": math.nan}, "--tie_margin: got nan"),
-        ({"min_probability": 0.4}, "--min_probability: got 0.4"),
-        ({"min_probability": 1.0}, "--min_probability: got 1.0"),
+        ({"tie_margin": 0.5}, "`tie_margin`: got 0.5"),
+        ({"tie_margin": -0.1}, "`tie_margin`: got -0.1"),
+        ({"tie_margin": math.nan}, "`tie_margin`: got nan"),
+        ({"min_probability": 0.4}, "`min_probability`: got 0.4"),
+        ({"min_probability": 1.0}, "`min_probability`: got 1.0"),
     ],
 )
 def test_policies_out_of_range(settings: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        Policy(**settings)  # type: ignore[arg-type]
+        LabelPolicy(**settings)  # type: ignore[arg-type]
 
 
 def test_missing_scores_are_counted() -> None:
     table = {"p": {"x": [1.0, 2.0], "y": [3.0, 4.0]}}
     records = records_of(table, [1.0, 1.0])
-    panel = convene(records, Policy())
-    images = [(r.image, r.image_key, "p") for r in records[:2]]
+    panel = build_panel(records, LabelPolicy())
+    images = [(r.sample, r.sample_key, "p") for r in records[:2]]
     found = join_scores(images, reversed(records), panel)
     assert [(c.name, c.scores, c.raws) for c in found] == [("x", (10, 20), (1, 2)), ("y", (30, 40), (3, 4))]
-    with pytest.raises(UserError, match="1 images have no score for their prompt; the first: y, by scorer 'b'"):
+    with pytest.raises(UserError, match="1 samples have no score for their prompt; the first: y, by scorer 'b'"):
         join_scores(images, records[:-1], panel)
-    with pytest.raises(UserError, match="2 images have no score for their prompt; the first: x, by scorer 'a'"):
+    with pytest.raises(UserError, match="2 samples have no score for their prompt; the first: x, by scorer 'a'"):
         join_scores([(name, key, "another") for name, key, _ in images], records, panel)
 
 
 def test_one_image_scored_under_two_names() -> None:
     """The record whose image comes first counts, whatever the order; other recipes are no matter."""
     [record] = records_of(one([1.0]), [1.0])
-    panel = convene([record], Policy())
-    other = replace(record, image="zz", raw=1.5, score=15.0)
-    foreign = replace(record, image="00", recipe_id="b.1", raw=9.0)
+    panel = build_panel([record], LabelPolicy())
+    other = replace(record, sample="zz", raw=1.5, score=15.0)
+    foreign = replace(record, sample="00", recipe_id="b.1", raw=9.0)
     for table in ([record, other, foreign], [foreign, other, record]):
-        [found] = join_scores([("here", record.image_key, "p")], table, panel)
+        [found] = join_scores([("here", record.sample_key, "p")], table, panel)
         assert (found.name, found.raws, found.scores) == ("here", (1.0,), (10.0,))
 
 

@@ -176,5 +176,5 @@ def test_numbers_of_a_rule_are_read_as_in_recipes(
 ) -> None:
     found: list[float] = []
     monkeypatch.setattr(rules, "random", lambda *, margin: found.append(margin))
-    rules.rule_of(f"random,margin={margin}", "--rule")
+    rules.rule_of(f"random,margin={margin}", "`rule`")
     assert found == [expected]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from diffusion_feedback.labeling.candidates import Candidate, join_scores
-from diffusion_feedback.labeling.panel import Panel, Policy, convene
+from diffusion_feedback.labeling.panel import Panel, LabelPolicy, build_panel
 from diffusion_feedback.records import ScoreRecord, content_hash
 
 Table = Mapping[str, Mapping[str, Sequence[float]]]
@@ -28,10 +28,10 @@ def records_of(table: Table, scales: Sequence[float | None]) -> list[ScoreRecord
 
 
 def panel_and_candidates(
-    table: Table, scales: Sequence[float | None] = (1.0,), policy: Policy | None = None
+    table: Table, scales: Sequence[float | None] = (1.0,), policy: LabelPolicy | None = None
 ) -> tuple[Panel, list[Candidate]]:
     records = records_of(table, scales)
-    panel = convene(records, policy or Policy())
+    panel = build_panel(records, policy or LabelPolicy())
     images = [(name, key_of(name), prompt) for prompt, images in table.items() for name in images]
     return panel, join_scores(images, records, panel)
 

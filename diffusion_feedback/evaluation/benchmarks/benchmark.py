@@ -175,11 +175,11 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
             raise UserError(problem, "score the images anew by one of them")
         value = published_value(record)
         if not math.isfinite(value):
-            raise UserError(f"{record.image}: its {record.scorer} score is {value}", "score the image anew")
-        if record.image in place:
-            rows[place[record.image]].append(value)
+            raise UserError(f"{record.sample}: its {record.scorer} score is {value}", "score the image anew")
+        if record.sample in place:
+            rows[place[record.sample]].append(value)
             if record.prompt_cut:
-                cut.setdefault(record.scorer, set()).add(place[record.image])
+                cut.setdefault(record.scorer, set()).add(place[record.sample])
     means = {name: np.array([np.mean(row) if row else np.nan for row in rows]) for name, (_, rows) in found.items()}
     return [
         PromptValues(name, recipe_id, means[name], tuple(sorted(cut.get(name, ()))))

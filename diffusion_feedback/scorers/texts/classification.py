@@ -127,7 +127,7 @@ def load_classification(
     missing = sorted(name for name in loaded.missing if not name.endswith("position_ids"))
     if missing:
         problem = f"{path}: weights are missing, such as {missing[0]}: it was not trained to judge"
-        raise UserError(problem, "train one with dfb train (family reward_model), or give another folder")
+        raise UserError(problem, "train one (family reward_model), or give another folder")
     is_decoder = isinstance(getattr(model, "score", None), nn.Module)
     limit = min(int(tokenizer.model_max_length), _positions(model.config))
     with reading(path, _WHAT, f"use another device than {device}"):

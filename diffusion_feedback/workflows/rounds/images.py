@@ -15,7 +15,7 @@ from ...config import Recipe
 from ...data.image_sets import open_images
 from ...data.scores import read_scores, write_scores
 from ...generation import generate, load_generated, own_noise
-from ...labeling.panel import Policy
+from ...labeling.panel import LabelPolicy
 from ...labeling.rules import rule_of
 from ...prompts import read_prompts
 from ...records import Text
@@ -82,7 +82,7 @@ class ImageSide:
         name = self.recipe.rounds.rule
         items = open_images(str(drawn))
         return write_built(
-            items, read_scores(scores), Policy(), None, (name, rule_of(name, "rounds.rule")), None, output
+            items, read_scores(scores), LabelPolicy(), None, (name, rule_of(name, "rounds.rule")), None, output
         )
 
     def merge(self, run: Path, start: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...generation import COMPLETIONS, complete_prompts, load_completions
 from ...labeling.candidates import join_scores
 from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
-from ...labeling.panel import Policy, convene
+from ...labeling.panel import LabelPolicy, build_panel
 from ...labeling.rules import rule_of
 from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_write, content_hash
@@ -93,15 +93,15 @@ class TextSide:
         """Pairs by the recipe's rule, as rows of prompt, chosen, rejected with their scores; ties are left out."""
         rule = rule_of(self.recipe.rounds.rule, "rounds.rule")
         completions, records = load_completions(drawn), read_scores(scores)
-        by_name = dict(zip((record.image for record in records), completions, strict=True))
+        by_name = dict(zip((record.sample for record in records), completions, strict=True))
         # A blank completion cannot be learnt from: there would be no token, or nothing that reads back as it was.
-        told = [record for record in records if by_name[record.image].completion.strip()]
-        panel = convene(told, Policy(), None) if told else None
+        told = [record for record in records if by_name[record.sample].completion.strip()]
+        panel = build_panel(told, LabelPolicy(), None) if told else None
         if panel is None:
             raise UserError(
                 f"{drawn}: every completion is blank", "raise rollouts.max_new_tokens, or use another model"
             )
-        candidates = join_scores(((r.image, r.image_key, r.prompt) for r in told), told, panel)
+        candidates = join_scores(((r.sample, r.sample_key, r.prompt) for r in told), told, panel)
         pairs, counts = build_pairs(candidates, panel, rule)
         if not pairs:
             problem = f"{scores}: no pair to learn from ({_counts(counts, len(records) - len(told))})"
@@ -147,7 +147,7 @@ def join_lines(files: Sequence[Path], output: Path) -> None:
 
 def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]) -> Iterator[dict[str, Any]]:
     for pair in pairs:
-        sides = sorted((pair.image_0, pair.image_1), key=lambda candidate: -candidate.raws[0])
+        sides = sorted((pair.first, pair.second), key=lambda candidate: -candidate.raws[0])
         chosen, rejected = (by_name[candidate.name] for candidate in sides)
         yield {
             "prompt": chosen.prompt,
