@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..labeling.candidates import Candidate
     from ..labeling.pairs import PairCounts
-    from ..labeling.panel import Panel, LabelPolicy
+    from ..labeling.panel import LabelPolicy, Panel
     from ..labeling.relabel import RelabelCounts
     from ..labeling.rules import Rule
     from ..records import PairRecord, ScoreRecord

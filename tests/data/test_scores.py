@@ -46,7 +46,7 @@ def test_two_scores_of_one_image_are_refused(tmp_path: Path) -> None:
     for field in ("score", "raw"):
         write_scores([ROW, replace(ROW, **{field: getattr(ROW, field) + 0.1})], tmp_path / "s.parquet")
         with pytest.raises(
-            UserError, match=rf"row 1: {ROW.image} has the score .* in row 0 .* both by {ROW.recipe_id}"
+            UserError, match=rf"row 1: {ROW.sample} has the score .* in row 0 .* both by {ROW.recipe_id}"
         ):
             read_scores(tmp_path / "s.parquet")
 

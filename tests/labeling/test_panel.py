@@ -19,10 +19,10 @@ from diffusion_feedback.labeling.candidates import join_scores, rank
 from diffusion_feedback.labeling.ensembles import Verdicts, sigmoid
 from diffusion_feedback.labeling.panel import (
     Judge,
-    Panel,
     LabelPolicy,
-    chosen_probability,
+    Panel,
     build_panel,
+    chosen_probability,
     read_calibration,
 )
 

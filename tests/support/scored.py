@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from diffusion_feedback.labeling.candidates import Candidate, join_scores
-from diffusion_feedback.labeling.panel import Panel, LabelPolicy, build_panel
+from diffusion_feedback.labeling.panel import LabelPolicy, Panel, build_panel
 from diffusion_feedback.records import ScoreRecord, content_hash
 
 Table = Mapping[str, Mapping[str, Sequence[float]]]
