@@ -75,6 +75,11 @@ class RectifiedFlow:
     logit_mean: float = 0.0
     logit_std: float = 0.0
 
+    @property
+    def prediction_type(self) -> str:
+        """The velocity, as diffusers' schedulers call it."""
+        return "flow_prediction"
+
     def timesteps(self, uniform: Tensor) -> Tensor:
         """Map ``uniform`` (B,) in [0, 1) to timesteps (B,) float32 in [0, T]."""
         s = uniform.double()

@@ -24,7 +24,10 @@ PACKAGE = "diffusion_feedback"
 FLOORS = (
     {"errors", "__init__"},
     {"documents"},
-    {"records", "types", "noise", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes", "progress"},
+    {
+        "records", "types", "noise", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes",
+        "progress", "weights",
+    },
     {"catalog"},
     {"prompts", "text_folders"},
     {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..text_folders import text_config_of
-from .causal_lm import LanguageModel, Read
+from .causal_lm import Read
 
 
 class ValueHead(nn.Module):
@@ -34,17 +34,18 @@ class ValueHead(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """``policy`` and ``value_head`` behind one forward pass.
+    """``policy`` (a ``causal_lm.LanguageModel``) and ``value_head`` behind one forward pass.
 
     The head reads the hidden states that the output head reads, so values cost no pass of their own, and under adapters
     there is one base for policy, reference and values. Its gradient reaches the trunk, scaled by PPO's ``vf_coef``.
     """
 
-    def __init__(self, policy: LanguageModel, *, seed: int = 0) -> None:
+    def __init__(self, policy: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
         self.policy = policy
-        embedding = policy.model.get_input_embeddings().weight
-        self.value_head = ValueHead(text_config_of(policy.model.config).hidden_size, seed=seed).to(embedding.device)
+        model: Any = policy.model
+        embedding = model.get_input_embeddings().weight
+        self.value_head = ValueHead(text_config_of(model.config).hidden_size, seed=seed).to(embedding.device)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read

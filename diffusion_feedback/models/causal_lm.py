@@ -26,12 +26,13 @@ from ..text_folders import (
     positions_of,
     rows_of,
 )
+from ..types import Tokenizer, TokenProcessor
+from ..weights import check_finite, modules_hash
 from .end_tokens import closing_token_id
-from .latent_diffusion import check_finite, weights_hash
 from .lora import save_transformer
 from .output_heads import check_logits, head_of, trunk_of
 from .quiet import quiet
-from .saving import saving
+from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
 from .text_sampling import complete
 
 Read = Callable[[Tensor, nn.Module], Any]
@@ -60,11 +61,6 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return read(hidden, head_of(self.model))
 
-    def trained_parts(self) -> list[nn.Module]:
-        """What full tuning trains: of a multimodal model the part for texts and the output head."""
-        trunk = trunk_of(self.model)
-        return [self.model] if trunk is self.model.base_model else [trunk, self.model.get_output_embeddings()]
-
 
 @dataclass(frozen=True, slots=True)
 class CausalLM:
@@ -74,8 +70,32 @@ class CausalLM:
     """
 
     network: LanguageModel
-    tokenizer: Any
+    tokenizer: Tokenizer
     is_merged: bool = False
+
+    @property
+    def transformer(self) -> Any:
+        """The transformers model itself."""
+        return self.network.model
+
+    @property
+    def task_type(self) -> str:
+        """peft's name for what the model does."""
+        return str(TaskType.CAUSAL_LM.value)
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """None: adapters alone are trained."""
+        return ()
+
+    def trained_parts(self) -> list[nn.Module]:
+        """What full tuning trains: of a multimodal model the part for texts and the output head."""
+        trunk = trunk_of(self.transformer)
+        return (
+            [self.transformer]
+            if trunk is self.transformer.base_model
+            else [trunk, self.transformer.get_output_embeddings()]
+        )
 
     @property
     def window(self) -> int:
@@ -110,11 +130,11 @@ class CausalLM:
     def model_hash(self) -> str:
         """Identity of weights, configuration and vocabulary."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return weights_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
+        return modules_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
 
     def sample(
         self,
-        network: LanguageModel,
+        network: nn.Module,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         *,
@@ -122,7 +142,7 @@ class CausalLM:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        processors: Sequence[TokenProcessor] = (),
     ) -> list[list[int]]:
         """One completion (token ids, the end token included where it was drawn) a prompt and seed, in one batch.
 
@@ -131,6 +151,7 @@ class CausalLM:
         UserError for a prompt without tokens, or of tokens that the model does not know, and for one that leaves no room
         for a token.
         """
+        assert isinstance(network, LanguageModel)
         model = network.model
         for number, prompt in enumerate(prompts):
             if not 0 < len(prompt) < self.window:
@@ -169,6 +190,10 @@ class CausalLM:
             finally:
                 settings.eos_token_id = stated
             self.tokenizer.save_pretrained(beside)
+
+    def written_files(self) -> tuple[str, ...]:
+        """Patterns of what ``save`` may write."""
+        return (*TRANSFORMER_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
 
 
 def _stated_ends(model: Any) -> list[int | None]:

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ..errors import UserError
-from .latent_diffusion import check_finite, weights_hash
+from ..weights import check_finite, modules_hash
 from .quiet import quiet
-from .saving import saving
+from .saving import TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
 _BICUBIC = 3
 _FOLDER = "give a folder that CLIPModel.save_pretrained wrote, or a hub id"
@@ -109,7 +109,7 @@ class ClipScorer:
         """Identity of weights, tokenizer and normalisation."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         processor = [list(self.image_processor.image_mean), list(self.image_processor.image_std)]
-        return weights_hash(self.network.clip, settings=str([self.max_tokens, vocabulary, processor]))
+        return modules_hash(self.network.clip, settings=str([self.max_tokens, vocabulary, processor]))
 
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write a CLIPModel folder that plain ``from_pretrained`` loads, with tokenizer and image processor."""
@@ -118,6 +118,10 @@ class ClipScorer:
             network.clip.save_pretrained(beside)
             self.tokenizer.save_pretrained(beside)
             self.image_processor.save_pretrained(beside)
+
+    def written_files(self) -> tuple[str, ...]:
+        """Patterns of what ``save`` writes."""
+        return (*TRANSFORMER_FILES, *TOKENIZER_FILES, "preprocessor_config.json")
 
 
 def load(

@@ -137,7 +137,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def save(pipeline: Any, network: Any, folder: Path) -> None:
+def save(pipeline: Any, network: Any, folder: Path, *, name: str) -> None:
     """Write the adapter of ``network`` so that plain ``load_lora_weights`` reads it, and all others at the same strength.
 
     Some tools (ComfyUI, older diffusers) read no alpha and take it to be the rank. So the factor sqrt(alpha / rank) is
@@ -150,7 +150,7 @@ def save(pipeline: Any, network: Any, folder: Path) -> None:
     state = {key: (value * fold).contiguous() for key, value in weights.items()}
     # Sets come out in another order in another process; sorted, equal settings are equal texts.
     metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    pipeline.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
+    pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": state, f"{name}_lora_adapter_metadata": metadata})
 
 
 def merged_copy(model: Any) -> Any:

@@ -24,7 +24,8 @@ from .lora_files import FOLDER, LoraFile, read_lora
 from .quiet import quiet
 
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_PARTS = ("unet", "text_encoder", "text_encoder_2")
+# What files put before the names of layers: the network that they are for.
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 _REMEDY = "use a LoRA that was trained on this base; adapters of other kinds (LoHa, LoKr, DoRA) are not read"
 
 
@@ -37,15 +38,15 @@ class _Part:
     origin: dict[str, str] = field(default_factory=dict)
 
 
-def load_into(pipeline: Any, path: str) -> str:
-    """Add the LoRA in folder, file or hub id ``path`` to ``pipeline``, and say what was added.
+def load_into(pipeline: Any, path: str, network_name: str) -> str:
+    """Add the LoRA in folder, file or hub id ``path`` to ``pipeline``, whose denoiser is ``network_name``; say what was added.
 
     Raises UserError for what cannot be read, and where one tensor of it does not fit: the message counts them.
     """
     file = read_lora(path)
     with reading(path, "LoRA weights", FOLDER), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, where settings name layers that the file has no tensors for
-        parts, lost = _sort(pipeline, file)
+        parts, lost = _sort(pipeline, file, network_name)
         misfits = lost + [
             problem for name, part in parts.items() for problem in _misfits(getattr(pipeline, name), part)
         ]
@@ -77,14 +78,21 @@ def _changes(part: _Part) -> bool:
     )
 
 
+def _is_encoder(name: str) -> bool:
+    return name.startswith("text_encoder")
+
+
 def _layer(key: str) -> str:
     """The name of the layer that the tensor of ``key`` belongs to."""
     return key.split(".lora")[0]
 
 
-def _sort(pipeline: Any, file: LoraFile) -> tuple[dict[str, _Part], list[str]]:
+def _sort(pipeline: Any, file: LoraFile, network_name: str) -> tuple[dict[str, _Part], list[str]]:
     """The tensors of ``file`` by the network they are for, and what is wrong with the others."""
-    present = [name for name in _PARTS if getattr(pipeline, name, None) is not None]
+    present = [
+        network_name,
+        *(name for name in _PARTS if _is_encoder(name) and getattr(pipeline, name, None) is not None),
+    ]
     state, by_origin = _named(pipeline, file, present)
     parts: dict[str, _Part] = {}
     lost = [f"{key!r} is of no form that is known" for key in file.tensors if key not in by_origin.values()]
@@ -105,11 +113,11 @@ def _named(pipeline: Any, file: LoraFile, present: list[str]) -> tuple[dict[str,
     if any(key.startswith(_KOHYA) for key in tensors):
         # By identity it is seen which tensor became which, and that none was dropped on the way.
         origin = {id(value): key for key, value in tensors.items()}
-        blocks = {"unet_config": pipeline.unet.config} if "text_encoder_2" in present else {}
+        blocks = {f"{present[0]}_config": getattr(pipeline, present[0]).config} if "text_encoder_2" in present else {}
         kohya = {key: value for key, value in tensors.items() if key.startswith(_KOHYA)}
         state = type(pipeline).lora_state_dict(kohya, **blocks)[0]
         return state, {key: origin[id(value)] for key, value in state.items()}
-    if not any(key.startswith(tuple(f"{name}." for name in (*_PARTS, "transformer"))) for key in tensors):
+    if not any(key.startswith(tuple(f"{name}." for name in _PARTS)) for key in tensors):
         best = max(present, key=lambda name: len(_fitting(getattr(pipeline, name), name, tensors)))
         return {f"{best}.{key}": value for key, value in tensors.items()}, {f"{best}.{key}": key for key in tensors}
     return tensors, {key: key for key in tensors}
@@ -130,12 +138,12 @@ def _convert(
         bare = {key.removeprefix(f"{name}."): value}
         if ".lora_A." not in key and ".lora_B." not in key:
             bare = (
-                convert_unet_state_dict_to_peft(bare)
-                if name == "unet"
-                else convert_state_dict_to_peft(bare, StateDictType.DIFFUSERS_OLD)
+                convert_state_dict_to_peft(bare, StateDictType.DIFFUSERS_OLD)
+                if _is_encoder(name)
+                else convert_unet_state_dict_to_peft(bare)
             )
         (found,) = bare
-        if name != "unet" and not hasattr(network, "text_model"):  # transformers has flattened its encoders
+        if _is_encoder(name) and not hasattr(network, "text_model"):  # transformers has flattened its encoders
             found = found.removeprefix("text_model.")
         part.tensors[found] = value
         part.origin[found] = by_origin.get(key, key)

@@ -17,7 +17,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from ..documents import read_yaml
 from ..errors import UserError, first_line
 from ..foreign import check_exists, check_whole, reading
-from .latent_diffusion import check_finite, modules_of
+from ..weights import check_finite
+from .latent_diffusion import modules_of
 from .quiet import quiet
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
@@ -69,19 +70,32 @@ def load_pipeline(
             for name in _KINDS:
                 check_whole(place / name)
         raise
+    return _prepared(pipeline, f"{path}/")
+
+
+def reuse_pipeline(pipeline: Any, **components: Any) -> Any:
+    """A pipeline of the same weights as ``pipeline``, which somebody has loaded; as ``load_pipeline`` else.
+
+    The weights themselves are put in float32, in eval mode, and frozen. Raises UserError for weights that are not finite.
+    """
+    with quiet():
+        return _prepared(type(pipeline).from_pipe(pipeline, dtype=torch.float32, **components), "the pipeline's ")
+
+
+def _prepared(pipeline: Any, where: str) -> Any:
     for name, module in modules_of(pipeline).items():
-        check_finite(module, f"{path}/{name}")
+        check_finite(module, f"{where}{name}")
         module.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_slicing()  # one image at a time: decoding is what runs out of memory first
     return pipeline
 
 
-def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype, *, network_name: str) -> Any:
     """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32. Raises UserError."""
     try:
         with quiet():
-            pipeline.to(device).unet.to(dtype)
+            getattr(pipeline.to(device), network_name).to(dtype)
     except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
         raise UserError(f"device {device}: {first_line(error)}", "use another device, or free its memory") from error
     return pipeline

@@ -26,13 +26,14 @@ from ..text_folders import (
     rows_of,
     text_config_of,
 )
+from ..types import Tokenizer
+from ..weights import modules_hash
 from .causal_lm import enable_checkpointing, prepare, window_of
 from .end_tokens import padding_token
-from .latent_diffusion import weights_hash
 from .lora import save_transformer
 from .output_heads import trunk_of
 from .quiet import quiet
-from .saving import saving
+from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
 _HEADS = ("score", "classifier")
 _WHAT = "a reward model"
@@ -70,11 +71,6 @@ class RewardNetwork(nn.Module):
         scores: Tensor = self.head(hidden[rows, last]).float().squeeze(-1)
         return scores
 
-    def trained_parts(self) -> list[nn.Module]:
-        """What full tuning trains: of a multimodal model the part for texts and the head."""
-        trunk = trunk_of(self.model)
-        return [self.model] if trunk is self.model.base_model else [trunk, self.head]
-
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
@@ -84,8 +80,28 @@ class RewardModel:
     """
 
     network: RewardNetwork
-    tokenizer: Any
+    tokenizer: Tokenizer
     is_merged: bool = False
+
+    @property
+    def transformer(self) -> Any:
+        """The transformers model itself."""
+        return self.network.model
+
+    @property
+    def task_type(self) -> str:
+        """peft's name for what the model does."""
+        return str(TaskType.SEQ_CLS.value)
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The head, which starts from random numbers."""
+        return (self.network.head_name,)
+
+    def trained_parts(self) -> list[nn.Module]:
+        """What full tuning trains: of a multimodal model the part for texts and the head."""
+        trunk = trunk_of(self.transformer)
+        return [self.transformer] if trunk is self.transformer.base_model else [trunk, self.network.head]
 
     @property
     def window(self) -> int:
@@ -104,7 +120,7 @@ class RewardModel:
     def model_hash(self) -> str:
         """Identity of weights, configuration and vocabulary."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return weights_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
+        return modules_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
 
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write weights (or adapters and head) and tokenizer as plain transformers and peft load them.
@@ -115,6 +131,10 @@ class RewardModel:
         with quiet(), saving(folder) as beside:
             save_transformer(network.model, beside, is_merged=self.is_merged)
             self.tokenizer.save_pretrained(beside)
+
+    def written_files(self) -> tuple[str, ...]:
+        """Patterns of what ``save`` may write."""
+        return (*TRANSFORMER_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
 
 
 def load(

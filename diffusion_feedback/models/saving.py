@@ -17,6 +17,13 @@ _BESIDE = ".saving.tmp"
 # What makes a folder one that can be loaded comes last.
 _INDEXES = ("model_index.json", "config.json", "adapter_config.json")
 
+# Patterns of what ``save_pretrained`` writes: for a tokenizer, for a transformers model, and for an adapter of one.
+TOKENIZER_FILES = (
+    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+TRANSFORMER_FILES = ("config.json", "model*.safetensors*", "generation_config.json")
+ADAPTER_FILES = ("adapter_*",)
+
 
 @contextmanager
 def saving(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from ..types import Conditioning
-from .latent_diffusion import LatentDiffusion, ddpm_process
-from .pipelines import load_pipeline, place
+from .latent_diffusion import LatentDiffusion
+from .pipelines import load_pipeline, place, reuse_pipeline
+from .schedulers import ddpm_process
+
+NETWORK = "unet"
+PARTS: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 
 
 def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -42,13 +47,19 @@ def load(
 
     The safety checker is left out: it would blacken training samples. Raises UserError as ``load_pipeline`` does.
     """
-    pipeline = load_pipeline(
-        StableDiffusionPipeline,
-        path,
-        revision=revision,
-        variant=variant,
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
+    pipeline = load_pipeline(StableDiffusionPipeline, path, revision=revision, variant=variant, **PARTS)
+    return _denoiser(pipeline, path, dtype, device)
+
+
+def over(
+    pipeline: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> LatentDiffusion:
+    """The denoiser of a ``StableDiffusionPipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
+    reused = reuse_pipeline(pipeline, **PARTS)
+    return _denoiser(reused, "the pipeline", dtype, device if device is not None else pipeline.device)
+
+
+def _denoiser(pipeline: Any, path: str, dtype: torch.dtype, device: torch.device | str) -> LatentDiffusion:
     process = ddpm_process(pipeline.scheduler, path)
-    return LatentDiffusion(place(pipeline, device, dtype), process, encode_text, join, call)
+    placed = place(pipeline, device, dtype, network_name=NETWORK)
+    return LatentDiffusion(placed, NETWORK, process, encode_text, join, call)

@@ -18,8 +18,7 @@ from ..errors import UserError
 from ..foreign import reading
 from ..records import content_hash
 from ..types import ShapedHead
-from .causal_lm import LanguageModel
-from .latent_diffusion import check_finite
+from ..weights import check_finite
 from .output_heads import logit_shape, uncapped
 from .saving import saving
 
@@ -76,9 +75,9 @@ class ValueHeads(nn.Module):
 
 
 class ValueNetwork(nn.Module):
-    """A language model and its value heads as one network, so that one forward pass serves both."""
+    """A language model (``causal_lm.LanguageModel``) and its value heads as one network, so that one forward pass serves both."""
 
-    def __init__(self, language_model: LanguageModel, heads: ValueHeads) -> None:
+    def __init__(self, language_model: nn.Module, heads: ValueHeads) -> None:
         super().__init__()
         self.language_model = language_model
         self.heads = heads
@@ -90,12 +89,13 @@ class ValueNetwork(nn.Module):
         )
 
 
-def attach(language_model: LanguageModel, path: str, *, seed: int) -> ValueNetwork:
+def attach(language_model: nn.Module, path: str, *, seed: int) -> ValueNetwork:
     """``language_model`` with the value heads that lie in the folder ``path``, or with new ones drawn from ``seed``.
 
     All of the heads but the targets are trainable. Raises UserError for heads of another model, and for damaged ones.
     """
-    projection: Tensor = language_model.model.get_output_embeddings().weight
+    model: Any = language_model.model
+    projection: Tensor = model.get_output_embeddings().weight
     vocab_size, hidden_size = projection.shape
     heads = ValueHeads(hidden_size, vocab_size, seed=seed)
     if (Path(path) / FILE_NAME).is_file():
@@ -162,7 +162,7 @@ class AdvantageHead(nn.Module):
 
 
 @contextmanager
-def steered(network: ValueNetwork, *, beta: float) -> Iterator[LanguageModel]:
+def steered(network: ValueNetwork, *, beta: float) -> Iterator[nn.Module]:
     """The language model of ``network`` sampling from softmax(log pi + beta (Q' - V)) for the length of the ``with`` block.
 
     What it gives samples, and scores log-probabilities, as any language model does: temperature and top-k come on top.
@@ -171,7 +171,7 @@ def steered(network: ValueNetwork, *, beta: float) -> Iterator[LanguageModel]:
     """
     if not 0 <= beta < float("inf"):
         raise UserError(f"beta: got {beta!r}", "allowed: 0 (the policy itself) or more")
-    model = network.language_model.model
+    model: Any = network.language_model.model
     output_head = model.get_output_embeddings()
     scale, cap = logit_shape(model)
     model.set_output_embeddings(AdvantageHead(output_head, network.heads, beta, scale=scale, cap=cap))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..types import Scores
-from .checkpoints import fill, read_checkpoint, weights_hash
+from ..weights import state_hash
+from .checkpoints import fill, read_checkpoint
 from .scorer import Scorer, Towers
 from .towers import load_clip
 
@@ -58,7 +59,7 @@ def load(weights: str | None, towers: Towers, *, clip: str | None = None) -> Sco
 
     return Scorer(
         name="aesthetic",
-        recipe_id=f"aesthetic.{1 if is_v1 else 2}/{view.id}/{tower.key}-{weights_hash(state)}",
+        recipe_id=f"aesthetic.{1 if is_v1 else 2}/{view.id}/{tower.key}-{state_hash(state)}",
         view_key=view.id,
         image_key=tower.key,
         text_key="none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -99,13 +98,3 @@ def fill(
         raise UserError(f"{source}: weights of another architecture: {counts}; {first}", "give this scorer's weights")
     bare = any(value.is_meta for value in own.values())
     module.load_state_dict({name: state[published(name)] for name in own}, assign=bare)
-
-
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """Content hash of named tensors, whatever the order and the file format; 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]

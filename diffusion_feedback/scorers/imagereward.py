@@ -15,8 +15,9 @@ from ..errors import UserError
 from ..foreign import is_hub_id, reading
 from ..records import content_hash
 from ..types import Scores
+from ..weights import state_hash
 from .blip import Blip, load_blip
-from .checkpoints import fill, read_checkpoint, weights_hash
+from .checkpoints import fill, read_checkpoint
 from .hub_files import hub_file
 from .scorer import Scorer, Towers
 from .views import CropView
@@ -58,7 +59,7 @@ def load(weights: str | None, towers: Towers) -> Scorer:
     tokenizer = _tokenizer(_vocabulary_file(path), blip)
     blip = blip.to(towers.device, towers.dtype)
     view = CropView(blip.image_size, blip.image_size, centre="nearest")  # torchvision's, as published
-    identity = content_hash(weights_hash(state), json.dumps(sorted(tokenizer.get_vocab().items())))[:12]
+    identity = content_hash(state_hash(state), json.dumps(sorted(tokenizer.get_vocab().items())))[:12]
     recipe = f"imagereward.1.0/{view.id}/{towers.precision}/{identity}"
 
     def encode_prompts(prompts: Sequence[str]) -> Tensor:

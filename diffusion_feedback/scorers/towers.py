@@ -19,7 +19,8 @@ from ..foreign import is_hub_id, reading
 from ..quiet import quiet
 from ..records import content_hash
 from ..types import Scores
-from .checkpoints import fill, read_checkpoint, weights_hash
+from ..weights import state_hash
+from .checkpoints import fill, read_checkpoint
 from .hub_files import optional_file, optional_json
 from .scorer import Towers
 from .tokens import VOCABULARY, PromptTokenizer, folder_tokenizer
@@ -139,7 +140,7 @@ def _identity(state: Mapping[str, Tensor], settings: Mapping[str, Any], tokenize
 
     Hashing reads a billion parameters in a few seconds, once a load.
     """
-    return content_hash(weights_hash(state), json.dumps(settings, sort_keys=True), tokenizer.id)[:12]
+    return content_hash(state_hash(state), json.dumps(settings, sort_keys=True), tokenizer.id)[:12]
 
 
 def _read_clip(source: str) -> Any:

@@ -2,10 +2,7 @@
 
 from .heads import ShapedHead
 from .images import (
-    Conditioning,
-    Denoiser,
     EncodedImages,
-    ForwardProcess,
     ImageEncoder,
     ImageHandle,
     ImageItem,
@@ -13,6 +10,17 @@ from .images import (
     PreferenceBatch,
     Scores,
     TextEncoder,
+)
+from .models import (
+    Conditioning,
+    Denoiser,
+    ForwardProcess,
+    GenerativeTextModel,
+    Saved,
+    TextModel,
+    Tokenizer,
+    TokenProcessor,
+    TrainableScorer,
 )
 from .texts import PairJudge, TextBatch, TextScorer, TokenExample, TokenSequence, TrajectoryBatch, UnpairedBatch
 from .training import (
@@ -42,6 +50,7 @@ __all__ = [
     "EncodedImages",
     "ForwardProcess",
     "Gated",
+    "GenerativeTextModel",
     "ImageEncoder",
     "ImageHandle",
     "ImageItem",
@@ -54,15 +63,20 @@ __all__ = [
     "PreferenceBatch",
     "Ranker",
     "Reference",
+    "Saved",
     "Scores",
     "ShapedHead",
     "Step",
     "StepOutput",
     "TextBatch",
     "TextEncoder",
+    "TextModel",
     "TextScorer",
     "TokenExample",
+    "TokenProcessor",
     "TokenSequence",
+    "Tokenizer",
+    "TrainableScorer",
     "TrajectoryBatch",
     "UnpairedBatch",
     "UnpairedLogps",

@@ -1,17 +1,15 @@
-"""Images in memory: views, handles, pairs, and the protocols of what encodes and denoises them."""
+"""Images in memory: views, handles, pairs, and the protocols of what encodes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-Conditioning = dict[str, Tensor]
-"""What a network is told besides latents and timestep: named tensors, batch first."""
+from .models import Conditioning
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """Latents (N, C, h, w), scaled as the network expects them, and the size story of each image, (N, 6) float32:
+    """Latents (N, C, h, w), scaled as the network expects them, and the size conditioning of each image, (N, 6) float32:
     original height and width, crop top and left, target height and width, px (SDXL's time ids, arXiv:2307.01952).
     """
 
@@ -78,51 +76,6 @@ class PreferenceBatch:
 
     def __len__(self) -> int:
         return len(self.pair_ids)
-
-
-class ForwardProcess(Protocol):
-    """How noise is mixed into latents, and what the network is asked to predict."""
-
-    def timesteps(self, uniform: Tensor) -> Tensor:
-        """Map ``uniform`` (B,) in [0, 1) to the process's own timesteps (B,)."""
-        ...
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
-
-
-class Denoiser(Protocol):
-    """A family of diffusion models behind one interface; the network is always passed explicitly."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The trainable network as loaded."""
-        ...
-
-    @property
-    def process(self) -> ForwardProcess: ...
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w) float32: the posterior's mode."""
-        ...
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Text embeddings of each prompt, batch first, on the CPU."""
-        ...
-
-    def conditioning(self, text: Conditioning, sizes: Tensor) -> Conditioning:
-        """Join text embeddings (N, ...) and size stories (N, 6) into what ``predict`` takes."""
-        ...
-
-    def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
-    def sample(
-        self, network: nn.Module, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
-    ) -> list[Image.Image]:
-        """One image per (prompt, seed); each image depends on its own prompt and seed alone, up to rounding."""
-        ...
-
-    def save(self, network: nn.Module, folder: Path) -> None:
-        """Write weights that plain diffusers loads."""
-        ...
 
 
 class ImageEncoder(Protocol):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..errors import UserError
 from ..likelihoods.tokenization import Tokenization
 from ..records import TextRecord
-from ..types import TokenExample, TokenSequence
+from ..types import TokenExample, Tokenizer, TokenSequence
 
 # The stop token may be followed by what the template puts between turns, such as a line break.
 _TAIL = 3
@@ -26,7 +25,7 @@ class TokenCheck:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         name: str,
         max_length: int | None = None,
         max_completion_length: int | None = None,

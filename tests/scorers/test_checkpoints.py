@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers.checkpoints import fill, read_checkpoint, weights_hash
+from diffusion_feedback.scorers.checkpoints import fill, read_checkpoint
+from diffusion_feedback.weights import state_hash
 
 STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5, -2.0], dtype=torch.float16)}
 
@@ -210,10 +211,10 @@ def test_hash_is_of_the_content(tmp_path: Path) -> None:
     """The same in any order and of any file format; another for any other name, number, shape or precision."""
     save_file(STATE, tmp_path / "w.safetensors")
     torch.save({"state_dict": dict(reversed(STATE.items()))}, tmp_path / "w.pt")
-    found = weights_hash(STATE)
-    assert found == weights_hash(read_checkpoint(tmp_path / "w.pt"))
-    assert found == weights_hash(read_checkpoint(tmp_path / "w.safetensors"))
-    assert found == weights_hash({**STATE, "b.weight": STATE["b.weight"].T.contiguous().T})
+    found = state_hash(STATE)
+    assert found == state_hash(read_checkpoint(tmp_path / "w.pt"))
+    assert found == state_hash(read_checkpoint(tmp_path / "w.safetensors"))
+    assert found == state_hash({**STATE, "b.weight": STATE["b.weight"].T.contiguous().T})
     weight = STATE["b.weight"]
     others: list[dict[str, Tensor]] = [
         {"a.bias": STATE["a.bias"], "c.weight": weight},
@@ -222,5 +223,5 @@ def test_hash_is_of_the_content(tmp_path: Path) -> None:
         {**STATE, "b.weight": weight.double()},
         {"b.weight": weight},
     ]
-    assert len({found, *map(weights_hash, others)}) == 1 + len(others)
+    assert len({found, *map(state_hash, others)}) == 1 + len(others)
     assert (len(found), set(found) <= set("0123456789abcdef")) == (12, True)

@@ -20,7 +20,7 @@ from ...text_folders import (
     positions_of,
     rows_of,
 )
-from ..checkpoints import weights_hash
+from ...weights import state_hash
 
 _WHAT = "a judge of texts"
 _FOLDER = "give a folder that AutoModelForSequenceClassification loads, the folder of its adapter, or a hub id"
@@ -49,7 +49,7 @@ class Classification:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         state = {**self.model.state_dict(), "vocabulary": torch.tensor([*repr(vocabulary).encode()], dtype=torch.uint8)}
         precision = PRECISION[next(self.model.parameters()).dtype]
-        return f"{self.max_length} tokens{'+end' if self.ends else ''}/{precision}/{weights_hash(state)}"
+        return f"{self.max_length} tokens{'+end' if self.ends else ''}/{precision}/{state_hash(state)}"
 
     def encode(self, texts: Sequence[str], finished: Sequence[bool], *, rendered: bool) -> list[list[int]]:
         """Token ids of ``texts``; ``rendered`` ones come from a chat template and bring their special tokens along."""

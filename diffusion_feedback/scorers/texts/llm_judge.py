@@ -16,7 +16,7 @@ from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
 from ...records import content_hash
 from ...text_folders import check_vocabulary, load_model, load_tokenizer, located, positions_of
-from ..checkpoints import weights_hash
+from ...weights import state_hash
 from .checking import check_equal_length
 from .classification import PRECISION, check_tokens, whole_number
 
@@ -133,7 +133,7 @@ def load(
     check_vocabulary(source, tokenizer, loaded.model)
     with reading(source, _WHAT, f"use another device than {device}"):
         model = loaded.model.to(device).eval()
-    recipe = f"llm.1/question {content_hash(question)[:8]}/{PRECISION[dtype]}/{weights_hash(model.state_dict())}"
+    recipe = f"llm.1/question {content_hash(question)[:8]}/{PRECISION[dtype]}/{state_hash(model.state_dict())}"
     return LanguageModelJudge(source, recipe, model, tokenizer, question, whole_number("batch_size", batch_size))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...records import atomic_write
 from ...training.run_folder import RunFolder
+from ...types import GenerativeTextModel
 from .model import folder_section
 from .text_snippets import writing
 
@@ -44,7 +45,9 @@ is what was trained for, so another judge should have the last word.
 _SAMPLES = "| `samples/` | completions and their rewards at every look |\n"
 
 
-def write_card(folder: RunFolder, recipe: Mapping[str, Any], loaded: Any, *, is_heldout: bool, is_chat: bool) -> None:
+def write_card(
+    folder: RunFolder, recipe: Mapping[str, Any], loaded: GenerativeTextModel, *, is_heldout: bool, is_chat: bool
+) -> None:
     """Write README.md for the run in ``folder``; it comes last and marks the run as complete."""
     adapted = (folder.path / "adapter_config.json").is_file()  # over another adapter it is merged, and is none
     rows = folder.read_metrics()

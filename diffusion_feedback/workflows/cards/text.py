@@ -7,6 +7,7 @@ from typing import Any
 
 from ...records import atomic_write
 from ...training.run_folder import RunFolder
+from ...types import GenerativeTextModel, TextModel, Tokenizer
 from .model import folder_section
 from .text_snippets import judging, writing
 
@@ -68,7 +69,7 @@ negative log-likelihood of those labels; a model that knows nothing has ln 2 = 0
 
 
 def write_card(
-    folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, loaded: Any, *, is_chat: bool
+    folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, loaded: GenerativeTextModel, *, is_chat: bool
 ) -> None:
     """Write README.md for a language model's run in ``folder``; it comes last and marks the run as complete."""
     rows = folder.read_metrics()
@@ -89,7 +90,7 @@ def write_card(
 
 
 def write_reward_card(
-    folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, loaded: Any, *, is_chat: bool
+    folder: RunFolder, recipe: Mapping[str, Any], effective_batch: int, loaded: TextModel, *, is_chat: bool
 ) -> None:
     """Write README.md for a reward model's run in ``folder``; it comes last and marks the run as complete."""
     looks = [row for row in folder.read_metrics() if "validation/accuracy" in row]
@@ -102,7 +103,7 @@ def write_reward_card(
     _write(folder, recipe, "reward-model", card, "")
 
 
-def _padding(tokenizer: Any) -> str:
+def _padding(tokenizer: Tokenizer) -> str:
     if tokenizer.pad_token is None:
         return "The tokenizer has no token for padding that ends no text, so texts go through one by one."
     return f"Padding is {tokenizer.pad_token!r}, which ends no text: whoever looks for the last token that is no padding finds the right one."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ...models.end_tokens import adds_end
+from ...types import GenerativeTextModel, TextModel
 from .model import literal, location
 
 _LOAD = """{imports}
@@ -40,7 +40,7 @@ def _load(folder: Path, auto: str, *, more: str = "") -> str:
     )
 
 
-def writing(folder: Path, loaded: Any, *, is_chat: bool, how: str) -> str:
+def writing(folder: Path, loaded: GenerativeTextModel, *, is_chat: bool, how: str) -> str:
     """How the language model in ``folder`` completes a prompt; ``how`` are arguments of ``generate``."""
     tokenizer = loaded.tokenizer
     if is_chat:
@@ -63,7 +63,7 @@ def writing(folder: Path, loaded: Any, *, is_chat: bool, how: str) -> str:
     )
 
 
-def judging(folder: Path, loaded: Any, *, is_chat: bool) -> str:
+def judging(folder: Path, loaded: TextModel, *, is_chat: bool) -> str:
     """How the reward model in ``folder`` scores two completions, read where it was trained to be read."""
     tokenizer = loaded.tokenizer
     more = ".eval()"

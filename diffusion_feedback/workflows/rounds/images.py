@@ -19,6 +19,7 @@ from ...labeling.panel import LabelPolicy
 from ...labeling.rules import rule_of
 from ...prompts import read_prompts
 from ...records import Text
+from ...types import Denoiser
 from ..labeling import write_built
 from ..scoring import add_scoring_flags, score_items
 
@@ -38,16 +39,17 @@ class ImageSide:
         """The different prompts of a file."""
         return list(dict.fromkeys(record.prompt for record in read_prompts(path)))
 
-    def _load(self, model: str, *, dtype: str = "float32") -> Any:
+    def _load(self, model: str, *, dtype: str = "float32") -> Denoiser:
         settings = self.recipe.model
         is_initial = model == settings.pretrained_model_name_or_path
-        return resolve("family", settings.family)(
+        denoiser: Denoiser = resolve("family", settings.family)(
             model,
             revision=settings.revision if is_initial else None,
             variant=settings.variant if is_initial else None,
             dtype=getattr(torch, dtype),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
+        return denoiser
 
     def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
         """Images of every prompt in ``folder``, each from noise of its own, the same for every model."""

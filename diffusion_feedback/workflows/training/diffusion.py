@@ -27,7 +27,7 @@ from ...training.loop import Trainer
 from ...training.order import PairOrder
 from ...training.run_folder import RunFolder
 from ...training.steps import PairwiseStep, StepParts
-from ...types import BatchSource, ImageView, PreferenceBatch, Reference
+from ...types import BatchSource, Denoiser, ImageView, PreferenceBatch, Reference
 from .image_pairs import check_apart, load_pairs
 from .memory import PeakMemory, weight_bytes
 from .prediction_check import doubt_prediction
@@ -58,10 +58,10 @@ class Encoders:
                 cache.close()
 
 
-def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, Reference, str]:
+def load_model(recipe: Recipe, device: torch.device) -> tuple[Denoiser, Reference, str]:
     """The denoiser with its trainable network, the reference, and the hash of the model that training starts from."""
     model = recipe.model
-    denoiser = resolve("family", model.family)(
+    denoiser: Denoiser = resolve("family", model.family)(
         model.pretrained_model_name_or_path,
         revision=model.revision,
         variant=model.variant,
@@ -79,11 +79,11 @@ def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, Reference, st
         reference = FrozenCopy(network)
         network.requires_grad_(True)
     if model.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     return denoiser, reference, base_hash
 
 
-def build_encoders(recipe: Recipe, denoiser: Any) -> Encoders:
+def build_encoders(recipe: Recipe, denoiser: Denoiser) -> Encoders:
     """Latents and text embeddings, from the disk where ``data.cache`` says so."""
     data = recipe.data
     resolution = data.resolution or denoiser.resolution
@@ -147,7 +147,7 @@ def fill_caches(
 
 def build_step(
     recipe: Recipe,
-    denoiser: Any,
+    denoiser: Denoiser,
     reference: Reference,
     encoders: Encoders,
     accelerator: Accelerator,
@@ -206,8 +206,7 @@ class DenoisingSession:
     @property
     def network(self) -> nn.Module:
         """The network that is trained."""
-        network: nn.Module = self.denoiser.network
-        return network
+        return self.denoiser.network
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -216,14 +215,11 @@ class DenoisingSession:
     def frozen_bytes(self) -> dict[str, int]:
         """Bytes of the reference copy, and of the encoders."""
         network = weight_bytes(self.network.parameters())
-        encoders = [
-            part
-            for part in self.denoiser.pipeline.components.values()
-            if isinstance(part, nn.Module) and part is not self.network
-        ]
         return {
             "reference copy": network if self.recipe.model.tuning == "full" else 0,
-            "image and text encoders": weight_bytes(p for part in encoders for p in part.parameters()),
+            "image and text encoders": weight_bytes(
+                p for part in self.denoiser.frozen_modules() for p in part.parameters()
+            ),
         }
 
     def notes(self) -> list[str]:

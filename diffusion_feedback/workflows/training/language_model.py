@@ -36,6 +36,7 @@ from .text_setup import (
     describe_tokenizer,
     describe_tokens,
     lengths_of,
+    load_judge,
     load_model,
     make_trainable,
     names_of_texts,
@@ -92,7 +93,7 @@ class TextSession:
         self.order = _build_order(recipe, self.data, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=recipe.text.share_prompt)
         self.reference = build_reference(recipe, self.model, self.base_hash, device)
-        self.adapters = make_trainable(recipe, self.model, task_type="CAUSAL_LM")
+        self.adapters = make_trainable(recipe, self.model)
         self.likelihood = build_likelihood(recipe, device)
         self.cached = (
             build_reference_cache(recipe, self.reference, self.likelihood, self.network, accelerator)
@@ -106,8 +107,7 @@ class TextSession:
     @property
     def network(self) -> nn.Module:
         """The network that is trained."""
-        network: nn.Module = self.model.network
-        return network
+        return self.model.network
 
     @property
     def _is_unpaired(self) -> bool:
@@ -264,15 +264,13 @@ class RewardSession:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        path, seed = recipe.model.pretrained_model_name_or_path, recipe.training.seed
-        self.model = load_model(recipe, path, accelerator.device, seed=seed)
+        self.model = load_judge(recipe, recipe.model.pretrained_model_name_or_path, accelerator.device)
         self.base_hash = self.model.model_hash()
         self.tokenization = build_tokenization(recipe, self.model)
         self.data = load_texts(recipe, self.tokenization, accelerator)
         self.order = _build_order(recipe, self.data, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=False)
-        heads = [self.model.network.head_name]
-        self.adapters = make_trainable(recipe, self.model, task_type="SEQ_CLS", heads=heads)
+        self.adapters = make_trainable(recipe, self.model)
         name = recipe.objective["name"]
         self.step: RewardStep = resolve("step", kind_of(name))(
             SequenceRewards(accelerator.device),
@@ -288,8 +286,7 @@ class RewardSession:
     @property
     def network(self) -> nn.Module:
         """The network that is trained."""
-        network: nn.Module = self.model.network
-        return network
+        return self.model.network
 
     @property
     def train(self) -> TokenIndex:

@@ -67,7 +67,7 @@ class PolicyGradientSession:
         self.pretraining = load_pretraining(recipe, self.model, completions)
         needs_reference = self.algorithm.kl_coef > 0
         self.reference = frozen_reference(recipe, self.model, self.base_hash, device) if needs_reference else None
-        self.adapters = make_trainable(recipe, self.model, task_type="CAUSAL_LM")
+        self.adapters = make_trainable(recipe, self.model)
         self.judge = CompletionJudge(recipe, self.model, device)
         self._network: nn.Module = self.model.network
         if self.algorithm.learns_values:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from ...config import Recipe
 from ...data.texts import open_prompts, open_texts
@@ -25,7 +25,7 @@ from ...training.order import PairOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining, RolloutBatch, RolloutSource
 from ...training.rollouts import Roller, completion_of
-from ...types import TextScorer, TokenSequence
+from ...types import GenerativeTextModel, TextScorer, TokenSequence
 from ..completing import plain_note
 from .memory import weight_bytes
 from .text_setup import length_of, set_chat_template
@@ -68,7 +68,7 @@ def text_name(text: Text) -> str:
     return content_hash(json.dumps(text, ensure_ascii=False, sort_keys=True))
 
 
-def build_tokenization(recipe: Recipe, model: Any) -> Tokenization:
+def build_tokenization(recipe: Recipe, model: GenerativeTextModel) -> Tokenization:
     """Prompts leave room for ``rollouts.max_new_tokens``. Raises UserError where that leaves none for the prompt."""
     length = length_of(recipe, model)
     new = recipe.rollouts.max_new_tokens
@@ -128,7 +128,7 @@ def load_prompts(
     return prompts
 
 
-def load_pretraining(recipe: Recipe, model: Any, updates: int) -> Pretraining | None:
+def load_pretraining(recipe: Recipe, model: GenerativeTextModel, updates: int) -> Pretraining | None:
     """The texts of ``rollouts.ptx_data``; of pairs the chosen completion. None where the recipe names none.
 
     ``updates`` is the number of completions of one update. Texts that recur are kept as often: they are a sample.
@@ -163,14 +163,14 @@ class CompletionJudge:
     Where policy and scorer have one frozen base, it is held once; ``num_bytes`` is what the scorer takes besides.
     """
 
-    def __init__(self, recipe: Recipe, model: Any, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, model: GenerativeTextModel, device: torch.device) -> None:
         self.scorer: TextScorer = load_text_scorer(recipe.rollouts.reward, device)
         self.spec, self.tokenizer = recipe.rollouts.reward, model.tokenizer
         self.end_token_ids = frozenset(model.end_token_ids)
         judge = getattr(getattr(self.scorer, "judge", None), "model", None)
         self.num_bytes = 0
         if judge is not None:
-            self.shared_bytes = share_frozen(judge, model.network.model)
+            self.shared_bytes = share_frozen(judge, model.transformer)
             self.num_bytes = weight_bytes(judge.parameters()) - self.shared_bytes
 
     def text(self, completion: Sequence[int], prompt: Text) -> Text:
@@ -191,7 +191,7 @@ class CompletionJudge:
 class Sampler:
     """Draws completions under the policy as it is, in the precision that it is trained in."""
 
-    model: Any
+    model: GenerativeTextModel
     accelerator: Accelerator
     max_new_tokens: int
     temperature: float
@@ -214,7 +214,7 @@ def build_source(
     algorithm: PolicyGradient,
     prompts: PromptSet,
     step: PolicyGradientStep,
-    network: Any,
+    network: nn.Module,
     judge: CompletionJudge,
     sampler: Sampler,
     pretraining: Pretraining | None,

@@ -20,6 +20,7 @@ from ...records import PairRecord
 from ...training.loop import Trainer
 from ...training.ranking import RankingStep, ranking_accuracy
 from ...training.run_folder import RunFolder
+from ...types import TrainableScorer
 from .image_pairs import check_apart, load_pairs
 from .session import (
     build_optimizer,
@@ -33,10 +34,10 @@ from .session import (
 )
 
 
-def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, str]:
+def load_model(recipe: Recipe, device: torch.device) -> tuple[TrainableScorer, str]:
     """The scorer with all of its network trainable, and the hash of the model that training starts from."""
     model = recipe.model
-    scorer = resolve("family", model.family)(
+    scorer: TrainableScorer = resolve("family", model.family)(
         model.pretrained_model_name_or_path,
         revision=model.revision,
         variant=model.variant,
@@ -50,7 +51,7 @@ def load_model(recipe: Recipe, device: torch.device) -> tuple[Any, str]:
     return scorer, base_hash
 
 
-def build_views(recipe: Recipe, scorer: Any) -> CachedViews:
+def build_views(recipe: Recipe, scorer: TrainableScorer) -> CachedViews:
     """The pictures that the image tower takes, from the disk where ``data.cache`` says so."""
     if not recipe.data.cache:
         return CachedViews(scorer.cut, None)
@@ -58,7 +59,7 @@ def build_views(recipe: Recipe, scorer: Any) -> CachedViews:
     return CachedViews(scorer.cut, TensorCache(root / "views", {"view": scorer.view_id()}, parts=("pixels",)))
 
 
-def build_step(recipe: Recipe, scorer: Any, views: CachedViews, accelerator: Accelerator) -> Any:
+def build_step(recipe: Recipe, scorer: TrainableScorer, views: CachedViews, accelerator: Accelerator) -> Any:
     """The step of the recipe's objective."""
     name = recipe.objective["name"]
     return resolve("step", kind_of(name))(
@@ -100,8 +101,7 @@ class ScorerSession:
     @property
     def network(self) -> nn.Module:
         """The network that is trained."""
-        network: nn.Module = self.scorer.network
-        return network
+        return self.scorer.network
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: both towers, their projections, and the logit scale."""

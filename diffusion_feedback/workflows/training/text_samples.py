@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from ...foreign import reading
 from ...likelihoods.tokenization import Tokenization
 from ...records import Text, atomic_write
 from ...training.run_folder import RunFolder
+from ...types import GenerativeTextModel
 from .text_examples import TextData
 
 _BEFORE = "before.json"
@@ -45,7 +45,9 @@ def sample_prompts(recipe: Recipe, tokenization: Tokenization, data: TextData, w
 class Samples:
     """Draws and writes ``samples/step-N.md``; the completions before the first update stand in ``samples/before.json``."""
 
-    def __init__(self, recipe: Recipe, model: Any, folder: RunFolder, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, recipe: Recipe, model: GenerativeTextModel, folder: RunFolder, prompts: Sequence[Sequence[int]]
+    ) -> None:
         self.recipe, self.model, self.prompts = recipe, model, prompts
         self.folder = folder.path / "samples"
 

@@ -31,59 +31,64 @@ from ...training.order import PairOrder
 from ...training.sources import under_budget
 from ...training.steps import StepParts
 from ...training.text_heldout import token_metrics
-from ...types import Reference, TextBatch, TokenExample, UnpairedBatch
+from ...types import GenerativeTextModel, Reference, TextBatch, TextModel, TokenExample, Tokenizer, UnpairedBatch
 from .memory import weight_bytes
 
 
-def load_model(recipe: Recipe, path: str, device: torch.device, **settings: Any) -> Any:
-    """The model of the recipe's family at ``path``, frozen, in the recipe's precision."""
+def load_model(recipe: Recipe, path: str, device: torch.device) -> GenerativeTextModel:
+    """The language model of the recipe's family at ``path``, frozen, in the recipe's precision."""
+    model: GenerativeTextModel = resolve("family", recipe.model.family)(path, **_precision(recipe, device))
+    return model
+
+
+def load_judge(recipe: Recipe, path: str, device: torch.device) -> TextModel:
+    """The reward model of the recipe's family at ``path``; a head that it lacks is drawn from the recipe's seed."""
+    settings = _precision(recipe, device)
+    model: TextModel = resolve("family", recipe.model.family)(path, **settings, seed=recipe.training.seed)
+    return model
+
+
+def _precision(recipe: Recipe, device: torch.device) -> dict[str, object]:
     model = recipe.model
-    return resolve("family", model.family)(
-        path,
-        revision=model.revision,
-        variant=model.variant,
-        dtype=getattr(torch, model.dtype),
-        device=device,
-        **settings,
-    )
+    dtype = getattr(torch, model.dtype)
+    return {"revision": model.revision, "variant": model.variant, "dtype": dtype, "device": device}
 
 
-def make_trainable(recipe: Recipe, loaded: Any, *, task_type: str, heads: Sequence[str] = ()) -> list[str]:
+def make_trainable(recipe: Recipe, loaded: TextModel) -> list[str]:
     """Adapters over the frozen model, or the whole of it; returns lines on what the adapters are.
 
-    ``heads`` are trained, and saved, in full beside adapters, as are the recipe's modules. ``task_type`` is peft's name
-    for what the model does, by which it finds the model's class again.
+    The model's heads are trained, and saved, in full beside adapters, as are the recipe's modules.
     """
     model = recipe.model
     lines = []
     if model.tuning == "lora":
         alpha = model.lora_alpha if model.lora_alpha is not None else float(model.lora_rank)
         lines = lora_targets.add_adapters(
-            loaded.network.model,
+            loaded.transformer,
             rank=model.lora_rank,
             alpha=alpha,
             targets=model.lora_targets,
             seed=recipe.training.seed,
-            task_type=task_type,
-            heads=[*heads, *model.lora_modules_to_save],
+            task_type=loaded.task_type,
+            heads=[*loaded.head_names, *model.lora_modules_to_save],
             revision=model.revision,
         )
         if loaded.is_merged:
-            size = sum(4 * parameter.numel() for parameter in loaded.network.model.parameters()) / 2**20
+            size = sum(4 * parameter.numel() for parameter in loaded.transformer.parameters()) / 2**20
             lines.append(
                 f"over another adapter, which is merged: the result is a whole model, {size:,.0f} MiB in float32"
             )
     else:
-        for part in loaded.network.trained_parts():
+        for part in loaded.trained_parts():
             part.requires_grad_(True)
     if model.gradient_checkpointing:
         loaded.enable_gradient_checkpointing()
     return [f"adapters         {line}" for line in lines]
 
 
-def describe_tokenizer(loaded: Any) -> list[str]:
+def describe_tokenizer(loaded: TextModel) -> list[str]:
     """Lines on tokens that the model does not know, on a length that is the tokenizer's, and on what ends a completion."""
-    tokenizer, model = loaded.tokenizer, loaded.network.model
+    tokenizer, model = loaded.tokenizer, loaded.transformer
     lines = []
     if unknown := unknown_tokens(tokenizer, model):
         first = ", ".join(map(repr, unknown[:3]))
@@ -101,7 +106,7 @@ def describe_tokenizer(loaded: Any) -> list[str]:
     return [f"note             {line}" for line in lines]
 
 
-def set_chat_template(recipe: Recipe, tokenizer: Any) -> None:
+def set_chat_template(recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Make the recipe's chat template, where it has one, the tokenizer's own: it is saved with the result.
 
     Raises UserError for a template that cannot be read.
@@ -110,7 +115,7 @@ def set_chat_template(recipe: Recipe, tokenizer: Any) -> None:
         tokenizer.chat_template = read_template(recipe.text.chat_template)
 
 
-def length_of(recipe: Recipe, loaded: Any) -> int:
+def length_of(recipe: Recipe, loaded: TextModel) -> int:
     """Longest example in tokens: the recipe's text.max_length, else as long as tokenizer and model both take.
 
     Raises UserError for a length beyond the model's window.
@@ -121,7 +126,7 @@ def length_of(recipe: Recipe, loaded: Any) -> int:
     return length or int(loaded.usual_length)
 
 
-def build_tokenization(recipe: Recipe, loaded: Any) -> Tokenization:
+def build_tokenization(recipe: Recipe, loaded: TextModel) -> Tokenization:
     """How the recipe's texts become tokens, by its chat template where it has one.
 
     Raises UserError for a length beyond the model's window, and a template that cannot be read.
@@ -133,7 +138,7 @@ def build_tokenization(recipe: Recipe, loaded: Any) -> Tokenization:
         loaded.tokenizer,
         length,
         max_completion_length=text.max_completion_length,
-        vocab_size=rows_of(loaded.network.model),
+        vocab_size=rows_of(loaded.transformer),
     )
 
 
@@ -154,12 +159,12 @@ def _itself(policy: nn.Module) -> AbstractContextManager[nn.Module]:
     return nullcontext(policy)
 
 
-def build_reference(recipe: Recipe, loaded: Any, base_hash: str, device: torch.device) -> FrozenReference | None:
+def build_reference(recipe: Recipe, loaded: TextModel, base_hash: str, device: torch.device) -> FrozenReference | None:
     """What the policy is compared with; None for objectives that know no reference. Raises as ``frozen_reference``."""
     return frozen_reference(recipe, loaded, base_hash, device) if needs_reference(recipe.objective) else None
 
 
-def frozen_reference(recipe: Recipe, loaded: Any, base_hash: str, device: torch.device) -> FrozenReference:
+def frozen_reference(recipe: Recipe, loaded: TextModel, base_hash: str, device: torch.device) -> FrozenReference:
     """The recipe's reference: another model, the adapters switched off, or a copy.
 
     With cached values the whole model need not be copied: it is asked before the first update, while it is the reference.
@@ -304,12 +309,12 @@ def num_tokens(index: TokenIndex, order: PairOrder, steps: int) -> list[int]:
     return [int(total) for total in np.cumsum(per_step)]
 
 
-def names_of_texts(train: TokenIndex, tokenizer: Any) -> Callable[[str], str]:
+def names_of_texts(train: TokenIndex, tokenizer: Tokenizer) -> Callable[[str], str]:
     """The pair of an id by the words that it begins with, for a message: its row is not kept."""
 
     def name(pair_id: str) -> str:
         example = next(each for each in train.examples if each.pair_id == pair_id)
-        return f"pair {pair_id}, {quote(tokenizer.decode(example.chosen.ids[:64], skip_special_tokens=True))}"
+        return f"pair {pair_id}, {quote(tokenizer.decode(example.chosen.ids[:64].tolist(), skip_special_tokens=True))}"
 
     return name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +23,15 @@ from ...training.order import PairOrder
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep, heldout_figures
-from ...types import TokenExample
+from ...types import GenerativeTextModel, TokenExample
 from .memory import weight_bytes
 from .session import build_optimizer
 from .text_setup import budget_of, describe_tokenizer, length_of, load_model, make_trainable, set_chat_template
 
 
-def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads.ValueNetwork, str, list[str]]:
+def load_network(
+    recipe: Recipe, device: torch.device
+) -> tuple[GenerativeTextModel, value_heads.ValueNetwork, str, list[str]]:
     """The language model, it and its value heads as the network to train, the hash of what training starts from, and lines
     on the adapters.
     """
@@ -38,12 +39,17 @@ def load_network(recipe: Recipe, device: torch.device) -> tuple[Any, value_heads
     causal_lm = load_model(recipe, path, device)
     network = value_heads.attach(causal_lm.network, path, seed=recipe.training.seed)
     base_hash = content_hash(causal_lm.model_hash(), value_heads.heads_hash(network.heads))
-    adapters = make_trainable(recipe, causal_lm, task_type="CAUSAL_LM")
+    adapters = make_trainable(recipe, causal_lm)
     return causal_lm, network, base_hash, adapters
 
 
 def load_trajectories(
-    recipe: Recipe, causal_lm: Any, accelerator: Accelerator, *, heldout: bool = False, turns: list[bool] | None = None
+    recipe: Recipe,
+    causal_lm: GenerativeTextModel,
+    accelerator: Accelerator,
+    *,
+    heldout: bool = False,
+    turns: list[bool] | None = None,
 ) -> TrajectoryIndex | None:
     """The training or the held-out trajectories as tokens; None where a recipe names no held-out ones.
 

@@ -1,0 +1,275 @@
+"""What models promise to those who train, sample and save them: denoisers, models of texts, scorers that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor, nn
+
+Conditioning = dict[str, Tensor]
+"""What a network is told besides latents and timestep: named tensors, batch first."""
+
+TokenProcessor = Callable[[Tensor, Tensor], Tensor]
+"""(ids so far (N, T), scores of the next token (N, V)) to scores (N, V), before temperature and cuts."""
+
+
+class ForwardProcess(Protocol):
+    """How noise is mixed into latents, and what the network is asked to predict."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Length of the scheduler's range."""
+        ...
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts, in the words of diffusers' schedulers: epsilon, v_prediction, sample, flow_prediction."""
+        ...
+
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        """Map ``uniform`` (B,) in [0, 1) to the process's own timesteps (B,)."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+
+class Saved(Protocol):
+    """A model that is written to the folder of a run."""
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write weights that plain diffusers or transformers loads, with ``network`` in the place of its own."""
+        ...
+
+    def written_files(self) -> Sequence[str]:
+        """Patterns (as of ``Path.glob``) of all files and folders that ``save`` may write into a folder."""
+        ...
+
+
+class Denoiser(Saved, Protocol):
+    """A family of diffusion models behind one interface; the network is always passed explicitly."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The trainable network as loaded."""
+        ...
+
+    @property
+    def network_name(self) -> str:
+        """What the family's pipelines call the trainable network: "unet", "transformer"."""
+        ...
+
+    @property
+    def process(self) -> ForwardProcess: ...
+    @property
+    def resolution(self) -> int:
+        """The model's own image side, px."""
+        ...
+
+    def frozen_modules(self) -> Sequence[nn.Module]:
+        """The networks besides the trainable one: encoders of texts and images."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        ...
+
+    def image_encoder_id(self) -> str:
+        """Identity of what encodes images, for cache keys."""
+        ...
+
+    def text_encoder_id(self) -> str:
+        """Identity of what encodes prompts, for cache keys."""
+        ...
+
+    def model_hash(self) -> str:
+        """Identity of the whole model: weights, adapters, tokenizers and scheduler."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w) float32: the posterior's mode."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text embeddings of each prompt, batch first, on the CPU."""
+        ...
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many ``prompts`` are longer than the text encoder reads."""
+        ...
+
+    def conditioning(self, text: Conditioning, sizes: Tensor) -> Conditioning:
+        """Join text embeddings (N, ...) and size conditioning (N, 6) into what ``predict`` takes."""
+        ...
+
+    def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
+    def sample(
+        self, network: nn.Module, prompts: Sequence[str], seeds: Sequence[int], **settings: object
+    ) -> list[Image.Image]:
+        """One image per (prompt, seed); each image depends on its own prompt and seed alone, up to rounding."""
+        ...
+
+    def load_lora(self, path: str) -> str:
+        """Add the LoRA weights at ``path``; say which. Raises UserError unless all of them fit."""
+        ...
+
+    def save_merged(self, folder: Path) -> None:
+        """Write the whole pipeline, what ``load_lora`` added merged into its weights."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    chat_template: Any
+    model_max_length: int
+    pad_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token_id: int | None
+    eos_token_id: int | None
+    bos_token_id: int | None
+    all_special_ids: list[int]
+    all_special_tokens: list[str]
+
+    def __call__(self, text: str | Sequence[str], **settings: object) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    def decode(self, token_ids: Sequence[int], **settings: object) -> str: ...
+    def batch_decode(self, sequences: Sequence[Sequence[int]], **settings: object) -> list[str]: ...
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, object]], **settings: object) -> Any: ...
+    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[object] | None = None) -> str: ...
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, str]) -> int: ...
+    def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+class TextModel(Saved, Protocol):
+    """A transformers model over tokens with its tokenizer: one that writes, or one that judges."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained and called; it holds the ``transformer``."""
+        ...
+
+    @property
+    def transformer(self) -> Any:
+        """The transformers model itself."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def is_merged(self) -> bool:
+        """Whether it was read from an adapter's folder, whose adapter now is part of its weights."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Longest sequence, prompt and completion, in tokens, that the model holds."""
+        ...
+
+    @property
+    def usual_length(self) -> int:
+        """How long texts are when nobody says otherwise, in tokens: at most ``window``."""
+        ...
+
+    @property
+    def task_type(self) -> str:
+        """peft's name for what the model does, by which it finds the class of an adapter's base."""
+        ...
+
+    @property
+    def head_names(self) -> Sequence[str]:
+        """Modules of the ``transformer`` that are trained, and saved, whole beside adapters."""
+        ...
+
+    def trained_parts(self) -> Sequence[nn.Module]:
+        """What full tuning trains."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        ...
+
+    def model_hash(self) -> str:
+        """Identity of weights, configuration and vocabulary."""
+        ...
+
+
+class GenerativeTextModel(TextModel, Protocol):
+    """A model of texts that writes them."""
+
+    @property
+    def end_token_ids(self) -> Sequence[int]:
+        """Tokens that end a completion."""
+        ...
+
+    @property
+    def unsaid_end_token_ids(self) -> Sequence[int]:
+        """The end tokens that the model's own generation settings do not name."""
+        ...
+
+    def sample(
+        self,
+        network: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        processors: Sequence[TokenProcessor] = (),
+    ) -> list[list[int]]:
+        """One completion (token ids) a prompt and seed, in one batch; each depends on its own prompt and seed alone."""
+        ...
+
+
+class TrainableScorer(Saved, Protocol):
+    """A model that is taught how well images fit prompts."""
+
+    @property
+    def network(self) -> nn.Module:
+        """(Token ids (B, T), pixels (N, 3, S, S)) to logits (B, N) float32."""
+        ...
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures that the network takes, px."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """What a cosine is multiplied by to be a Bradley-Terry logit."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        ...
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (N, T)."""
+        ...
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many ``prompts`` are longer than the network reads."""
+        ...
+
+    def view_id(self) -> str:
+        """Names how pictures are cut, for cache keys."""
+        ...
+
+    def cut(self, image: Image.Image) -> Tensor:
+        """An RGB image to the picture (3, S, S) uint8."""
+        ...
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, S, S) uint8 to what the network takes, float32."""
+        ...
+
+    def model_hash(self) -> str:
+        """Identity of weights, tokenizer and normalisation."""
+        ...

@@ -1,0 +1,59 @@
+"""What can be told of any weights: their identity, and whether all of them are numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise UserError naming the first weight of ``module`` that holds NaN or infinity."""
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise UserError(
+                f"{name}: weight {key!r} holds {count} values that are not finite", "the weights are damaged"
+            )
+
+
+def modules_hash(*modules: nn.Module, settings: str = "") -> str:
+    """SHA-256 over configs, names, types and bytes of all weights, and ``settings``; 16 hexadecimal digits."""
+    digest = hashlib.sha256(settings.encode())
+    for module in modules:
+        digest.update(_config_of(module).encode())
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(_bytes(value))
+    return digest.hexdigest()[:16]
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Content hash of named tensors, whatever the order and the file format; 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
+        digest.update(_bytes(state[name]))
+    return digest.hexdigest()[:12]
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _config_of(module: Any) -> str:
+    """Everything besides the weights that decides what ``module`` computes: its config, and its adapters'."""
+    config = module.config if isinstance(module.config, Mapping) else module.config.to_dict()
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version", "dtype")}
+    adapters = {name: adapter.to_dict() for name, adapter in (getattr(module, "peft_config", None) or {}).items()}
+    return json.dumps(
+        [kept, adapters],
+        sort_keys=True,
+        default=lambda value: sorted(map(str, value)) if isinstance(value, set) else str(value),
+    )
