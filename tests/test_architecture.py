@@ -36,6 +36,7 @@ FLOORS = (
     },
     {"training", "reports"},
     {"workflows"},
+    {"shapes"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip

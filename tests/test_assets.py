@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from build_assets import label_groups, label_noise
 from PIL import Image
-from shapes_world import degrade, render, split_scenes
 
 from diffusion_feedback.models.causal_lm import load
 from diffusion_feedback.records import content_hash
 from diffusion_feedback.scorers.loading import load_scorers
-from diffusion_feedback.scorers.shapes import Scene, score
-from diffusion_feedback.scorers.texts.captions import prompt_of, reward
+from diffusion_feedback.shapes.captions import prompt_of, reward
+from diffusion_feedback.shapes.renderer import degrade, render
+from diffusion_feedback.shapes.scenes import Scene, split_scenes
+from diffusion_feedback.shapes.verifier import score
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FACTS = json.loads((ASSETS / "facts.json").read_text())

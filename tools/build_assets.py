@@ -27,7 +27,6 @@ import pretrain_scorer
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from shapes_world import MIXTURE, WRONG_CAPTION_RATE, split_scenes
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffusion_feedback.catalog import resolve
@@ -35,7 +34,9 @@ from diffusion_feedback.config import build_parser, parse
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.generation import generate, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
-from diffusion_feedback.scorers import shapes
+from diffusion_feedback.shapes import verifier
+from diffusion_feedback.shapes.renderer import MIXTURE, WRONG_CAPTION_RATE
+from diffusion_feedback.shapes.scenes import split_scenes
 from diffusion_feedback.workflows.training.run import train
 
 POOL = 24_000
@@ -123,7 +124,7 @@ def label_groups(groups: dict[str, list[Image.Image]], seed: int) -> tuple[list[
     scores: dict[str, list[float]] = {"score_0": [], "score_1": []}
     for number, (prompt, images) in enumerate(groups.items()):
         rng = np.random.default_rng([seed, 13, number])
-        verified = shapes.score(images, [prompt] * len(images))
+        verified = verifier.score(images, [prompt] * len(images))
         order = np.argsort(-verified, kind="stable")
         for better, worse in zip(order[: len(order) // 2], order[::-1], strict=False):
             first, second = (better, worse) if rng.random() < 0.5 else (worse, better)

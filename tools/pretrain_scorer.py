@@ -15,11 +15,11 @@ import pretrain
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from shapes_world import all_scenes, render
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from diffusion_feedback.scorers.shapes import ATTRIBUTES, RESOLUTION
+from diffusion_feedback.shapes.renderer import render
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, RESOLUTION, all_scenes
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from shapes_world import all_scenes
 from text_world import caption
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
@@ -18,7 +17,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffusion_feedback.records import atomic_write
-from diffusion_feedback.scorers.texts.captions import prompt_of
+from diffusion_feedback.shapes.captions import prompt_of
+from diffusion_feedback.shapes.scenes import all_scenes
 
 WINDOW = 128
 END = "<|end|>"

@@ -10,16 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffusion_feedback.scorers.shapes import ATTRIBUTES, COLORS, SHAPES, SIZES, Scene
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, VALUES, Scene
 
 TEXT_MIXTURE = {"right": 0.4, "wrong": 0.25, "short": 0.2, "sloppy": 0.15}
-_VALUES = {"size": list(SIZES), "color": list(COLORS), "shape": list(SHAPES), "background": list(COLORS)}
 
 
 def wrong_in_one(scene: Scene, rng: np.random.Generator) -> Scene:
     """``scene`` with one attribute changed to another value."""
     name = ATTRIBUTES[rng.integers(len(ATTRIBUTES))]
-    others = [value for value in _VALUES[name] if value != getattr(scene, name)]
+    others = [value for value in VALUES[name] if value != getattr(scene, name)]
     return replace(scene, **{name: others[rng.integers(len(others))]})
 
 

@@ -89,7 +89,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "hpsv2": "diffusion_feedback.scorers.hpsv2:load",
         "clip_score": "diffusion_feedback.scorers.clip_score:load",
         "aesthetic": "diffusion_feedback.scorers.aesthetic:load",
-        "shapes": "diffusion_feedback.scorers.shapes:load",
+        "shapes": "diffusion_feedback.shapes.scorer:load",
         "imagereward": "diffusion_feedback.scorers.imagereward:load",
     },
     # Judges of completions, as they stand in front of the "=" of a spec.
@@ -106,7 +106,7 @@ CATALOG: Mapping[str, Mapping[str, str]] = {
         "pickapic": "diffusion_feedback.evaluation.benchmarks.pickapic:benchmark",
         "partiprompts": "diffusion_feedback.evaluation.benchmarks.partiprompts:benchmark",
         "drawbench": "diffusion_feedback.evaluation.benchmarks.drawbench:benchmark",
-        "shapes": "diffusion_feedback.evaluation.benchmarks.shapes:benchmark",
+        "shapes": "diffusion_feedback.shapes.benchmark:benchmark",
     },
     # How pairs are picked from the ranked candidates of a prompt.
     "rule": {

@@ -10,7 +10,7 @@ from .flags import Flags
 
 EPILOG = """examples:
   dfb judge runs/text_dpo assets/captions-lm --prompts assets/captions/validation.jsonl \\
-    --judge function=diffusion_feedback.scorers.texts.captions:reward --output_dir runs/judged
+    --judge function=diffusion_feedback.shapes.captions:reward --output_dir runs/judged
   dfb judge runs/a runs/b --prompts heldout.jsonl --judge reward_model=runs/reward --num_samples 4 --output_dir runs/judged
   dfb judge runs/a runs/b --prompts heldout.jsonl --judge llm=Qwen/Qwen2.5-7B-Instruct --output_dir runs/judged
   dfb judge out/a/completions.jsonl out/b --judge classifier=sentiment,label=POSITIVE --output_dir runs/judged

@@ -18,14 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shapes_world import all_scenes, render
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.image_sets import ImageSet, open_image_set
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.prompts import read_prompts
-from diffusion_feedback.scorers import shapes
+from diffusion_feedback.shapes import verifier
+from diffusion_feedback.shapes.renderer import render
+from diffusion_feedback.shapes.scenes import all_scenes
 
 Build = Callable[[Path], tuple[list[str], dict[str, Any]]]
 """Writes a form below a folder; gives the paths and the settings (prompts: a file, prompt: a text)."""
@@ -246,7 +247,7 @@ def opened(build: Build, root: Path) -> ImageSet:
 def test_every_image_has_its_own_prompt(form: str, tmp_path: Path) -> None:
     found = opened(GOOD[form], tmp_path)
     assert found.items
-    scores = [float(shapes.score([item.handle.open()], [item.prompt])[0]) for item in found.items]
+    scores = [float(verifier.score([item.handle.open()], [item.prompt])[0]) for item in found.items]
     lossy = any(item.name.endswith(".jfif") for item in found.items)
     assert min(scores) > (0.8 if lossy else 0.88), dict(zip([item.name for item in found.items], scores, strict=True))
     assert len({item.name for item in found.items}) == len(found.items)
@@ -254,7 +255,7 @@ def test_every_image_has_its_own_prompt(form: str, tmp_path: Path) -> None:
 
 def test_the_check_above_can_fail(tmp_path: Path) -> None:
     found = opened(numbered(["0.png", "1.png"], [1, 0], [0, 1]), tmp_path)
-    assert max(float(shapes.score([item.handle.open()], [item.prompt])[0]) for item in found.items) < 0.8
+    assert max(float(verifier.score([item.handle.open()], [item.prompt])[0]) for item in found.items) < 0.8
 
 
 COUNTS = {

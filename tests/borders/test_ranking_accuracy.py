@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from shapes_world import all_scenes, degrade, render
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.scorers import shapes
+from diffusion_feedback.shapes import verifier
+from diffusion_feedback.shapes.renderer import degrade, render
+from diffusion_feedback.shapes.scenes import all_scenes
 
 FORMS = {"hpdv2": ("image_path", "rank"), "imagereward": ("generations", "ranking")}
 
@@ -29,7 +30,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
             name = f"{number}-{image}.png"
             degrade(render(scene, rng), ("clean", "noisy", "blurred")[image % 3], rng).save(root / name)
             names.append(name)
-            scores.append(float(shapes.score([Image.open(root / name)], [scene.caption])[0]))
+            scores.append(float(verifier.score([Image.open(root / name)], [scene.caption])[0]))
         found.append((scene.caption, names, scores))
     return root, found
 

@@ -18,9 +18,10 @@ from diffusion_feedback.data.image_sets import open_image_set
 from diffusion_feedback.data.images import EncodedImage
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers import pickscore, shapes
+from diffusion_feedback.scorers import pickscore
 from diffusion_feedback.scorers.scorer import Towers
 from diffusion_feedback.scorers.views import CropView, LetterboxView
+from diffusion_feedback.shapes.scorer import load as load_verifier
 
 View = Callable[[Image.Image], torch.Tensor]
 VIEWS: dict[str, View] = {
@@ -28,7 +29,7 @@ VIEWS: dict[str, View] = {
     "imagereward, hessel, aesthetic": CropView(32, 32, "nearest"),
     "hpsv2": LetterboxView(32),
     "hpsv2 legacy": LetterboxView(32, "legacy"),
-    "shapes": shapes.load(None, Towers()).view,
+    "shapes": load_verifier(None, Towers()).view,
 }
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 from diffusion_feedback.catalog import CATALOG
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.labeling.panel import read_calibration
-from diffusion_feedback.scorers import shapes
 from diffusion_feedback.scorers.scorer import Scorer, Towers
+from diffusion_feedback.shapes import scorer as verifier_scorer
+from diffusion_feedback.shapes import verifier
 
 ASSET = Path(__file__).parents[2] / "assets" / "pairs" / "validation-00000.parquet"
 RECIPE = "shapes.1/box-64/fp32"
@@ -39,7 +40,7 @@ def rows() -> pa.Table:
 def difference(rows: pa.Table) -> list[float]:
     """Score of image 0 less that of image 1, by the verifier itself on images that Pillow decodes."""
     first, second = (
-        shapes.score([Image.open(io.BytesIO(data)) for data in rows[name].to_pylist()], rows["caption"].to_pylist())
+        verifier.score([Image.open(io.BytesIO(data)) for data in rows[name].to_pylist()], rows["caption"].to_pylist())
         for name in ("jpg_0", "jpg_1")
     )
     return [float(a) - float(b) for a, b in zip(first, second, strict=True)]
@@ -135,10 +136,10 @@ def test_a_scorer_that_is_too_sure_of_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def load_sure(weights: str | None, towers: Towers) -> Scorer:
-        return replace(shapes.load(weights, towers), name="sure", recipe_id="sure.1", logit_scale=50.0)
+        return replace(verifier_scorer.load(weights, towers), name="sure", recipe_id="sure.1", logit_scale=50.0)
 
-    monkeypatch.setattr(shapes, "load_sure", load_sure, raising=False)
-    monkeypatch.setitem(CATALOG["scorer"], "sure", "diffusion_feedback.scorers.shapes:load_sure")  # type: ignore[index]
+    monkeypatch.setattr(verifier_scorer, "load_sure", load_sure, raising=False)
+    monkeypatch.setitem(CATALOG["scorer"], "sure", "diffusion_feedback.shapes.scorer:load_sure")  # type: ignore[index]
     assert calibrate(rows, scorers=("shapes", "sure")) == 0
     scorers = found(tmp_path)["scorers"]
     assert scorers["sure.1"]["own_logit_scale"] == 50.0

@@ -23,7 +23,7 @@ from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.records import PairRecord, ScoreRecord
-from diffusion_feedback.scorers import shapes
+from diffusion_feedback.shapes import verifier
 
 Label = Callable[..., list[dict[str, Any]]]
 SHAPES = ["--scorer", "shapes"]
@@ -60,7 +60,7 @@ def scores(world: Path) -> dict[str, dict[str, float]]:
     for line in (world / "set" / "metadata.jsonl").read_text().splitlines():
         row = json.loads(line)
         image = Image.open(world / "set" / row["file_name"])
-        found.setdefault(row["prompt"], {})[row["file_name"]] = float(shapes.score([image], [row["prompt"]])[0])
+        found.setdefault(row["prompt"], {})[row["file_name"]] = float(verifier.score([image], [row["prompt"]])[0])
     return found
 
 

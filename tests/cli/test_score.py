@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores
-from diffusion_feedback.scorers import shapes
+from diffusion_feedback.shapes import scorer, verifier
 
 Score = Callable[..., int]
 
@@ -36,7 +36,7 @@ def test_the_table_holds_the_verifier_s_numbers(arguments: list[str], tmp_path: 
     assert [row.sample for row in rows] == [f"images/{p:05d}-s{n}.png" for p in range(4) for n in range(2)]
     for row in rows:
         image = Image.open(tmp_path / "set" / row.sample)
-        assert row.score == pytest.approx(float(shapes.score([image], [row.prompt])[0]), abs=1e-7)
+        assert row.score == pytest.approx(float(verifier.score([image], [row.prompt])[0]), abs=1e-7)
         assert row.recipe_id == "shapes.1/box-64/fp32"
     assert {round(row.score, 2) for row in rows if row.sample.endswith("s0.png")} != {0.0}
 
@@ -46,7 +46,7 @@ def test_what_is_cached_is_not_scored_again(
 ) -> None:
     assert main(arguments) == 0
     first = (tmp_path / "scores.parquet").read_bytes()
-    monkeypatch.setattr(shapes, "_judge", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(scorer, "_judge", lambda *_: pytest.fail("scored again"))
     assert main([*arguments, "--overwrite"]) == 0
     assert (tmp_path / "scores.parquet").read_bytes() == first
 

@@ -12,12 +12,13 @@ import tiny_clip
 import tiny_imagereward
 import torch
 from PIL import Image
-from shapes_world import all_scenes, render
 
 from diffusion_feedback.catalog import names
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.runner import run
 from diffusion_feedback.scorers.scorer import Scorer
+from diffusion_feedback.shapes.renderer import render
+from diffusion_feedback.shapes.scenes import all_scenes
 from diffusion_feedback.types import ImageItem
 
 

@@ -227,7 +227,7 @@ def test_functions_of_every_form(functions: Path) -> None:
     wanted = {"by_length": [2.0, -1.0], "trl": [3.0, 1.0], "positional": [3.0, 1.0]}
     for name, expected in wanted.items():
         assert load_text_scorer(f"function={functions}:{name}").score(["a", "bc"], ["def", "g"]) == expected
-    assert load_text_scorer("function=diffusion_feedback.scorers.texts.captions:reward").score([], []) == []
+    assert load_text_scorer("function=diffusion_feedback.shapes.captions:reward").score([], []) == []
 
 
 def test_a_changed_file_is_another_recipe(functions: Path) -> None:

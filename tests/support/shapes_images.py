@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from shapes_world import all_scenes, degrade, render
+
+from diffusion_feedback.shapes.renderer import degrade, render
+from diffusion_feedback.shapes.scenes import all_scenes
 
 
 def write_folder(folder: Path, num_prompts: int = 4, per_prompt: int = 2, seed: int = 0) -> Path:

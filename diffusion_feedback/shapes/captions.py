@@ -1,6 +1,6 @@
 """Exact verifier of captions in the Shapes world: how much of a scene a sentence tells rightly, and how well it is put.
 
-A function for ``function=diffusion_feedback.scorers.texts.captions:reward``: it needs no model and cannot be flattered.
+A function for ``function=diffusion_feedback.shapes.captions:reward``: it needs no model and cannot be flattered.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import UserError
-from ..shapes import ATTRIBUTES, COLORS, SHAPES, SIZES, Scene, parse_caption
+from ..errors import UserError
+from .scenes import ATTRIBUTES, COLORS, SHAPES, SIZES, Scene, parse_caption
 
 _PROMPT = re.compile(r"size: (\w+)\ncolor: (\w+)\nshape: (\w+)\nbackground: (\w+)\ncaption:\s*")
 _FORM = "a prompt of this world is 'size: small\\ncolor: red\\nshape: circle\\nbackground: blue\\ncaption:'"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from shapes_world import MIXTURE, all_scenes, degrade, miscaption, mixture_sample, render, split_scenes
 
-from diffusion_feedback.scorers.shapes import ATTRIBUTES, Scene, parse_caption, read_scene, score
+from diffusion_feedback.shapes.renderer import MIXTURE, degrade, miscaption, mixture_sample, render
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, Scene, all_scenes, parse_caption, split_scenes
+from diffusion_feedback.shapes.verifier import read_scene, score
 
 SCENES = all_scenes()
 

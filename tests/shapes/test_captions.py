@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from shapes_world import all_scenes
 from text_world import TEXT_MIXTURE, caption
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers.shapes import Scene
-from diffusion_feedback.scorers.texts.captions import prompt_of, read, reward, scene_of
+from diffusion_feedback.shapes.captions import prompt_of, read, reward, scene_of
+from diffusion_feedback.shapes.scenes import Scene, all_scenes
 
 SCENE = Scene("small", "red", "circle", "blue")
 PROMPT = "size: small\ncolor: red\nshape: circle\nbackground: blue\ncaption:"

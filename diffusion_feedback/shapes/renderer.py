@@ -1,36 +1,21 @@
 """Renders the Shapes world: scenes with known attributes, and the flawed mixture that the embedded model imitates.
 
 The renderer draws with Pillow polygons at four times the size, so it shares no geometry code with the verifier
-(``diffusion_feedback.scorers.shapes``), which is tested on these pictures.
+(``verifier``), which is tested on these pictures.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from diffusion_feedback.scorers.shapes import COLORS, RESOLUTION, SHAPES, SIZES, Scene
+from .scenes import ATTRIBUTES, COLORS, RESOLUTION, SIZES, Scene, all_scenes
 
 SUPERSAMPLING = 4
 WRONG_CAPTION_RATE = 0.2
 MIXTURE = {"clean": 0.4, "noisy": 0.24, "blurred": 0.18, "washed_out": 0.18}
-
-
-def all_scenes() -> list[Scene]:
-    """Every scene of the grammar with two different colours, in a fixed order."""
-    product = itertools.product(SIZES, COLORS, SHAPES, COLORS)
-    return [Scene(size, color, shape, back) for size, color, shape, back in product if color != back]
-
-
-def split_scenes(seed: int = 0) -> tuple[list[Scene], list[Scene]]:
-    """Half of the scenes for training on feedback, half held out, by a fixed permutation."""
-    scenes = all_scenes()
-    order = np.random.default_rng([seed, 11]).permutation(len(scenes))
-    half = len(scenes) // 2
-    return [scenes[i] for i in order[:half]], [scenes[i] for i in order[half:]]
 
 
 def _polygon(shape: str, radius: float) -> list[tuple[float, float]]:
@@ -103,9 +88,7 @@ def degrade(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
 def miscaption(scene: Scene, rng: np.random.Generator) -> Scene:
     """A scene that differs from ``scene`` in exactly one attribute, as a sloppy caption would."""
     others = [
-        other
-        for other in all_scenes()
-        if sum(getattr(other, name) != getattr(scene, name) for name in ("size", "color", "shape", "background")) == 1
+        other for other in all_scenes() if sum(getattr(other, name) != getattr(scene, name) for name in ATTRIBUTES) == 1
     ]
     return others[int(rng.integers(len(others)))]
 

@@ -1,4 +1,4 @@
-"""The pages and pictures of the demo: report.html and the before/after picture."""
+"""What the demo shows: report.html, README.md and the before/after picture."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config import Recipe, to_yaml
-from ...documents import read_object, read_text
-from ...evaluation.comparison import CaseRow, Comparison, pick_cases
-from ...evaluation.statistics import WinRate, mean_interval
-from ...records import atomic_write, parse_json
-from ..content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
-from ..figures import image_grid
-from ..html import write_report
+from ..config import Recipe, to_yaml
+from ..documents import read_object, read_text
+from ..evaluation.comparison import CaseRow, Comparison, pick_cases
+from ..evaluation.statistics import WinRate, mean_interval
+from ..records import atomic_write, parse_json
+from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
+from ..reports.figures import image_grid
+from ..reports.html import write_report
 
 CASES = 9  # fills rows of three
-_AGAIN = "start the demo over with --overwrite"
+_AGAIN = "start the demo over, with `overwrite`"
 
 
 CONTENTS = """# Demo
@@ -27,8 +27,8 @@ CONTENTS = """# Demo
 | `report.html` | the page to open: win rate, cases, curves, recipe |
 | `results.json` | its figures |
 | `before_after.png` | twelve prompts, before and after, on the same noise |
-| `dpo/`, `sft/`, with `--ai_feedback` also `ai/` | the runs: weights (`load_lora_weights`), recipe, metrics, model card |
-| `ai_pairs.parquet` | with `--ai_feedback`: the training pairs under the embedded scorer's labels, its scores beside them |
+| `dpo/`, `sft/`, with AI feedback also `ai/` | the runs: weights (`load_lora_weights`), recipe, metrics, model card |
+| `ai_pairs.parquet` | with AI feedback: the training pairs under the embedded scorer's labels, its scores beside them |
 | `samples/` | all images, by model |
 | `stages.json` | seconds of each stage |
 """
@@ -44,14 +44,14 @@ class Judged:
     cleanliness: list[float]
 
 
-def write_demo_report(
+def write_page(
     folder: Path,
     recipes: Mapping[str, Recipe],
     judged: Mapping[str, Judged],
     comparisons: Mapping[str, Comparison],
     results: Mapping[str, Any],
 ) -> None:
-    """Write report.html and before_after.png into ``folder``."""
+    """Write report.html, README.md and before_after.png into ``folder``."""
     comparison, before, after = comparisons["dpo"], judged["base"], judged["dpo"]
     report = Report(
         title="Diffusion-DPO on the embedded Stable Diffusion",

@@ -7,67 +7,25 @@ two colours, fit every template of (shape, radius) to the mask, then compare the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from ..errors import UserError
 from ..pixels import resample, to_rgb
-from ..types import Scores
-from .scorer import Scorer, Towers
+from .scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, Scene, parse_caption
 
 FloatArray = NDArray[np.floating[Any]]
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 40, 40),
-    "orange": (244, 140, 30),
-    "yellow": (242, 222, 60),
-    "green": (40, 160, 70),
-    "blue": (40, 80, 210),
-    "purple": (140, 60, 180),
-    "white": (245, 245, 245),
-    "black": (22, 22, 22),
-}
-SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
-SIZES: dict[str, tuple[float, float]] = {"small": (9.0, 12.0), "large": (17.0, 21.0)}  # radius range, px of 64
-ATTRIBUTES = ("size", "color", "shape", "background")
-
-RESOLUTION = 64
 _CENTER = (RESOLUTION - 1) / 2
 _RADII = np.arange(7.0, 24.5, 0.5)
 _SIZE_BOUNDARY = 14.5
 _MAX_MASK_ERROR = 0.45  # squared mask error over mask energy; beyond it no shape is seen
 _CLEAN_SCALE = 0.16  # regional RMS deviation from the ideal scene at which cleanliness falls to 1/e
-_VOCABULARY: dict[str, list[str]] = {
-    "size": list(SIZES),
-    "color": list(COLORS),
-    "shape": list(SHAPES),
-    "background": list(COLORS),
-}
-_CAPTION = re.compile(r"a (\w+) (\w+) (\w+) on a (\w+) background")
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """The attributes that a caption names; ``caption`` gives the caption back."""
-
-    size: str
-    color: str
-    shape: str
-    background: str
-
-    @property
-    def caption(self) -> str:
-        """The sentence that describes this scene."""
-        return f"a {self.size} {self.color} {self.shape} on a {self.background} background"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +46,6 @@ class Reading:
     def score(self, target: Scene) -> float:
         """Half the fraction of correct attributes plus half the cleanliness, in [0, 1]."""
         return 0.5 * float(np.mean(list(self.correct(target).values()))) + 0.5 * self.cleanliness
-
-
-def parse_caption(caption: str) -> Scene:
-    """Return the scene that ``caption`` names. Raises ValueError for a sentence outside the Shapes grammar."""
-    match = _CAPTION.fullmatch(caption.strip())
-    if match is None:
-        raise ValueError(f"caption {caption!r} is not of the form 'a small red circle on a blue background'")
-    size, color, shape, background = match.groups()
-    for (kind, allowed), value in zip(_VOCABULARY.items(), (size, color, shape, background), strict=True):
-        if value not in allowed:
-            raise ValueError(f"caption {caption!r}: unknown {kind} {value!r}; known: {', '.join(allowed)}")
-    return Scene(size, color, shape, background)
 
 
 def shape_distance(shape: str, x: FloatArray, y: FloatArray, radius: float) -> FloatArray:
@@ -206,10 +152,11 @@ def _cleanliness(pixels: FloatArray, template: FloatArray, color: str, backgroun
 
 def read_scene(image: Image.Image) -> Reading:
     """Read the attributes and the cleanliness of one ``image`` (any size and mode; judged at 64 x 64 RGB)."""
-    return read_pixels(_at_resolution(image))
+    return read_pixels(at_resolution(image))
 
 
-def _at_resolution(image: Image.Image) -> NDArray[np.uint8]:
+def at_resolution(image: Image.Image) -> NDArray[np.uint8]:
+    """``image`` as the verifier sees it: levels (64, 64, 3), RGB."""
     return np.asarray(resample(to_rgb(image), (RESOLUTION, RESOLUTION), Image.Resampling.BOX))
 
 
@@ -228,46 +175,6 @@ def read_pixels(levels: NDArray[np.uint8]) -> Reading:
         return Reading(Scene("unknown", color, "unknown", background), 0.0)
     size = "small" if radius < _SIZE_BOUNDARY else "large"
     return Reading(Scene(size, color, shape, background), _cleanliness(pixels, template, color, background))
-
-
-def load(weights: str | None, towers: Towers) -> Scorer:
-    """The verifier as a scorer: no weights, no prompt features; ``raw`` is the score, which has no logit scale.
-
-    Raises UserError for ``weights``, and, when scoring, for a prompt outside the Shapes grammar.
-    """
-    if weights is not None:
-        raise UserError(f"scorer shapes: got weights {weights!r}", "the verifier has none; write just shapes")
-    recipe = "shapes.1/box-64/fp32"
-    return Scorer(
-        name="shapes",
-        recipe_id=recipe,
-        view_key=recipe,
-        image_key=recipe,
-        text_key=recipe,
-        logit_scale=None,
-        view=lambda image: torch.from_numpy(_at_resolution(image).copy()),
-        encode_images=lambda views: views,
-        encode_prompts=_encode_captions,
-        judge=_judge,
-    )
-
-
-def _encode_captions(prompts: Sequence[str]) -> Tensor:
-    """The named attributes as indices (N, 4) in the order of ATTRIBUTES."""
-    try:
-        scenes = [parse_caption(prompt) for prompt in prompts]
-    except ValueError as error:
-        raise UserError(f"scorer shapes: {error}", "it reads captions of the Shapes world only") from error
-    return torch.tensor([[_VOCABULARY[name].index(getattr(scene, name)) for name in ATTRIBUTES] for scene in scenes])
-
-
-def _judge(images: Tensor, prompts: Tensor) -> Scores:
-    scenes = [
-        Scene(*[_VOCABULARY[name][i] for name, i in zip(ATTRIBUTES, row, strict=True)]) for row in prompts.tolist()
-    ]
-    values = [read_pixels(image.numpy()).score(scene) for image, scene in zip(images, scenes, strict=True)]
-    scores = torch.tensor(values, dtype=torch.float32)
-    return Scores(scores, scores)
 
 
 def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> FloatArray:

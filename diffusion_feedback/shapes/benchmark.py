@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .benchmark import OVERALL, Benchmark
+from ..evaluation.benchmarks.benchmark import OVERALL, Benchmark
 
 
 def benchmark() -> Benchmark:

@@ -1,0 +1,244 @@
+"""The whole story on the embedded model: samples, Diffusion-DPO and its baseline, samples again, a verified report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..catalog import resolve
+from ..config import Recipe, load_recipe
+from ..data.image_sets import open_images
+from ..documents import read_object
+from ..errors import UserError
+from ..evaluation.comparison import Comparison, compare
+from ..folders import hold_folder
+from ..generation import generate, load_generated, own_noise
+from ..labeling.panel import LabelPolicy
+from ..prompts import read_prompts
+from ..records import atomic_write
+from ..workflows.labeling import write_relabelled
+from ..workflows.scoring import add_scoring_flags, score_items
+from ..workflows.training.run import train
+from .page import Judged, write_page
+from .scenes import parse_caption
+from .settings import DemoSettings
+from .verifier import read_scene
+
+logger = logging.getLogger(__name__)
+
+AI_PAIRS = "ai_pairs.parquet"
+TIE_MARGIN = 0.02  # verified scores closer than this count as a tie; scores lie in [0, 1]
+SCORER = "assets/shapes-scorer"
+METHODS = {"dpo": "shapes_dpo_lora", "ai": "shapes_ai_dpo_lora", "sft": "shapes_sft_lora"}
+"""The runs of the demo and their recipes: people's labels, the embedded scorer's labels, chosen images alone."""
+OWN = frozenset(
+    [
+        "samples",
+        "cache",
+        "stages.json",
+        "results.json",
+        "report.html",
+        "README.md",
+        "before_after.png",
+        AI_PAIRS,
+        *METHODS,
+    ]
+)
+"""What a folder of the demo holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The folder of a demo and the metrics in its results.json; as text, what they say."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+    def __str__(self) -> str:
+        ai = "on the embedded scorer's labels: win rate {ai_win_rate:.3f}\n" if "ai_win_rate" in self.metrics else ""
+        text = (
+            "Diffusion-DPO against the base: win rate {win_rate:.3f} "
+            "(95 % interval {win_rate_low:.3f} to {win_rate_high:.3f}, {ties} ties, {num_prompts} held-out prompts)\n"
+            "attribute accuracy {attribute_accuracy_before:.3f} -> {attribute_accuracy_after:.3f}, "
+            "cleanliness {cleanliness_before:.3f} -> {cleanliness_after:.3f}\n"
+            f"{ai}SFT on the chosen images: win rate {{sft_win_rate:.3f}}\n"
+        )
+        return (
+            text.format(**self.metrics) + f"{self.metrics['seconds']:.0f} seconds; open {self.folder / 'report.html'}"
+        )
+
+
+def demo(settings: DemoSettings) -> DemoResult:
+    """Tell the story in ``settings.output_dir``, or go on with one that was interrupted.
+
+    Raises UserError where the embedded assets are missing, and for a folder that holds anything else.
+    """
+    if not Path(settings.prompts).is_file():
+        raise UserError(f"{settings.prompts}: no such file", "run from the root of a clone, which holds assets/")
+    folder = Path(settings.output_dir)
+    with hold_folder(folder, "dfb demo"):
+        if others := sorted(path.name for path in folder.glob("[!.]*") if path.name not in OWN):
+            raise UserError(f"{folder}: is there and holds {others[0]}", "choose another output_dir")
+        if settings.overwrite:
+            _clear(folder)
+        return Story(settings).tell()
+
+
+def _clear(folder: Path) -> None:
+    for name in ("samples", *METHODS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("stages.json", AI_PAIRS):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Story:
+    """The demo's stages; each is resumable, and its time is kept in stages.json when it is done."""
+
+    def __init__(self, settings: DemoSettings) -> None:
+        self.folder = Path(settings.output_dir)
+        self.prompts = [record.prompt for record in read_prompts(settings.prompts)][: settings.num_prompts]
+        methods = [method for method in METHODS if method != "ai" or settings.ai_feedback]
+        self.recipes = {method: self._recipe(method, settings) for method in methods}
+
+    def _recipe(self, method: str, settings: DemoSettings) -> Recipe:
+        own = {
+            "output_dir": self.folder / method,
+            "training.seed": settings.seed,
+            "data.cache_dir": self.folder / "cache",
+        }
+        if method == "ai":
+            own["data.train"] = self.folder / AI_PAIRS
+        return load_recipe(Path(settings.configs) / f"{METHODS[method]}.yaml", own)
+
+    @contextmanager
+    def _stage(self, name: str, title: str) -> Iterator[None]:
+        """Announce a stage, and keep its time when it is done; a stage done before keeps its first time."""
+        logger.info("\n== %s", title)
+        start = time.monotonic()
+        yield
+        stages = {name: round(time.monotonic() - start, 1), **self._stages()}
+        with atomic_write(self.folder / "stages.json") as file:
+            file.write_text(json.dumps(stages, indent=2) + "\n", "utf-8")
+
+    def _stages(self) -> dict[str, float]:
+        path = self.folder / "stages.json"
+        if not path.exists():
+            return {}
+        remedy = "remove the file: only the times of the stages are lost"
+        stages = read_object(path, remedy)
+        if not all(isinstance(seconds, int | float) for seconds in stages.values()):
+            raise UserError(f"{path}: damaged: holds something else than seconds", remedy)
+        return stages
+
+    def tell(self) -> DemoResult:
+        """Sample, tune, sample again, judge, report."""
+        judged: dict[str, Judged] = {}
+        with self._stage("sample base", f"base model, {len(self.prompts)} held-out prompts"):
+            judged["base"] = self._sample("base", None)
+        if "ai" in self.recipes:
+            with self._stage("label", "the embedded scorer labels the training pairs"):
+                self._label()
+        for method, recipe in self.recipes.items():
+            steps, size = recipe.training.max_train_steps, recipe.training.train_batch_size
+            with self._stage(f"train {method}", f"{method}: {steps} steps of {size} pairs"):
+                train(recipe, resume=(self.folder / method / "recipe.yaml").exists())
+            with self._stage(f"sample {method}", f"{method}: the same prompts and seeds"):
+                judged[method] = self._sample(method, str(self.folder / method))
+        with self._stage("report", "judging by the exact verifier"):
+            comparisons = {method: self._compare(judged["base"], judged[method]) for method in self.recipes}
+        metrics = _metrics(judged, comparisons, sum(self._stages().values()))
+        with atomic_write(self.folder / "results.json") as file:
+            file.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
+        write_page(self.folder, self.recipes, judged, comparisons, metrics)
+        return DemoResult(self.folder, metrics)
+
+    def _label(self) -> None:
+        """The training pairs under the scorer's labels, in place of the annotator's."""
+        output = self.folder / AI_PAIRS
+        if output.exists():
+            return
+        parser = argparse.ArgumentParser()
+        add_scoring_flags(parser)
+        flags = ["--scorer", f"pickscore={SCORER}", "--cache_dir", str(self.folder / "cache"), "--batch_size", "64"]
+        items = open_images(self.recipes["dpo"].data.train)
+        records = score_items(items, parser.parse_args(flags))
+        logger.info("%s", write_relabelled(items, items, records, LabelPolicy(), None, output))
+
+    def _sample(self, name: str, lora: str | None) -> Judged:
+        recipe = self.recipes["dpo"]
+        denoiser = resolve("family", recipe.model.family)(recipe.model.pretrained_model_name_or_path)
+        if lora:
+            denoiser.load_lora(lora)
+        validation = recipe.validation
+        settings = {"num_inference_steps": validation.num_inference_steps, "guidance_scale": validation.guidance_scale}
+        folder = self.folder / "samples" / name
+        generate(
+            self.prompts,
+            [validation.seed],
+            folder,
+            sampler=own_noise(lambda prompts, seeds: denoiser.sample(denoiser.network, prompts, seeds, **settings)),
+            model_hash=denoiser.model_hash(),
+            settings={**settings, "noise": "by prompt and seed"},
+            batch_size=32,
+        )
+        return _judge(self.prompts, [path for _, path in load_generated(folder)])
+
+    def _compare(self, before: Judged, after: Judged) -> Comparison:
+        return compare(self.prompts, before.scores, after.scores, tie_margin=TIE_MARGIN)
+
+
+def _judge(prompts: list[str], images: list[Path]) -> Judged:
+    """What the exact verifier reads from ``images``, one of each prompt."""
+    targets = [parse_caption(prompt) for prompt in prompts]
+    readings = []
+    for path in images:
+        with Image.open(path) as image:
+            readings.append(read_scene(image.convert("RGB")))
+    both = list(zip(readings, targets, strict=True))
+    return Judged(
+        images,
+        [reading.score(target) for reading, target in both],
+        [_mean(list(reading.correct(target).values())) for reading, target in both],
+        [reading.cleanliness for reading in readings],
+    )
+
+
+def _mean(values: list[float] | list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def _metrics(judged: dict[str, Judged], comparisons: dict[str, Comparison], seconds: float) -> dict[str, Any]:
+    """What results.json holds: DPO against the base in full, the other methods beside it."""
+    won = comparisons["dpo"].win_rate
+    metrics: dict[str, Any] = {
+        "win_rate": won.win_rate,
+        "win_rate_low": won.low,
+        "win_rate_high": won.high,
+        "wins": won.wins,
+        "ties": won.ties,
+        "losses": won.losses,
+        "p_value": won.p_value,
+        "num_prompts": won.num,
+    }
+    for name, field in (("attribute_accuracy", "attributes"), ("cleanliness", "cleanliness"), ("score", "scores")):
+        metrics[f"{name}_before"] = _mean(getattr(judged["base"], field))
+        metrics[f"{name}_after"] = _mean(getattr(judged["dpo"], field))
+    for method in comparisons:
+        if method != "dpo":
+            rate = comparisons[method].win_rate
+            metrics[f"{method}_win_rate"] = rate.win_rate
+            metrics[f"{method}_win_rate_low"] = rate.low
+            metrics[f"{method}_win_rate_high"] = rate.high
+            metrics[f"{method}_attribute_accuracy"] = _mean(judged[method].attributes)
+            metrics[f"{method}_cleanliness"] = _mean(judged[method].cleanliness)
+    return {**metrics, "seconds": seconds}
