@@ -29,7 +29,7 @@ FLOORS = (
         "progress", "weights",
     },
     {"catalog"},
-    {"prompts", "text_folders"},
+    {"prompts", "text_folders", "output_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
         "generation", "labeling", "evaluation", "annotation",

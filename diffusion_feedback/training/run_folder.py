@@ -11,11 +11,10 @@ README.md          model card, written last: its presence says that the run is c
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
-import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ..documents import read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
+from ..output_folders import OutputKind, check_writable, flat
 from ..records import atomic_write
 from . import checkpoints
 
@@ -50,15 +50,23 @@ _WEIGHTS = (
     "tokenizer.model",
 )
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
-# These may differ between a run and its continuation: they change neither data, draws nor updates.
-FREE_KEYS = {
-    ("training", "checkpointing_steps"),
-    ("training", "checkpoints_total_limit"),
-    ("training", "report_to"),
-    ("data", "cache_dir"),
-    ("validation",),
-    ("output_dir",),
-}
+TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
+_RUNS = OutputKind(
+    mark="recipe.yaml",
+    own=("README.md", "metrics.jsonl", "environment.json", *_WEIGHTS, "checkpoints", "samples", TRACKED, *_PARTS),
+    # These may differ between a run and its continuation: they change neither data, draws nor updates.
+    free={
+        ("training", "checkpointing_steps"),
+        ("training", "checkpoints_total_limit"),
+        ("training", "report_to"),
+        ("data", "cache_dir"),
+        ("validation",),
+        ("output_dir",),
+    },
+    foreign="is there and is no run",
+    changed="`resume` with another {key}: {old} became {new}",
+    changed_remedy="resume with the run's own recipe.yaml, or choose another output_dir",
+)
 # Neither do these, up to rounding, as long as the examples of one step are as many; not so where the loss of one example
 # depends on the others of its pass. Whoever runs out of memory needs them.
 _GEOMETRY = {
@@ -67,7 +75,6 @@ _GEOMETRY = {
     ("text", "max_tokens_per_pass"),
     ("model", "gradient_checkpointing"),
 }
-TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 
 
 def environment() -> dict[str, Any]:
@@ -103,65 +110,45 @@ class RunFolder:
     def check_free(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Raise UserError where ``open`` would: before minutes go into loading a model. Writes nothing."""
         if (self.path / ROUNDS).exists():
-            raise UserError(f"{self.path}: holds rounds of dfb rounds", "choose another output_dir")
-        if (self.path / "recipe.yaml").exists():
+            raise UserError(f"{self.path}: holds rounds", "choose another output_dir")
+        _RUNS.check_own(self.path)
+        if _RUNS.is_marked(self.path):
             if resume:
                 self._check_same(self._read_recipe(), recipe)
             elif not overwrite:
-                remedy = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+                remedy = "continue it with `resume`, replace it with `overwrite`, or choose another output_dir"
                 raise UserError(f"{self.path}: already holds a run", remedy)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
-            raise UserError(f"{self.path}: is there and is no run", "choose another output_dir")
-        existing = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
-        if not os.access(existing, os.W_OK):
-            raise UserError(f"{self.path}: {existing} cannot be written", "choose another output_dir")
+        check_writable(self.path)
 
     def open(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Start or continue a run here. Raises UserError for a folder that holds something else, or cannot be written."""
         self.check_free(recipe, resume=resume, overwrite=overwrite)
-        recipe_path = self.path / "recipe.yaml"
-        is_new = overwrite or not recipe_path.exists()
+        content = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        is_new = overwrite or not _RUNS.is_marked(self.path)
         try:
-            if recipe_path.exists() and overwrite:
-                self._clear()
             # The recipe comes first: with it in place, a folder whose writer was killed is continued, not refused. A run
             # that goes on writes it again, as what is free may have changed.
-            with atomic_write(recipe_path) as file:
-                file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), "utf-8")
             if is_new:
+                _RUNS.claim(self.path, content)
                 with atomic_write(self.path / "environment.json") as file:
                     file.write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+            else:
+                _RUNS.write_mark(self.path, content)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
 
-    def _clear(self) -> None:
-        """Remove what a run writes and nothing else; the recipe goes last, so that a killed clearing can be repeated."""
-        for pattern in ("README.md", "metrics.jsonl", "environment.json", *_WEIGHTS):
-            for file in self.path.glob(pattern):
-                file.unlink()
-        for name in ("checkpoints", "samples", TRACKED, *_PARTS):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        (self.path / "recipe.yaml").unlink()
-
     def _read_recipe(self) -> Mapping[str, Any]:
         path = self.path / "recipe.yaml"
-        remedy = "start over with --overwrite, or choose another output_dir"
+        remedy = "start over with `overwrite`, or choose another output_dir"
         found = read_yaml(path, remedy)
         if not isinstance(found, dict):
             raise UserError(f"{path}: holds no recipe but {type(found).__name__}", remedy)
         return found
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        before, after = _flatten(old), _flatten(new)
-        is_coupled = before.get(("objective", "name")) in BATCH_COUPLED
-        free_keys = FREE_KEYS if is_coupled else FREE_KEYS | _GEOMETRY
-        differing = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-        for key in differing:
-            if not any(key[: len(free)] == free for free in free_keys):
-                problem = (
-                    f"{self.path}: --resume with another {'.'.join(key)}: {before.get(key)!r} became {after.get(key)!r}"
-                )
-                raise UserError(problem, "resume with the run's own recipe.yaml, or choose another output_dir")
+        is_coupled = flat(old).get(("objective", "name")) in BATCH_COUPLED
+        kind = _RUNS if is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
+        kind.check_same(self.path, old, new)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -208,11 +195,3 @@ class RunFolder:
     @property
     def _checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-
-def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    if isinstance(value, Mapping):
-        return {
-            key: item for name, inner in value.items() for key, item in _flatten(inner, (*prefix, str(name))).items()
-        }
-    return {prefix: value}

@@ -15,14 +15,24 @@ from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.benchmarks.benchmark import prompts_hash
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, make_run
+from ..output_folders import OutputKind
 from ..records import PromptRecord, ScoreRecord, atomic_write
 
 SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.parquet", "results.json"
 REPORT, README = "report.html", "README.md"
 _NEEDED: Mapping[str, type] = {"benchmark": str, "prompts": str, "prompts_hash": str, "short": list}
 _OPTIONAL: Mapping[str, type] = {"images": str, "seeds": list, "generation": dict, "recipes": dict}
-# What may change while the run stays the same: where its prompts and weights were read from, as their hashes decide.
-_FREE = ("prompts", "model", "lora", "recipes", "version")
+_RUNS = OutputKind(
+    mark=SETTINGS,
+    # Results first: without them a run counts as unfinished, whenever this is interrupted.
+    own=(RESULTS, PROMPTS, SCORES, REPORT, README),
+    # Where prompts and weights were read from may change: their hashes decide.
+    free={(key,) for key in ("prompts", "model", "lora", "recipes", "version")},
+    foreign=f"is there already, and holds no {SETTINGS}",
+    foreign_remedy="use another `output_dir`",
+    changed="holds a run with {key} = {old}, this one has {new}",
+    changed_remedy="use another `output_dir`, or `overwrite` to replace what is there",
+)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -30,17 +40,9 @@ _FREE = ("prompts", "model", "lora", "recipes", "version")
 
 def check_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Raise UserError where ``folder`` holds another run that is not to be replaced, or other things than a run."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        # Not even --overwrite replaces what no run has written.
-        if folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
-            raise UserError(f"{folder}: is there already, and holds no {SETTINGS}", "use another --output_dir")
-    elif not overwrite:
-        found = _read_json(path)
-        for key in sorted({*found, *settings} - set(_FREE)):
-            if found.get(key) != settings.get(key):
-                problem = f"{folder}: holds a run with {key} = {_short(found.get(key))}, this one has {_short(settings.get(key))}"
-                raise UserError(problem, "use another --output_dir, or --overwrite to replace what is there")
+    _RUNS.check_own(folder)  # not even overwriting replaces what no run has written
+    if _RUNS.is_marked(folder) and not overwrite:
+        _RUNS.check_same(folder, _read_json(folder / SETTINGS), settings)
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -49,16 +51,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -
     Raises UserError as ``check_folder`` does, and where the folder cannot be written.
     """
     check_folder(folder, settings, overwrite=overwrite)
-    if (folder / SETTINGS).is_file() and not overwrite:
-        return
-    try:
-        # Results first: without them a run counts as unfinished, whenever this is interrupted.
-        for name in (RESULTS, PROMPTS, SCORES, REPORT, README):
-            (folder / name).unlink(missing_ok=True)
-        with atomic_write(folder / SETTINGS) as temporary:
-            temporary.write_text(_dump(settings), "utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})", "use another --output_dir") from error
+    if overwrite or not _RUNS.is_marked(folder):
+        _RUNS.claim(folder, _dump(settings))
 
 
 def _short(value: object) -> str:
