@@ -65,7 +65,6 @@ def _dump(value: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-
     return read_object(path, "run dfb benchmark again with --overwrite")
 
 

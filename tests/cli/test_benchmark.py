@@ -179,7 +179,7 @@ def test_another_setting_is_refused(
     assert bench("run", "shapes", *generated) == 0
     first = contents(tmp_path / "run")
     for flags, named in (
-        (["--guidance_scale", "3"], "generation.guidance_scale = 2.0, this one has 3.0"),
+        (["--guidance_scale", "3"], "generation.guidance_scale = 7.5, this one has 3.0"),
         (["--seed", "1"], "seeds = [0], this one has [1]"),
         (["--allow_missing"], "allow_missing = False"),
         (["--scorer", "shapes", "v:shapes"], "scorers ="),
