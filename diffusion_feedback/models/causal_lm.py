@@ -280,11 +280,32 @@ def load(
         raise UserError(
             f"{path}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}", _FOLDER
         )
+    return _checked(model, tokenizer, path, device, is_merged=loaded.is_merged)
+
+
+def over(
+    model: Any,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> CausalLM:
+    """The same of a transformers causal LM that is loaded already, whose weights are used themselves, in ``dtype``.
+
+    It stays on its device unless another is given. Raises UserError as ``load``.
+    """
+    name = f"the {type(model).__name__}"
+    return _checked(model.to(dtype), tokenizer, name, device if device is not None else model.device)
+
+
+def _checked(
+    model: Any, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
+) -> CausalLM:
     check_vocabulary(path, tokenizer, model)
     with reading(path, _WHAT, _FOLDER):  # models that take other inputs than tokens fail each in its own way
         prepare(model, path, device)
         check_logits(model, path)
-    language_model = CausalLM(LanguageModel(model), tokenizer, is_merged=loaded.is_merged)
+    language_model = CausalLM(LanguageModel(model), tokenizer, is_merged=is_merged)
     if language_model.unsaid_end_token_ids:
         _check_generation(model, path)
     return language_model

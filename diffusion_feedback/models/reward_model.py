@@ -162,13 +162,35 @@ def load(
     missing = sorted(key for key in loaded.missing if key.split(".")[0] not in _HEADS)
     if missing:
         raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]!r}", _FOLDER)
+    return _checked(model, tokenizer, path, device, is_merged=loaded.is_merged)
+
+
+def over(
+    model: Any,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> RewardModel:
+    """The same of a transformers sequence classification model of one label that is loaded already, in ``dtype``.
+
+    Its weights are used themselves, on its own device unless another is given. Raises UserError as ``load``.
+    """
+    name = f"the {type(model).__name__}"
+    _check_labels(name, model.config)
+    return _checked(model.to(dtype), tokenizer, name, device if device is not None else model.device)
+
+
+def _checked(
+    model: Any, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
+) -> RewardModel:
     if not any(hasattr(model, name) for name in _HEADS):
         raise UserError(f"{path}: {type(model).__name__} has no head of the names {_HEADS}", _FOLDER)
     check_vocabulary(path, tokenizer, model)
     with reading(path, _WHAT, _FOLDER):
         prepare(model, path, device)
     _set_padding(model, tokenizer)
-    return RewardModel(RewardNetwork(model), tokenizer, is_merged=loaded.is_merged)
+    return RewardModel(RewardNetwork(model), tokenizer, is_merged=is_merged)
 
 
 def _load(path: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> LoadedModel:

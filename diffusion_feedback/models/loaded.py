@@ -1,0 +1,68 @@
+"""Models that somebody has loaded: their family is told by their class, and what is tuned is made over their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..types import Denoiser, TextModel, Tokenizer
+from . import causal_lm, reward_model, sd, sdxl
+
+_PIPELINES: Mapping[type[Any], tuple[str, Callable[..., Denoiser]]] = {
+    StableDiffusionPipeline: ("sd", sd.over),
+    StableDiffusionXLPipeline: ("sdxl", sdxl.over),
+}
+# How the names of transformers' classes end.
+_TRANSFORMERS: Mapping[str, tuple[str, Callable[..., TextModel]]] = {
+    "ForSequenceClassification": ("reward_model", reward_model.over),
+    "LMHeadModel": ("causal_lm", causal_lm.over),
+    "ForCausalLM": ("causal_lm", causal_lm.over),
+    "ForConditionalGeneration": ("causal_lm", causal_lm.over),
+}
+
+
+def family_of(model: Any) -> str:
+    """The family of a loaded pipeline or transformers ``model``. Raises UserError for a class that none is made of."""
+    return _family(model)[0]
+
+
+def over(
+    model: Any,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Denoiser | TextModel:
+    """What is tuned and sampled, over the weights of a loaded ``model``, in ``dtype``; they are shared, not copied.
+
+    ``model`` is a diffusers pipeline, or a transformers model that comes with its ``tokenizer``. It stays on its device
+    unless another is given. Raises UserError for another class, a missing tokenizer, damaged weights, and parts that do
+    not belong together.
+    """
+    build = _family(model)[1]
+    if isinstance(model, DiffusionPipeline):
+        return build(model, dtype=dtype, device=device)
+    if tokenizer is None:
+        raise UserError(f"model: a {type(model).__name__} came without its tokenizer", "give tokenizer as well")
+    return build(model, tokenizer, dtype=dtype, device=device)
+
+
+def _family(model: Any) -> tuple[str, Callable[..., Denoiser | TextModel]]:
+    name = type(model).__name__
+    for kind, family in _PIPELINES.items():
+        if isinstance(model, kind):
+            return family
+    if isinstance(model, PreTrainedModel):
+        for ending, own in _TRANSFORMERS.items():
+            if name.endswith(ending):
+                return own
+    classes = ", ".join(kind.__name__ for kind in _PIPELINES)
+    problem = f"model: of a {name} no family is known"
+    raise UserError(
+        problem, f"give a {classes} of diffusers, or a causal language model or a classifier of transformers"
+    )
