@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,11 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
+    from ..evaluation.calibrated import CalibrationResult
     from ..evaluation.calibration import agreements, calibrate
-    from ..reports.pages.calibration import CalibrationResult, table, write
+    from ..records import atomic_write
+    from ..reports.console import calibration_summary
+    from ..reports.pages.calibration import write_pages
     from ..workflows.scoring import process_state, score_items
 
     test = _read(arguments.pairs, arguments.split, arguments)
@@ -108,8 +112,12 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         num_left_out=scored.num_left_out,
         per_prompt=arguments.per_prompt,
     )
-    write(result, Path(arguments.output_dir))
-    print(table(result))
+    folder = Path(arguments.output_dir)
+    write_pages(result, folder)
+    with atomic_write(folder / "calibration.json") as file:
+        content = json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        file.write_text(content + "\n", "utf-8")
+    print(calibration_summary(result))
     print(f"{arguments.output_dir}: calibration.json, report.html, README.md")
 
 

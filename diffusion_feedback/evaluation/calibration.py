@@ -7,8 +7,9 @@ one prompt are alike. What is fitted (scale, tie threshold) is never judged on t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,6 +67,13 @@ class LabelledPairs:
 
     def __len__(self) -> int:
         return len(self.label_0)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pairs, prompts, ties and rankings there are; without rankings, each prompt counts as one."""
+        rankings = self.prompts if self.rankings is None else self.rankings
+        numbers = {"num": len(self), "prompts": len(set(self.prompts)), "ties": int(self.is_tie.sum())}
+        return numbers | {"rankings": len(set(rankings))}
 
     @cached_property
     def is_tie(self) -> NDArray[np.bool_]:
@@ -125,6 +133,15 @@ class Probabilities:
     ece_by_chance: float
     reliability: Sequence[ReliabilityBin]
 
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in calibration.json."""
+        return {
+            "log_loss": asdict(self.log_loss),
+            "ece": self.ece,
+            "ece_by_chance": self.ece_by_chance,
+            "reliability": [asdict(part) for part in self.reliability],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ScorerCalibration:
@@ -150,6 +167,36 @@ class ScorerCalibration:
     fitted: Probabilities
     coverage: Sequence[CoveragePoint]
     num_equal: int
+
+    @property
+    def note(self) -> str:
+        """What a reader of its metrics must know; often nothing."""
+        words = {
+            "fitted": "",
+            "capped": "the labels follow it without an exception, so its scale has no finite best value; capped",
+            "no_signal": "no positive scale is better than a coin: it cannot tell, or prefers what people reject",
+        }
+        equal = f"{self.num_equal} pairs with equal scores" if self.num_equal else ""
+        return "; ".join(filter(None, (words[self.fit.status], equal)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in calibration.json."""
+        interval = self.scale_interval
+        return {
+            "name": self.name,
+            "logit_scale": self.fit.logit_scale,
+            "logit_scale_interval": None if interval is None else [interval.low, interval.high],
+            "fit_status": self.fit.status,
+            "own_logit_scale": self.own_logit_scale,
+            "accuracy": asdict(self.accuracy),
+            "accuracy_per_prompt": asdict(self.accuracy_per_prompt),
+            "accuracy_with_ties": asdict(self.accuracy_with_ties),
+            "tie_threshold": self.tie_threshold,
+            **self.fitted.to_json(),
+            "own": None if self.own is None else self.own.to_json(),
+            "coverage": [{"share": point.share, **asdict(point.accuracy)} for point in self.coverage],
+            "equal_scores": self.num_equal,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""What ``dfb judge`` finds: verdicts, and measures of each model."""
+"""Two models judged against each other: verdicts, and what was measured of each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..records import CompletionRecord
@@ -62,3 +63,36 @@ class Judged:
     distance: Mapping[str, Distance] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in results.json, with null where a number is not finite: JSON has no name for it."""
+        judges = [
+            {
+                "judge": verdict.spec,
+                "recipe_id": verdict.recipe_id,
+                "win_rate": asdict(verdict.win_rate),
+                "means": [asdict(mean) for mean in verdict.means] if verdict.means else None,
+                "position_bias": asdict(verdict.bias) if verdict.bias else None,
+            }
+            for verdict in self.verdicts
+        ]
+        content: dict[str, Any] = _finite(
+            {
+                "a": self.names[0],
+                "b": self.names[1],
+                "judges": judges,
+                "fluency": {name: asdict(value) for name, value in self.fluency.items()},
+                "divergence": {name: asdict(value) for name, value in self.distance.items()},
+                "settings": dict(self.settings),
+            }
+        )
+        return content
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None where a number is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,8 +14,8 @@ from .statistics import Interval, WinRate
 
 
 @dataclass(frozen=True, slots=True)
-class RoundFigures:
-    """Figures of one round, with the scores that the next ones are compared with.
+class RoundMetrics:
+    """Metrics of one round, with the scores that the next ones are compared with.
 
     ``kl`` is the mean of the divergences along the samples' way, ``kl_log_ratio`` that of their log-ratios with its
     standard error, nats; ``kl_exact`` the mean over prompts of the exact one, where it could be had. All are None where
@@ -34,8 +34,8 @@ class RoundFigures:
     against_previous: WinRate | None
     against_initial: WinRate | None
 
-    def summary(self) -> dict[str, Any]:
-        """What stands in summary.json."""
+    def to_json(self) -> dict[str, Any]:
+        """What stands in summary.json and rounds.json."""
 
         def plain(value: Any) -> Any:
             return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ class RoundFigures:
         return {"round": self.number, **{name: plain(getattr(self, name)) for name in names}, "kl_log_ratio": ratio}
 
     def line(self) -> str:
-        """The figures in one line."""
+        """The metrics in one line."""
         parts = [f"reward {self.reward.value:.4f} ({self.reward.low:.4f} to {self.reward.high:.4f})"]
         if self.kl is not None:
             parts.append(f"KL {self.kl.value:.3f} ({self.kl.low:.3f} to {self.kl.high:.3f})")
@@ -62,9 +62,9 @@ def measure(
     records: Sequence[ScoreRecord],
     divergence: Mapping[str, Sequence[float]],
     place: Path,
-    before: RoundFigures | None,
-) -> RoundFigures:
-    """The figures of round ``number`` from its scores; ``before`` is the round before, None for round 0."""
+    before: RoundMetrics | None,
+) -> RoundMetrics:
+    """The metrics of round ``number`` from its scores; ``before`` is the round before, None for round 0."""
     prompts, scores = [record.prompt for record in records], [record.score for record in records]
     first = scores if before is None else before.first_scores
 
@@ -73,7 +73,7 @@ def measure(
 
     ratios = divergence.get("log_ratio")
     own = list(dict.fromkeys(prompts))
-    return RoundFigures(
+    return RoundMetrics(
         number=number,
         place=place,
         prompts=prompts,

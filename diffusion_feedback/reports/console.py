@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from ..evaluation.benchmarks.benchmark import OVERALL, ScorerResult
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison
+from ..evaluation.calibrated import CalibrationResult
+from ..evaluation.judged import Judged
+from ..evaluation.statistics import Interval
+from .html import significant
 from .pages.benchmark_tables import digits_of, in_unit
 
 
@@ -51,3 +57,63 @@ def _nearest_published(run: BenchmarkRun, result: ScorerResult) -> list[tuple[st
     else:
         means, own = [], 0.0
     return sorted(means, key=lambda named: abs(named[1] - own))
+
+
+def calibration_summary(result: CalibrationResult) -> str:
+    """A table of the scorers by falling accuracy, and what has to be said about it."""
+    counts = result.pairs.counts
+    per_prompt = f"{'per prompt':<21} " if result.per_prompt else ""
+    rankings = f", {counts['rankings']:,} rankings" if counts["rankings"] != counts["prompts"] else ""
+    lines = [
+        f"{counts['num']:,} labelled pairs of {counts['prompts']:,} prompts{rankings}, {counts['ties']:,} ties",
+        f"{'scorer':<18} {'accuracy':<21} {per_prompt}{'with ties':>9} {'t':>4} {'log loss':>15} {'ECE':>13} {'logit scale':>17}",
+    ]
+    for scorer in result.ranked:
+        shown = [scorer.accuracy, *([scorer.accuracy_per_prompt] if result.per_prompt else [])]
+        accuracy = " ".join(f"{f'{share.value:.3f} ({share.low:.3f}-{share.high:.3f})':<21}" for share in shown)
+        known = [probabilities for probabilities in (scorer.own, scorer.fitted) if probabilities]
+        scales = [scale for scale in (scorer.own_logit_scale, scorer.fit.logit_scale) if scale is not None]
+        losses = " -> ".join(f"{each.log_loss.value:.3f}" for each in known)
+        errors = " -> ".join(f"{100 * each.ece:.1f}" for each in known) + " %"
+        ties = f"{scorer.accuracy_with_ties.value:>9.3f} {scorer.tie_threshold:>4.1f}"
+        mark = "  noise ceiling" if scorer.name == result.ceiling else ""
+        cells = f"{losses:>15} {errors:>13} {' -> '.join(map(significant, scales)):>17}"
+        lines.append(f"{scorer.name:<18} {accuracy} {ties} {cells}{mark}")
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def judge_summary(judged: Judged) -> str:
+    """Win rates, mean scores and bias by judge; perplexity and divergence by model."""
+    a, b = judged.names
+    lines = list(judged.notes)
+    for verdict in judged.verdicts:
+        rate = verdict.win_rate
+        interval = f"95 % interval {rate.low:.3f} to {rate.high:.3f}"
+        lines.append(f"{a} against {b} by {verdict.spec}: win rate {rate.win_rate:.3f} ({interval})")
+        lines.append(f"  {rate.wins} won, {rate.ties} ties, {rate.losses} lost, p = {rate.p_value:.3g}")
+        if verdict.means:
+            lines.append("  mean scores " + " and ".join(map(_mean_with_interval, verdict.means)))
+        if verdict.bias:
+            bias = verdict.bias
+            lines.append(
+                f"  prefers the one shown first in {bias.first_share.value:.1%} of its answers,"
+                f" contradicts itself on {bias.disagreement.value:.1%} of the pairs (ties)"
+            )
+    for name, fluency in judged.fluency.items():
+        ppl = fluency.perplexity
+        lines.append(
+            f"{name}: perplexity {ppl.value:.3f} ({ppl.low:.3f} to {ppl.high:.3f}) a token,"
+            f" {fluency.bits_per_byte:.4f} bits a byte"
+        )
+    for name, distance in judged.distance.items():
+        exact = f", exactly {distance.exact:.4f}" if distance.exact is not None else ""
+        lines.append(
+            f"{name}: KL to the reference {distance.kl.value:.4f} +- {distance.kl_error:.4f} nats{exact}"
+            f" (by log-ratios {distance.log_ratio:.4f} +- {distance.log_ratio_error:.4f})"
+        )
+    return "\n".join(lines)
+
+
+def _mean_with_interval(mean: Interval) -> str:
+    bounds = f"{mean.low:.4f} to {mean.high:.4f}" if math.isfinite(mean.low) else "one prompt gives no interval"
+    return f"{mean.value:.4f} ({bounds})"

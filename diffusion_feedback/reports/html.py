@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -17,6 +15,7 @@ from ..records import atomic_write
 from .calibration import coverage_svg, reliability_svg
 from .content import CurveFigure, Rate, Report, ReportImage
 from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, PointsFigure, curves_svg, points_svg
+from .rendering import TEMPLATES, Functions, load_template
 
 _SMALL_SIDE = 160  # px; up to here pixels are shown as pixels, and stored without loss
 _MINUS, _NO_SPLIT = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
@@ -35,16 +34,7 @@ def write_report(report: Report, path: Path | str, *, max_image_side: int = 768)
 
 def render_report(report: Report, *, max_image_side: int = 768) -> str:
     """The page of ``write_report`` as text; control characters of texts and names are written out."""
-    folder = files(__package__).joinpath("templates")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "p_value": p_value, "count": count}
-    environment.globals |= {
+    functions: Functions = {
         "fixed": fixed,
         "decimals": decimals,
         "picture": lambda image: _picture(image, max_image_side),
@@ -54,13 +44,13 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
         "coverage": lambda series: _themed(coverage_svg(series)),
         "verdict": verdict,
     }
-    template = environment.get_template("report.html.j2")
-    style = Markup(folder.joinpath("report.css").read_text("utf-8"))
+    filters: Functions = {"percent": percent, "p_value": p_value, "count": count}
+    template = load_template("report.html.j2", filters=filters, functions=functions)
     deltas = [case.delta for group in report.cases for case in group.cases]
     scores = [sample.score for group in report.samples for sample in group.samples]
     page = template.render(
         report=report,
-        style=style,
+        style=Markup(TEMPLATES.joinpath("report.css").read_text("utf-8")),
         case_digits=decimals(max(map(abs, deltas), default=0.0)),
         score_digits=decimals(max(scores) - min(scores)) if scores else 0,
     )

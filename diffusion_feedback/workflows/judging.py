@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +22,11 @@ from ..evaluation.judging import (
     outcomes_of_scores,
     position_bias,
 )
-from ..evaluation.statistics import Interval
 from ..folders import check_outside, hold_folder
 from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..records import CompletionRecord, Text, TextRecord, atomic_write
-from ..reports.pages.folder import folder_page
-from ..reports.pages.judge import write_page
+from ..reports.console import judge_summary
+from ..reports.pages.judge import write_pages
 from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import parse_text_spec
 from ..types import PairJudge, TextScorer
@@ -67,7 +64,7 @@ def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str
     verdicts = [_verdict(spec, *sides, arguments, device) for spec in arguments.judge]
     _write_judgements(folder / "judgements.jsonl", sides, verdicts)
     fluency, notes = measure_fluency(arguments, called, texts)
-    found = Judged(
+    judged = Judged(
         names=called,
         completions=sides,
         verdicts=verdicts,
@@ -77,75 +74,10 @@ def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str
         notes=notes,
     )
     with atomic_write(folder / _RESULTS) as file:
-        file.write_text(json.dumps(_finite(results(found)), indent=2, allow_nan=False) + "\n", "utf-8")
-    write_page(found, folder / "report.html")
-    with atomic_write(folder / _README) as file:
-        file.write_text(readme(found), "utf-8")
-    print(summary(found))
+        file.write_text(json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
+    write_pages(judged, folder)
+    print(judge_summary(judged))
     print(f"{folder}: results.json, report.html, README.md")
-
-
-def results(found: Judged) -> dict[str, Any]:
-    """What stands in results.json."""
-    judges = [
-        {
-            "judge": verdict.spec,
-            "recipe_id": verdict.recipe_id,
-            "win_rate": dataclasses.asdict(verdict.win_rate),
-            "means": [dataclasses.asdict(mean) for mean in verdict.means] if verdict.means else None,
-            "position_bias": dataclasses.asdict(verdict.bias) if verdict.bias else None,
-        }
-        for verdict in found.verdicts
-    ]
-    own = {
-        "fluency": {name: dataclasses.asdict(value) for name, value in found.fluency.items()},
-        "divergence": {name: dataclasses.asdict(value) for name, value in found.distance.items()},
-    }
-    return {"a": found.names[0], "b": found.names[1], "judges": judges, **own, "settings": dict(found.settings)}
-
-
-def summary(found: Judged) -> str:
-    """The figures in plain text."""
-    a, b = found.names
-    lines = list(found.notes)
-    for verdict in found.verdicts:
-        rate = verdict.win_rate
-        interval = f"95 % interval {rate.low:.3f} to {rate.high:.3f}"
-        lines.append(f"{a} against {b} by {verdict.spec}: win rate {rate.win_rate:.3f} ({interval})")
-        lines.append(f"  {rate.wins} won, {rate.ties} ties, {rate.losses} lost, p = {rate.p_value:.3g}")
-        if verdict.means:
-            lines.append("  mean scores " + " and ".join(map(_between, verdict.means)))
-        if verdict.bias:
-            bias = verdict.bias
-            lines.append(
-                f"  prefers the one shown first in {bias.first_share.value:.1%} of its answers,"
-                f" contradicts itself on {bias.disagreement.value:.1%} of the pairs (ties)"
-            )
-    for name, fluency in found.fluency.items():
-        ppl = fluency.perplexity
-        lines.append(
-            f"{name}: perplexity {ppl.value:.3f} ({ppl.low:.3f} to {ppl.high:.3f}) a token,"
-            f" {fluency.bits_per_byte:.4f} bits a byte"
-        )
-    for name, distance in found.distance.items():
-        exact = f", exactly {distance.exact:.4f}" if distance.exact is not None else ""
-        lines.append(
-            f"{name}: KL to the reference {distance.kl.value:.4f} +- {distance.kl_error:.4f} nats{exact}"
-            f" (by log-ratios {distance.log_ratio:.4f} +- {distance.log_ratio_error:.4f})"
-        )
-    return "\n".join(lines)
-
-
-def readme(found: Judged) -> str:
-    """The page that explains the folder."""
-    a, b = found.names
-    files = {
-        "report.html": "figures, tables and completions side by side",
-        "results.json": "the same figures with their intervals, and all settings",
-        "judgements.jsonl": "one row for each prompt and sample: both completions, and what every judge says of them",
-        "a/, b/": f"completions that {a} and {b} drew, where they were not given",
-    }
-    return folder_page(f"{a} against {b}", summary(found), files)
 
 
 def _names(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -170,20 +102,6 @@ def _device(arguments: argparse.Namespace) -> torch.device:
     if arguments.device:
         return find_device(arguments.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _between(mean: Interval) -> str:
-    bounds = f"{mean.low:.4f} to {mean.high:.4f}" if math.isfinite(mean.low) else "one prompt gives no interval"
-    return f"{mean.value:.4f} ({bounds})"
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with null where a number is not finite: JSON has no name for it."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import numpy as np
 from ...evaluation.benchmarks.paired import Disagreement
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.comparison import CaseRow, pick_cases
-from ...records import atomic_write
 from ..content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup
 from ..html import count, decimals, fixed, percent, write_report
 from ..parts import Notice
 from ..results import case_groups, rate_of
 from .benchmark_tables import means_table, paired_table, published_table, settings_table
+from .folder import write_readme
 
 CASES = 6  # two rows of three
 
@@ -42,8 +42,7 @@ NOTES = {
 def write_pages(run: BenchmarkRun, comparison: RunComparison | None) -> None:
     """Write report.html and README.md of one run into its folder."""
     write_report(benchmark_report([run], [comparison] if comparison else []), run.folder / "report.html")
-    with atomic_write(run.folder / "README.md") as file:
-        file.write_text(benchmark_readme(run), "utf-8")
+    write_readme("benchmark", run.folder, run=run)
 
 
 def benchmark_report(
@@ -248,29 +247,3 @@ def _sample_groups(run: BenchmarkRun) -> list[SampleGroup]:
         )
         for title, chosen in (("Highest", picks.best), ("Middle", picks.median), ("Lowest", picks.worst))
     ]
-
-
-# --- README.md -------------------------------------------------------------------------------------------------------
-
-
-def benchmark_readme(run: BenchmarkRun) -> str:
-    """README.md of a run's folder."""
-    images = (
-        ""
-        if run.settings.get("images")
-        else "| `images/`, `metadata.jsonl` | the images, with prompt, seed and model |\n"
-    )
-    return f"""# {run.benchmark.title}: {run.name}
-
-{len(run.prompts):,} prompts. Source: {run.benchmark.source}.
-
-| | |
-|---|---|
-| `report.html` | the page to open: figures, comparison, images, settings |
-| `results.json` | its figures: means by scorer and style, published results of the same scorer, comparison with a baseline |
-| `scores.parquet` | one row for each image and scorer: score, raw value, recipe |
-| `prompts.jsonl` | the prompts with their styles and the images of each |
-| `benchmark.json` | the settings of the run: hashes of prompts and model, recipes of the scorers |
-{images}
-Compare another model with this run: `dfb benchmark {run.benchmark.name} ... --baseline {run.folder.name}`.
-"""

@@ -1,11 +1,21 @@
-"""The README.md of a folder that a command leaves behind: what came out, and what each file holds."""
+"""README.md of the folders that commands leave behind: what came out, and what each file holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+from ...records import atomic_write
+from ..rendering import load_template
 
 
-def folder_page(title: str, figures: str, files: Mapping[str, str]) -> str:
-    """Markdown with ``figures`` as they were printed, and a table of ``files``: names to what they hold."""
-    rows = "\n".join(f"| `{name}` | {what} |" for name, what in files.items())
-    return f"# {title}\n\n```\n{figures}\n```\n\n| file | what it holds |\n|---|---|\n{rows}\n"
+def write_readme(kind: str, folder: Path, **values: object) -> None:
+    """Write README.md of a folder of this ``kind``, whose template shows ``values``."""
+    page = load_template(f"readme/{kind}.md.j2").render(values)
+    with atomic_write(folder / "README.md") as file:
+        file.write_text(page, "utf-8")
+
+
+def write_results_readme(folder: Path, title: str, results: str, files: Mapping[str, str]) -> None:
+    """Write README.md with ``results`` as they were printed, and a table of ``files``: names to what they hold."""
+    write_readme("results", folder, title=title, results=results, files=files)

@@ -20,11 +20,11 @@ from ...config import Recipe, RolloutConfig, RoundsConfig, load_recipe, to_dict
 from ...data.scores import read_scores
 from ...documents import read_object, read_yaml
 from ...errors import UserError
-from ...evaluation.rounds import RoundFigures, measure
+from ...evaluation.rounds import RoundMetrics, measure
 from ...folders import ROUNDS, check_outside
 from ...processes import check_joined
 from ...records import Text, atomic_folder, atomic_write, content_hash
-from ...reports.pages.rounds import README, write_page
+from ...reports.pages.rounds import write_pages
 from ...training.run_folder import RunFolder
 from ..training.run import inputs_of, run_training
 
@@ -117,7 +117,7 @@ class Rounds:
 
     def run(self) -> None:
         """Go through the rounds, then report."""
-        figures = [self._measure(0, self.initial, None)]
+        measured = [self._measure(0, self.initial, None)]
         models, reference = [self.initial], self.initial
         for number in range(1, self.recipe.rounds.num_rounds + 1):
             place = self.folder / f"round-{number}"
@@ -126,10 +126,15 @@ class Rounds:
             start = models[-1] if self.recipe.rounds.start_from == "previous" else self.initial
             pairs = self._pairs(number, place, models[-1])
             models.append(self._train(place, start, reference, pairs))
-            figures.append(self._measure(number, models[-1], figures[-1]))
-            self._note(f"round {number}: {figures[-1].line()}")
-        self._main(lambda: write_page(self.folder, self.recipe, figures, self.side.samples))
+            measured.append(self._measure(number, models[-1], measured[-1]))
+            self._note(f"round {number}: {measured[-1].line()}")
+        self._main(lambda: self._report(measured))
         self.state.destroy_process_group()
+
+    def _report(self, measured: Sequence[RoundMetrics]) -> None:
+        _write_json(self.folder / "rounds.json", [each.to_json() for each in measured])
+        write_pages(self.folder, self.recipe, measured, self.side.samples)
+        self._note(f"done: {self.folder / 'report.html'}")
 
     def _pairs(self, number: int, place: Path, model: str) -> Path:
         """Samples of the round's prompts, judged and paired."""
@@ -239,7 +244,7 @@ class Rounds:
             tracker.finish()
         AcceleratorState._reset_state(reset_partial_state=False)
 
-    def _measure(self, number: int, model: str, before: RoundFigures | None) -> RoundFigures:
+    def _measure(self, number: int, model: str, before: RoundMetrics | None) -> RoundMetrics:
         """Samples of the held-out prompts with their scores and divergence from the initial model."""
         rounds, place = self.recipe.rounds, self.folder / f"round-{number}" / "evaluation"
         drawn, scores, kl = place / "samples", place / _SCORES, place / "divergence.json"
@@ -254,9 +259,9 @@ class Rounds:
 
         self._main(lambda: _once(kl, diverge))
         place = self.folder / f"round-{number}"
-        figures = measure(number, read_scores(scores), _read_divergence(kl), place, before)
-        self._main(lambda: _write_json(place / "summary.json", figures.summary()))
-        return figures
+        metrics = measure(number, read_scores(scores), _read_divergence(kl), place, before)
+        self._main(lambda: _write_json(place / "summary.json", metrics.to_json()))
+        return metrics
 
     def _draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, number: int) -> None:
         def work() -> None:
@@ -326,7 +331,7 @@ def _claim(recipe: Recipe, identity: Mapping[str, str], overwrite: bool) -> None
         check_outside(folder, inputs_of(recipe))
         for old in folder.glob("round-*"):
             shutil.rmtree(old)
-        for name in (README, "rounds.json", "report.html", "recipe.yaml"):
+        for name in ("README.md", "rounds.json", "report.html", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
     elif mark.exists() and path.exists():
         remedy = "bring the file back, choose another output_dir, or --overwrite to start over"

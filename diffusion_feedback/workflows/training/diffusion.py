@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import nn
 
 from ...catalog import kind_of, needs_reference, resolve
-from ...config import Recipe, to_dict
+from ...config import Recipe
 from ...data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from ...data.images import EncodedImage
 from ...data.index import PairIndex
@@ -28,6 +28,7 @@ from ...training.order import PairOrder
 from ...training.run_folder import RunFolder
 from ...training.steps import PairwiseStep, StepParts
 from ...types import BatchSource, Denoiser, ImageView, PreferenceBatch, Reference
+from .card import write_run_card
 from .image_pairs import check_apart, load_pairs
 from .memory import PeakMemory, weight_bytes
 from .prediction_check import doubt_prediction
@@ -331,11 +332,9 @@ class DenoisingSession:
 
     def finish(self, trainer: Trainer) -> None:
         """Write the weights in diffusers' form and the model card, which marks the run as complete."""
-        from ..cards.model import write_card
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.denoiser.save(network, trainer.folder.path)
-            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch)
+            write_run_card("diffusion", trainer, self.recipe)
         self.accelerator.wait_for_everyone()

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...catalog import kind_of, needs_reference, resolve
-from ...config import Recipe, to_dict
+from ...config import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError, within_memory
 from ...likelihoods.rewards import SequenceRewards
@@ -22,6 +22,7 @@ from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource, UnpairedSource
 from ...training.steps import PairwiseStep
 from ...training.text_heldout import Means, chosen_logps, heldout_figures, implicit_accuracy, step_means
+from .card import tokenizer_facts, write_run_card
 from .session import Examples, build_optimizer
 from .text_examples import TextData, examples_hash, load_texts
 from .text_samples import Samples, sample_prompts
@@ -248,14 +249,12 @@ class TextSession:
 
     def finish(self, trainer: Trainer) -> None:
         """Write weights (or adapters) and tokenizer, and the model card, which marks the run as complete."""
-        from ..cards.text import write_card
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.model.save(network, trainer.folder.path)
-            chat = self.data.is_conversational
-            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, self.model, is_chat=chat)
+            facts = {"is_chat": self.data.is_conversational, "tokenizer": tokenizer_facts(self.model)}
+            write_run_card("language_model", trainer, self.recipe, **facts)
         self.accelerator.wait_for_everyone()
 
 
@@ -347,12 +346,10 @@ class RewardSession:
 
     def finish(self, trainer: Trainer) -> None:
         """Write the sequence classification folder and the model card, which marks the run as complete."""
-        from ..cards.text import write_reward_card
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.model.save(network, trainer.folder.path)
-            chat = self.data.is_conversational
-            write_reward_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, self.model, is_chat=chat)
+            facts = {"is_chat": self.data.is_conversational, "tokenizer": tokenizer_facts(self.model)}
+            write_run_card("reward_model", trainer, self.recipe, **facts)
         self.accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...catalog import kind_of, resolve
-from ...config import Recipe, to_dict
+from ...config import Recipe
 from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
 from ...models import lora
@@ -26,6 +26,7 @@ from ...training.loop import Trainer
 from ...training.order import PairOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.run_folder import RunFolder
+from .card import tokenizer_facts, write_run_card
 from .rollout_samples import Look
 from .rollouts import (
     CompletionJudge,
@@ -204,14 +205,13 @@ class PolicyGradientSession:
 
     def finish(self, trainer: Trainer) -> None:
         """Write the policy alone (or its adapter), tokenizer and model card, which marks the run as complete."""
-        from ..cards.policy_gradient import write_card
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with trainer.result():
                 self.model.save(self.model.network, trainer.folder.path)
             is_heldout, is_chat = self.heldout is not None, self.train.is_conversational
-            write_card(trainer.folder, to_dict(self.recipe), self.model, is_heldout=is_heldout, is_chat=is_chat)
+            facts = {"is_heldout": is_heldout, "is_chat": is_chat, "tokenizer": tokenizer_facts(self.model)}
+            write_run_card("policy_gradient", trainer, self.recipe, **facts)
         self.accelerator.wait_for_everyone()
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...catalog import BATCH_COUPLED, kind_of, resolve
-from ...config import Recipe, to_dict
+from ...config import Recipe
 from ...data.cache import TensorCache
 from ...data.images import EncodedImage
 from ...data.views import CachedViews
@@ -21,6 +21,7 @@ from ...training.loop import Trainer
 from ...training.ranking import RankingStep, ranking_accuracy
 from ...training.run_folder import RunFolder
 from ...types import TrainableScorer
+from .card import write_run_card
 from .image_pairs import check_apart, load_pairs
 from .session import (
     build_optimizer,
@@ -156,12 +157,10 @@ class ScorerSession:
 
     def finish(self, trainer: Trainer) -> None:
         """Write the CLIPModel folder and the model card, which marks the run as complete."""
-        from ..cards.scorer import write_card
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with trainer.result() as network:
                 self.scorer.save(network, trainer.folder.path)
                 scale = self.scorer.logit_scale
-            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, logit_scale=scale)
+            write_run_card("scorer", trainer, self.recipe, logit_scale=scale)
         self.accelerator.wait_for_everyone()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...catalog import kind_of, resolve
-from ...config import Recipe, to_dict
+from ...config import Recipe
 from ...data.trajectories import TrajectoryIndex, index_trajectories, open_trajectories
 from ...errors import UserError
 from ...likelihoods.tokenization import UNCUT, Tokenization
@@ -24,6 +24,7 @@ from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep, heldout_figures
 from ...types import GenerativeTextModel, TokenExample
+from .card import write_run_card
 from .memory import weight_bytes
 from .session import build_optimizer
 from .text_setup import budget_of, describe_tokenizer, length_of, load_model, make_trainable, set_chat_template
@@ -202,13 +203,11 @@ class ValueLearningSession:
 
     def finish(self, trainer: Trainer) -> None:
         """Write the language model (or its adapter), the heads, and the model card, which marks the run as complete."""
-        from ..cards.value_learning import write_card
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder: Path = trainer.folder.path
             with trainer.result():
                 self.causal_lm.save(self._network.language_model, folder)
                 value_heads.save(self._network.heads, folder)
-            write_card(trainer.folder, to_dict(self.recipe), trainer.effective_batch, is_chat=self.is_chat)
+            write_run_card("value_learning", trainer, self.recipe, is_chat=self.is_chat)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,32 @@
+"""Templates of pages and cards: HTML escapes what is put into it, Markdown does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+TEMPLATES = files(__package__).joinpath("templates")
+
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def load_template(
+    name: str, *, filters: Functions | None = None, functions: Functions | None = None
+) -> jinja2.Template:
+    """The template ``name``, which knows these ``filters`` and ``functions``; what is not defined is an error."""
+    is_html = name.endswith(".html.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: TEMPLATES.joinpath(name).read_text("utf-8")),
+        autoescape=is_html,
+        keep_trailing_newline=not is_html,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters or {}
+    environment.globals |= functions or {}
+    return environment.get_template(name)
