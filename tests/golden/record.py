@@ -18,10 +18,10 @@ RECORDS = TESTS / "golden" / "records"
 
 
 def prepare() -> None:
-    """The circumstances of the tests: no hub, one thread, the modules beside the tests."""
+    """The circumstances of the tests: no hub, one thread, the modules of the tests."""
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+    sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "support")]
     import torch
 
     torch.set_num_threads(1)
