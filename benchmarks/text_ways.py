@@ -20,14 +20,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
-from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.records import TextRecord
 from diffusion_feedback.training.optimizers import adamw
-from diffusion_feedback.training.steps import PairwiseStep, StepParts
+from diffusion_feedback.training.preference import PreferenceStep
+from diffusion_feedback.training.steps import StepParts
 from diffusion_feedback.training.text_heldout import token_metrics
 from diffusion_feedback.types import TextBatch
 
@@ -123,7 +124,7 @@ class Clock:
 
 
 class Ours:
-    """This package's step: likelihood of tokens, PairwiseStep, clipped gradients, AdamW, and all metrics read."""
+    """This package's step: likelihood of tokens, PreferenceStep, clipped gradients, AdamW, and all metrics read."""
 
     def __init__(self, setting: Setting, *, cached: bool = False, share_prompt: bool = False) -> None:
         self.setting, self.clock = setting, Clock(setting.device)
@@ -133,13 +134,13 @@ class Ours:
         self.parts = StepParts(
             TokenLikelihood(setting.device, share_prompt=share_prompt),
             FrozenCopy(self.network),
-            dpo,
+            objective_row("dpo"),
             {"beta": BETA},
             pair_figures=token_metrics,
             reference_logps=self._look_up if cached else None,
         )
         self.known: dict[str, Tensor] = {}
-        self.step = PairwiseStep(self.parts)
+        self.step = PreferenceStep(self.parts)
         self.optimizer = adamw(self.network.parameters(), LEARNING_RATE, weight_decay=0.0)
         self.losses: list[float] = []
         if cached:

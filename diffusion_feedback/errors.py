@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 from collections.abc import Iterator
@@ -40,6 +41,12 @@ def first_line(error: BaseException) -> str:
     """
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{first} {rest[0]}" if first.endswith(":") and rest else first
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a misspelt ``name``: the closest of ``known``, and the list of all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
 def visible(text: str) -> str:

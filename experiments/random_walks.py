@@ -60,11 +60,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.config import Recipe, build_parser, parse, to_yaml
 from diffusion_feedback.data.trajectories import TrajectoryIndex
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
-from diffusion_feedback.objectives.pointwise import sft
 from diffusion_feedback.records import atomic_write, content_hash
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import PairOrder
@@ -199,7 +199,7 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
     order = PairOrder(len(index), training.train_batch_size * training.gradient_accumulation_steps, training.seed)
     budget = training.train_batch_size * max(index.lengths)
     source = TokenSource(order, batch, index.lengths, budget, counts=index.counts)
-    step = PointwiseStep(StepParts(TokenLikelihood(), None, sft, {}))
+    step = PointwiseStep(StepParts(TokenLikelihood(), None, objective_row("sft"), {}))
     optimizer = build_optimizer(recipe, list(model.network.parameters()))
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)

@@ -150,13 +150,14 @@ def _steps(model: Any, setting: Any, device: str, folder: Path, count: int) -> d
     """Seconds of ``count`` optimizer steps after the warm-up, the FLOPs of one, and the time that encoding took."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from diffusion_feedback.catalog import objective_row
     from diffusion_feedback.data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
     from diffusion_feedback.likelihoods.denoising import DenoisingLikelihood
     from diffusion_feedback.models import lora
     from diffusion_feedback.models.reference import AdaptersOff
-    from diffusion_feedback.objectives.pairwise import dpo
     from diffusion_feedback.training.optimizers import adamw
-    from diffusion_feedback.training.steps import PairwiseStep, StepParts
+    from diffusion_feedback.training.preference import PreferenceStep
+    from diffusion_feedback.training.steps import StepParts
 
     lora.add(model.network, rank=setting.rank, alpha=float(setting.rank), targets=["attention"], seed=0)
     weights = [parameter for _, parameter in lora.trainable(model.network)]
@@ -170,11 +171,11 @@ def _steps(model: Any, setting: Any, device: str, folder: Path, count: int) -> d
     parts = StepParts(
         likelihood,
         AdaptersOff(),
-        dpo,
+        objective_row("dpo"),
         {"beta": 5000.0},
         autocast=lambda: torch.autocast(kind, torch.bfloat16),
     )
-    step = PairwiseStep(parts)
+    step = PreferenceStep(parts)
     batch = _batch(setting)
     start = now(device)
     likelihood.prepare(batch)  # fills the caches, as a run does before its first step

@@ -228,8 +228,7 @@ def _read(path: str, split: str, arguments: argparse.Namespace) -> _PairSet:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from ..catalog import nearest
-    from ..errors import UserError
+    from ..errors import UserError, nearest
     from ..scorers.loading import parse_spec
 
     specs = [parse_spec(text) for text in arguments.scorer]

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..folders import expand
 
 # Flags and arguments that are paths, or may be: a leading ~ is the home folder, in --output_dir=~/x too.

@@ -169,9 +169,8 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
     """The ``items`` that have scores, and the scores of their images; all of them, unless bad images are skipped."""
     from tqdm import tqdm
 
-    from ..catalog import nearest
     from ..data.scores import read_scores
-    from ..errors import UserError
+    from ..errors import UserError, nearest
     from ..workflows.scoring import score_items
 
     if arguments.scores is None:

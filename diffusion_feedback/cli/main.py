@@ -13,8 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from .. import __version__
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..processes import check_launch
 from . import failures
 

@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-
-from ..catalog import (
-    BATCH_COUPLED,
-    REFUSED,
-    REFUSED_SETTINGS,
-    kind_of,
-    names,
-    objectives_for,
-    parts_of,
-    reads_text,
-    resolve,
-)
+from ..catalog import OBJECTIVES, family_row, objective_row, objectives_for, parts_of
 from ..errors import UserError
 from .meaning import keys_of, refuse, require
 from .ranges import check_values
@@ -72,15 +60,11 @@ def check(recipe: Recipe) -> None:
     _check_labels(recipe)
 
 
-def _takes_soft(objective: str) -> bool:
-    return "chosen_probability" in inspect.signature(resolve("objective", objective)).parameters
-
-
 def _check_labels(recipe: Recipe) -> None:
     name = recipe.objective["name"]
-    if recipe.data.soft_labels and not _takes_soft(name):
+    if recipe.data.soft_labels and "chosen_probability" not in objective_row(name).inputs:
         problem = f"data.soft_labels: objective {name!r} takes hard labels only"
-        soft = ", ".join(other for other in names("objective") if _takes_soft(other))
+        soft = ", ".join(other for other, row in OBJECTIVES.items() if "chosen_probability" in row.inputs)
         raise UserError(problem, f"use one that takes soft labels ({soft}), or soft_labels: false")
     if recipe.data.ties == "soft" and not recipe.data.soft_labels:
         raise UserError("data.ties: soft needs data.soft_labels: true", "a tie has no majority; or use ties: drop")
@@ -89,28 +73,28 @@ def _check_labels(recipe: Recipe) -> None:
 def _check_family(recipe: Recipe) -> None:
     """Refuse an objective that a family cannot be tuned by, and settings that mean nothing for a scorer."""
     name, family = recipe.objective["name"], recipe.model.family
-    fitting = objectives_for(family)
+    models, objective = family_row(family), objective_row(name)
+    fitting = f"objectives for {family}: {', '.join(objectives_for(family))}"
     for part in parts_of(recipe.objective):
-        if part["name"] in REFUSED.get(family, {}):
-            problem = f"objective {part['name']!r} means nothing for family {family!r}: {REFUSED[family][part['name']]}"
-            raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")
+        reason = models.why_not(objective_row(part["name"]))
+        if reason is not None:
+            raise UserError(f"objective {part['name']!r} means nothing for family {family!r}: {reason}", fitting)
         for key in part:
-            if key in REFUSED_SETTINGS.get(family, {}):
-                problem = f"objective.{key} means nothing for family {family!r}: {REFUSED_SETTINGS[family][key]}"
+            if key in models.refused_settings:
+                problem = f"objective.{key} means nothing for family {family!r}: {models.refused_settings[key]}"
                 raise UserError(problem, "leave it out, and tune beta")
-    if name not in fitting:
-        problem = f"objective.name: {name!r} cannot tune a model of family {family!r}"
-        raise UserError(problem, f"objectives for {family}: {', '.join(fitting)}")
-    if reads_text(family):
+    if not models.can_learn(objective):
+        raise UserError(f"objective.name: {name!r} cannot tune a model of family {family!r}", fitting)
+    if models.reads_text:
         check_text(recipe)
         return
     text = [key for section in _TEXT for key in keys_of(section)]
     refuse(recipe, (*text, "model.reference_model_name_or_path", "model.lora_modules_to_save"), "a model of images")
-    if kind_of(name) != "ranking":
+    if not objective.trains_judge:
         return
     if recipe.model.tuning != "full":
         problem = f"model.tuning: got {recipe.model.tuning!r}, and a scorer is tuned as a whole"
         raise UserError(problem, "set model.tuning: full")
     refuse(recipe, (*_ADAPTERS, *_DENOISING_ONLY), "a scorer")
     size = recipe.training.train_batch_size
-    require(name not in BATCH_COUPLED or size > 1, "training.train_batch_size", size, f"2 or more with {name}")
+    require(size > 1 or not objective.is_coupled, "training.train_batch_size", size, f"2 or more with {name}")

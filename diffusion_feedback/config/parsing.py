@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ..catalog import check_settings, nearest, resolve, settings_of
+from ..catalog import check_settings, resolve, settings_of
 from ..documents import parse_yaml, read_yaml
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, nearest
 from ..folders import expand
 from .checks import check
 from .recipe import SECTIONS, Recipe, plain, to_dict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..catalog import kind_of, resolve
+from ..catalog import objective_row
 from ..errors import UserError
 from .meaning import refuse, require
 from .recipe import Recipe, RoundsConfig
@@ -32,13 +32,14 @@ _LABELS = (
 def check_rollouts(recipe: Recipe) -> None:
     """Refuse values out of range, and settings that mean nothing for the objective. Raises UserError naming the key."""
     name, rollouts = recipe.objective["name"], recipe.rollouts
-    if kind_of(name) != "policy_gradient":
+    row = objective_row(name)
+    if row.learns_from != "rollouts":
         # In rounds somebody judges what was drawn, whatever is learnt from it then.
         keys = _POLICY_GRADIENT_ONLY if recipe.rounds != RoundsConfig() else (*_POLICY_GRADIENT_ONLY, "rollouts.reward")
         refuse(recipe, keys, f"objective {name!r}, which does not learn from its own completions")
         return
     refuse(recipe, _LABELS, f"objective {name!r}, which learns from its own completions")
-    algorithm = resolve("objective", name)(**{key: value for key, value in recipe.objective.items() if key != "name"})
+    algorithm = row(**{key: value for key, value in recipe.objective.items() if key != "name"})
     require(
         bool(rollouts.reward), "rollouts.reward", rollouts.reward, "what judges completions, such as reward_model=PATH"
     )

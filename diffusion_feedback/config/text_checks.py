@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..catalog import kind_of, needs_reference
+from ..catalog import needs_reference, objective_row
 from ..errors import UserError
 from .meaning import keys_of, refuse
 from .recipe import Recipe
@@ -24,9 +24,6 @@ _IMAGES_ONLY = (
 _SAMPLES = ("validation.prompts", "validation.num_prompts", "validation.seed")
 _REFERENCE = ("text.cache_reference", "model.reference_model_name_or_path")
 _SIDES = ("text.share_prompt", "text.tail_weight")
-# The kinds of objective that see the two completions of a pair in one pass.
-_PAIRED = frozenset({"pairwise", "reference_free", "coupled", "shifted", "weighted_sum"})
-_LEARNS_FROM_ITS_OWN = frozenset({"policy_gradient"})
 _DIFFUSION_DEFAULT = {"name": "dpo", "beta": 5000.0}
 
 
@@ -37,16 +34,16 @@ def check_text(recipe: Recipe) -> None:
         problem = "objective: dpo with beta 5000 is the default for images, and a thousand times too steep for texts"
         raise UserError(problem, "set it, for example objective: {name: dpo, beta: 0.1}")
     name = recipe.objective["name"]
-    kind = kind_of(name)
-    if kind not in _PAIRED:
+    row = objective_row(name)
+    if not row.sees_both:
         refuse(recipe, _SIDES, f"objective {name!r}, which sees completions one at a time")
-    if not needs_reference(recipe.objective) and kind not in _LEARNS_FROM_ITS_OWN:
+    if not needs_reference(recipe.objective) and row.learns_from != "rollouts":
         refuse(recipe, _REFERENCE, f"objective {name!r}, which has no reference")
-    if kind == "unpaired":
+    if row.learns_from == "labels":
         refuse(recipe, ("text.cache_reference",), f"objective {name!r}: other prompts meet other completions each time")
-    if kind == "reward":
+    if row.trains_judge:
         refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), "a reward model, which writes nothing")
-    if kind == "value_learning":
+    if row.learns_from == "trajectories":
         refuse(
             recipe, (*_SAMPLES, *keys_of("rollouts")), f"objective {name!r}, which learns from given completions alone"
         )

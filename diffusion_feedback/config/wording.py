@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
-from ..catalog import nearest
+from ..errors import nearest
 from .recipe import SECTIONS, Recipe
 
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

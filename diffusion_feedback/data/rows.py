@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..records import PairRecord
 from .images import ImageHeader, image_header
 from .places import read_regular, reason

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..records import ScoreRecord, parse_json
 from .ensembles import ENSEMBLES, ROUNDING, BoolArray, FloatArray, Verdicts, mean, sigmoid, signs
 

@@ -8,7 +8,6 @@ UserError for settings out of range.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -128,7 +127,3 @@ def orpo(logps: PairLogps, *, beta: float) -> Tensor:
     check_beta(beta)
     chosen, rejected = token_means(logps)
     return chosen_nll(logps) - beta * logsigmoid(log_odds(chosen) - log_odds(rejected))
-
-
-# Objectives whose implicit reward is beta * a, not beta * s.
-PER_TOKEN_REWARDS: frozenset[Callable[..., Tensor]] = frozenset({simpo, alphapo, orpo})

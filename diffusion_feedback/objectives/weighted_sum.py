@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..catalog import kind_of, resolve
 from ..errors import UserError
 from ..types import PairLogps
 from .log_ratios import chosen_nll, policy_logps
@@ -33,6 +31,8 @@ def weighted_sum(
     Raises UserError for a weight that is not a finite number above 0, for soft labels with a term on pairs that takes hard
     ones only, and as the terms do.
     """
+    from ..catalog import objective_row  # whose rows name this very function
+
     total = torch.zeros_like(policy_logps(logps)[0])
     given = {"chosen_probability": chosen_probability, "margin": margin, "mean_log_ratio": mean_log_ratio}
     for number, term in enumerate(terms):
@@ -41,15 +41,14 @@ def weighted_sum(
             problem = f"objective.terms: term {number + 1} ({name}) has the weight {weight!r}"
             raise UserError(problem, "allowed: a finite number above 0")
         settings = {key: value for key, value in term.items() if key not in ("name", "weight")}
-        if kind_of(name) == "pointwise":
+        row = objective_row(name)
+        if row.learns_from == "chosen":
             losses = chosen_nll(logps)
         else:
-            objective = resolve("objective", name)
-            takes = inspect.signature(objective).parameters
-            if chosen_probability is not None and "chosen_probability" not in takes:
+            if chosen_probability is not None and "chosen_probability" not in row.inputs:
                 problem = f"data.soft_labels: term {number + 1} ({name}) takes hard labels only"
                 raise UserError(problem, "leave that term out, or use soft_labels: false")
-            handed = {key: value for key, value in given.items() if value is not None and key in takes}
-            losses = objective(logps, **handed, **settings)
+            handed = {key: value for key, value in given.items() if value is not None and key in row.inputs}
+            losses = row(logps, **handed, **settings)
         total = total + weight * losses
     return total

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..records import PromptRecord
 from .rows import READERS, Cells, read_rows
 from .tabular import check_columns

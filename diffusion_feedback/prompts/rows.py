@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..foreign import reading
 from ..records import parse_json
 from .tabular import cell_rows, check_columns, open_text, width_problem

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..types import Scores
 from .scorer import Scorer, Towers
 from .towers import load_clip, load_open_clip

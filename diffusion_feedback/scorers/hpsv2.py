@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalog import nearest
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..foreign import is_hub_id
 from .hub_files import hub_file
 from .scorer import Scorer, Towers

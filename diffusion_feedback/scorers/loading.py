@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..catalog import check_settings, names, nearest, resolve
-from ..errors import UserError
+from ..catalog import check_settings, names, resolve
+from ..errors import UserError, nearest
 from .scorer import Scorer, Towers
 
 SPEC_HELP = (

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import denoising_metrics, pair_metrics
 from ..types import PreferenceBatch
-from .steps import PairwiseStep
+from .preference import PreferenceStep
 
 
 def implicit_accuracy(
-    step: PairwiseStep,
+    step: PreferenceStep,
     network: nn.Module,
     batches: Callable[[Sequence[int], int], PreferenceBatch],
     *,

@@ -195,14 +195,14 @@ class Trainer:
         return metrics
 
     def _observers(self) -> dict[str, Observer]:
-        """What keeps a state of its own: the step, and a source that draws its examples from the policy."""
-        parts: dict[str, object] = {"step": self.step, "source": self.source}
+        """What keeps a state of its own: the step or its context, and a source that draws examples from the policy."""
+        parts: dict[str, object] = {"step": getattr(self.step, "context", self.step), "source": self.source}
         return {name: part for name, part in parts.items() if isinstance(part, Observer)}
 
     def _accumulate(self, number: int, watch: Watch) -> dict[str, Tensor]:
         """Gradients of one update; returns sums of metrics and of their weights, of this process."""
         batches, step = self.source.micro_batches(number), self.step
-        if isinstance(step, Coupled):
+        if isinstance(step, Coupled) and step.looks_ahead:
             held = list(batches)
             batches, step = iter(held), step.coupled(self.policy, held, self._collect)
         # Gradients are averaged over processes, so the sum is scaled to the mean over the global batch.

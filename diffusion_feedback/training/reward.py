@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..catalog import ObjectiveRow
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
 from ..objectives.pairwise import bradley_terry
-from ..types import Objective, PairLogps, StepOutput, TextBatch
+from ..types import PairLogps, StepOutput, TextBatch
 from .steps import Autocast, check_first_loss, weighted_total
 
 
@@ -34,12 +35,12 @@ class Rewards(Protocol):
 class RewardStep:
     """Chosen against rejected completions of a prompt, as a reward model sees them.
 
-    ``soft_labels`` hands vote shares to the objective, ``weighted`` counts the pairs' weights. Margins are handed over
-    in any case; the objective's settings say whether they count.
+    ``soft_labels`` hands vote shares to the objective, ``weighted`` counts the pairs' weights. Margins are handed to
+    an objective that takes them; its settings say whether they count.
     """
 
     judge: Rewards
-    objective: Objective
+    objective: ObjectiveRow
     settings: Mapping[str, Any]
     soft_labels: bool = False
     weighted: bool = True
@@ -54,13 +55,15 @@ class RewardStep:
         inputs = self.judge.prepare(batch)
         with self.autocast():
             rewards = self.judge.rewards(network, inputs)
-        return PairLogps(*rewards.chunk(2))
+        return PairLogps.of_halves(rewards)
 
     def losses(self, scores: PairLogps, batch: TextBatch) -> Tensor:
         """Per-pair losses (B,), unweighted."""
         like = scores.policy_chosen
-        soft = {"chosen_probability": batch.chosen_probability.to(like)} if self.soft_labels else {}
-        return self.objective(scores, margin=batch.margin.to(like), **soft, **self.settings)
+        handed = {"margin": batch.margin.to(like)} if "margin" in self.objective.inputs else {}
+        if self.soft_labels:
+            handed["chosen_probability"] = batch.chosen_probability.to(like)
+        return self.objective(scores, **handed, **self.settings)  # type: ignore[no-any-return]
 
     def __call__(self, network: nn.Module, batch: TextBatch) -> StepOutput:
         """Sum of weighted losses, and per-pair metrics."""

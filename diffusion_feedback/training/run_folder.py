@@ -23,7 +23,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..catalog import BATCH_COUPLED
+from ..catalog import objective_row
 from ..documents import read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS
@@ -146,8 +146,8 @@ class RunFolder:
         return found
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        is_coupled = flat(old).get(("objective", "name")) in BATCH_COUPLED
-        kind = _RUNS if is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
+        name = flat(new).get(("objective", "name"))
+        kind = _RUNS if name and objective_row(name).is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
         kind.check_same(self.path, old, new)
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..catalog import ObjectiveRow
 from ..errors import UserError
-from ..objectives.metrics import denoising_metrics, pair_metrics, reward_scale
-from ..objectives.reference_free import PER_TOKEN_REWARDS
-from ..types import Batch, Likelihood, Objective, PairLogps, Reference, StepOutput, TextBatch
+from ..objectives.metrics import denoising_metrics, reward_scale
+from ..types import Batch, Likelihood, PairLogps, Reference, StepOutput
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -31,7 +30,7 @@ class StepParts:
 
     likelihood: Likelihood
     reference: Reference | None
-    objective: Objective
+    objective: ObjectiveRow
     settings: Mapping[str, Any]
     soft_labels: bool = False
     weighted: bool = True
@@ -55,11 +54,6 @@ def check_first_loss(loss: float) -> None:
     """Raise UserError unless the ``loss`` before the first update is finite."""
     if not loss < float("inf"):
         raise UserError(f"step 0: the loss is {loss}", "the weights or images hold values that are not finite")
-
-
-def takes(objective: Objective, name: str) -> bool:
-    """Whether ``objective`` asks for ``name`` besides log-probabilities."""
-    return name in inspect.signature(objective).parameters
 
 
 def gate_against_reference(
@@ -98,71 +92,6 @@ def _first_error(parts: StepParts, *logps: Tensor) -> dict[str, float]:
     if parts.pair_figures is not denoising_metrics:
         return {}
     return {"error": float(-2 * torch.cat(logps).float().mean())}
-
-
-@dataclass(frozen=True, slots=True)
-class PairwiseStep:
-    """Chosen against rejected, policy against reference: Diffusion-DPO and its relatives."""
-
-    parts: StepParts
-
-    def check(self) -> None:
-        """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
-        parts = self.parts
-        soft = parts.soft_labels and takes(parts.objective, "chosen_probability")
-        label = {"chosen_probability": torch.ones(1)} if soft else {}
-        parts.objective(PairLogps(*[torch.zeros(1) for _ in range(4)]), **label, **parts.settings)
-
-    def logps(self, network: nn.Module, batch: Any) -> PairLogps:
-        """Log-probabilities of ``batch`` under policy and reference, on the very same inputs."""
-        parts = self.parts
-        inputs = parts.likelihood.prepare(batch)
-        reference = self._reference(network, batch, inputs)
-        with parts.autocast():
-            policy = parts.likelihood.logps(network, inputs)
-        lengths = parts.likelihood.lengths(inputs)
-        none: tuple[None, None] = (None, None)
-        return PairLogps(
-            *policy.chunk(2),
-            *(none if reference is None else reference.chunk(2)),
-            *(none if lengths is None else lengths.chunk(2)),
-        )
-
-    def _reference(self, network: nn.Module, batch: Any, inputs: Any) -> Tensor | None:
-        parts = self.parts
-        if parts.reference is None:
-            return None
-        if parts.reference_logps is not None:
-            return parts.reference_logps(batch)
-        with torch.no_grad(), parts.autocast(), parts.reference(parts.unwrap(network)) as frozen:
-            return parts.likelihood.logps(frozen, inputs)
-
-    def losses(self, logps: PairLogps, batch: Any, **more: Any) -> Tensor:
-        """Per-pair losses (B,), unweighted; ``more`` goes to the objective as it is."""
-        parts = self.parts
-        if parts.soft_labels and takes(parts.objective, "chosen_probability"):
-            more["chosen_probability"] = batch.chosen_probability.to(logps.policy_chosen)
-        if isinstance(batch, TextBatch) and takes(parts.objective, "margin"):
-            more["margin"] = batch.margin.to(logps.policy_chosen)
-        return parts.objective(logps, **more, **parts.settings)
-
-    def output(self, logps: PairLogps, losses: Tensor, batch: Any) -> StepOutput:
-        """Sum of weighted ``losses`` (B,), and per-pair metrics."""
-        parts = self.parts
-        per_token = parts.objective in PER_TOKEN_REWARDS
-        rewards = pair_metrics(logps, beta=reward_scale(parts.settings), per_token=per_token)
-        return StepOutput(parts.total(losses, batch), {"loss": losses.detach(), **rewards, **parts.pair_figures(logps)})
-
-    def __call__(self, network: nn.Module, batch: Any) -> StepOutput:
-        """Sum of weighted losses, and per-pair metrics."""
-        logps = self.logps(network, batch)
-        return self.output(logps, self.losses(logps, batch), batch)
-
-    def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
-        """Check that policy and reference agree before the first update. Raises UserError when they do not."""
-        with torch.no_grad():
-            logps = self.logps(network, batch)
-            return gate_against_reference(self.parts, logps, lambda given: self.losses(given, batch))
 
 
 @dataclass(frozen=True, slots=True)

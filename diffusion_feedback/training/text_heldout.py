@@ -15,7 +15,7 @@ from ..evaluation.statistics import proportion_interval
 from ..objectives.log_ratios import log_ratios, widen
 from ..objectives.metrics import pair_metrics
 from ..types import Coupled, PairLogps, Step, TextBatch
-from .steps import PairwiseStep
+from .preference import PreferenceStep
 
 Batches = Callable[[Sequence[int], int], Any]
 
@@ -97,7 +97,7 @@ def _accuracy(right: float, num: int) -> dict[str, float]:
 
 
 def implicit_accuracy(
-    step: PairwiseStep, network: nn.Module, batches: Batches, passes: Sequence[Sequence[int]]
+    step: PreferenceStep, network: nn.Module, batches: Batches, passes: Sequence[Sequence[int]]
 ) -> dict[str, float]:
     """How often the implicit reward prefers the chosen completion of a held-out pair, ties half, with its interval."""
     right = 0.0

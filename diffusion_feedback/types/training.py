@@ -35,6 +35,21 @@ class PairLogps:
     chosen_length: Tensor | None = None
     rejected_length: Tensor | None = None
 
+    @classmethod
+    def of_halves(cls, policy: Tensor, reference: Tensor | None = None, lengths: Tensor | None = None) -> PairLogps:
+        """Pairs from columns (2B,) that hold the chosen samples first."""
+        policy_chosen, policy_rejected = policy.chunk(2)
+        reference_chosen, reference_rejected = (None, None) if reference is None else reference.chunk(2)
+        chosen_length, rejected_length = (None, None) if lengths is None else lengths.chunk(2)
+        return cls(
+            policy_chosen=policy_chosen,
+            policy_rejected=policy_rejected,
+            reference_chosen=reference_chosen,
+            reference_rejected=reference_rejected,
+            chosen_length=chosen_length,
+            rejected_length=rejected_length,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class UnpairedLogps:
@@ -125,7 +140,12 @@ class Gated(Protocol):
 
 @runtime_checkable
 class Coupled(Protocol):
-    """A step whose loss on one example depends on the other examples of the *global* batch."""
+    """A step whose loss on one example may depend on the other examples of the *global* batch."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it does: only then must ``coupled`` be asked, which takes all passes of an update at once."""
+        ...
 
     def coupled(self, network: nn.Module, batches: Sequence[Any], collect: Collect) -> Step:
         """The step for this process's ``batches`` of one update, after a look at all of them without gradients."""

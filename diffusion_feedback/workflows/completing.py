@@ -199,11 +199,11 @@ def is_language_model(model: str, family: str | None = None) -> bool:
 
     Raises UserError for a path without a model.
     """
-    from ..catalog import reads_text
+    from ..catalog import family_row
     from ..errors import UserError
 
     if family:
-        return reads_text(family)
+        return family_row(family).reads_text
     folder = Path(model)
     is_path = folder.exists() or model.count("/") > 1 or model.startswith((".", "/", "~"))
     is_model = any((folder / name).is_file() for name in _MODEL_FILES)

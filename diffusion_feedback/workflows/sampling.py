@@ -79,7 +79,7 @@ def check_sampling_flags(arguments: argparse.Namespace) -> None:
 
 def take_lora_run(arguments: argparse.Namespace) -> None:
     """Where MODEL is a LoRA run, or a checkpoint of one: take base and adapter from it. Raises UserError where it has none."""
-    from ..catalog import reads_text
+    from ..catalog import family_row
     from ..documents import read_yaml
     from ..errors import UserError
     from ..foreign import check_exists, reading
@@ -93,7 +93,7 @@ def take_lora_run(arguments: argparse.Namespace) -> None:
     with reading(path, "the recipe of a run", remedy):
         model = read_yaml(path, remedy)["model"]
         base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
-        text = reads_text(model["family"])
+        text = family_row(model["family"]).reads_text
     if text or tuning != "lora":
         what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
         raise UserError(f"{arguments.model}: {what}", "continue the run with --resume, and give its folder")

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_feedback.catalog import resolve
+from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.likelihoods.rewards import SequenceRewards
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.reward import RewardStep
-from diffusion_feedback.training.steps import PairwiseStep, PointwiseStep, StepParts
+from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.types import Likelihood
 
 from .networks import new_policy, new_reward_network, policy_table, reward_table
@@ -67,7 +68,7 @@ class Bench:
     def supervised(self, name: str, samples: Pairs, likelihood: Likelihood, course: Course) -> LanguageModel:
         """The base after supervised fine-tuning on the chosen completions of ``samples``."""
         network = copy.deepcopy(self.base)
-        step = PointwiseStep(StepParts(likelihood, None, resolve("objective", "sft"), {}))
+        step = PointwiseStep(StepParts(likelihood, None, objective_row("sft"), {}))
         fit(self.folder / name, network, step, pair_source(self.texts, samples, course, self.seed), course)
         return network
 
@@ -113,7 +114,7 @@ class Bench:
         network = new_reward_network(self.world, self.fine_tuned, self.seed)
         step = RewardStep(
             Once(SequenceRewards("cpu")),
-            resolve("objective", "bradley_terry"),
+            objective_row("bradley_terry"),
             {"center_rewards_coefficient": CENTRING},
         )
         source = pair_source(self.texts, self.pairs, PAIR_COURSE, self.seed)
@@ -125,7 +126,7 @@ class Bench:
         return StepParts(
             Once(self.tokens),
             None if reference is None else FrozenCopy(self.fine_tuned),
-            resolve("objective", objective),
+            objective_row(objective),
             settings,
             reference_logps=None if reference is None else self.texts.lookup(reference),
             pair_figures=lambda logps: {},
@@ -137,7 +138,7 @@ class Bench:
         """A copy of ``start``, trained on ``pairs`` in the folder ``name``."""
         network = copy.deepcopy(start)
         source = pair_source(self.texts, pairs, course, self.seed)
-        fit(self.folder / name, network, PairwiseStep(parts), source, course)
+        fit(self.folder / name, network, PreferenceStep.of(parts), source, course)
         return network
 
     def measure(self, logps: Floats, beta: float | None = None) -> Row:

@@ -17,10 +17,10 @@ from diffusion_feedback.models.text_sampling import complete
 from diffusion_feedback.objectives.policy_gradient import PPO
 from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
+from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.rollout_batches import RolloutSource
 from diffusion_feedback.training.rollouts import Roller
 from diffusion_feedback.training.sources import PairSource
-from diffusion_feedback.training.unpaired import UnpairedStep
 from diffusion_feedback.types import UnpairedBatch
 
 from .bench import PAIR_COURSE, Bench, Row
@@ -69,7 +69,7 @@ def run_kto(bench: Bench, beta: float) -> Row:
         desirable = torch.arange(len(prompts)) < len(at)
         return UnpairedBatch(names, texts.sequences(prompts, completions), mismatched, desirable, weights, draw)
 
-    step = UnpairedStep(replace(bench.pair_parts("kto", None, beta=beta), reference=FrozenCopy(bench.fine_tuned)))
+    step = PreferenceStep.of(replace(bench.pair_parts("kto", None, beta=beta), reference=FrozenCopy(bench.fine_tuned)))
     source = PairSource(PairOrder(len(pairs.groups) - 1, course.batch_size, bench.seed), batch, 1)
     network = copy.deepcopy(bench.fine_tuned)
     fit(bench.folder / f"kto-{beta}", network, step, source, course)

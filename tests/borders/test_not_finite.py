@@ -20,7 +20,7 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import Recipe
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.training.finite import MAX_SKIPPED
-from diffusion_feedback.training.steps import PairwiseStep
+from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.workflows.training import run as training_run
 from diffusion_feedback.workflows.training.session import make_accelerator
 
@@ -45,12 +45,12 @@ def all_logged_are_numbers(folder: Path) -> bool:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, choose: Callable[[Any, int], Tensor], value: float) -> list[Any]:
     """Let the losses that ``choose(batch, pass)`` marks be ``value``; returns the batches that were marked, as they come."""
-    losses, marked = PairwiseStep.losses, []
+    losses, marked = PreferenceStep.losses, []
     calls = 0
 
-    def spoilt(self: PairwiseStep, logps: Any, batch: Any, **more: Any) -> Tensor:
+    def spoilt(self: PreferenceStep, logps: Any, batch: Any) -> Tensor:
         nonlocal calls
-        found = losses(self, logps, batch, **more)
+        found = losses(self, logps, batch)
         if torch.is_grad_enabled():
             calls += 1
         mask = choose(batch, calls)
@@ -58,7 +58,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, choose: Callable[[Any, int], Tensor],
             marked.append(batch)
         return found * torch.where(mask, value, 1.0)
 
-    monkeypatch.setattr(PairwiseStep, "losses", spoilt)
+    monkeypatch.setattr(PreferenceStep, "losses", spoilt)
     return marked
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion_feedback.catalog import KINDS, names, reads_text, resolve
+from diffusion_feedback.catalog import FAMILIES, resolve
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import lora
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
@@ -23,7 +23,7 @@ SAMPLING = {"num_inference_steps": 3, "guidance_scale": 3.0}
 TARGETS = ["attention", "feed_forward", "convolutions"]
 
 
-@pytest.fixture(params=[name for name in names("family") if not reads_text(name) and "pairwise" in KINDS[name]])
+@pytest.fixture(params=[name for name, row in FAMILIES.items() if not row.reads_text and "pairwise" in row.kinds])
 def loaded(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> tuple[LatentDiffusion, Path]:
     folder = tiny_pipelines[request.param]
     return resolve("family", request.param)(str(folder)), folder

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from objective_calls import ON_PAIRS, UNPAIRED
+from objective_calls import ON_SAMPLES
 
-from diffusion_feedback.catalog import BATCH_COUPLED, REFUSED, kind_of, names, needs_reference, resolve, settings_of
+from diffusion_feedback.catalog import OBJECTIVES, names, resolve, settings_of
 from diffusion_feedback.objectives.divergences import DIVERGENCES
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text()
@@ -20,7 +20,6 @@ ROWS = {
     if line.startswith("| `")
     for cells in [line.strip("|").split("|")]
 }
-ON_SAMPLES = [*ON_PAIRS, *UNPAIRED, "sft"]
 YES = {True: "yes", False: "no"}
 
 
@@ -36,10 +35,11 @@ def test_all_other_objectives_are_named_below_it() -> None:
 @pytest.mark.parametrize("name", [name for name in ON_SAMPLES if name != "weighted_sum"])
 def test_a_row_says_what_the_catalog_says(name: str) -> None:
     _, reference, _, coupled, soft, images, _ = ROWS[name]
-    assert reference == YES[needs_reference({"name": name})]
-    assert coupled == YES[name in BATCH_COUPLED]
-    assert soft == YES["chosen_probability" in inspect.signature(resolve("objective", name)).parameters]
-    assert images == YES[name not in REFUSED["sd"]]
+    row = OBJECTIVES[name]
+    assert reference == YES[row.needs_reference]
+    assert coupled == YES[row.is_coupled]
+    assert soft == YES["chosen_probability" in row.inputs]
+    assert images == YES[row.images is None]
 
 
 def test_papers_are_those_of_the_docstrings() -> None:
@@ -60,11 +60,11 @@ def test_divergences_are_listed_with_the_objectives_that_take_them() -> None:
 
 def test_what_is_refused_is_named() -> None:
     section = DOCUMENT.split("### What is refused for images, and why")[1].split("###")[0]
-    assert [name for name in REFUSED["sd"] if f"`{name}`" not in section] == []
+    assert [name for name, row in OBJECTIVES.items() if row.images and f"`{name}`" not in section] == []
 
 
 def test_what_cannot_be_summed_is_named() -> None:
     section = DOCUMENT.split("### Sums")[1].split("###")[0]
     for name in ON_SAMPLES:
-        if kind_of(name) in ("coupled",) or name == "kto":
+        if OBJECTIVES[name].is_coupled:
             assert f"`{name}`" in section

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from objective_calls import call, of_kind, pairs
+from objective_calls import COUPLED, WITH_REFERENCE, call, pairs
 from torch import Tensor
 
-from diffusion_feedback.catalog import check_settings, resolve, settings_of
+from diffusion_feedback.catalog import OBJECTIVES, check_settings, resolve, settings_of
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo, hinge, ipo, robust
 from diffusion_feedback.types import PairLogps
 
 LN2 = 0.6931471805599453
-PAIRWISE = of_kind("pairwise")
+PAIRWISE = [name for name in WITH_REFERENCE if name not in (*COUPLED, "bco")]
 # Where samples have no length and pairs no margin, these see nothing but d.
 OF_MARGIN = [name for name in PAIRWISE if name not in ("dpop", "nca", "sppo", "apo_zero", "apo_down")]
 # What stands still or falls back at h = 0: apo_down's two pulls on the chosen sample cancel, discopop rises with z there.
@@ -125,10 +124,8 @@ SOFT = ["dpo", "cdpo", "dpo_norm", "odpo", "rdpo", "dpop", "sppo"]
 
 
 def test_soft_labels_are_taken_where_they_are_defined() -> None:
-    """The training step looks at the signature, so a parameter that is not consumed would be a silent mistake."""
-    takes = [
-        name for name in PAIRWISE if "chosen_probability" in inspect.signature(resolve("objective", name)).parameters
-    ]
+    """The rows say who is handed soft labels; a row that says so wrongly would be a silent mistake."""
+    takes = [name for name in PAIRWISE if "chosen_probability" in OBJECTIVES[name].inputs]
     assert takes == SOFT
 
 

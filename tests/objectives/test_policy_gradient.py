@@ -14,7 +14,7 @@ import tiny_text
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import check_settings, kind_of, resolve
+from diffusion_feedback.catalog import OBJECTIVES, check_settings, resolve
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.policy_gradient import GRPO, PPO, RLOO, Actions, Experience, log_ratio
 from diffusion_feedback.objectives.returns import (
@@ -330,7 +330,7 @@ def test_settings_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
 def test_catalog_knows_them(name: str) -> None:
-    assert kind_of(name) == "policy_gradient"
+    assert OBJECTIVES[name].learns_from == "rollouts"
     assert resolve("objective", name)().kl_coef > 0
     with pytest.raises(UserError, match="gama"):
         check_settings("objective", name, {"gama": 0.9})

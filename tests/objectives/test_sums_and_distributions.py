@@ -12,13 +12,10 @@ from objective_calls import call, random_pairs
 from torch import Tensor
 
 from diffusion_feedback.catalog import (
-    BATCH_COUPLED,
-    KINDS,
-    NEEDS_REFERENCE,
-    REFUSED,
+    FAMILIES,
+    OBJECTIVES,
     check_settings,
     check_terms,
-    kind_of,
     names,
     needs_reference,
     objectives_for,
@@ -77,7 +74,7 @@ def test_a_sum_without_a_reference_needs_none() -> None:
     assert needs_reference({"name": "weighted_sum", "terms": MPO})
     assert [part["name"] for part in parts_of({"name": "weighted_sum", "terms": MPO})] == ["dpo", "bco", "sft"]
     assert [name for name in names("objective") if name != "weighted_sum" and needs_reference({"name": name})] == [
-        name for name in names("objective") if kind_of(name) in NEEDS_REFERENCE
+        name for name in names("objective") if OBJECTIVES[name].needs_reference
     ]
 
 
@@ -172,17 +169,20 @@ def test_aot_unpaired_does_not_care_who_was_paired_with_whom() -> None:
 
 
 def test_what_is_refused_has_a_reason_and_would_otherwise_fit() -> None:
-    for family, reasons in REFUSED.items():
-        for name, reason in reasons.items():
-            assert kind_of(name) in KINDS[family]
+    refused = {name: row for name, row in OBJECTIVES.items() if row.images is not None}
+    for name, row in refused.items():
+        assert row.images is not None
+        assert len(row.images.split()) > 5
+        for family in ("sd", "sdxl"):
+            assert row.kind in FAMILIES[family].kinds
             assert name not in objectives_for(family)
-            assert len(reason.split()) > 5
-    assert set(REFUSED["sd"]) == {"dpo_norm", "rdpo", "odpo", "simpo", "alphapo"}
+        assert name in objectives_for("causal_lm")
+    assert set(refused) == {"dpo_norm", "rdpo", "odpo", "simpo", "alphapo"}
 
 
 def test_batch_coupled_objectives_say_so() -> None:
-    coupled = {name for name in names("objective") if kind_of(name) == "coupled"}
-    assert coupled | {"kto", "pickscore_in_batch"} == BATCH_COUPLED
+    coupled = {name for name, row in OBJECTIVES.items() if row.is_coupled}
+    assert coupled == {"aot", "aot_unpaired", "kto", "pickscore_in_batch"}
 
 
 def test_lengths_are_what_the_refused_ones_need() -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_feedback.catalog import OBJECTIVES
 from diffusion_feedback.objectives import coupled, pairwise, reference_free, shifted, unpaired
 from diffusion_feedback.objectives.metrics import pair_metrics
 from diffusion_feedback.types import PairLogps, UnpairedLogps
@@ -251,7 +252,7 @@ def test_contrastive_losses(
         free = PairLogps(
             logps.policy_chosen, logps.policy_rejected, None, None, logps.chosen_length, logps.rejected_length
         )
-        ours = pair_metrics(free, beta=1.5, per_token=objective in reference_free.PER_TOKEN_REWARDS)
+        ours = pair_metrics(free, beta=1.5, per_token=OBJECTIVES[objective.__name__].rewards == "mean")
         assert ours["rewards/chosen"].tolist() == exactly(chosen.tolist())
         assert ours["rewards/rejected"].tolist() == exactly(rejected.tolist())
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_feedback.catalog import kind_of, objectives_for, session_of
+from diffusion_feedback.catalog import OBJECTIVES, objectives_for
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.value_learning import (
     ActionValues,
@@ -163,7 +163,6 @@ def test_settings_out_of_range(setting: str, value: float) -> None:
 
 
 def test_the_catalog_knows_it() -> None:
-    assert kind_of("ilql") == "value_learning"
+    assert OBJECTIVES["ilql"].learns_from == "trajectories"
     assert "ilql" in objectives_for("causal_lm")
     assert "ilql" not in objectives_for("reward_model")
-    assert session_of("causal_lm", "ilql") == "causal_lm/value_learning"

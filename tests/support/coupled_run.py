@@ -18,13 +18,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffusion_feedback.catalog import kind_of, resolve
+from diffusion_feedback.catalog import OBJECTIVES as ROWS
 from diffusion_feedback.config.recipe import TrainingConfig
 from diffusion_feedback.data.token_index import TokenIndex, unpair
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import PairSource, TokenSource, UnpairedSource
 from diffusion_feedback.training.steps import StepParts
@@ -67,18 +68,16 @@ def build_parts(objective: Mapping[str, Any], frozen: nn.Module, **changes: Any)
         "reference": lambda policy: nullcontext(frozen.eval()), "starts_at_reference": False,
         "pair_figures": lambda logps: {},
     }  # fmt: skip
-    return StepParts(
-        TokenLikelihood(), objective=resolve("objective", objective["name"]), settings=settings, **(values | changes)
-    )
+    return StepParts(TokenLikelihood(), objective=ROWS[objective["name"]], settings=settings, **(values | changes))
 
 
 def build_source(
     name: str, order: PairOrder, passes: int, processes: int = 1, rank: int = 0, max_tokens: int | None = None
 ) -> BatchSource:
     """Passes of pairs, or of single samples with their partners; under a budget of tokens where there is one."""
-    index = TokenIndex(unpair(examples()) if kind_of(name) == "unpaired" else examples())
+    index = TokenIndex(unpair(examples()) if ROWS[name].learns_from == "labels" else examples())
     lengths = [2 * example.length for example in index.examples]
-    if kind_of(name) == "unpaired":
+    if ROWS[name].learns_from == "labels":
         return UnpairedSource(order, index.unpaired, passes, processes, rank, lengths, max_tokens)
     if max_tokens is not None:
         return TokenSource(order, index.batch, lengths, max_tokens, processes, rank)
@@ -89,14 +88,14 @@ def run(name: str, folder: Path, passes: int, max_tokens: int | None = None) -> 
     """Train a few steps in ``folder``; the trained weights."""
     accelerator = Accelerator()
     network, objective = model(1), OBJECTIVES[name]
-    order = PairOrder(32 if kind_of(name) == "unpaired" else 16, GLOBAL, 0)
+    order = PairOrder(32 if ROWS[name].learns_from == "labels" else 16, GLOBAL, 0)
     config = TrainingConfig(max_train_steps=STEPS, learning_rate=0.05, checkpointing_steps=STEPS, max_grad_norm=0.0)
     trainer = Trainer(
         accelerator,
         config,
         RunFolder(folder),
         network,
-        resolve("step", kind_of(name))(build_parts(objective, model(2))),
+        PreferenceStep.of(build_parts(objective, model(2))),
         build_source(name, order, passes, accelerator.num_processes, accelerator.process_index, max_tokens),
         torch.optim.SGD(network.parameters(), lr=config.learning_rate),
         look=lambda step, network: {},

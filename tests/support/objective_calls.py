@@ -8,21 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import kind_of, names, resolve, settings_of
+from diffusion_feedback.catalog import OBJECTIVES, resolve, settings_of
 from diffusion_feedback.types import PairLogps, UnpairedLogps
 
-KINDS = ("pairwise", "shifted", "weighted_sum", "coupled", "reference_free")
-
-
-def of_kind(*kinds: str) -> list[str]:
-    """Names of the objectives of some kinds, in the catalog's order."""
-    return [name for name in names("objective") if kind_of(name) in kinds]
-
-
-ON_PAIRS = of_kind(*KINDS)
-WITH_REFERENCE = of_kind("pairwise", "shifted", "coupled")
-FREE = of_kind("reference_free")
-UNPAIRED = of_kind("unpaired")
+ON_PAIRS = [name for name, row in OBJECTIVES.items() if row.sees_both]
+COUPLED = [name for name in ON_PAIRS if OBJECTIVES[name].looks_ahead]
+WITH_REFERENCE = [name for name in ON_PAIRS if OBJECTIVES[name].needs_reference]
+FREE = [name for name in ON_PAIRS if name not in (*WITH_REFERENCE, "weighted_sum")]
+UNPAIRED = [name for name, row in OBJECTIVES.items() if row.learns_from == "labels"]
+ON_SAMPLES = [name for name, row in OBJECTIVES.items() if row.kind in ("pairwise", "unpaired", "pointwise")]
 
 # Settings under which every objective is called; where a setting has a default, what stands here is used all the same.
 COMMON: Mapping[str, Any] = {

@@ -18,14 +18,10 @@ from coupled_run import OBJECTIVES, build_parts, build_source, model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffusion_feedback.catalog import kind_of, resolve
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.training.coupled import CoupledStep
 from diffusion_feedback.training.order import PairOrder
-from diffusion_feedback.training.shifted import ShiftedStep
+from diffusion_feedback.training.preference import Divergence, NoContext, Population, PreferenceStep, RunningMean
 from diffusion_feedback.training.sources import UnpairedSource
-from diffusion_feedback.training.steps import PairwiseStep
-from diffusion_feedback.training.unpaired import UnpairedStep
 from diffusion_feedback.types import Coupled, Gated, Observer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +96,7 @@ def test_kl_is_the_mean_over_the_global_batch() -> None:
     """By hand: log-ratios of each mismatched sequence by itself, token by token, in float64."""
     policy, reference = model(1), model(2)
     batches = list(build_source("kto", PairOrder(32, 8, 0), 4).micro_batches(0))
-    step = UnpairedStep(build_parts(OBJECTIVES["kto"], reference))
+    step = PreferenceStep.of(build_parts(OBJECTIVES["kto"], reference))
     placed = step.coupled(policy, batches, lambda values: [values])
     ratios = []
     for sequence in (sequence for batch in batches for sequence in batch.mismatched):
@@ -114,20 +110,26 @@ def test_kl_is_the_mean_over_the_global_batch() -> None:
                 sum(logps[place - 1, ids[0, place]].item() for place in range(len(sequence)) if sequence.scored[place])
             )
         ratios.append(scores[0] - scores[1])
-    assert placed.kl is not None
+    assert placed.context.kl is not None
     assert len(ratios) == 8
-    assert placed.kl.item() == pytest.approx(max(0.0, sum(ratios) / 8), abs=1e-5)
+    assert placed.context.kl.item() == pytest.approx(max(0.0, sum(ratios) / 8), abs=1e-5)
     # The other way round the mean has the other sign: one of the two is cut at 0.
-    turned = UnpairedStep(build_parts(OBJECTIVES["kto"], policy)).coupled(reference, batches, lambda values: [values])
-    assert turned.kl is not None
-    assert turned.kl.item() == pytest.approx(max(0.0, -sum(ratios) / 8), abs=1e-5)
-    assert min(placed.kl.item(), turned.kl.item()) == 0.0 < max(placed.kl.item(), turned.kl.item())
+    turned = PreferenceStep.of(build_parts(OBJECTIVES["kto"], policy)).coupled(
+        reference, batches, lambda values: [values]
+    )
+    assert turned.context.kl is not None
+    assert turned.context.kl.item() == pytest.approx(max(0.0, -sum(ratios) / 8), abs=1e-5)
+    assert (
+        min(placed.context.kl.item(), turned.context.kl.item())
+        == 0.0
+        < max(placed.context.kl.item(), turned.context.kl.item())
+    )
 
 
 def test_only_kto_asks_for_the_divergence() -> None:
     batches = list(build_source("kto", PairOrder(32, 8, 0), 2).micro_batches(0))
     parts = build_parts({"name": "apo_zero_unpaired", "beta": 0.5}, model(2))
-    step = UnpairedStep(parts)
+    step = PreferenceStep.of(parts)
 
     def never(values: Tensor) -> list[Tensor]:
         raise AssertionError(values)
@@ -138,7 +140,7 @@ def test_only_kto_asks_for_the_divergence() -> None:
 
 def test_desirable_and_undesirable_figures_are_kept_apart() -> None:
     batch = next(build_source("kto", PairOrder(32, 8, 0), 1).micro_batches(0))
-    output = UnpairedStep(build_parts(OBJECTIVES["kto"], model(2)))(model(1), batch)
+    output = PreferenceStep.of(build_parts(OBJECTIVES["kto"], model(2)))(model(1), batch)
     assert 0 < int(batch.desirable.sum()) < 8
     chosen, rejected = output.weights["rewards/chosen"], output.weights["logps/rejected"]
     assert chosen.bool().tolist() == batch.desirable.tolist()
@@ -150,7 +152,7 @@ def test_desirable_and_undesirable_figures_are_kept_apart() -> None:
 
 def test_copies_and_order_of_examples_do_not_matter() -> None:
     """The whole batch in another order, in one or in two processes, gives every example the same loss."""
-    policy, step = model(1), CoupledStep(build_parts(OBJECTIVES["aot"], model(2)))
+    policy, step = model(1), PreferenceStep.of(build_parts(OBJECTIVES["aot"], model(2)))
     first, second = build_source("aot", PairOrder(16, 8, 0), 2).micro_batches(0)
     kept: list[Tensor] = []
     step.coupled(policy, [second], lambda values: [kept.append(values) or values][:1])
@@ -176,25 +178,25 @@ def test_copies_and_order_of_examples_do_not_matter() -> None:
 
 def test_the_shift_is_the_mean_of_earlier_updates() -> None:
     policy, parts = model(1), build_parts(OBJECTIVES["bco"], model(2))
-    step, source = ShiftedStep(parts), build_source("bco", PairOrder(16, 8, 0), 1)
+    step, source = PreferenceStep.of(parts), build_source("bco", PairOrder(16, 8, 0), 1)
     ratios: list[float] = []
     for number in range(3):
         batch = next(source.micro_batches(number))
         output = step(policy, batch)
-        logps = PairwiseStep(parts).logps(policy, batch)
+        logps = PreferenceStep(parts).logps(policy, batch)
         shift = torch.tensor(sum(ratios) / len(ratios) if ratios else 0.0)
         expected = parts.objective(logps, shift, beta=0.5)
         torch.testing.assert_close(output.metrics["loss"], expected.detach())
-        step.observe(policy, {name: float(value.mean()) for name, value in output.metrics.items()})
+        step.context.observe(policy, {name: float(value.mean()) for name, value in output.metrics.items()})
         assert logps.reference_chosen is not None
         assert logps.reference_rejected is not None
         ratios += (logps.policy_chosen - logps.reference_chosen).tolist()
         ratios += (logps.policy_rejected - logps.reference_rejected).tolist()
-    assert step.mean_log_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
-    assert step.updates == 3
-    again = ShiftedStep(parts)
-    again.load_state_dict(step.state_dict())
-    assert (again.mean_log_ratio, again.updates) == (step.mean_log_ratio, 3)
+    assert step.context.mean_log_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
+    assert step.context.updates == 3
+    again = PreferenceStep.of(parts).context
+    again.load_state_dict(step.context.state_dict())
+    assert (again.mean_log_ratio, again.updates) == (step.context.mean_log_ratio, 3)
 
 
 def test_a_killed_run_goes_on_with_the_same_shift(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_a_killed_run_goes_on_with_the_same_shift(tmp_path: Path) -> None:
 def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
     policy = model(1)
     batch = next(build_source(name, PairOrder(16, 8, 0), 1).micro_batches(0))
-    build: Any = resolve("step", kind_of(name))
+    build = PreferenceStep.of
     changes: dict[str, Any] = {"starts_at_reference": True, "reference": lambda given: nullcontext(given)}
     step = build(build_parts(OBJECTIVES[name], policy, **changes))
     assert isinstance(step, Gated)
@@ -230,19 +232,21 @@ def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
 
 
 def test_steps_say_what_they_are() -> None:
-    kinds: dict[str, tuple[type[Any], bool, bool]] = {
-        "coupled": (CoupledStep, True, False), "unpaired": (UnpairedStep, True, False),
-        "shifted": (ShiftedStep, False, True), "weighted_sum": (ShiftedStep, False, True),
+    contexts = {
+        "aot": Population, "kto": Divergence, "bco": RunningMean, "weighted_sum": RunningMean, "dpo": NoContext,
+        "apo_zero_unpaired": NoContext, "cpo": NoContext,
     }  # fmt: skip
-    for kind, (step_class, is_coupled, observes) in kinds.items():
-        assert resolve("step", kind) is step_class
-        step = step_class(build_parts(OBJECTIVES["bco"], nn.Identity()))
-        assert isinstance(step, Coupled) == is_coupled
-        assert isinstance(step, Observer) == observes
+    for name, context in contexts.items():
+        objective = OBJECTIVES.get(name, {"name": name, "beta": 0.5})
+        step = PreferenceStep.of(build_parts(objective, nn.Identity()))
+        assert type(step.context) is context
+        assert isinstance(step, Coupled)
+        assert step.looks_ahead == (context in (Population, Divergence))
+        assert isinstance(step.context, Observer) == (context is RunningMean)
 
 
 def test_a_missing_reference_is_named() -> None:
     batch = next(build_source("kto", PairOrder(32, 8, 0), 1).micro_batches(0))
-    step = UnpairedStep(dataclasses.replace(build_parts(OBJECTIVES["kto"], nn.Identity()), reference=None))
+    step = PreferenceStep.of(dataclasses.replace(build_parts(OBJECTIVES["kto"], nn.Identity()), reference=None))
     with pytest.raises(UserError, match="use a reference"):
         step(model(1), batch)

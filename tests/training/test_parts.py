@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections import Counter
@@ -11,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.training.ema import WeightAverage
 from diffusion_feedback.training.optimizers import adafactor, adamw_8bit, learning_rate_at
 from diffusion_feedback.training.order import PairOrder, split
+from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
-from diffusion_feedback.training.steps import PairwiseStep, PointwiseStep, StepParts
+from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.types import PairLogps, PreferenceBatch
 
 
@@ -100,7 +103,7 @@ class Constant:
 def parts(values: list[Tensor], **settings: float) -> StepParts:
     from contextlib import nullcontext
 
-    return StepParts(Constant(values), nullcontext, dpo, settings)  # type: ignore[arg-type]
+    return StepParts(Constant(values), nullcontext, objective_row("dpo"), settings)  # type: ignore[arg-type]
 
 
 BATCH = PreferenceBatch(["a", "b"], ["", ""], [], [], torch.tensor([1.0, 0.6]), torch.tensor([1.0, 0.5]))
@@ -108,7 +111,7 @@ BATCH = PreferenceBatch(["a", "b"], ["", ""], [], [], torch.tensor([1.0, 0.6]), 
 
 def test_the_gate_lets_equal_networks_pass() -> None:
     same = torch.tensor([-0.1, -0.2, -0.3, -0.4])
-    figures = PairwiseStep(parts([same, same.clone()], beta=5000.0)).gate(nn.Identity(), BATCH)
+    figures = PreferenceStep(parts([same, same.clone()], beta=5000.0)).gate(nn.Identity(), BATCH)
     assert figures["loss"] == pytest.approx(math.log(2))
     assert figures["max_logit_gap"] == 0
 
@@ -118,16 +121,14 @@ def test_the_gate_stops_other_networks(broken: float) -> None:
     same = torch.tensor([-0.1, -0.2, -0.3, -0.4])
     other = same + torch.tensor([0.0, 0.0, 0.0, broken])
     with pytest.raises(UserError, match="step 0: policy and reference differ"):
-        PairwiseStep(parts([same, other], beta=5000.0)).gate(nn.Identity(), BATCH)
+        PreferenceStep(parts([same, other], beta=5000.0)).gate(nn.Identity(), BATCH)
 
 
 def test_the_gate_of_supervised_training_wants_a_finite_loss() -> None:
-    from diffusion_feedback.objectives.pointwise import sft
-
     def step(value: float) -> PointwiseStep:
         from contextlib import nullcontext
 
-        return PointwiseStep(StepParts(Constant([torch.tensor([value, -1.0])]), nullcontext, sft, {}))  # type: ignore[arg-type]
+        return PointwiseStep(StepParts(Constant([torch.tensor([value, -1.0])]), nullcontext, objective_row("sft"), {}))  # type: ignore[arg-type]
 
     assert step(-3.0).gate(nn.Identity(), BATCH)["loss"] == pytest.approx(2.0)
     with pytest.raises(UserError, match="the loss is nan"):
@@ -136,15 +137,13 @@ def test_the_gate_of_supervised_training_wants_a_finite_loss() -> None:
 
 def test_weights_and_soft_labels_enter_the_sum() -> None:
     reference, policy = torch.tensor([-1.0, -1.0, -1.0, -1.0]), torch.tensor([-0.5, -0.9, -1.2, -1.4])
-    step = PairwiseStep(parts([reference, policy], beta=2.0))
+    step = PreferenceStep(parts([reference, policy], beta=2.0))
     hard = step(nn.Identity(), BATCH)
-    logps = PairLogps(*policy.chunk(2), *reference.chunk(2))
+    logps = PairLogps.of_halves(policy, reference)
     losses = dpo(logps, beta=2.0)
     assert hard.loss.item() == pytest.approx(losses[0].item() + 0.5 * losses[1].item(), rel=1e-6)
     soft_parts = parts([reference, policy], beta=2.0)
-    soft = PairwiseStep(StepParts(soft_parts.likelihood, soft_parts.reference, dpo, {"beta": 2.0}, soft_labels=True))(
-        nn.Identity(), BATCH
-    )
+    soft = PreferenceStep(dataclasses.replace(soft_parts, soft_labels=True))(nn.Identity(), BATCH)
     losses = dpo(logps, BATCH.chosen_probability, beta=2.0)
     assert soft.loss.item() == pytest.approx(losses[0].item() + 0.5 * losses[1].item(), rel=1e-6)
     assert soft.loss.item() != pytest.approx(hard.loss.item(), rel=1e-3)

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from diffusion_feedback.catalog import session_of
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import load_recipe
 from diffusion_feedback.scorers.texts.loading import load_text_scorer
 from diffusion_feedback.workflows.training.policy_gradient import PolicyGradientSession
+from diffusion_feedback.workflows.training.sessions import open_session
 
 LORA = {"tuning": "lora", "lora_rank": 2}
 REWARDS = '''
@@ -226,8 +226,9 @@ def test_dry_run_plans_iterations(make: Make, capsys: pytest.CaptureFixture[str]
 
 def session(recipe: Path) -> PolicyGradientSession:
     parsed = load_recipe(recipe)
-    assert session_of(parsed.model.family, parsed.objective["name"]) == "causal_lm/policy_gradient"
-    return PolicyGradientSession(parsed, Accelerator(cpu=True))
+    opened = open_session(parsed, Accelerator(cpu=True))
+    assert isinstance(opened, PolicyGradientSession)
+    return opened
 
 
 def test_reward_model_on_the_same_base_shares_its_weights(make: Make, world: Path, tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from text_recipes import MakeTextRecipe
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.token_index import TokenIndex
 from diffusion_feedback.likelihoods.rewards import SequenceRewards
 from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.models import reward_model
-from diffusion_feedback.objectives.reward import bradley_terry
 from diffusion_feedback.records import TextRecord
 from diffusion_feedback.training.reward import RewardStep
 
@@ -79,7 +79,7 @@ def test_a_score_depends_on_its_own_text_alone(tmp_path: Path, family: tiny_text
     model = reward_model.load(str(folder))
     records = [TextRecord(**row) for row in text_recipes.pairs(6)]
     index = TokenIndex(Tokenization(model.tokenizer, model.window).encode(records))
-    step = RewardStep(SequenceRewards("cpu"), bradley_terry, {})
+    step = RewardStep(SequenceRewards("cpu"), objective_row("bradley_terry"), {})
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     together = step.scores(model.network, index.batch(range(6), 0))
     for number in range(6):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from text_recipes import MakeTextRecipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from diffusion_feedback.catalog import kind_of, objectives_for
+from diffusion_feedback.catalog import objective_row, objectives_for
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -263,7 +263,7 @@ def test_training_prefers_what_is_chosen(make_text_recipe: MakeTextRecipe) -> No
 
 
 TEXT_OBJECTIVES = [
-    name for name in objectives_for("causal_lm") if kind_of(name) not in ("policy_gradient", "value_learning")
+    name for name in objectives_for("causal_lm") if objective_row(name).learns_from not in ("rollouts", "trajectories")
 ]
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {},

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
+from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import TrainingConfig, load_recipe
 from diffusion_feedback.errors import UserError
@@ -23,7 +24,6 @@ from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.value_heads import ValueHeads, ValueNetwork
-from diffusion_feedback.objectives.pointwise import sft
 from diffusion_feedback.objectives.value_learning import ilql
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import PairOrder
@@ -157,7 +157,7 @@ def test_the_policy_is_behaviour_cloning_to_the_last_bit() -> None:
     sequences = [DATA[i][0] for i in (0, 3, 4)]
     ones = torch.ones(3)
     texts = TextBatch(["0", "3", "4"], sequences, [], ones, ones, torch.zeros(3))
-    cloning = PointwiseStep(StepParts(TokenLikelihood(), None, sft, {}))
+    cloning = PointwiseStep(StepParts(TokenLikelihood(), None, objective_row("sft"), {}))
     expected = gradients(network.language_model, cloning(network.language_model, texts).loss)
     for name, value in expected.items():
         assert torch.equal(found[f"language_model.{name}"], value), name

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...catalog import nearest
-from ...errors import UserError
+from ...errors import UserError, nearest
 from .checking import check_equal_length, finite
 from .classification import Classification, encode_pairs, load_classification
 

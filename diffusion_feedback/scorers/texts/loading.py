@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...catalog import check_settings, names, nearest, resolve
-from ...errors import UserError
+from ...catalog import check_settings, names, resolve
+from ...errors import UserError, nearest
 from ...types import TextScorer
 
 SPEC_HELP = (

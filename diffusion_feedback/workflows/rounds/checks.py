@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...catalog import kind_of, needs_reference, reads_text
+from ...catalog import family_row, needs_reference, objective_row
 from ...config import Recipe, RoundsConfig, load_recipe
 from ...errors import UserError
 from ...labeling.rules import rule_of
 from ...scorers.texts.loading import parse_text_spec
 
-_KINDS = frozenset({"pairwise", "reference_free", "coupled", "shifted", "weighted_sum"})
-
 
 def check_rounds(recipe: Recipe) -> None:
     """Refuse values out of range, judges that are missing, and settings that contradict each other. Raises UserError."""
-    rounds, is_text = recipe.rounds, reads_text(recipe.model.family)
+    rounds, is_text = recipe.rounds, family_row(recipe.model.family).reads_text
     least = {"num_rounds": 1, "num_prompts": 1, "num_samples": 2, "batch_size": 1}
     least |= {"num_heldout_prompts": 2, "num_heldout_samples": 1}
     for key, low in least.items():
@@ -32,7 +30,7 @@ def check_rounds(recipe: Recipe) -> None:
             "rounds.heldout_prompts: is not given", "name a file of prompts that the rounds do not train on"
         )
     name = recipe.objective["name"]
-    if kind_of(name) not in _KINDS:
+    if not objective_row(name).sees_both:
         problem = f"objective.name: {name!r} does not learn from the pairs that rounds make"
         raise UserError(problem, "use one that does, such as dpo")
     if recipe.model.reference_model_name_or_path is not None:
@@ -81,6 +79,6 @@ def _check_judges(recipe: Recipe, rounds: RoundsConfig, is_text: bool) -> None:
         raise UserError(f"rounds.reward_recipe: {rounds.reward_recipe}: no such file", "recipes lie under configs/")
     # A mistake in it is told now, not after hours of sampling.
     own = load_recipe(rounds.reward_recipe)
-    if kind_of(own.objective["name"]) != "reward":
+    if not objective_row(own.objective["name"]).trains_judge or not family_row(own.model.family).reads_text:
         problem = f"rounds.reward_recipe: {rounds.reward_recipe} trains no reward model (family {own.model.family})"
         raise UserError(problem, "give a recipe of family reward_model")

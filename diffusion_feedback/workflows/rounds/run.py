@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
-from ...catalog import needs_reference, reads_text
+from ...catalog import family_row, needs_reference
 from ...config import Recipe, RolloutConfig, RoundsConfig, load_recipe, to_dict
 from ...data.scores import read_scores
 from ...documents import read_object, read_yaml
@@ -85,7 +85,7 @@ class Rounds:
         from .images import ImageSide
         from .texts import TextSide
 
-        side: Side = TextSide(recipe) if reads_text(recipe.model.family) else ImageSide(recipe)
+        side: Side = TextSide(recipe) if family_row(recipe.model.family).reads_text else ImageSide(recipe)
         prompts, heldout = side.prompts(recipe.data.train), side.prompts(recipe.rounds.heldout_prompts)
         shared = {repr(prompt) for prompt in prompts} & {repr(prompt) for prompt in heldout}
         if shared:
@@ -207,7 +207,7 @@ class Rounds:
             reference_model_name_or_path=reference if reference != start and self._compares() else None,
         )
         text = self.recipe.text
-        if reads_text(model.family) and text.max_completion_length is None:
+        if family_row(model.family).reads_text and text.max_completion_length is None:
             # A completion that was cut then stays cut: it gets no end token that nobody drew.
             text = replace(text, max_completion_length=self.recipe.rollouts.max_new_tokens)
         recipe = replace(

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL.Image import Image
 from torch import nn
 
-from ...catalog import kind_of, needs_reference, resolve
+from ...catalog import needs_reference, objective_row, resolve
 from ...config import Recipe
 from ...data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from ...data.images import EncodedImage
@@ -25,8 +25,9 @@ from ...records import PairRecord
 from ...training.heldout import implicit_accuracy
 from ...training.loop import Trainer
 from ...training.order import PairOrder
+from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
-from ...training.steps import PairwiseStep, StepParts
+from ...training.steps import PointwiseStep, StepParts
 from ...types import BatchSource, Denoiser, ImageView, PreferenceBatch, Reference
 from .card import write_run_card
 from .image_pairs import check_apart, load_pairs
@@ -156,7 +157,7 @@ def build_step(
     heldout: bool = False,
 ) -> Any:
     """The step of the recipe's objective; for held-out pairs without dropout and flips, under the validation seed."""
-    objective = resolve("objective", recipe.objective["name"])
+    objective = objective_row(recipe.objective["name"])
     likelihood = DenoisingLikelihood(
         denoiser,
         encoders.images,
@@ -180,8 +181,8 @@ def build_step(
         unwrap=accelerator.unwrap_model,
     )
     if heldout:
-        return PairwiseStep(parts)
-    return resolve("step", kind_of(recipe.objective["name"]))(parts)
+        return PreferenceStep(parts)
+    return PointwiseStep(parts) if objective.learns_from == "chosen" else PreferenceStep.of(parts)
 
 
 class DenoisingSession:
@@ -239,7 +240,7 @@ class DenoisingSession:
 
     def source(self) -> BatchSource:
         """The passes of each optimizer step."""
-        is_unpaired = kind_of(self.recipe.objective["name"]) == "unpaired"
+        is_unpaired = objective_row(self.recipe.objective["name"]).learns_from == "labels"
         build = mismatched_source if is_unpaired else pair_source
         return build(self.recipe, self.order, self.train, self.accelerator)
 

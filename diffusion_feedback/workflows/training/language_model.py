@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ...catalog import kind_of, needs_reference, resolve
+from ...catalog import needs_reference, objective_row
 from ...config import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError, within_memory
@@ -17,10 +17,10 @@ from ...likelihoods.tokens import TokenLikelihood
 from ...models import lora
 from ...training.loop import Trainer
 from ...training.order import PairOrder
+from ...training.preference import PreferenceStep
 from ...training.reward import RewardStep, reward_accuracy
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource, UnpairedSource
-from ...training.steps import PairwiseStep
 from ...training.text_heldout import Means, chosen_logps, heldout_figures, implicit_accuracy, step_means
 from .card import tokenizer_facts, write_run_card
 from .session import Examples, build_optimizer
@@ -49,7 +49,7 @@ from .text_setup import (
 def _check_step(recipe: Recipe, accelerator: Accelerator) -> None:
     """Raise UserError for steps of one labelled completion: KTO and its like compare it with another of the step."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps * accelerator.num_processes
-    if kind_of(recipe.objective["name"]) == "unpaired" and size < 2:
+    if size < 2 and objective_row(recipe.objective["name"]).learns_from == "labels":
         problem = f"training.train_batch_size: {recipe.objective['name']} needs two examples a step, to compare prompts"
         raise UserError(problem, "raise training.train_batch_size or training.gradient_accumulation_steps")
 
@@ -67,16 +67,16 @@ def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> Pa
 def _token_source(
     recipe: Recipe, order: PairOrder, data: TextData, lengths: list[int], accelerator: Accelerator
 ) -> TokenSource | UnpairedSource:
-    """The passes of each optimizer step, as the kind of objective takes them.
+    """The passes of each optimizer step, as the objective takes them.
 
-    A pointwise objective is a mean over the tokens of the whole step, every other one a mean over its examples.
+    One on chosen samples alone is a mean over the tokens of the whole step, every other one a mean over its examples.
     """
-    kind, budget = kind_of(recipe.objective["name"]), budget_of(recipe, lengths)
+    learns_from, budget = objective_row(recipe.objective["name"]).learns_from, budget_of(recipe, lengths)
     processes, rank = accelerator.num_processes, accelerator.process_index
-    if kind == "unpaired":
+    if learns_from == "labels":
         passes = recipe.training.gradient_accumulation_steps
         return UnpairedSource(order, data.train.unpaired, passes, processes, rank, lengths, budget)
-    counts = [float(example.chosen.num_scored) for example in data.train.examples] if kind == "pointwise" else None
+    counts = [float(example.chosen.num_scored) for example in data.train.examples] if learns_from == "chosen" else None
     return TokenSource(order, data.train.batch, lengths, budget, processes, rank, counts)
 
 
@@ -112,7 +112,7 @@ class TextSession:
 
     @property
     def _is_unpaired(self) -> bool:
-        return kind_of(self.recipe.objective["name"]) == "unpaired"
+        return objective_row(self.recipe.objective["name"]).learns_from == "labels"
 
     def _examples(self, index: TokenIndex) -> Examples:
         return Rotated(index) if self._is_unpaired else index
@@ -236,7 +236,7 @@ class TextSession:
         """Implicit accuracy where the two sides of held-out pairs are learnt from one at a time."""
         lengths = lengths_of(pairs, share_prompt=False)
         passes = passes_of(range(len(pairs)), lengths, budget_of(self.recipe, lengths))
-        return implicit_accuracy(PairwiseStep(self.step.parts), network, pairs.batch, passes)
+        return implicit_accuracy(PreferenceStep(self.step.parts), network, pairs.batch, passes)
 
     def _chosen_logps(self, means: Means, network: nn.Module, passes: Sequence[Sequence[int]]) -> float:
         """Sum over all chosen completions; the step's own, but where it counts the tails of completions less."""
@@ -270,10 +270,9 @@ class RewardSession:
         self.order = _build_order(recipe, self.data, accelerator)
         self.lengths = lengths_of(self.data.train, share_prompt=False)
         self.adapters = make_trainable(recipe, self.model)
-        name = recipe.objective["name"]
-        self.step: RewardStep = resolve("step", kind_of(name))(
+        self.step = RewardStep(
             SequenceRewards(accelerator.device),
-            resolve("objective", name),
+            objective_row(recipe.objective["name"]),
             {key: value for key, value in recipe.objective.items() if key != "name"},
             soft_labels=recipe.data.soft_labels,
             weighted=recipe.data.prompt_weights,

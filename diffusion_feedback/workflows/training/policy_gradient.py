@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ...catalog import kind_of, resolve
+from ...catalog import resolve
 from ...config import Recipe
 from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
@@ -79,7 +79,7 @@ class PolicyGradientSession:
 
     def _build_step(self) -> PolicyGradientStep:
         accelerator, precision = self.accelerator, self.recipe.training.mixed_precision
-        step: PolicyGradientStep = resolve("step", kind_of(self.recipe.objective["name"]))(
+        return PolicyGradientStep(
             self.algorithm,
             TokenLikelihood(accelerator.device, temperature=self.recipe.rollouts.temperature),
             TokenLikelihood(accelerator.device),
@@ -89,7 +89,6 @@ class PolicyGradientSession:
             starts_at_reference=self.reference is not None and self.reference.weights_hash == self.base_hash,
             gate_tolerance=_ROUNDING[precision],
         )
-        return step
 
     @property
     def network(self) -> nn.Module:

@@ -8,7 +8,6 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ...catalog import resolve, session_of
 from ...config import Recipe, to_dict, to_yaml
 from ...errors import UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
@@ -20,6 +19,7 @@ from ...training.loop import Trainer
 from ...training.run_folder import TRACKED, RunFolder
 from .memory import estimate
 from .session import Planned, Session, make_accelerator
+from .sessions import open_session
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
@@ -49,9 +49,7 @@ def run_training(
     if is_done:
         accelerator.print(f"{folder.path}: already complete")
         return accelerator
-    session: Session = resolve("session", session_of(recipe.model.family, recipe.objective["name"]))(
-        recipe, accelerator
-    )
+    session = open_session(recipe, accelerator)
     if dry_run:
         _describe(session)
         return None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...catalog import BATCH_COUPLED, kind_of, resolve
+from ...catalog import objective_row, resolve
 from ...config import Recipe
 from ...data.cache import TensorCache
 from ...data.images import EncodedImage
@@ -60,12 +59,11 @@ def build_views(recipe: Recipe, scorer: TrainableScorer) -> CachedViews:
     return CachedViews(scorer.cut, TensorCache(root / "views", {"view": scorer.view_id()}, parts=("pixels",)))
 
 
-def build_step(recipe: Recipe, scorer: TrainableScorer, views: CachedViews, accelerator: Accelerator) -> Any:
+def build_step(recipe: Recipe, scorer: TrainableScorer, views: CachedViews, accelerator: Accelerator) -> RankingStep:
     """The step of the recipe's objective."""
-    name = recipe.objective["name"]
-    return resolve("step", kind_of(name))(
+    return RankingStep(
         PromptImageSimilarity(scorer.tokenize, views, scorer.normalise, accelerator.device),
-        resolve("objective", name),
+        objective_row(recipe.objective["name"]),
         {key: value for key, value in recipe.objective.items() if key != "name"},
         soft_labels=recipe.data.soft_labels,
         weighted=recipe.data.prompt_weights,
@@ -80,7 +78,7 @@ class ScorerSession:
         self.recipe, self.accelerator = recipe, accelerator
         self.scorer, self.base_hash = load_model(recipe, accelerator.device)
         self.views = build_views(recipe, self.scorer)
-        self.step: RankingStep = build_step(recipe, self.scorer, self.views, accelerator)
+        self.step = build_step(recipe, self.scorer, self.views, accelerator)
         self.step.check()
         self.optimizer = build_optimizer(recipe, self.parameters())
         on_pair = self._cut_streamed() if recipe.data.streaming else None
@@ -114,9 +112,9 @@ class ScorerSession:
 
     def notes(self) -> list[str]:
         """What the loss of one pair depends on, where that is more than the pair."""
-        name, size = self.recipe.objective["name"], self.recipe.training.train_batch_size
-        if name not in BATCH_COUPLED:
+        if not objective_row(self.recipe.objective["name"]).is_coupled:
             return []
+        size = self.recipe.training.train_batch_size
         return [f"batch-coupled    negatives are the other {size - 1} pairs of a pass; accumulation adds none"]
 
     def fit(self, folder: RunFolder) -> Trainer:

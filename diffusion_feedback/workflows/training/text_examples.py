@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
 
-from ...catalog import kind_of
+from ...catalog import objective_row
 from ...config import Recipe
 from ...data.text_check import repeats_prompt
 from ...data.texts import TextReader, open_texts
@@ -43,17 +43,7 @@ def _labelled(record: TextRecord) -> TextRecord:
     return record
 
 
-# What each kind of objective learns from.
-_FITS: Mapping[str, Fit] = {
-    "pairwise": _pair,
-    "reference_free": _pair,
-    "shifted": _pair,
-    "weighted_sum": _pair,
-    "coupled": _pair,
-    "reward": _pair,
-    "pointwise": _demonstration,
-    "unpaired": _labelled,
-}
+_FITS: Mapping[str, Fit] = {"pairs": _pair, "chosen": _demonstration, "labels": _labelled}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +70,8 @@ def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelera
     notes: list[str] = []
     examples, has_turns = _examples(recipe, tokenization, accelerator, notes, heldout=False)
     train = _index(recipe, examples, notes, heldout=False)
-    if kind_of(recipe.objective["name"]) == "unpaired" and len({example.label for example in train.examples}) == 1:
+    is_unpaired = objective_row(recipe.objective["name"]).learns_from == "labels"
+    if is_unpaired and len({example.label for example in train.examples}) == 1:
         word = "desirable" if train.examples[0].label else "undesirable"
         notes.append(f"note: every completion is {word}: nothing says what it is better or worse than")
     elif recipe.objective["name"] == "kto":
@@ -114,7 +105,7 @@ def _examples(
     recipe: Recipe, tokenization: Tokenization, accelerator: Accelerator, notes: list[str], *, heldout: bool
 ) -> tuple[list[TokenExample], bool]:
     """Examples of the rows that fit the objective, and whether they are conversations."""
-    data, kind = recipe.data, kind_of(recipe.objective["name"])
+    data, learns_from = recipe.data, objective_row(recipe.objective["name"]).learns_from
     path = data.validation if heldout else data.train
     assert path is not None
     reader = open_texts(
@@ -124,7 +115,7 @@ def _examples(
         on_bad_row=data.on_bad_row,
     )
     left_out = Counter[str]()
-    records = list(_fitting(reader, _FITS[kind], left_out))
+    records = list(_fitting(reader, _FITS[learns_from], left_out))
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     examples, unfit = encode(
         tokenization, first_of(records, limit) if limit else records, skip=data.on_bad_row == "skip"
@@ -155,7 +146,7 @@ def _odd_texts(records: Sequence[TextRecord], *, has_template: bool) -> list[str
 
 def _index(recipe: Recipe, examples: Sequence[TokenExample], notes: list[str], *, heldout: bool) -> TokenIndex:
     ties = "drop" if heldout else recipe.data.ties
-    is_unpaired = kind_of(recipe.objective["name"]) == "unpaired"
+    is_unpaired = objective_row(recipe.objective["name"]).learns_from == "labels"
     index = TokenIndex(unpair(examples) if is_unpaired else examples, ties=ties)
     left_out = Counter[str]({"repeated": index.num_duplicates, "alike on both sides once cut": index.num_identical})
     left_out["ties"] = index.num_ties if ties == "drop" else 0

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ...catalog import kind_of, needs_reference, resolve
+from ...catalog import needs_reference, objective_row, resolve
 from ...config import Recipe
 from ...data.cache import TensorCache
 from ...data.reference_logps import ReferenceLogps
@@ -28,8 +28,9 @@ from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
 from ...scorers.texts.checking import quote
 from ...text_folders import NO_LIMIT, rows_of, unknown_tokens
 from ...training.order import PairOrder
+from ...training.preference import PreferenceStep
 from ...training.sources import under_budget
-from ...training.steps import StepParts
+from ...training.steps import PointwiseStep, StepParts
 from ...training.text_heldout import token_metrics
 from ...types import GenerativeTextModel, Reference, TextBatch, TextModel, TokenExample, Tokenizer, UnpairedBatch
 from .memory import weight_bytes
@@ -226,13 +227,13 @@ def build_step(
     accelerator: Accelerator,
 ) -> Any:
     """The step of the recipe's objective."""
-    name = recipe.objective["name"]
+    objective = objective_row(recipe.objective["name"])
     # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
     asked = reference.released() if reference is not None and cached is not None else reference
     parts = StepParts(
         likelihood=likelihood,
         reference=None if asked is None else asked.give,
-        objective=resolve("objective", name),
+        objective=objective,
         settings={key: value for key, value in recipe.objective.items() if key != "name"},
         soft_labels=recipe.data.soft_labels,
         weighted=recipe.data.prompt_weights,
@@ -243,7 +244,7 @@ def build_step(
         # A sum that counts tails less says nothing a token: what is known of held-out texts is measured apart then.
         pair_figures=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
     )
-    return resolve("step", kind_of(name))(parts)
+    return PointwiseStep(parts) if objective.learns_from == "chosen" else PreferenceStep.of(parts)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...catalog import kind_of, resolve
+from ...catalog import resolve
 from ...config import Recipe
 from ...data.trajectories import TrajectoryIndex, index_trajectories, open_trajectories
 from ...errors import UserError
@@ -115,9 +115,8 @@ class ValueLearningSession:
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self.causal_lm, self._network, self.base_hash, self.adapters = load_network(recipe, accelerator.device)
-        name = recipe.objective["name"]
-        self.step: ValueLearningStep = resolve("step", kind_of(name))(
-            resolve("objective", name),
+        self.step = ValueLearningStep(
+            resolve("objective", recipe.objective["name"]),
             {key: value for key, value in recipe.objective.items() if key != "name"},
             TokenLikelihood(accelerator.device),
             self._network.heads,

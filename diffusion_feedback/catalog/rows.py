@@ -1,0 +1,186 @@
+"""What the rows of the catalog say: one for each objective, one for each family of models."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import UserError
+
+Kind = Literal["pairwise", "unpaired", "pointwise", "ranking", "reward", "policy_gradient", "value_learning"]
+Examples = Literal["pairs", "chosen", "labels", "rollouts", "trajectories"]
+ON_SAMPLES: tuple[Kind, ...] = ("pairwise", "unpaired", "pointwise")
+
+_EXAMPLES: Mapping[Kind, Examples] = {
+    "pairwise": "pairs",
+    "ranking": "pairs",
+    "reward": "pairs",
+    "pointwise": "chosen",
+    "unpaired": "labels",
+    "policy_gradient": "rollouts",
+    "value_learning": "trajectories",
+}
+# What an objective may be handed besides log-probabilities; of the last three, which look beyond the example, one.
+_INPUTS: Mapping[Kind, frozenset[str]] = {
+    "pairwise": frozenset({"chosen_probability", "margin", "mean_log_ratio", "population", "positions"}),
+    "unpaired": frozenset({"kl"}),
+    "ranking": frozenset({"chosen_probability"}),
+    "reward": frozenset({"chosen_probability", "margin"}),
+}
+_WHOLE_BATCH = frozenset({"population", "kl"})
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveRow:
+    """An objective: where it stands, what it learns from, and where it means nothing. Called, it is the objective.
+
+    Args:
+        path: The function, or "module:attribute" of it. Its keyword-only parameters are its settings; those before are
+            its log-probabilities and ``inputs``. It returns losses (B,), never their mean.
+        kind: What it learns from, and is given. pairwise: chosen and rejected samples (``PairLogps``); unpaired: single
+            samples with a label (``UnpairedLogps``); pointwise: chosen samples, (B,); ranking: logits of prompts against
+            images (B, 2B); reward: rewards of chosen and rejected texts (``PairLogps``). policy_gradient is a class of
+            the form of ``objectives.policy_gradient.PolicyGradient``, value_learning a loss on ``ActionValues``.
+        inputs: What it is handed besides, by the names and in the order of its parameters. Of the example:
+            chosen_probability (soft labels, (B,) in [0.5, 1]), margin ((B,), texts alone). Beyond it: mean_log_ratio, a
+            mean over earlier updates; population and positions, the pairs of the whole batch and the place of each of
+            these in it; kl, an estimate of the divergence over the whole batch.
+        reference: Whether it compares the policy with a reference; of pairwise and unpaired ones alone.
+        rewards: Whether its implicit reward is beta times the sum of a sample's log-probabilities, or times their mean.
+        images: Why it means nothing for models of images; None where it does mean something.
+        in_batch: Whether its loss on one example depends on the others of the same forward pass.
+        has_terms: Whether it is a sum of other objectives, its setting ``terms``.
+    """
+
+    path: str | Callable[..., Any]
+    kind: Kind = "pairwise"
+    inputs: tuple[str, ...] = ()
+    reference: bool = True
+    rewards: Literal["sum", "mean"] = "sum"
+    images: str | None = None
+    in_batch: bool = False
+    has_terms: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an unknown kind, and inputs that its kind is not handed."""
+        if self.kind not in _EXAMPLES:
+            raise UserError(f"objective {self.path}: unknown kind {self.kind!r}", f"known: {', '.join(_EXAMPLES)}")
+        unknown = sorted(set(self.inputs) - _INPUTS.get(self.kind, frozenset()))
+        if unknown:
+            known = ", ".join(sorted(_INPUTS.get(self.kind, ()))) or "none"
+            raise UserError(f"objective {self.path}: unknown input {unknown[0]!r} of kind {self.kind!r}", known)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The objective itself."""
+        return import_path(self.path)
+
+    def __call__(self, *given: Any, **settings: Any) -> Any:
+        return self.function(*given, **settings)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares the policy with a reference."""
+        return self.reference and self.kind in ("pairwise", "unpaired")
+
+    @property
+    def learns_from(self) -> Examples:
+        """Which examples it takes."""
+        return _EXAMPLES[self.kind]
+
+    @property
+    def sees_both(self) -> bool:
+        """Whether it sees both samples of a pair in one pass, under a policy."""
+        return self.kind == "pairwise"
+
+    @property
+    def trains_judge(self) -> bool:
+        """Whether what it trains judges samples, and makes none."""
+        return self.kind in ("ranking", "reward")
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it asks for figures of the whole batch before the first loss."""
+        return not _WHOLE_BATCH.isdisjoint(self.inputs)
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether its loss on one example depends on the others: of the forward pass, or of the whole update."""
+        return self.in_batch or self.looks_ahead
+
+    @property
+    def may_be_term(self) -> bool:
+        """Whether it can be a term of a sum: a loss on pairs, or on their chosen samples, one by one."""
+        return self.kind in ("pairwise", "pointwise") and not self.is_coupled and not self.has_terms
+
+    def check_signature(self, label: str) -> None:
+        """Raise UserError unless the function takes log-probabilities, then the inputs, then settings by keyword alone."""
+        if self.kind == "policy_gradient":
+            return
+        first, *others = _positional(self.function, label) or [""]
+        if not first:
+            raise UserError(f"{label}: takes no log-probabilities", "give a function of them, and settings after a *")
+        if tuple(others) != self.inputs:
+            wanted = ", ".join((first, *self.inputs))
+            problem = f"{label}: takes ({first}, {', '.join(others)}), and is called with ({wanted})"
+            remedy = (
+                "put settings behind a *; what else it is handed, its row says: ObjectiveRow(function, inputs=(...))"
+            )
+            raise UserError(problem, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family of models: how one is loaded, and what it can be tuned by.
+
+    Args:
+        load: The function, or "module:attribute" of it, called with the path of a model and by keyword revision, variant,
+            dtype and device; it returns a ``Denoiser``, or for texts a ``LanguageModel``.
+        modality: What the models make or judge.
+        kinds: Kinds of objectives that they can be tuned by.
+        refused_settings: Settings of objectives that mean nothing for them, and why.
+    """
+
+    load: str | Callable[..., Any]
+    modality: Literal["image", "text"] = "image"
+    kinds: tuple[Kind, ...] = ON_SAMPLES
+    refused_settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What loads a model."""
+        return import_path(self.load)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the models learn from texts, not from images."""
+        return self.modality == "text"
+
+    def why_not(self, row: ObjectiveRow) -> str | None:
+        """Why an objective of a fitting kind means nothing for these models; None where it means something."""
+        return None if self.reads_text else row.images
+
+    def can_learn(self, row: ObjectiveRow) -> bool:
+        """Whether the models can be tuned by an objective."""
+        return row.kind in self.kinds and self.why_not(row) is None
+
+
+def import_path(path: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What a path of ours, "module:attribute", names; what is no path, as it is."""
+    if callable(path):
+        return path
+    module, _, attribute = path.partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    assert callable(value)
+    return value  # type: ignore[no-any-return]
+
+
+def _positional(function: Callable[..., Any], label: str) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError) as error:  # some built-in ones tell nothing of themselves
+        raise UserError(f"{label}: has no signature", "give a function with parameters") from error
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
