@@ -75,7 +75,7 @@ class LatentDiffusion:
         return modules_hash(*modules_of(self.pipeline).values(), settings=scheduler + self._text_settings())
 
     def _tokenizers(self) -> list[Any]:
-        return [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")]
+        return [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
 
     def _text_settings(self) -> str:
         vocabularies = str([(t.model_max_length, sorted(t.get_vocab().items())) for t in self._tokenizers()])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -28,7 +33,7 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
 
 
-def _vae() -> AutoencoderKL:
+def _vae(**more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -36,6 +41,7 @@ def _vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **more,
     )
 
 
@@ -115,3 +121,36 @@ def save_sdxl(folder: Path, seed: int = 0) -> Path:
         add_watermarker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def sd3_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
+    """A tiny StableDiffusion3Pipeline (16 px, 8 x 8 latents) without the third text encoder: a transformer and a flow."""
+    torch.manual_seed(seed)
+    with TemporaryDirectory() as folder:
+        tokens = tokenizer(Path(folder))
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
+    )
+    for parameter in transformer.parameters():  # some start at zero, which would hide everything before them
+        torch.nn.init.normal_(parameter, std=0.2)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokens)),
+        tokenizer=tokens,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokens)),
+        tokenizer_2=tokens,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
