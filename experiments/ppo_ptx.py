@@ -47,7 +47,9 @@ from diffusion_feedback.records import atomic_write
 from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.rollout_batches import Pretraining, RolloutSource
-from diffusion_feedback.training.rollouts import Roller
+from diffusion_feedback.training.rollouts import RolloutSampler
+from diffusion_feedback.training.token_rollouts import TokenCodec, completion_ids, draws_sequences
+from diffusion_feedback.types import TokenSequence
 
 from .exact_frontier.bench import Bench
 from .exact_frontier.networks import policy_table
@@ -65,7 +67,7 @@ def asked(world: ExactWorld) -> int:
     return world.vocabulary // 2
 
 
-def pretraining_texts(bench: Bench, coef: float) -> Pretraining:
+def pretraining_texts(bench: Bench, coef: float) -> Pretraining[TokenSequence]:
     """Texts of the source that begin with the prompts that nobody asks for."""
     prompts, completions = draw_samples(bench.world.source, 2 * TEXTS, bench.seed, _TEXTS)
     others = prompts >= asked(bench.world)
@@ -73,23 +75,29 @@ def pretraining_texts(bench: Bench, coef: float) -> Pretraining:
     return Pretraining(sequences, PairOrder(len(sequences), TEXTS_PER_UPDATE, bench.seed), coef)
 
 
-def roller_of(bench: Bench, network: ActorCritic, step: PolicyGradientStep) -> Roller:
+def rollout_sampler(
+    bench: Bench, network: ActorCritic, step: PolicyGradientStep
+) -> RolloutSampler[list[int], TokenSequence]:
     """Draws completions of the rewarded prompts, judged by the true reward."""
     world, number = bench.world, asked(bench.world)
     prompts = [[index % number] for index in range(number * COMPLETIONS)]
     powers = world.vocabulary ** np.arange(world.length)[::-1]
 
-    def judge(indices: Sequence[int], completions: Sequence[Sequence[int]]) -> list[float]:
-        found: list[float] = world.rewards[np.array(indices) % number, np.array(completions) @ powers].tolist()
+    def judge(indices: Sequence[int], samples: Sequence[TokenSequence]) -> list[float]:
+        found: list[float] = world.rewards[
+            np.array(indices) % number, np.array(list(map(completion_ids, samples))) @ powers
+        ].tolist()
         return found
 
-    return Roller(
+    return RolloutSampler(
         prompts=prompts,
         prompt_ids=[str(index) for index in range(len(prompts))],
         order=PairOrder(len(prompts), COMPLETIONS, bench.seed),
         num_generations=1,
-        end_token_ids=(),
-        sample=lambda some, seeds: complete(network.policy.model, some, seeds, max_new_tokens=world.length, end_ids=()),
+        is_finished=lambda sample: False,
+        draw=draws_sequences(
+            lambda some, seeds: complete(network.policy.model, some, seeds, max_new_tokens=world.length, end_ids=())
+        ),
         judge=judge,
         measure=lambda sequences: step.measure(network, sequences),
         seed=bench.seed,
@@ -116,7 +124,8 @@ def run(bench: Bench, coef: float) -> Row:
     likelihood, reference = TokenLikelihood(), FrozenCopy(bench.fine_tuned)
     step = PolicyGradientStep(algorithm, likelihood, likelihood, reference, lambda actor: network.policy)
     source = RolloutSource(
-        roller_of(bench, network, step),
+        rollout_sampler(bench, network, step),
+        TokenCodec(),
         algorithm,
         COMPLETIONS,
         num_ppo_epochs=EPOCHS,

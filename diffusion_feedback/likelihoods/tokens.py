@@ -6,7 +6,7 @@ predict a scored token are projected to the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from ..types import TextBatch, TokenSequence
 from .heads import KEPT_BYTES, token_logps
 from .prompt_sharing import Rows, SharingCheck, own_rows, shared_rows
+
+TokenReading = tuple[Tensor, Tensor | None]
+"""Log-probabilities (N,) of the scored tokens, and entropies (N,) where they are asked for."""
+
+TokenNetwork = Callable[..., TokenReading]
+"""A network, called with ids, mask, positions and ``read``, which gives what ``read`` makes of its hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +138,13 @@ class TokenLikelihood:
             table.index_copy(0, inputs.rows * inputs.longest + inputs.ranks, weighted).view(-1, inputs.longest).sum(1)
         )
 
-    def token_logps(self, network: nn.Module, inputs: TokenInputs, *, entropy: bool = False) -> TokenLogps:
+    def token_logps(self, network: TokenNetwork, inputs: TokenInputs, *, entropy: bool = False) -> TokenLogps:
         """Log-probability of every scored token, not weighted; ``entropy``: of the distributions too, differentiable.
 
         Raises UserError where prompts are shared and the network does not take such rows.
         """
         length = inputs.input_ids.shape[1]
-        if inputs.attention_mask.ndim == 4 and self._check.is_due(network, length):
+        if inputs.attention_mask.ndim == 4 and isinstance(network, nn.Module) and self._check.is_due(network, length):
             with torch.no_grad():
                 with self._check.trying(network):
                     shared, _ = self._read(network, inputs, entropy=False)
@@ -147,8 +153,8 @@ class TokenLikelihood:
         logps, entropies = self._read(network, inputs, entropy=entropy)
         return TokenLogps(logps, inputs.rows, entropies)
 
-    def _read(self, network: nn.Module, inputs: TokenInputs, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
-        def read(hidden: Tensor, head: nn.Module) -> tuple[Tensor, Tensor | None]:
+    def _read(self, network: TokenNetwork, inputs: TokenInputs, *, entropy: bool) -> TokenReading:
+        def read(hidden: Tensor, head: nn.Module) -> TokenReading:
             before = hidden.flatten(0, 1).index_select(0, inputs.read)
             return token_logps(
                 before,
@@ -159,13 +165,12 @@ class TokenLikelihood:
                 kept_bytes=self.kept_bytes,
             )
 
-        found: tuple[Tensor, Tensor | None] = network(
+        return network(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
             position_ids=inputs.position_ids,
             read=read,
         )
-        return found
 
 
 def _is_half(network: nn.Module, device: torch.device | str) -> bool:

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..likelihoods.tokens import TokenInputs, TokenLikelihood, TokenLogps, TokenReading
 from ..objectives.policy_gradient import Actions, PolicyGradient
 from ..types import Reference, StepOutput, TokenSequence
 from .rollout_batches import RolloutBatch
-from .rollouts import Measured
+from .rollouts import TokenStatistics
 from .steps import Autocast
-
-
-class TokenReader(Protocol):
-    """Log-probabilities token by token: ``likelihoods.tokens.TokenLikelihood``."""
-
-    def prepare_sequences(self, sequences: Sequence[TokenSequence]) -> Any: ...
-    def token_logps(self, network: Any, inputs: Any, *, entropy: bool = False) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +30,8 @@ class PolicyGradientStep:
     """
 
     algorithm: PolicyGradient
-    likelihood: TokenReader
-    pretraining: TokenReader
+    likelihood: TokenLikelihood
+    pretraining: TokenLikelihood
     reference: Reference | None
     language_model: Callable[[nn.Module], nn.Module]
     autocast: Autocast = nullcontext
@@ -46,7 +39,7 @@ class PolicyGradientStep:
     gate_tolerance: float = 1e-2
 
     @torch.no_grad()
-    def measure(self, network: nn.Module, sequences: Sequence[TokenSequence]) -> Measured:
+    def measure(self, network: nn.Module, sequences: Sequence[TokenSequence]) -> TokenStatistics:
         """Log-probabilities of drawn tokens under policy and reference, values and entropies, on the CPU."""
         inputs = self.likelihood.prepare_sequences(sequences)
         with self.autocast():
@@ -56,26 +49,28 @@ class PolicyGradientStep:
                 with self.reference(self.language_model(network)) as frozen:
                     reference = self.likelihood.token_logps(frozen, inputs).logps
         found = {"logps": policy.logps, "reference": reference, "values": values, "entropy": policy.entropy}
-        return Measured(**{name: flat.float().cpu() for name, flat in found.items() if flat is not None})
+        return TokenStatistics(**{name: flat.float().cpu() for name, flat in found.items() if flat is not None})
 
-    def _policy(self, network: nn.Module, inputs: Any, *, entropy: bool = False) -> tuple[Any, Tensor | None]:
+    def _policy(
+        self, network: nn.Module, inputs: TokenInputs, *, entropy: bool = False
+    ) -> tuple[TokenLogps, Tensor | None]:
         """What the likelihood says of the scored tokens, and their values (N,) where a head learns them."""
         if not self.algorithm.learns_values:
             return self.likelihood.token_logps(network, inputs, entropy=entropy), None
         seen: list[Tensor] = []
 
-        def policy(**inputs: Any) -> Any:
-            found, values = network(**inputs)
+        def policy(**inputs: object) -> TokenReading:
+            reading, values = network(**inputs)
             seen.append(values)
-            return found
+            return reading  # type: ignore[no-any-return]
 
         found = self.likelihood.token_logps(policy, inputs, entropy=entropy)
         # The value of a token is that of the state before it: it is read where the token is predicted.
         return found, seen[0].flatten()[inputs.read]
 
-    def __call__(self, network: nn.Module, batch: RolloutBatch) -> StepOutput:
+    def __call__(self, network: nn.Module, batch: RolloutBatch[TokenSequence]) -> StepOutput:
         """Summed losses, and figures of the update and of the iteration that it belongs to."""
-        inputs = self.likelihood.prepare_sequences(batch.sequences)
+        inputs = self.likelihood.prepare_sequences(batch.samples)
         with self.autocast():
             found, values = self._policy(network, inputs)
         policy = found.logps
@@ -113,22 +108,22 @@ class PolicyGradientStep:
         """Summed - log p of the pretraining text, and how many tokens that is."""
         inputs = self.pretraining.prepare_sequences(sequences)
 
-        def policy(**inputs: Any) -> Any:
+        def policy(**inputs: object) -> TokenReading:
             found = network(**inputs)
-            return found[0] if self.algorithm.learns_values else found
+            return found[0] if self.algorithm.learns_values else found  # type: ignore[no-any-return]
 
         with self.autocast():
             logps = self.pretraining.token_logps(policy, inputs).logps
         return -logps.sum(), len(logps)
 
-    def gate(self, network: nn.Module, batch: RolloutBatch) -> dict[str, float]:
+    def gate(self, network: nn.Module, batch: RolloutBatch[TokenSequence]) -> dict[str, float]:
         """Check that drawn tokens have, before the first update, the log-probabilities that were measured.
 
         They differ where dropout is on, or the temperature is not one and the same. Where the policy starts as the
         reference, the two must agree as well: then the KL is 0. Raises UserError where training must not begin.
         """
         with torch.no_grad(), self.autocast():
-            policy = self._policy(network, self.likelihood.prepare_sequences(batch.sequences))[0].logps
+            policy = self._policy(network, self.likelihood.prepare_sequences(batch.samples))[0].logps
         figures = {"max_logp_gap": float((policy - batch.old.to(policy)).abs().max())}
         if batch.reference is not None and self.starts_at_reference:
             figures["max_reference_gap"] = float((batch.reference - batch.old).abs().max())

@@ -1,6 +1,6 @@
 """The updates that are made from each iteration of rollouts: a source of passes that keeps what was drawn.
 
-Completions are drawn at the first update of an iteration by the policy as it then is, and measured once; then the
+Samples are drawn at the first update of an iteration by the policy as it then is, and measured once; then the
 updates go through them in counted permutations. Advantages are estimated, and whitened, over the whole iteration, which
 a checkpoint holds: what was drawn is never drawn again.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic
 
 import numpy as np
 import torch
@@ -17,34 +18,33 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..objectives.policy_gradient import Estimates, Experience, PolicyGradient
 from ..objectives.returns import k1, per_completion
-from ..types import TokenSequence
 from .order import PairOrder
-from .rollouts import Rollouts
+from .rollouts import Rollouts, SampleCodec, SampleT
 from .sources import under_budget
 
 
 @dataclass(frozen=True, slots=True)
-class Pretraining:
-    """Text that the policy must not unlearn: ``batch_size`` sequences each update, their loss weighed by ``coef``.
+class Pretraining(Generic[SampleT]):
+    """Samples that the policy must not unlearn, as texts: some each update, their loss weighed by ``coef``.
 
-    ``order`` decides which of ``sequences`` an update sees. The loss is the mean over their scored tokens of - log p,
+    ``order`` decides which of ``samples`` an update sees. The loss is the mean over their scored tokens of - log p,
     the last term of Eq. 2 in arXiv:2203.02155 per token.
     """
 
-    sequences: Sequence[TokenSequence]
+    samples: Sequence[SampleT]
     order: PairOrder
     coef: float
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutBatch:
-    """B completions of one pass, tokens flat (N,): what was measured when they were drawn, and what they are worth.
+class RolloutBatch(Generic[SampleT]):
+    """B samples of one pass, actions flat (N,): what was measured when they were drawn, and what they are worth.
 
-    ``figures`` describe the whole iteration. ``pretraining`` are sequences of the pretraining text, their summed loss
+    ``figures`` describe the whole iteration. ``pretraining`` are some of the pretraining samples, their summed loss
     weighed by ``pretraining_scale``, which makes it ``coef`` times their mean per token once the loop has divided.
     """
 
-    sequences: Sequence[TokenSequence]
+    samples: Sequence[SampleT]
     lengths: Tensor
     old: Tensor
     advantages: Tensor
@@ -52,30 +52,31 @@ class RolloutBatch:
     old_values: Tensor | None
     returns: Tensor | None
     figures: Mapping[str, float]
-    pretraining: Sequence[TokenSequence] = ()
+    pretraining: Sequence[SampleT] = ()
     pretraining_scale: float = 0.0
 
     @property
     def weight(self) -> Tensor:
-        """Every completion counts alike, (B,)."""
-        return torch.ones(len(self.sequences))
+        """Every sample counts alike, (B,)."""
+        return torch.ones(len(self.samples))
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.samples)
 
 
 @dataclass
-class RolloutSource:
+class RolloutSource(Generic[SampleT]):
     """Mini-batches of rollouts: a ``types.BatchSource`` that is also an ``Observer``, as it has a state to keep.
 
     ``draw`` gives the ``num_completions`` rollouts of an iteration; each is gone through ``num_ppo_epochs`` times in
-    ``num_mini_batches`` updates. A pass holds completions of like lengths: ``pass_size`` of them, or with
-    ``max_tokens`` as many as fit, padding included.
+    ``num_mini_batches`` updates. A pass holds samples of like lengths: ``pass_size`` of them, or with ``max_tokens``
+    as many as fit, padding included. ``codec`` keeps the samples of the iteration in progress in checkpoints.
 
-    Raises UserError where the mini-batches do not divide the completions, or are smaller than the processes.
+    Raises UserError where the mini-batches do not divide the samples, or are smaller than the processes.
     """
 
-    draw: Callable[[int], Rollouts]
+    draw: Callable[[int], Rollouts[SampleT]]
+    codec: SampleCodec[SampleT]
     algorithm: PolicyGradient
     num_completions: int
     num_generations: int = 1
@@ -86,10 +87,10 @@ class RolloutSource:
     max_tokens: int | None = None
     processes: int = 1
     rank: int = 0
-    pretraining: Pretraining | None = None
+    pretraining: Pretraining[SampleT] | None = None
     iteration: int = -1
     kl_coef: float = field(init=False)
-    rollouts: Rollouts | None = field(init=False, default=None)
+    rollouts: Rollouts[SampleT] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.kl_coef = self.algorithm.kl_coef
@@ -112,11 +113,11 @@ class RolloutSource:
         """Optimizer steps that are made from the rollouts of one iteration."""
         return self.num_ppo_epochs * self.num_mini_batches
 
-    def micro_batches(self, number: int) -> Iterator[RolloutBatch]:
+    def micro_batches(self, number: int) -> Iterator[RolloutBatch[SampleT]]:
         """This process's passes of update ``number`` (from 0)."""
         rollouts = self._current(number)
         indices = self._indices(number)
-        lengths = [len(sequence) for sequence in rollouts.sequences]
+        lengths = [len(sample) for sample in rollouts.samples]
         by_length = sorted(indices, key=lambda index: (-lengths[index], index))
         budget, sizes = (self.pass_size, [1] * len(lengths)) if self.max_tokens is None else (self.max_tokens, lengths)
         runs = under_budget(by_length[self.rank :: self.processes], sizes, budget)
@@ -137,15 +138,15 @@ class RolloutSource:
             return {}
         coef = torch.tensor(self.kl_coef, dtype=torch.float64)
         counters = {"iteration": torch.tensor(self.iteration), "kl_coef": coef}
-        return {**counters, **self.rollouts.state_dict()}
+        return {**counters, **self.rollouts.state_dict(self.codec)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on with what ``state_dict`` wrote."""
         if state:
             self.iteration, self.kl_coef = int(state["iteration"]), float(state["kl_coef"])
-            self._hold(Rollouts.from_state(state))
+            self._hold(Rollouts.from_state(state, self.codec))
 
-    def _current(self, number: int) -> Rollouts:
+    def _current(self, number: int) -> Rollouts[SampleT]:
         iteration = number // self.updates_per_iteration
         if self.rollouts is None or iteration != self.iteration:
             if self.rollouts is not None:
@@ -156,15 +157,15 @@ class RolloutSource:
         assert self.rollouts is not None
         return self.rollouts
 
-    def _hold(self, rollouts: Rollouts) -> None:
-        measured = rollouts.measured
+    def _hold(self, rollouts: Rollouts[SampleT]) -> None:
+        statistics = rollouts.statistics
         self.rollouts, self._lengths = rollouts, rollouts.lengths
         experience = Experience(
-            measured.logps,
+            statistics.logps,
             self._lengths,
             rollouts.scores,
-            measured.reference,
-            measured.values,
+            statistics.reference,
+            statistics.values,
             self.num_generations,
         )
         self._estimates: Estimates = self.algorithm.estimate(experience, self.kl_coef)
@@ -173,16 +174,16 @@ class RolloutSource:
     def _kl(self) -> float:
         """Mean over completions of the sum of log(pi / pi_ref), nats; 0 without a reference."""
         assert self.rollouts is not None
-        measured = self.rollouts.measured
-        if measured.reference is None:
+        statistics = self.rollouts.statistics
+        if statistics.reference is None:
             return 0.0
-        return float(per_completion(k1(measured.logps, measured.reference), self._lengths).mean())
+        return float(per_completion(k1(statistics.logps, statistics.reference), self._lengths).mean())
 
-    def _describe(self, rollouts: Rollouts) -> dict[str, float]:
+    def _describe(self, rollouts: Rollouts[SampleT]) -> dict[str, float]:
         """Means over the iteration's completions, under the names of TRL's PPO."""
         score, other = float(rollouts.scores.mean()), float(self._estimates.non_score.mean())
         figures = {
-            "objective/entropy": float(-per_completion(rollouts.measured.logps, self._lengths).mean()),
+            "objective/entropy": float(-per_completion(rollouts.statistics.logps, self._lengths).mean()),
             "objective/scores": score,
             "objective/non_score_reward": other,
             "objective/rlhf_reward": score + other,
@@ -190,10 +191,10 @@ class RolloutSource:
             "completions/mean_length": float(self._lengths.float().mean()),
             "episode": float((self.iteration + 1) * self.num_completions),
         }
-        if rollouts.measured.reference is not None:
+        if rollouts.statistics.reference is not None:
             figures |= {"objective/kl": self._kl(), "objective/kl_coef": self.kl_coef}
-        if rollouts.measured.entropy is not None:
-            figures["policy/entropy_avg"] = float(rollouts.measured.entropy.mean())
+        if rollouts.statistics.entropy is not None:
+            figures["policy/entropy_avg"] = float(rollouts.statistics.entropy.mean())
         if rollouts.seconds:
             figures["eps"] = self.num_completions / rollouts.seconds
         return figures
@@ -204,16 +205,16 @@ class RolloutSource:
         permutation = np.random.default_rng([self.seed, iteration, epoch]).permutation(self.num_completions)
         return [int(index) for index in permutation[part * self.batch_size : (part + 1) * self.batch_size]]
 
-    def _pretraining(self, number: int) -> tuple[list[TokenSequence], float]:
-        """This process's pretraining sequences of update ``number``, and the factor of their summed loss."""
+    def _pretraining(self, number: int) -> tuple[list[SampleT], float]:
+        """This process's pretraining samples of update ``number``, and the factor of their summed loss."""
         ptx = self.pretraining
         if ptx is None:
             return [], 0.0
-        whole = [ptx.sequences[index] for index in ptx.order.indices(number)]
-        tokens = sum(sequence.num_scored for sequence in whole)
+        whole = [ptx.samples[index] for index in ptx.order.indices(number)]
+        tokens = sum(sample.num_scored for sample in whole)
         return whole[self.rank :: self.processes], ptx.coef * self.denominator(number) / tokens
 
-    def _batch(self, run: Sequence[int], texts: Sequence[TokenSequence], scale: float) -> RolloutBatch:
+    def _batch(self, run: Sequence[int], texts: Sequence[SampleT], scale: float) -> RolloutBatch[SampleT]:
         assert self.rollouts is not None
         starts = self._lengths.cumsum(0) - self._lengths
         tokens = torch.cat([torch.arange(int(self._lengths[i])) + starts[i] for i in run])
@@ -221,14 +222,14 @@ class RolloutSource:
         def taken(flat: Tensor | None) -> Tensor | None:
             return None if flat is None else flat[tokens]
 
-        measured, estimates = self.rollouts.measured, self._estimates
+        statistics, estimates = self.rollouts.statistics, self._estimates
         return RolloutBatch(
-            [self.rollouts.sequences[index] for index in run],
+            [self.rollouts.samples[index] for index in run],
             self._lengths[list(run)],
-            measured.logps[tokens],
+            statistics.logps[tokens],
             estimates.advantages[tokens],
-            taken(measured.reference),
-            taken(measured.values),
+            taken(statistics.reference),
+            taken(statistics.values),
             taken(estimates.returns),
             self._figures,
             texts,

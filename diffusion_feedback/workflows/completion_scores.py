@@ -24,7 +24,7 @@ def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> li
     asked = [records[place] for place in sorted(first.values())]
     found = scorer.score(
         [record.prompt for record in asked],
-        [completion_of(record) for record in asked],
+        [completion_text(record) for record in asked],
         [record.is_finished for record in asked],
     )
     by_place = dict(zip(sorted(first.values()), found, strict=True))
@@ -36,7 +36,7 @@ def prompt_name(prompt: Text) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=dict, sort_keys=True)
 
 
-def completion_of(record: CompletionRecord) -> Text:
+def completion_text(record: CompletionRecord) -> Text:
     """The completion as its prompt stands: a text, or the assistant's turn."""
     if isinstance(record.prompt, str):
         return record.completion

@@ -31,7 +31,7 @@ from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import parse_text_spec
 from ..types import PairJudge, TextScorer
 from .completing import COMPLETION_FLAGS, read_text_prompts, wants_turns
-from .completion_scores import completion_of, prompt_name, score_records
+from .completion_scores import completion_text, prompt_name, score_records
 from .model_measures import check_models, holds_completions, load_model, measure_distance, measure_fluency, read_texts
 
 _RESULTS, _README = "results.json", "README.md"
@@ -210,7 +210,7 @@ def _verdict(
         rate = clustered_win_rate(outcomes, prompts)
         return Verdict(spec, scorer.recipe_id, first, second, outcomes, rate, means)
     judge = cast(PairJudge, loaded)
-    texts = [record.prompt for record in a], [completion_of(r) for r in a], [completion_of(r) for r in b]
+    texts = [record.prompt for record in a], [completion_text(r) for r in a], [completion_text(r) for r in b]
     a_first, b_first = judge.judge(*texts), judge.judge(texts[0], texts[2], texts[1])
     outcomes = outcomes_of_both_orders(a_first, b_first)
     rate = clustered_win_rate(outcomes, prompts)

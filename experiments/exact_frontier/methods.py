@@ -19,9 +19,10 @@ from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.rollout_batches import RolloutSource
-from diffusion_feedback.training.rollouts import Roller
+from diffusion_feedback.training.rollouts import RolloutSampler
 from diffusion_feedback.training.sources import PairSource
-from diffusion_feedback.types import UnpairedBatch
+from diffusion_feedback.training.token_rollouts import TokenCodec, completion_ids, draws_sequences
+from diffusion_feedback.types import TokenSequence, UnpairedBatch
 
 from .bench import PAIR_COURSE, Bench, Row
 from .networks import policy_table
@@ -132,24 +133,32 @@ def _ppo(bench: Bench, name: str, rewards: Floats, beta: float) -> Row:
     def draw(asked: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
         return complete(network.policy.model, asked, seeds, max_new_tokens=world.length, end_ids=())
 
-    def judge(indices: Sequence[int], completions: Sequence[Sequence[int]]) -> list[float]:
-        found: list[float] = rewards[np.array(indices) % size, np.array(completions) @ powers].tolist()
+    def judge(indices: Sequence[int], samples: Sequence[TokenSequence]) -> list[float]:
+        found: list[float] = rewards[
+            np.array(indices) % size, np.array(list(map(completion_ids, samples))) @ powers
+        ].tolist()
         return found
 
-    roller = Roller(
+    sampler = RolloutSampler(
         prompts=prompts,
         prompt_ids=[str(number) for number in range(len(prompts))],
         order=PairOrder(len(prompts), PPO_COMPLETIONS, bench.seed),
         num_generations=1,
-        end_token_ids=(),
-        sample=draw,
+        is_finished=lambda sample: False,
+        draw=draws_sequences(draw),
         judge=judge,
         measure=lambda sequences: step.measure(network, sequences),
         seed=bench.seed,
         batch_size=PPO_COMPLETIONS,
     )
     source = RolloutSource(
-        roller, algorithm, PPO_COMPLETIONS, num_ppo_epochs=PPO_EPOCHS, seed=bench.seed, pass_size=PPO_COMPLETIONS
+        sampler,
+        TokenCodec(),
+        algorithm,
+        PPO_COMPLETIONS,
+        num_ppo_epochs=PPO_EPOCHS,
+        seed=bench.seed,
+        pass_size=PPO_COMPLETIONS,
     )
     fit(bench.folder / name, network, step, source, Course(PPO_ITERATIONS * PPO_EPOCHS, PPO_COMPLETIONS, PPO_RATE))
     return _finish(bench, network.policy, beta)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ from diffusion_feedback.objectives.policy_gradient import GRPO, PPO, RLOO
 from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.rollout_batches import Pretraining, RolloutSource
-from diffusion_feedback.training.rollouts import Roller, Rollouts, completion_of, completion_seed
+from diffusion_feedback.training.rollouts import Rollouts, RolloutSampler, TokenStatistics, sample_seed
+from diffusion_feedback.training.token_rollouts import (
+    TokenCodec,
+    completion_ids,
+    drawn_sequence,
+    draws_sequences,
+    ends_in,
+)
 from diffusion_feedback.types import TokenSequence
 
 PROMPTS = ("a red", "the cat sat on", "hello", "good")
@@ -59,29 +66,33 @@ class World:
         )
         self.prompts = [self.spelling(text)["input_ids"] for text in PROMPTS]
 
-    def roller(self, **changes: Any) -> Roller:
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return (*self.model.end_token_ids, 261, 262, 263, 264, 265, 266)  # so that some completions are finished
+
+    def sampler(self, **changes: Any) -> RolloutSampler:
         def sample(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
             return self.model.sample(self.model.network, prompts, seeds, max_new_tokens=6, temperature=TEMPERATURE)
 
-        standard = Roller(
+        standard = RolloutSampler(
             self.prompts,
             PROMPTS,
             PairOrder(len(PROMPTS), 4, 0),
             4,
-            (*self.model.end_token_ids, 261, 262, 263, 264, 265, 266),  # so that some completions are finished
-            sample=sample,
-            judge=lambda indices, completions: [reward(ids) for ids in completions],
+            draw=draws_sequences(sample),
+            is_finished=ends_in(self.ends),
+            judge=lambda indices, samples: [reward(completion_ids(each)) for each in samples],
             measure=lambda sequences: self.step.measure(self.network, sequences),
         )
         return replace(standard, **changes)
 
     def source(self, draw: Callable[[int], Rollouts] | None = None, **changes: Any) -> RolloutSource:
         settings = {"num_ppo_epochs": 2, "num_mini_batches": 2, "pass_size": 8, **changes}
-        return RolloutSource(draw or self.roller(), self.algorithm, 16, 4, **settings)
+        return RolloutSource(draw or self.sampler(), TokenCodec(), self.algorithm, 16, 4, **settings)
 
     def texts(self, coef: float = 0.5) -> Pretraining:
         ids = [self.spelling(text)["input_ids"] for text in tiny_text.sentences(10)]
-        return Pretraining([completion_of(each, 1) for each in ids], PairOrder(10, 6, 0), coef)
+        return Pretraining([drawn_sequence(each[:1], each[1:]) for each in ids], PairOrder(10, 6, 0), coef)
 
 
 @pytest.fixture(params=list(ALGORITHMS))
@@ -98,16 +109,16 @@ def ppo_world() -> World:
 
 
 def same_rollouts(one: Rollouts, other: Rollouts) -> None:
-    assert [each.ids.tolist() for each in one.sequences] == [each.ids.tolist() for each in other.sequences]
+    assert [each.ids.tolist() for each in one.samples] == [each.ids.tolist() for each in other.samples]
     assert torch.equal(one.scores, other.scores)
     assert torch.equal(one.finished, other.finished)
-    for name, flat in one.measured.columns().items():
-        torch.testing.assert_close(flat, other.measured.columns()[name], atol=1e-5, rtol=1e-5)
+    for name, flat in one.statistics.columns().items():
+        torch.testing.assert_close(flat, other.statistics.columns()[name], atol=1e-5, rtol=1e-5)
 
 
 def test_batches_and_processes_do_not_change_the_draws(ppo_world: World) -> None:
-    whole = ppo_world.roller()(3)
-    same_rollouts(whole, ppo_world.roller(batch_size=3)(3))
+    whole = ppo_world.sampler()(3)
+    same_rollouts(whole, ppo_world.sampler(batch_size=3)(3))
     shares: list[Any] = []
 
     def leave(own: list[Any]) -> list[Any]:
@@ -117,15 +128,15 @@ def test_batches_and_processes_do_not_change_the_draws(ppo_world: World) -> None
     # Ranks 1 and 2 leave their shares; alone, a rank lacks the others' completions. Rank 0 gathers all three.
     for rank in (1, 2):
         with pytest.raises(KeyError):
-            ppo_world.roller(processes=3, rank=rank, gather=leave)(3)
-    same_rollouts(whole, ppo_world.roller(processes=3, rank=0, gather=lambda own: [*own, *shares])(3))
+            ppo_world.sampler(processes=3, rank=rank, gather=leave)(3)
+    same_rollouts(whole, ppo_world.sampler(processes=3, rank=0, gather=lambda own: [*own, *shares])(3))
 
 
 def test_each_iteration_draws_anew_and_a_seed_is_its_own(ppo_world: World) -> None:
-    first, second = ppo_world.roller()(0), ppo_world.roller()(1)
-    assert [each.ids.tolist() for each in first.sequences] != [each.ids.tolist() for each in second.sequences]
+    first, second = ppo_world.sampler()(0), ppo_world.sampler()(1)
+    assert [each.ids.tolist() for each in first.samples] != [each.ids.tolist() for each in second.samples]
     seeds = {
-        completion_seed(seed, iteration, prompt, generation)
+        sample_seed(seed, iteration, prompt, generation)
         for seed in (0, 1)
         for iteration in (0, 1, 10)
         for prompt in ("a", "b")
@@ -136,25 +147,87 @@ def test_each_iteration_draws_anew_and_a_seed_is_its_own(ppo_world: World) -> No
 
 
 def test_completions_of_a_prompt_stand_together_as_they_were_drawn(ppo_world: World) -> None:
-    roller = ppo_world.roller()
-    rollouts = roller(0)
-    order = [index for index in roller.order.indices(0) for _ in range(4)]
+    sampler = ppo_world.sampler()
+    rollouts = sampler(0)
+    order = [index for index in sampler.order.indices(0) for _ in range(4)]
     for sequence, index, score, finished in zip(
-        rollouts.sequences, order, rollouts.scores.tolist(), rollouts.finished.tolist(), strict=True
+        rollouts.samples, order, rollouts.scores.tolist(), rollouts.finished.tolist(), strict=True
     ):
         prompt = ppo_world.prompts[index]
         assert sequence.ids[: sequence.prompt_length].tolist() == prompt
         assert sequence.scored.tolist() == [False] * len(prompt) + [True] * (len(sequence) - len(prompt))
         completion = sequence.ids[sequence.prompt_length :].tolist()
         assert score == pytest.approx(reward(completion), abs=1e-6)
-        assert finished == (completion[-1] in roller.end_token_ids)
+        assert finished == (completion[-1] in ppo_world.ends)
     assert rollouts.finished.any()
     assert not rollouts.finished.all()
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image as a sample: the latents (T + 1, 2, 2) that denoising in T steps went through."""
+
+    prompt: str
+    path: Tensor
+
+    @property
+    def num_scored(self) -> int:
+        return len(self.path) - 1
+
+    def __len__(self) -> int:
+        return self.num_scored
+
+
+class PictureCodec:
+    def pack(self, samples: Sequence[Picture]) -> dict[str, Tensor]:
+        names = torch.tensor([PROMPTS.index(sample.prompt) for sample in samples])
+        return {"names": names, "paths": torch.stack([sample.path for sample in samples])}
+
+    def unpack(self, state: Mapping[str, Tensor]) -> list[Picture]:
+        return [Picture(PROMPTS[name], path) for name, path in zip(state["names"], state["paths"], strict=True)]
+
+
+def test_rollouts_of_images_are_drawn_cut_into_passes_and_kept() -> None:
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return [Picture(p, torch.randn(4, 2, 2, generator=g)) for p, g in zip(prompts, generators, strict=True)]
+
+    def measure(samples: Sequence[Picture]) -> TokenStatistics:
+        return TokenStatistics(torch.cat([-each.path[1:].square().mean((1, 2)) for each in samples]))
+
+    sampler = RolloutSampler(
+        PROMPTS,
+        PROMPTS,
+        PairOrder(len(PROMPTS), 4, 0),
+        3,
+        draw=draw,
+        is_finished=lambda sample: True,
+        judge=lambda indices, samples: [float(each.path[-1].sum()) for each in samples],
+        measure=measure,
+        batch_size=5,
+    )
+
+    def source() -> RolloutSource[Picture]:
+        return RolloutSource(
+            sampler, PictureCodec(), GRPO(beta=0.0), 12, 3, num_ppo_epochs=1, num_mini_batches=2, pass_size=4
+        )
+
+    one, other = source(), source()
+    batches = [batch for number in range(2) for batch in one.micro_batches(number)]
+    assert [len(batch) for batch in batches] == [4, 2, 4, 2]
+    assert {tuple(batch.lengths.tolist()) for batch in batches} == {(3,) * 4, (3,) * 2}
+    for batch in batches:
+        assert torch.equal(batch.old, measure(batch.samples).logps)
+    other.load_state_dict(one.state_dict())
+    assert other.rollouts is not None
+    assert one.rollouts is not None
+    pairs = zip(one.rollouts.samples, other.rollouts.samples, strict=True)
+    assert all(torch.equal(a.path, b.path) and a.prompt == b.prompt for a, b in pairs)
+
+
 def test_penalty_for_a_missing_end(ppo_world: World) -> None:
-    plain = ppo_world.roller()(0)
-    shaped = ppo_world.roller(missing_eos_penalty=2.0, reward_clip=0.5)(0)
+    plain = ppo_world.sampler()(0)
+    shaped = ppo_world.sampler(missing_eos_penalty=2.0, reward_clip=0.5)(0)
     expected = plain.scores.clamp(-0.5, 0.5) - 2.0 * (~plain.finished).float()
     assert torch.equal(shaped.scores, expected)
 
@@ -172,34 +245,34 @@ def brute_force(network: LanguageModel, sequence: TokenSequence, temperature: fl
 
 
 def test_one_temperature_for_old_and_reference(ppo_world: World) -> None:
-    rollouts = ppo_world.roller()(0)
+    rollouts = ppo_world.sampler()(0)
     with ppo_world.step.reference(ppo_world.model.network) as reference:  # type: ignore[misc]
         for network, flat in (
-            (ppo_world.model.network, rollouts.measured.logps),
-            (reference, rollouts.measured.reference),
+            (ppo_world.model.network, rollouts.statistics.logps),
+            (reference, rollouts.statistics.reference),
         ):
             assert flat is not None
-            found = [brute_force(network, each, TEMPERATURE) for each in rollouts.sequences]  # type: ignore[arg-type]
+            found = [brute_force(network, each, TEMPERATURE) for each in rollouts.samples]  # type: ignore[arg-type]
             torch.testing.assert_close(flat, torch.cat([logps for logps, _ in found]).float(), atol=2e-4, rtol=1e-4)
             if network is ppo_world.model.network:
                 entropy = torch.cat([each for _, each in found]).float()
-                torch.testing.assert_close(rollouts.measured.entropy, entropy, atol=2e-4, rtol=1e-4)
+                torch.testing.assert_close(rollouts.statistics.entropy, entropy, atol=2e-4, rtol=1e-4)
 
 
 def test_values_are_those_of_the_states_before_the_tokens(ppo_world: World) -> None:
-    rollouts = ppo_world.roller()(0)
+    rollouts = ppo_world.sampler()(0)
     network = ppo_world.network
     assert isinstance(network, ActorCritic)
     expected = []
-    for sequence in rollouts.sequences:
+    for sequence in rollouts.samples:
         for place in range(sequence.prompt_length, len(sequence)):
             before = torch.from_numpy(sequence.ids[:place].astype(np.int64))[None]
             with torch.no_grad():
                 hidden = network.policy.model.base_model(input_ids=before).last_hidden_state
                 expected.append(network.value_head(hidden)[0, -1])
-    assert rollouts.measured.values is not None
-    assert rollouts.measured.values.std() > 0.01
-    torch.testing.assert_close(rollouts.measured.values, torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert rollouts.statistics.values is not None
+    assert rollouts.statistics.values.std() > 0.01
+    torch.testing.assert_close(rollouts.statistics.values, torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_gate_finds_another_temperature_and_a_reference_that_is_none() -> None:
@@ -238,7 +311,7 @@ def gradient(world: World, sources: Sequence[RolloutSource], number: int) -> tup
 
 
 def test_passes_budgets_and_processes_give_one_gradient(world: World) -> None:
-    rollouts = world.roller()(0)
+    rollouts = world.sampler()(0)
     texts = world.texts()
 
     def sources(**changes: Any) -> list[RolloutSource]:
@@ -258,7 +331,7 @@ def test_passes_budgets_and_processes_give_one_gradient(world: World) -> None:
 
 
 def test_pretraining_text_adds_its_mean_per_token(world: World) -> None:
-    rollouts = world.roller()(0)
+    rollouts = world.sampler()(0)
     without = gradient(world, [world.source(lambda iteration: rollouts)], 1)
     texts = world.texts(coef=0.5)
     with_texts = gradient(world, [world.source(lambda iteration: rollouts, pretraining=texts, pass_size=3)], 1)
@@ -271,7 +344,7 @@ def test_pretraining_text_adds_its_mean_per_token(world: World) -> None:
     language_model = network.policy if isinstance(network, ActorCritic) else network
     losses, tokens = [], 0
     for index in texts.order.indices(1):
-        ids = torch.from_numpy(texts.sequences[index].ids.astype(np.int64))[None]
+        ids = torch.from_numpy(texts.samples[index].ids.astype(np.int64))[None]
         losses.append(language_model.model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1))
         tokens += ids.shape[1] - 1
     mean = 0.5 * torch.stack(losses).sum() / tokens
@@ -283,16 +356,16 @@ def test_pretraining_text_adds_its_mean_per_token(world: World) -> None:
 
 
 def test_every_epoch_sees_every_completion_once(ppo_world: World) -> None:
-    rollouts = ppo_world.roller()(0)
+    rollouts = ppo_world.sampler()(0)
     source = ppo_world.source(lambda iteration: rollouts, num_mini_batches=4, pass_size=3)
-    identity = {id(sequence): index for index, sequence in enumerate(rollouts.sequences)}
+    identity = {id(sequence): index for index, sequence in enumerate(rollouts.samples)}
     orders = []
     for epoch in range(2):
         seen = [
             identity[id(sequence)]
             for part in range(4)
             for batch in source.micro_batches(4 * epoch + part)
-            for sequence in batch.sequences
+            for sequence in batch.samples
         ]
         assert sorted(seen) == list(range(16))
         orders.append(seen)
@@ -314,7 +387,7 @@ def test_state_goes_on_where_it_stopped() -> None:
 
     def draw(iteration: int) -> Rollouts:
         calls.append(iteration)
-        return world.roller()(iteration)
+        return world.sampler()(iteration)
 
     whole = world.source(draw)
     for number in range(6):
@@ -325,7 +398,7 @@ def test_state_goes_on_where_it_stopped() -> None:
     assert calls == [0, 1]
     for number in range(6, 10):
         for one, other in zip(whole.micro_batches(number), resumed.micro_batches(number), strict=True):
-            assert [each.ids.tolist() for each in one.sequences] == [each.ids.tolist() for each in other.sequences]
+            assert [each.ids.tolist() for each in one.samples] == [each.ids.tolist() for each in other.samples]
             for name in ("old", "advantages", "reference", "old_values", "returns", "lengths"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             timeless = [{k: v for k, v in each.figures.items() if k != "eps"} for each in (one, other)]
@@ -342,8 +415,8 @@ def test_figures_are_those_of_the_iteration(ppo_world: World) -> None:
     batch = next(source.micro_batches(0))
     rollouts = source.rollouts
     assert rollouts is not None
-    assert rollouts.measured.reference is not None
-    parts = (rollouts.measured.logps - rollouts.measured.reference).split(rollouts.lengths.tolist())
+    assert rollouts.statistics.reference is not None
+    parts = (rollouts.statistics.logps - rollouts.statistics.reference).split(rollouts.lengths.tolist())
     kl = sum(float(part.sum()) for part in parts) / 16
     assert batch.figures["objective/kl"] == pytest.approx(kl, rel=1e-4)
     assert batch.figures["objective/non_score_reward"] == pytest.approx(-0.2 * kl, rel=1e-4)
@@ -369,7 +442,7 @@ def test_parts_that_do_not_fit_are_refused(ppo_world: World) -> None:
 def test_learning_raises_the_reward(name: str) -> None:
     """Twenty updates from rollouts, in a plain loop, on a reward that tokens decide."""
     world = World(replace(ALGORITHMS[name], **({"kl_coef": 0.01} if name == "ppo" else {"beta": 0.01})))
-    source = world.source(world.roller(num_generations=16), num_ppo_epochs=4, num_mini_batches=1, pass_size=64)
+    source = world.source(world.sampler(num_generations=16), num_ppo_epochs=4, num_mini_batches=1, pass_size=64)
     source = replace(source, num_completions=64, num_generations=16)
     optimizer = torch.optim.AdamW(world.network.parameters(), lr=4e-3)
     scores = []

@@ -22,7 +22,7 @@ from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_write, content_hash
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..completing import Drawing, Writer, load_writer, read_text_prompts
-from ..completion_scores import completion_of, divergence_of, prompt_name, score_records
+from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]
         chosen, rejected = (by_name[candidate.name] for candidate in sides)
         yield {
             "prompt": chosen.prompt,
-            "chosen": completion_of(chosen),
-            "rejected": completion_of(rejected),
+            "chosen": completion_text(chosen),
+            "rejected": completion_text(rejected),
             "score_chosen": sides[0].scores[0],
             "score_rejected": sides[1].scores[0],
             "weight": pair.weight,

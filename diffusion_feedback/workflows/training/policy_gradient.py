@@ -131,7 +131,7 @@ class PolicyGradientSession:
             f"reference        {self._reference_note()}",
         ]
         if self.pretraining is not None:
-            texts, size = len(self.pretraining.sequences), self.pretraining.order.batch_size
+            texts, size = len(self.pretraining.samples), self.pretraining.order.batch_size
             lines.append(f"pretraining      {size} of {texts:,} texts an update, weight {self.pretraining.coef:g}")
         if self.tokenization.counts.cut_prompts:
             lines.append(f"cut              {self.tokenization.counts.cut_prompts:,} prompts at their beginning")
@@ -199,7 +199,7 @@ class PolicyGradientSession:
         if self.reference is not None:
             found["reference"] = self.reference.weights_hash
         if self.pretraining is not None:
-            found["pretraining texts"] = sequences_hash(self.pretraining.sequences)
+            found["pretraining texts"] = sequences_hash(self.pretraining.samples)
         return found
 
     def finish(self, trainer: Trainer) -> None:

@@ -12,8 +12,10 @@ from torch import nn
 from ...evaluation.statistics import mean_interval
 from ...objectives.returns import k1, per_completion
 from ...records import Text, atomic_write
-from ...training.rollouts import Measure, completion_of
+from ...training.rollouts import Measure
 from ...training.run_folder import RunFolder
+from ...training.token_rollouts import drawn_sequence
+from ...types import TokenSequence
 from .rollouts import CompletionJudge, PromptSet, Sampler
 from .text_samples import fenced
 
@@ -25,7 +27,7 @@ class Look:
     prompts: PromptSet
     sampler: Sampler
     judge: CompletionJudge
-    measure: Measure
+    measure: Measure[TokenSequence]
     folder: RunFolder
     seed: int
     batch_size: int
@@ -59,12 +61,12 @@ class Look:
 
     def _kl(self, part: Sequence[int], drawn: Sequence[Sequence[int]]) -> list[float]:
         prompts = [self.prompts.ids[index] for index in part]
-        sequences = [completion_of([*prompt, *ids], len(prompt)) for prompt, ids in zip(prompts, drawn, strict=True)]
-        measured = self.measure(sequences)
-        if measured.reference is None:
+        sequences = [drawn_sequence(prompt, ids) for prompt, ids in zip(prompts, drawn, strict=True)]
+        statistics = self.measure(sequences)
+        if statistics.reference is None:
             return []
         lengths = torch.tensor([len(ids) for ids in drawn])
-        found: list[float] = per_completion(k1(measured.logps, measured.reference), lengths).tolist()
+        found: list[float] = per_completion(k1(statistics.logps, statistics.reference), lengths).tolist()
         return found
 
     def _write(self, step: int, completions: Sequence[Sequence[int]], scores: Sequence[float]) -> None:

@@ -24,7 +24,8 @@ from ...scorers.texts.loading import load_text_scorer
 from ...training.order import PairOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining, RolloutBatch, RolloutSource
-from ...training.rollouts import Roller, completion_of
+from ...training.rollouts import RolloutSampler
+from ...training.token_rollouts import TokenCodec, completion_ids, drawn_sequence, draws_sequences, ends_in
 from ...types import GenerativeTextModel, TextScorer, TokenSequence
 from ..completing import plain_note
 from .memory import weight_bytes
@@ -53,10 +54,10 @@ class PromptSet:
         """The first ``number`` prompts."""
         return replace(self, texts=self.texts[:number], ids=self.ids[:number], names=self.names[:number])
 
-    def batch(self, indices: Sequence[int], draw: int) -> RolloutBatch:
+    def batch(self, indices: Sequence[int], draw: int) -> RolloutBatch[TokenSequence]:
         """The longest completions that there can be, worth nothing: what a pass takes is measured on them."""
         new = [0] * self.max_new_tokens
-        sequences = [completion_of([*self.ids[i], *new], len(self.ids[i])) for i in indices]
+        sequences = [drawn_sequence(self.ids[i], new) for i in indices]
         lengths = torch.full((len(sequences),), self.max_new_tokens)
         zeros = torch.zeros(int(lengths.sum()))
         values = zeros if self.learns_values else None
@@ -128,7 +129,7 @@ def load_prompts(
     return prompts
 
 
-def load_pretraining(recipe: Recipe, model: GenerativeTextModel, updates: int) -> Pretraining | None:
+def load_pretraining(recipe: Recipe, model: GenerativeTextModel, updates: int) -> Pretraining[TokenSequence] | None:
     """The texts of ``rollouts.ptx_data``; of pairs the chosen completion. None where the recipe names none.
 
     ``updates`` is the number of completions of one update. Texts that recur are kept as often: they are a sample.
@@ -217,19 +218,19 @@ def build_source(
     network: nn.Module,
     judge: CompletionJudge,
     sampler: Sampler,
-    pretraining: Pretraining | None,
-) -> RolloutSource:
+    pretraining: Pretraining[TokenSequence] | None,
+) -> RolloutSource[TokenSequence]:
     """Rollouts, and the passes of each update."""
     rollouts, accelerator = recipe.rollouts, sampler.accelerator
     share: Mapping[str, int] = {"processes": accelerator.num_processes, "rank": accelerator.process_index}
-    roller = Roller(
+    rollout_sampler = RolloutSampler(
         prompts.ids,
         prompts.names,
         PairOrder(len(prompts), rollouts.num_prompts, recipe.training.seed),
         rollouts.num_generations,
-        sampler.model.end_token_ids,
-        sample=sampler,
-        judge=lambda indices, completions: judge([prompts.texts[i] for i in indices], completions),
+        draw=draws_sequences(sampler),
+        is_finished=ends_in(sampler.model.end_token_ids),
+        judge=lambda indices, samples: judge([prompts.texts[i] for i in indices], list(map(completion_ids, samples))),
         measure=lambda sequences: step.measure(network, sequences),
         seed=recipe.training.seed,
         batch_size=rollouts.batch_size,
@@ -239,7 +240,8 @@ def build_source(
         **share,
     )
     return RolloutSource(
-        roller,
+        rollout_sampler,
+        TokenCodec(),
         algorithm,
         rollouts.num_prompts * rollouts.num_generations,
         rollouts.num_generations,
