@@ -29,7 +29,7 @@ from ..records import atomic_write
 from ..workflows.labeling import write_relabelled
 from ..workflows.scoring import add_scoring_flags, score_items
 from ..workflows.training.run import train
-from .page import Judged, write_page
+from .page import VerifiedImages, write_page
 from .scenes import parse_caption
 from .settings import DemoSettings
 from .verifier import read_scene
@@ -142,7 +142,7 @@ class Story:
 
     def tell(self) -> DemoResult:
         """Sample, tune, sample again, judge, report."""
-        judged: dict[str, Judged] = {}
+        judged: dict[str, VerifiedImages] = {}
         with self._stage("sample base", f"base model, {len(self.prompts)} held-out prompts"):
             judged["base"] = self._sample("base", None)
         if "ai" in self.recipes:
@@ -174,7 +174,7 @@ class Story:
         records = score_items(items, parser.parse_args(flags))
         logger.info("%s", write_relabelled(items, items, records, LabelPolicy(), None, output))
 
-    def _sample(self, name: str, lora: str | None) -> Judged:
+    def _sample(self, name: str, lora: str | None) -> VerifiedImages:
         recipe = self.recipes["dpo"]
         denoiser = resolve("family", recipe.model.family)(recipe.model.pretrained_model_name_or_path)
         if lora:
@@ -193,11 +193,11 @@ class Story:
         )
         return _judge(self.prompts, [path for _, path in load_generated(folder)])
 
-    def _compare(self, before: Judged, after: Judged) -> Comparison:
+    def _compare(self, before: VerifiedImages, after: VerifiedImages) -> Comparison:
         return compare(self.prompts, before.scores, after.scores, tie_margin=TIE_MARGIN)
 
 
-def _judge(prompts: list[str], images: list[Path]) -> Judged:
+def _judge(prompts: list[str], images: list[Path]) -> VerifiedImages:
     """What the exact verifier reads from ``images``, one of each prompt."""
     targets = [parse_caption(prompt) for prompt in prompts]
     readings = []
@@ -205,7 +205,7 @@ def _judge(prompts: list[str], images: list[Path]) -> Judged:
         with Image.open(path) as image:
             readings.append(read_scene(image.convert("RGB")))
     both = list(zip(readings, targets, strict=True))
-    return Judged(
+    return VerifiedImages(
         images,
         [reading.score(target) for reading, target in both],
         [_mean(list(reading.correct(target).values())) for reading, target in both],
@@ -217,7 +217,7 @@ def _mean(values: list[float] | list[bool]) -> float:
     return sum(values) / len(values)
 
 
-def _metrics(judged: dict[str, Judged], comparisons: dict[str, Comparison], seconds: float) -> dict[str, Any]:
+def _metrics(judged: dict[str, VerifiedImages], comparisons: dict[str, Comparison], seconds: float) -> dict[str, Any]:
     """What results.json holds: DPO against the base in full, the other methods beside it."""
     won = comparisons["dpo"].win_rate
     metrics: dict[str, Any] = {

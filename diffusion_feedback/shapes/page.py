@@ -9,33 +9,21 @@ from typing import Any
 
 from ..config import Recipe, to_yaml
 from ..documents import read_object, read_text
-from ..evaluation.comparison import CaseRow, Comparison, pick_cases
-from ..evaluation.statistics import WinRate, mean_interval
+from ..evaluation.comparison import CaseRow, Comparison
+from ..evaluation.statistics import mean_interval
 from ..records import atomic_write, parse_json
-from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
+from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Report
 from ..reports.figures import image_grid
 from ..reports.html import write_report
+from ..reports.pages.folder import write_readme
+from ..reports.results import case_groups, rate_of
 
 CASES = 9  # fills rows of three
 _AGAIN = "start the demo over, with `overwrite`"
 
 
-CONTENTS = """# Demo
-
-| | |
-|---|---|
-| `report.html` | the page to open: win rate, cases, curves, recipe |
-| `results.json` | its figures |
-| `before_after.png` | twelve prompts, before and after, on the same noise |
-| `dpo/`, `sft/`, with AI feedback also `ai/` | the runs: weights (`load_lora_weights`), recipe, metrics, model card |
-| `ai_pairs.parquet` | with AI feedback: the training pairs under the embedded scorer's labels, its scores beside them |
-| `samples/` | all images, by model |
-| `stages.json` | seconds of each stage |
-"""
-
-
 @dataclass(frozen=True, slots=True)
-class Judged:
+class VerifiedImages:
     """What the exact verifier says of one set of images, one value a prompt."""
 
     images: list[Path]
@@ -47,7 +35,7 @@ class Judged:
 def write_page(
     folder: Path,
     recipes: Mapping[str, Recipe],
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, VerifiedImages],
     comparisons: Mapping[str, Comparison],
     results: Mapping[str, Any],
 ) -> None:
@@ -61,7 +49,7 @@ def write_page(
             "shape, background and cleanliness back from the pixels, judges prompts that no pair was made of."
         ),
         after_name="Diffusion-DPO",
-        headline=_rate("Diffusion-DPO", comparison.win_rate),
+        headline=rate_of("Diffusion-DPO", comparison.win_rate),
         facts={
             "held-out prompts": str(results["num_prompts"]),
             "training pairs a step": str(recipes["dpo"].training.train_batch_size),
@@ -75,28 +63,23 @@ def write_page(
             _metric("verified score", before.scores, after.scores, "half accuracy, half cleanliness"),
         ],
         methods=[
-            _rate("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
+            rate_of("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
             *(
-                _rate("Diffusion-DPO, AI feedback", comparisons[method].win_rate, "on the embedded scorer's labels")
+                rate_of("Diffusion-DPO, AI feedback", comparisons[method].win_rate, "on the embedded scorer's labels")
                 for method in comparisons
                 if method == "ai"
             ),
-            _rate("SFT", comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
+            rate_of("SFT", comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
         ],
         score_name="verified score",
-        cases=_cases(comparison, before, after),
+        cases=_case_groups(comparison, before, after),
         curves=_curves(folder),
         recipe=to_yaml(recipes["dpo"]),
         environment=read_object(folder / "dpo" / "environment.json", _AGAIN),
     )
     write_report(report, folder / "report.html")
-    with atomic_write(folder / "README.md") as file:
-        file.write_text(CONTENTS, "utf-8")
+    write_readme("demo", folder)
     _before_after(folder, comparison, before, after)
-
-
-def _rate(label: str, won: WinRate, detail: str = "") -> Rate:
-    return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, won.p_value, detail)
 
 
 def _metric(label: str, before: list[float], after: list[float], detail: str) -> Metric:
@@ -105,22 +88,18 @@ def _metric(label: str, before: list[float], after: list[float], detail: str) ->
     return Metric(label, *means, change.low, change.high, is_share=True, detail=detail)
 
 
-def _case(row: CaseRow, before: Judged, after: Judged) -> Case:
-    return Case(row.prompt, before.images[row.index], after.images[row.index], row.before, row.after, row.seed)
+def _case_groups(comparison: Comparison, before: VerifiedImages, after: VerifiedImages) -> list[CaseGroup]:
+    def case_of(row: CaseRow) -> Case:
+        return Case(row.prompt, before.images[row.index], after.images[row.index], row.before, row.after, row.seed)
 
-
-def _cases(comparison: Comparison, before: Judged, after: Judged) -> list[CaseGroup]:
-    picks = pick_cases(comparison.rows, min(CASES, len(comparison.rows) // 3))
-    groups = (("best", picks.best), ("median", picks.median), ("worst", picks.worst))
-    titles = {"best": "Largest gains", "median": "Typical cases", "worst": "Largest losses"}
-    return [CaseGroup(titles[name], [_case(row, before, after) for row in rows]) for name, rows in groups if rows]
+    return case_groups(comparison.rows, min(CASES, len(comparison.rows) // 3), case_of)
 
 
 def _curves(folder: Path) -> list[CurveFigure]:
     path = folder / "dpo" / "metrics.jsonl"
     lines = read_text(path, _AGAIN).splitlines()
-    told = [parse_json(line, f"{path}, line {number}", _AGAIN) for number, line in enumerate(lines, 1)]
-    rows = [row for row in told if isinstance(row, dict) and "loss" in row]
+    every = [parse_json(line, f"{path}, line {number}", _AGAIN) for number, line in enumerate(lines, 1)]
+    rows = [row for row in every if isinstance(row, dict) and "loss" in row]
 
     def series(name: str) -> list[tuple[float, float]]:
         values = [(float(row["step"]), float(row[name])) for row in rows]
@@ -145,7 +124,7 @@ def _curves(folder: Path) -> list[CurveFigure]:
     ]
 
 
-def _before_after(folder: Path, comparison: Comparison, before: Judged, after: Judged) -> None:
+def _before_after(folder: Path, comparison: Comparison, before: VerifiedImages, after: VerifiedImages) -> None:
     """Twelve prompts in the order of the prompt file, so that nobody picked them."""
     rows = sorted(comparison.rows, key=lambda row: row.index)[:12]
     images = [[before.images[row.index], after.images[row.index]] for row in rows]
