@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .calibration import Agreement, LabelledPairs, ScorerCalibration
+from .calibration import LABELS, Agreement, LabelledPairs, ScorerCalibration
+from .statistics import Interval
 
 FEW_PROMPTS = 20
 """Below this many prompts, intervals that resample prompts are known to be too narrow."""
@@ -34,6 +35,15 @@ class CalibrationResult:
     def ranked(self) -> list[ScorerCalibration]:
         """The scorers by falling accuracy."""
         return sorted(self.scorers, key=lambda scorer: -scorer.accuracy.value)
+
+    @property
+    def judges(self) -> list[str]:
+        """The people's labels, then the scorers by falling accuracy: who may agree with whom."""
+        return [LABELS, *(scorer.name for scorer in self.ranked)]
+
+    def agreement_of(self, a: str, b: str) -> Interval | None:
+        """The agreement of ``a`` and ``b``, in either order; None where it is not given, as for a name with itself."""
+        return next((pair.share for pair in self.agreements if {pair.a, pair.b} == {a, b}), None)
 
     @property
     def notes(self) -> list[str]:

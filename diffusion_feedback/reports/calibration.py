@@ -1,4 +1,4 @@
-"""The part of a report that says how far scorers can be trusted: table, reliability, coverage, agreement."""
+"""Figures that say how far scorers can be trusted: reliability, and accuracy against the share of pairs kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from ..errors import UserError
+from ..evaluation.calibration import ScorerCalibration
+from ..evaluation.statistics import Interval
 from .figures import FAINT, INK, SERIES_COLORS, dress, inline_svg, svg_style
 
 _MAX_SERIES = len(SERIES_COLORS)
@@ -33,31 +35,6 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationRow:
-    """One scorer: its accuracies (shares), mean log loss (nats) and ECE (share) before and after the fit, its scale.
-
-    ``accuracy_per_prompt`` is None where it was not asked for. What a scorer without a scale of its own does not have is None. ``note`` is said below the name.
-    """
-
-    name: str
-    recipe_id: str
-    accuracy: Estimate
-    accuracy_with_ties: Estimate
-    tie_threshold: float
-    log_loss: Estimate
-    ece: float
-    ece_by_chance: float
-    logit_scale: float
-    logit_scale_interval: tuple[float, float] | None = None
-    own_logit_scale: float | None = None
-    own_log_loss: Estimate | None = None
-    own_ece: float | None = None
-    is_ceiling: bool = False
-    note: str = ""
-    accuracy_per_prompt: Estimate | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class IntervalPoint:
     """A point of a figure of shares, all in [0, 1], with the 95 % interval of ``y``."""
 
@@ -74,22 +51,24 @@ class ReliabilityFigure:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationPart:
-    """Everything of the part. ``coverage`` has one series a scorer; ``agreement`` maps two names to their agreement.
+def reliability_figure(scorer: ScorerCalibration) -> ReliabilityFigure:
+    """How often labels agree with ``scorer``, by its confidence: under its own scale, where it has one, and the fitted."""
+    probabilities = {"own scale": scorer.own, "after the fit": scorer.fitted}
+    series = {
+        name: [IntervalPoint(b.confidence, Estimate(b.observed, b.low, b.high)) for b in own.reliability]
+        for name, own in probabilities.items()
+        if own is not None
+    }
+    return ReliabilityFigure(scorer.name, series, f"{len(scorer.fitted.reliability)} bins of about equally many pairs")
 
-    ``names`` is the order of rows and columns of the agreement; a pair stands in it once, in either order.
-    """
 
-    rows: Sequence[CalibrationRow]
-    reliability: Sequence[ReliabilityFigure]
-    coverage: Mapping[str, Sequence[IntervalPoint]]
-    names: Sequence[str]
-    agreement: Mapping[tuple[str, str], Estimate]
+def coverage_series(scorers: Sequence[ScorerCalibration]) -> Mapping[str, Sequence[IntervalPoint]]:
+    """The accuracy of each scorer among the pairs that it is surest of, by the share of pairs kept."""
+    return {scorer.name: [IntervalPoint(p.share, _estimate(p.accuracy)) for p in scorer.coverage] for scorer in scorers}
 
-    def agreement_of(self, a: str, b: str) -> Estimate | None:
-        """The agreement of ``a`` and ``b``; None where it is not given, as for a name with itself."""
-        return self.agreement.get((a, b)) or self.agreement.get((b, a))
+
+def _estimate(interval: Interval) -> Estimate:
+    return Estimate(interval.value, interval.low, interval.high)
 
 
 def reliability_svg(figure: ReliabilityFigure, *, size: tuple[float, float] = (4.2, 3.6)) -> str:

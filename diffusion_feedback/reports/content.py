@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import UserError
-from .calibration import CalibrationPart
+from ..evaluation.calibrated import CalibrationResult
 from .figures import Curve, PointsFigure
 from .parts import Notice, Table
 
@@ -186,7 +186,7 @@ class Report:
     score_name: str = "score"
     cases: Sequence[CaseGroup] = ()
     curves: Sequence[CurveFigure | PointsFigure] = ()
-    calibration: CalibrationPart | None = None
+    calibration: CalibrationResult | None = None
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[tuple[str, str]] = ()

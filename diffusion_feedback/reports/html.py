@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError, visible
 from ..records import atomic_write
-from .calibration import coverage_svg, reliability_svg
+from .calibration import coverage_series, coverage_svg, reliability_figure, reliability_svg
 from .content import CurveFigure, Rate, Report, ReportImage
 from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, PointsFigure, curves_svg, points_svg
 from .rendering import TEMPLATES, Functions, load_template
@@ -40,8 +40,9 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
         "picture": lambda image: _picture(image, max_image_side),
         "significant": significant,
         "figure": _figure,
+        "reliability_figure": reliability_figure,
         "reliability": lambda figure: _themed(reliability_svg(figure)),
-        "coverage": lambda series: _themed(coverage_svg(series)),
+        "coverage": lambda scorers: _themed(coverage_svg(coverage_series(scorers))),
         "verdict": verdict,
     }
     filters: Functions = {"percent": percent, "p_value": p_value, "count": count}

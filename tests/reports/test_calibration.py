@@ -8,17 +8,28 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sample_report import HOSTILE
 
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.evaluation.calibrated import CalibrationResult
+from diffusion_feedback.evaluation.calibration import (
+    Agreement,
+    CoveragePoint,
+    LabelledPairs,
+    Probabilities,
+    ScorerCalibration,
+)
+from diffusion_feedback.evaluation.statistics import Interval
+from diffusion_feedback.evaluation.temperature import ReliabilityBin, ScaleFit
 from diffusion_feedback.reports.calibration import (
-    CalibrationPart,
-    CalibrationRow,
     Estimate,
     IntervalPoint,
     ReliabilityFigure,
+    coverage_series,
     coverage_svg,
+    reliability_figure,
     reliability_svg,
 )
 from diffusion_feedback.reports.content import Report
@@ -31,33 +42,57 @@ def points(*rows: tuple[float, float]) -> list[IntervalPoint]:
     return [IntervalPoint(x, Estimate(y, max(0, y - 0.08), min(1, y + 0.08))) for x, y in rows]
 
 
-def sample(name: str = "pickscore") -> CalibrationPart:
-    own = CalibrationRow(
+def interval(value: float, low: float, high: float) -> Interval:
+    return Interval(value, low, high, 500)
+
+
+def bins(*rows: tuple[float, float]) -> list[ReliabilityBin]:
+    return [ReliabilityBin(x, y, max(0, y - 0.08), min(1, y + 0.08), 50) for x, y in rows]
+
+
+def coverage(*rows: tuple[float, float]) -> list[CoveragePoint]:
+    return [CoveragePoint(x, interval(y, max(0, y - 0.08), min(1, y + 0.08))) for x, y in rows]
+
+
+def sample(name: str = "pickscore") -> CalibrationResult:
+    before, after = bins((0.55, 0.5), (0.9, 0.8)), bins((0.55, 0.52), (0.8, 0.8))
+    own = ScorerCalibration(
         name=name,
         recipe_id="pickscore.1/fp32",
-        accuracy=Estimate(0.683, 0.649, 0.718),
-        accuracy_with_ties=Estimate(0.673, 0.643, 0.705),
-        tie_threshold=0.2,
-        log_loss=Estimate(0.593, 0.562, 0.624),
-        ece=0.056,
-        ece_by_chance=0.043,
-        logit_scale=65.23,
-        logit_scale_interval=(54.1, 78.6),
         own_logit_scale=100.0,
-        own_log_loss=Estimate(0.609, 0.57, 0.64),
-        own_ece=0.09,
+        fit=ScaleFit(65.23, "fitted"),
+        scale_interval=interval(65.23, 54.1, 78.6),
+        accuracy=interval(0.683, 0.649, 0.718),
+        accuracy_per_prompt=interval(0.69, 0.65, 0.72),
+        accuracy_with_ties=interval(0.673, 0.643, 0.705),
+        tie_threshold=0.2,
+        own=Probabilities(interval(0.609, 0.57, 0.64), 0.09, 0.043, before),
+        fitted=Probabilities(interval(0.593, 0.562, 0.624), 0.056, 0.043, after),
+        coverage=coverage((1.0, 0.68), (0.5, 0.8), (0.1, 0.97)),
+        num_equal=0,
     )
-    plain = replace(own, name="shapes", logit_scale=6.5, own_logit_scale=None, own_log_loss=None, own_ece=None)
-    series = {"own scale": points((0.55, 0.5), (0.9, 0.8)), "after the fit": points((0.55, 0.52), (0.8, 0.8))}
-    return CalibrationPart(
-        rows=[replace(plain, is_ceiling=True, note="11 pairs with equal scores"), own],
-        reliability=[
-            ReliabilityFigure(name, series),
-            ReliabilityFigure("shapes", {"after the fit": series["own scale"]}),
+    plain = replace(
+        own,
+        name="shapes",
+        fit=ScaleFit(6.5, "fitted"),
+        own_logit_scale=None,
+        own=None,
+        fitted=Probabilities(interval(0.593, 0.562, 0.624), 0.056, 0.043, before),
+        coverage=coverage((1.0, 0.77), (0.1, 1.0)),
+        num_equal=11,
+    )
+    return CalibrationResult(
+        source="pairs.parquet",
+        pairs=LabelledPairs(np.array([1.0, 0.0]), ["a", "b"]),
+        tuning_source=None,
+        tuning=None,
+        scorers=[plain, own],
+        agreements=[
+            Agreement("labels", name, interval(0.683, 0.649, 0.718)),
+            Agreement(name, "shapes", interval(0.44, 0.4, 0.48)),
         ],
-        coverage={name: points((1.0, 0.68), (0.5, 0.8), (0.1, 0.97)), "shapes": points((1.0, 0.77), (0.1, 1.0))},
-        names=["labels", name, "shapes"],
-        agreement={("labels", name): Estimate(0.683, 0.649, 0.718), (name, "shapes"): Estimate(0.44, 0.4, 0.48)},
+        ceiling="shapes",
+        num_left_out=0,
     )
 
 
@@ -77,7 +112,7 @@ def test_the_agreement_is_symmetric_and_what_is_not_given_is_blank() -> None:
     assert (
         part.agreement_of("shapes", "pickscore")
         == part.agreement_of("pickscore", "shapes")
-        == Estimate(0.44, 0.4, 0.48)
+        == interval(0.44, 0.4, 0.48)
     )
     assert part.agreement_of("shapes", "shapes") is part.agreement_of("labels", "shapes") is None
     page = render_report(Report("Calibration", calibration=part))
@@ -100,9 +135,10 @@ def test_reports_without_calibration_have_no_trace_of_it() -> None:
 
 
 def test_figures_are_the_same_bytes_for_the_same_numbers() -> None:
-    [figure, _] = sample().reliability
+    scorers = sample().scorers
+    figure = reliability_figure(scorers[1])
     assert reliability_svg(figure) == reliability_svg(figure)
-    assert coverage_svg(sample().coverage) == coverage_svg(sample().coverage)
+    assert coverage_svg(coverage_series(scorers)) == coverage_svg(coverage_series(scorers))
     assert reliability_svg(figure).startswith("<svg")
     for label in ("own scale", "after the fit", "confidence of the scorer", "90 %"):
         assert f">{label}<" in reliability_svg(figure)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from ...evaluation.calibrated import CalibrationResult
-from ...evaluation.calibration import LABELS, Probabilities, ScorerCalibration
-from ...evaluation.statistics import Interval
-from ..calibration import CalibrationPart, CalibrationRow, Estimate, IntervalPoint, ReliabilityFigure
 from ..content import Report
 from ..html import write_report
 from .folder import write_readme
@@ -68,52 +64,7 @@ def calibration_report(result: CalibrationResult) -> Report:
         title="Calibration of scorers",
         summary=f"How far scorers can be trusted to judge as people do, measured on {result.source}.",
         facts=facts,
-        calibration=CalibrationPart(
-            rows=[_row(scorer, result) for scorer in result.ranked],
-            reliability=[_reliability(scorer) for scorer in result.ranked],
-            coverage={
-                scorer.name: [IntervalPoint(point.share, _estimate(point.accuracy)) for point in scorer.coverage]
-                for scorer in result.ranked
-            },
-            names=[LABELS, *(scorer.name for scorer in result.ranked)],
-            agreement={(pair.a, pair.b): _estimate(pair.share) for pair in result.agreements},
-        ),
+        calibration=result,
         environment={scorer.name: scorer.recipe_id for scorer in result.scorers},
         notes=[*NOTES, *notes],
     )
-
-
-def _estimate(interval: Interval) -> Estimate:
-    return Estimate(interval.value, interval.low, interval.high)
-
-
-def _row(scorer: ScorerCalibration, result: CalibrationResult) -> CalibrationRow:
-    interval = scorer.scale_interval
-    return CalibrationRow(
-        name=scorer.name,
-        recipe_id=scorer.recipe_id,
-        accuracy=_estimate(scorer.accuracy),
-        accuracy_with_ties=_estimate(scorer.accuracy_with_ties),
-        tie_threshold=scorer.tie_threshold,
-        log_loss=_estimate(scorer.fitted.log_loss),
-        ece=scorer.fitted.ece,
-        ece_by_chance=scorer.fitted.ece_by_chance,
-        logit_scale=scorer.fit.logit_scale,
-        logit_scale_interval=None if interval is None else (interval.low, interval.high),
-        own_logit_scale=scorer.own_logit_scale,
-        own_log_loss=None if scorer.own is None else _estimate(scorer.own.log_loss),
-        own_ece=None if scorer.own is None else scorer.own.ece,
-        is_ceiling=scorer.name == result.ceiling,
-        note=scorer.note,
-        accuracy_per_prompt=_estimate(scorer.accuracy_per_prompt) if result.per_prompt else None,
-    )
-
-
-def _reliability(scorer: ScorerCalibration) -> ReliabilityFigure:
-    every: Mapping[str, Probabilities | None] = {"own scale": scorer.own, "after the fit": scorer.fitted}
-    series = {
-        name: [IntervalPoint(b.confidence, Estimate(b.observed, b.low, b.high)) for b in own.reliability]
-        for name, own in every.items()
-        if own is not None
-    }
-    return ReliabilityFigure(scorer.name, series, f"{len(scorer.fitted.reliability)} bins of about equally many pairs")
