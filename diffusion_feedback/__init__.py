@@ -22,35 +22,49 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
     )
     from .errors import UserError
     from .progress import set_verbosity
+    from .scorers.function import scorer_from
+    from .scorers.loading import load_scorer
+    from .workflows.scoring import score
+    from .workflows.settings import ImageSettings, ScoringSettings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DataConfig",
+    "ImageSettings",
     "ModelConfig",
     "Recipe",
     "RolloutConfig",
     "RoundsConfig",
+    "ScoringSettings",
     "TextConfig",
     "TrainingConfig",
     "UserError",
     "ValidationConfig",
     "load_recipe",
+    "load_scorer",
+    "score",
+    "scorer_from",
     "set_verbosity",
 ]
 
 # Where each public name lives; a test holds this, __all__ and the imports above together.
 _HOMES = {
     "DataConfig": "config",
+    "ImageSettings": "workflows.settings",
     "ModelConfig": "config",
     "Recipe": "config",
     "RolloutConfig": "config",
     "RoundsConfig": "config",
+    "ScoringSettings": "workflows.settings",
     "TextConfig": "config",
     "TrainingConfig": "config",
     "UserError": "errors",
     "ValidationConfig": "config",
     "load_recipe": "config",
+    "load_scorer": "scorers.loading",
+    "score": "workflows.scoring",
+    "scorer_from": "scorers.function",
     "set_verbosity": "progress",
 }
 

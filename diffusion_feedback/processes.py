@@ -64,6 +64,22 @@ def check_joined(num_processes: int) -> None:
         raise UserError(problem, "set ACCELERATE_USE_CPU=true to run them on the CPU, or start one process")
 
 
+def process_state() -> Any:
+    """accelerate's state of this process: ``process_index``, ``num_processes``, ``is_main_process``, ``device``.
+
+    All processes do the work under ``accelerate launch``; the main one writes the files.
+    """
+    from datetime import timedelta
+
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    # A process that is done waits for the others; the default of ten minutes is too short for that.
+    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))]).state
+    check_joined(state.num_processes)
+    return state
+
+
 def check_alike(accelerator: Accelerator, own: Mapping[str, Any]) -> None:
     """Raise UserError in every process unless all of them begin with the same: recipe, checkpoint, flags, by their names."""
     if accelerator.num_processes == 1:

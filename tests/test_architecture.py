@@ -25,7 +25,7 @@ FLOORS = (
     {"errors", "__init__"},
     {"documents"},
     {
-        "records", "types", "noise", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes",
+        "records", "types", "noise", "specs", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes",
         "progress", "weights",
     },
     {"catalog"},

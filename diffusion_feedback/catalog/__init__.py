@@ -51,6 +51,7 @@ CATALOG: Mapping[str, Mapping[str, str | ObjectiveRow | Family]] = {
         "aesthetic": "diffusion_feedback.scorers.aesthetic:load",
         "shapes": "diffusion_feedback.shapes.scorer:load",
         "imagereward": "diffusion_feedback.scorers.imagereward:load",
+        "function": "diffusion_feedback.scorers.function:load",
     },
     # Judges of completions, as they stand in front of the "=" of a spec.
     "text_scorer": {

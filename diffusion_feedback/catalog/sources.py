@@ -149,3 +149,16 @@ def _importing(label: str, what: str) -> Iterator[None]:
         how = "ends the program" if isinstance(error, SystemExit) else f"fails: {type(error).__name__}: {error}"
         problem = f"{label}: importing {what} {how} ({last.filename}, line {last.lineno})"
         raise UserError(problem, "correct it: importing it must do nothing but define things") from error
+
+
+@contextmanager
+def calling(label: str) -> Iterator[None]:
+    """Turn whatever a user's function raises into a UserError with the place in its file; ``label`` begins the message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's function may fail in any way
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{label}: {type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
+        raise UserError(problem, "correct the function") from error

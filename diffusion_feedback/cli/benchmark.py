@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..folders import hold_folder
 from ..workflows.sampling import LoadedSampler, add_sampling_flags, check_sampling_flags, load_sampler, take_lora_run
-from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
+from ..workflows.settings import ScoringSettings
 from .flags import Flags
+from .scoring import SCORERS_HELP, add_scoring_flags
+from .settings import made_of
 
 if TYPE_CHECKING:
     from ..data.prompt_images import PromptImages
@@ -99,20 +101,22 @@ def run(argv: Sequence[str]) -> None:
     from ..catalog import resolve
 
     benchmark: Benchmark = resolve("benchmark", arguments.benchmark)()
-    _check(arguments, benchmark)
+    scoring = made_of(arguments, ScoringSettings)
+    _check(arguments, benchmark, scoring)
     with hold_folder(Path(arguments.output_dir), "dfb benchmark"):
-        _measure(arguments, benchmark)
+        _measure(arguments, benchmark, scoring)
 
 
-def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
+def _measure(arguments: argparse.Namespace, benchmark: Benchmark, scoring: ScoringSettings) -> None:
     from ..data.prompt_images import find_images
     from ..evaluation.benchmarks.run import compare_runs, make_run
+    from ..processes import process_state
     from ..reports.console import benchmark_summary
     from ..reports.pages.benchmark import write_pages
     from ..workflows.benchmark_folder import check_folder, image_names, open_folder, write_run
-    from ..workflows.scoring import process_state, score_items
+    from ..workflows.scoring import score_items
 
-    read, settings = _prompts(benchmark, arguments)
+    read, settings = _prompts(benchmark, arguments, scoring)
     prompts = list(read.prompts)
     baseline = _baseline(benchmark, settings, arguments)
     loaded = None
@@ -137,7 +141,7 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
         _generate(loaded, prompts, folder, arguments)
         loaded = None  # its memory is the scorers' now
     found = found or find_images(folder, prompts)
-    records = score_items([item for items in found.images for item in items], arguments)
+    records = score_items([item for items in found.images for item in items], arguments.scorer, scoring)
     if not state.is_main_process:
         return
     settings["recipes"] = {record.scorer: record.recipe_id for record in records}
@@ -151,7 +155,7 @@ def _measure(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     print(f"\n{folder / 'report.html'}: open it; {folder / 'results.json'} holds its figures")
 
 
-def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
+def _check(arguments: argparse.Namespace, benchmark: Benchmark, scoring: ScoringSettings) -> None:
     from ..devices import find_device
     from ..errors import UserError
     from ..scorers.loading import parse_spec
@@ -163,7 +167,7 @@ def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
         raise UserError(f"--tie_margin: got {arguments.tie_margin}", "allowed: 0 or more, in the unit of the scores")
     if arguments.generation_batch_size < 1:
         raise UserError(f"--generation_batch_size: got {arguments.generation_batch_size}", "allowed: 1 or more")
-    if arguments.on_bad_image == "skip" and not arguments.allow_missing:
+    if scoring.on_bad_image == "skip" and not arguments.allow_missing:
         raise UserError("--on_bad_image skip leaves prompts without a score", "give --allow_missing too")
     arguments.prompts = arguments.prompts or benchmark.prompts
     if arguments.prompts is None:
@@ -176,11 +180,13 @@ def _check(arguments: argparse.Namespace, benchmark: Benchmark) -> None:
     # Before hours of generating, and before anything is replaced.
     for spec in arguments.scorer:
         parse_spec(spec)
-    if arguments.device:
-        find_device(arguments.device)
+    if scoring.device:
+        find_device(scoring.device)
 
 
-def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[PromptSet, dict[str, Any]]:
+def _prompts(
+    benchmark: Benchmark, arguments: argparse.Namespace, scoring: ScoringSettings
+) -> tuple[PromptSet, dict[str, Any]]:
     """The prompts, and the settings of the run as far as they decide."""
     from .. import __version__
     from ..data.prompt_sets import read_prompt_set
@@ -214,7 +220,7 @@ def _prompts(benchmark: Benchmark, arguments: argparse.Namespace) -> tuple[Promp
         "num_prompts": len(found.prompts),
         "short": short,
         "scorers": arguments.scorer,
-        "scoring_dtype": arguments.dtype,
+        "scoring_dtype": scoring.dtype,
         "allow_missing": arguments.allow_missing,
         "version": __version__,
     }
@@ -285,7 +291,7 @@ def _generate(
 ) -> None:
     from ..errors import UserError
     from ..generation import generate, own_noise
-    from ..workflows.scoring import process_state
+    from ..processes import process_state
 
     if process_state().num_processes > 1:
         remedy = "run dfb benchmark in one process first; or generate apart, and give --images"

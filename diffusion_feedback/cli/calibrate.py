@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_folder
-from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
+from ..workflows.settings import ScoringSettings
 from .flags import Flags
+from .scoring import SCORERS_HELP, add_scoring_flags
+from .settings import made_of
 
 if TYPE_CHECKING:
     from ..evaluation.calibration import Judgement, LabelledPairs
@@ -86,16 +88,19 @@ def run(argv: Sequence[str]) -> None:
 def _calibrate(arguments: argparse.Namespace) -> None:
     from ..evaluation.calibrated import CalibrationResult
     from ..evaluation.calibration import agreements, calibrate
+    from ..processes import process_state
     from ..records import atomic_write
     from ..reports.console import calibration_summary
     from ..reports.pages.calibration import write_pages
-    from ..workflows.scoring import process_state, score_items
+    from ..workflows.scoring import score_items
 
     test = _read(arguments.pairs, arguments.split, arguments)
     tune = _read(arguments.tune, arguments.tune_split, arguments) if arguments.tune else None
     if tune is not None:
         _check_apart(test, tune)
-    records = score_items([*test.items, *(tune.items if tune else [])], arguments)
+    records = score_items(
+        [*test.items, *(tune.items if tune else [])], arguments.scorer, made_of(arguments, ScoringSettings)
+    )
     if not process_state().is_main_process:
         return
     scored, tuned = _Scored(test, records), None if tune is None else _Scored(tune, records)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import hold_file
-from ..workflows.image_inputs import IMAGES_HELP, add_image_flags, read_image_set
-from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
+from ..workflows.settings import ImageSettings, ScoringSettings
 from .flags import Flags
+from .scoring import IMAGES_HELP, SCORERS_HELP, add_image_flags, add_scoring_flags
+from .settings import made_of
 
 if TYPE_CHECKING:
     from ..labeling.panel import LabelPolicy
@@ -104,13 +105,17 @@ def _label(arguments: argparse.Namespace) -> None:
     from ..errors import UserError
     from ..labeling.panel import read_calibration
     from ..labeling.rules import rule_of
+    from ..processes import process_state
+    from ..workflows.image_inputs import open_places
     from ..workflows.labeling import write_built, write_relabelled
-    from ..workflows.scoring import check_not_input, process_state
+    from ..workflows.outputs import check_not_input
 
     # Settings are checked before hours of scoring, not after.
     policy, rule = _policy(arguments), rule_of(arguments.rule or "best_worst", "--rule")
     calibration = read_calibration(arguments.calibration) if arguments.calibration else None
-    items = read_image_set(arguments).items
+    items = open_places(
+        arguments.images, arguments.prompts and Path(arguments.prompts), made_of(arguments, ImageSettings)
+    ).items
     check_not_input(Path(arguments.output), items, arguments.scores, arguments.prompts)
     if absent := [item.name for item in items if not item.prompt]:
         problem = f"{' '.join(arguments.images)}: {len(absent)} images have no prompt; the first: {absent[0]}"
@@ -142,7 +147,7 @@ def _label(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from ..errors import UserError
-    from ..workflows.scoring import check_output
+    from ..workflows.outputs import check_output
 
     check_output(Path(arguments.output), (".parquet",), overwrite=arguments.overwrite)
     if (arguments.scorer is None) == (arguments.scores is None):
@@ -173,9 +178,10 @@ def _scores(items: Sequence[ImageItem], arguments: argparse.Namespace) -> tuple[
     from ..errors import UserError, nearest
     from ..workflows.scoring import score_items
 
+    scoring = made_of(arguments, ScoringSettings)
     if arguments.scores is None:
-        records = score_items(items, arguments)
-        if arguments.on_bad_image == "skip":
+        records = score_items(items, arguments.scorer, scoring)
+        if scoring.on_bad_image == "skip":
             names = {record.sample for record in records}
             items = [item for item in items if item.name in names]
         return list(items), records

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..folders import hold_file
-from ..workflows.image_inputs import IMAGES_HELP, add_image_flags, folder_means, read_image_set
-from ..workflows.scoring import SCORERS_HELP, add_scoring_flags
+from ..workflows.settings import ImageSettings, ScoringSettings
 from .flags import Flags
+from .scoring import IMAGES_HELP, SCORERS_HELP, add_image_flags, add_scoring_flags
+from .settings import made_of
 
 EPILOG = f"""examples:
   dfb score runs/demo/samples/dpo --scorer pickscore=assets/shapes-scorer shapes --output scores.parquet
@@ -17,6 +18,7 @@ EPILOG = f"""examples:
   dfb score 'pickapic/validation-*.parquet' --scorer hpsv2=HPS_v2.1_compressed.pt --dtype bfloat16 --output scores.parquet
   dfb score sdxl sd15 --prompts prompts.txt --scorer hpsv2 --output scores.csv
   dfb score cat.png 'drafts/*.webp' --prompt "a cat in a hat" --scorer pickscore --output scores.csv
+  dfb score images --scorer function=rewards.py:brightness --output scores.csv
   accelerate launch --num_processes 4 -m diffusion_feedback score images --scorer hpsv2 --output scores.parquet
 
 {SCORERS_HELP}
@@ -44,28 +46,27 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> None:
     """Score as ``argv`` says. Raises UserError for bad input."""
     arguments = build_parser().parse_args(argv)
+    scoring, inputs = made_of(arguments, ScoringSettings), made_of(arguments, ImageSettings)
 
-    from ..data.scores import SCORE_ENDINGS
-    from ..workflows.scoring import check_output
+    from ..data.scores import SCORE_ENDINGS, write_scores
+    from ..processes import process_state
+    from ..reports.console import folder_means, scores_summary
+    from ..workflows.image_inputs import open_places
+    from ..workflows.outputs import check_not_input, check_output
+    from ..workflows.scoring import score_items
 
     output = Path(arguments.output)
     check_output(output, SCORE_ENDINGS, overwrite=arguments.overwrite)
     with hold_file(output, "dfb score"):
-        _score(arguments, output)
-
-
-def _score(arguments: argparse.Namespace, output: Path) -> None:
-    from ..data.scores import write_scores
-    from ..workflows.scoring import check_not_input, process_state, score_items, summary
-
-    found = read_image_set(arguments)
-    check_not_input(output, found.items, arguments.prompts)
-    records = score_items(found.items, arguments)
-    if process_state().is_main_process:
+        images = open_places(arguments.images, arguments.prompts and Path(arguments.prompts), inputs)
+        check_not_input(output, images.items, arguments.prompts)
+        records = score_items(images.items, arguments.scorer, scoring)
+        if not process_state().is_main_process:
+            return
         write_scores(records, output)
-        print(summary(records))
-        if means := folder_means(records, found):
-            print(f"\n{means}")
+        print(scores_summary(records))
+        if table := folder_means(records, images.folders):
+            print(f"\n{table}")
         number = len({(record.sample, record.prompt) for record in records})
-        left = len(found.items) - number
+        left = len(images.items) - number
         print(f"{output}: {len(records):,} scores of {number:,} images" + (f"; {left:,} left out" if left else ""))

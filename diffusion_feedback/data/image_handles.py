@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..errors import UserError
 from ..records import content_hash
 from ..types import ImageItem
-from .images import decode_image
+from .images import EncodedImage, decode_image
 from .places import read_regular, reason
-from .rows import Location, PairSource
+from .rows import Location, PairSource, read_image
 from .tables import ParquetSource
 
 
@@ -69,9 +70,36 @@ class PairImage:
         return data
 
 
+@dataclass(frozen=True)
+class RowImage:
+    """The image in ``column`` of a row of a ``datasets.Dataset``, which does not decode it; an ImageHandle."""
+
+    data: Any
+    row: int
+    column: str
+
+    @property
+    def name(self) -> str:
+        """Where the image stands."""
+        return f"row {self.row}"
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of the bytes. Raises UserError for a cell without an image."""
+        return content_hash(self.read())
+
+    def open(self) -> Image.Image:
+        """Decode to RGB. Raises UserError for bytes that are no image."""
+        return decode_image(self.read(), self.name)
+
+    def read(self) -> bytes:
+        """The encoded bytes."""
+        return read_image(self.data[self.row][self.column], None, f"{self.name}, column {self.column!r}")
+
+
 def encoded_bytes(item: ImageItem) -> bytes:
-    """The bytes of an ``item`` of ``open_images``, as they stand on disk. Raises UserError where they have changed."""
-    assert isinstance(item.handle, ImageFile | PairImage)
+    """The encoded bytes of an ``item``, as they stand. Raises UserError where they have changed."""
+    assert isinstance(item.handle, ImageFile | PairImage | RowImage | EncodedImage)
     return item.handle.read()
 
 

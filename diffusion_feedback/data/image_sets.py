@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import UserError
+from ..progress import progress
 from ..records import PromptRecord, content_hash
 from ..types import ImageItem
 from .folders import find_twins
@@ -22,7 +21,7 @@ from .image_metadata import names_one_image, read_image_rows
 from .image_prompts import join_prompts
 from .places import is_glob, is_saved, read_regular, reason, user_path
 from .readers import find_source
-from .rows import BadRow, listed, read_image
+from .rows import BadRow, PairSource, listed, read_image
 from .tabular import find_metadata
 
 
@@ -37,9 +36,15 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
+    @property
+    def folders(self) -> dict[tuple[str, str], str]:
+        """The group of each (name, prompt)."""
+        groups = self.groups or [""] * len(self.items)
+        return {(item.name, item.prompt): group for item, group in zip(self.items, groups, strict=True)}
+
 
 def open_images(path: str | Path, **settings: Any) -> list[ImageItem]:
-    """The images of ``path`` with their prompts, as ``open_image_set`` finds them; its notes are not told."""
+    """The images of ``path`` with their prompts, as ``open_image_set`` finds them, without its notes."""
     return open_image_set([str(path)], **settings).items
 
 
@@ -251,7 +256,7 @@ def _plain(found: FolderImages, given: _Given) -> ImageSet:
     elif given.prompt is not None:
         pairs = [(name, given.prompt.strip()) for name in found.names]
     else:
-        pairs = [(name, _caption(folder / name).strip()) for name in found.names]
+        pairs = [(name, caption_beside(folder / name).strip()) for name in found.names]
         if not any(prompt for _, prompt in pairs) and (layout := prompts_in_names(found)) is not None:
             pairs, note = layout.pairs, layout.note
     captions = [name for name in found.names if (folder / name).with_suffix(".txt").is_file()]
@@ -279,7 +284,8 @@ def _of_files(files: Sequence[Path], given: _Given) -> ImageSet:
     return ImageSet(one.items, one.notes)
 
 
-def _caption(image: Path) -> str:
+def caption_beside(image: Path) -> str:
+    """The text of the .txt file beside ``image``, "" where there is none. Raises UserError for one that is no text."""
     file = image.with_suffix(".txt")
     try:
         return read_regular(file).decode("utf-8-sig")
@@ -292,9 +298,13 @@ def _caption(image: Path) -> str:
 
 
 def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:
-    source = find_source(name, split=split, revision=revision, streaming=False)
+    return pair_images(find_source(name, split=split, revision=revision, streaming=False), name)
+
+
+def pair_images(source: PairSource, name: str) -> list[ImageItem]:
+    """The two images of each row of pairs, labelled or not, row by row. Raises UserError for a row without a caption."""
     items: list[ImageItem] = []
-    for row in tqdm(source.rows(), desc=f"reading {name}", total=source.num_rows, unit="row", mininterval=0.5):
+    for row in progress(source.rows(), desc=f"reading {name}", total=source.num_rows, unit="row", mininterval=0.5):
         prompt = row.values.get("prompt")
         if isinstance(prompt, BadRow):
             raise prompt

@@ -67,6 +67,10 @@ class EncodedImage:
         """Decode to RGB. Raises UserError for bytes that are not an image."""
         return decode_image(self.data, self.source)
 
+    def read(self) -> bytes:
+        """The bytes."""
+        return self.data
+
 
 def image_header(data: bytes, source: str, *, decode: bool = False) -> ImageHeader:
     """Format, mode and size of the image ``data``; ``decode`` reads its pixels too, as a check.

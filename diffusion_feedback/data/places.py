@@ -158,10 +158,24 @@ def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> An
             raise UserError(problem, "check the path or the hub id, the split and the revision") from error
     if data.features is None:
         raise UserError(f"{name}: does not say its columns before it is read", "set data.streaming: false")
+    return undecoded(data)
+
+
+def undecoded(data: Any) -> Any:
+    """``data``, a data set of ``datasets``, so that its pictures are given as they are encoded."""
+    import datasets
+
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
     return data
+
+
+def is_dataset(given: object) -> bool:
+    """Whether ``given`` is a ``datasets.Dataset``, in memory or mapped from a disk."""
+    import datasets
+
+    return isinstance(given, datasets.Dataset)
 
 
 def _load_saved(folder: Path, split: str) -> Any:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..errors import UserError
 from ..records import PairRecord
@@ -47,6 +47,9 @@ class KnownPair:
 Pair = TypeVar("Pair", PairRecord, KnownPair)
 OnBadRow = Literal["error", "skip"]
 Ties = Literal["drop", "soft", "first"]
+
+GIVEN = "data set in memory"
+"""The name of a data set that is given as such."""
 
 FORMATS_HELP = (
     "give a parquet file, a glob of parquet files, a folder (parquet files; images with metadata.jsonl, metadata.csv or"
@@ -215,7 +218,7 @@ def _files_outside(row: Row, pair: PairRecord | KnownPair) -> list[str]:
 
 
 def open_pairs(
-    path: str | Path,
+    path: str | Path | Any,
     *,
     split: str = "train",
     revision: str | None = None,
@@ -228,18 +231,21 @@ def open_pairs(
 
     A parquet file (Pick-a-Pic columns, or prompt, chosen, rejected), a glob or folder of such files, an image folder
     with metadata.jsonl, metadata.csv or metadata.parquet, twin folders chosen/ and rejected/ (win/ and lose/, w/ and
-    l/), a folder that datasets' save_to_disk wrote, or a hub id.
+    l/), a folder that datasets' save_to_disk wrote, a hub id, or a ``datasets.Dataset``.
     ``split`` picks files whose names begin with it, a folder of that name, or the hub's split; ``revision`` and
     ``streaming`` matter for the hub only. ``ties``: drop leaves them out, soft keeps them at 0.5, first takes image 0
     as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
     """
-    source = find_source(str(path), split=split, revision=revision, streaming=streaming)
-    return PairReader(source, str(path), on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
+    source = find_source(path, split=split, revision=revision, streaming=streaming)
+    name = str(path) if isinstance(path, str | Path) else GIVEN
+    return PairReader(source, name, on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 
-def find_source(name: str, *, split: str, revision: str | None, streaming: bool) -> PairSource:
-    """The source that ``name`` stands for, by looking at the disk. Raises UserError where it is none."""
-    path = user_path(name)
+def find_source(given: str | Path | Any, *, split: str, revision: str | None, streaming: bool) -> PairSource:
+    """The source that ``given`` stands for, by looking at the disk. Raises UserError where it is none."""
+    if not isinstance(given, str | Path):
+        return HubSource(GIVEN, split, given=given)
+    name, path = str(given), user_path(str(given))
     if path.is_dir():
         return _folder_source(path, split)
     if path.is_file():

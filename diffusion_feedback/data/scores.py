@@ -73,6 +73,13 @@ def _table(records: Sequence[ScoreRecord]) -> pa.Table:
     return pa.table({name: [_cell(record, name) for record in records] for name in SCHEMA.names}, SCHEMA)
 
 
+def score_dataset(records: Sequence[ScoreRecord]) -> Any:
+    """``records`` as a ``datasets.Dataset`` with the columns of a score table."""
+    import datasets
+
+    return datasets.Dataset(_table(records))
+
+
 def read_scores(path: str | Path) -> list[ScoreRecord]:
     """The rows of a score table, in order.
 

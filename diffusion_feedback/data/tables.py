@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import check_whole, reading
 from ..prompts.tabular import check_columns
-from .places import check_regular, load_hub, stamp_of
+from .places import check_regular, load_hub, stamp_of, undecoded
 from .rows import SIDES, Location, Part, Row, match_columns, read_image
 
 PICKAPIC = {
@@ -53,8 +53,8 @@ class Layout:
         else:
             name, labels = "Pick-a-Pic columns", {}
             columns = match_columns(PICKAPIC, schema.names, where)
-        for field, column in columns.items():
-            _check_type(field, schema.field(column), where)
+        for ours, column in columns.items():
+            _check_type(ours, schema.field(column), where)
         used = set(columns.values())
         return cls(name, columns, labels, [column for column in schema.names if column not in used])
 
@@ -250,13 +250,15 @@ def next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.
 class HubSource:
     """Pairs of a data set on the hub (or of a folder that ``datasets`` reads); a location is (row,).
 
-    ``streaming`` reads without downloading the whole set first; its images cannot be read again.
+    ``streaming`` reads without downloading the whole set first; its images cannot be read again. ``given`` is a
+    ``datasets.Dataset`` that the caller holds, in the place of one that is loaded.
     """
 
     name: str
     split: str
     revision: str | None = None
     streaming: bool = False
+    given: Any = field(default=None, compare=False, repr=False)
 
     @property
     def format(self) -> str:
@@ -286,6 +288,8 @@ class HubSource:
 
     @cached_property
     def _data(self) -> Any:
+        if self.given is not None:
+            return undecoded(self.given)
         return load_hub(self.name, self.split, self.revision, self.streaming)
 
     @cached_property

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from statistics import fmean, stdev
 
+from ..data.image_folders import natural_order
 from ..evaluation.benchmarks.benchmark import OVERALL, ScorerResult
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison
+from ..evaluation.benchmarks.units import unit_of
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.judged import Judged
 from ..evaluation.statistics import Interval
+from ..records import ScoreRecord
 from .html import significant
 from .pages.benchmark_tables import digits_of, in_unit
+
+_MOST_FOLDERS = 30  # a table of more says nothing on a screen
 
 
 def benchmark_summary(run: BenchmarkRun, comparison: RunComparison | None) -> str:
@@ -117,3 +125,41 @@ def judge_summary(judged: Judged) -> str:
 def _mean_with_interval(mean: Interval) -> str:
     bounds = f"{mean.low:.4f} to {mean.high:.4f}" if math.isfinite(mean.low) else "one prompt gives no interval"
     return f"{mean.value:.4f} ({bounds})"
+
+
+def scores_summary(records: Sequence[ScoreRecord]) -> str:
+    """For each scorer the number of images, mean with standard error, range, and recipe."""
+    lines = [f"{'scorer':<18} {'images':>7} {'mean':>9} {'+- se':>8} {'min':>9} {'max':>9}  recipe"]
+    by_scorer: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        by_scorer.setdefault((record.scorer, record.recipe_id), []).append(record.score)
+    for (name, recipe), values in by_scorer.items():
+        error = f"{stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else "-"
+        figures = f"{fmean(values):>9.4f} {error:>8} {min(values):>9.4f} {max(values):>9.4f}"
+        lines.append(f"{name:<18} {len(values):>7} {figures}  {recipe}")
+    units = {name: unit_of(recipe) for name, recipe in by_scorer}
+    notes = [f"{name}: the cosine; published tables and benchmarks show {unit}" for name, unit in units.items() if unit]
+    return "\n".join([*lines, *notes])
+
+
+def folder_means(records: Sequence[ScoreRecord], folders: Mapping[tuple[str, str], str]) -> str:
+    """The mean of each folder under each scorer; empty where there is one folder, or too many.
+
+    ``folders`` names the folder of each (sample, prompt).
+    """
+    values: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        folder = folders[record.sample, record.prompt]
+        values.setdefault(folder, {}).setdefault(record.scorer, []).append(record.score)
+    if len(values) < 2:
+        return ""
+    if len(values) > _MOST_FOLDERS:
+        return f"note: {len(values)} folders, too many for a table of their means"
+    scorers = list(dict.fromkeys(record.scorer for record in records))
+    width = max(6, *(len(folder) for folder in values))
+    lines = [f"{'folder':<{width}} {'images':>7} " + " ".join(f"{name:>14}" for name in scorers)]
+    for folder in natural_order(values):
+        number = max(map(len, values[folder].values()))
+        means = " ".join(f"{fmean(values[folder][name]):>14.4f}" for name in scorers)
+        lines.append(f"{PurePath(folder)!s:<{width}} {number:>7} {means}")
+    return "\n".join(lines)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..catalog import check_settings, names, resolve
 from ..errors import UserError, nearest
-from .scorer import Scorer, Towers
+from ..specs import split_spec
+from .function import FUNCTION, ImageFunction, function_name, scorer_from
+from .scorer import ImageScorer, Scorer, Towers
 
 SPEC_HELP = (
     "[ALIAS:]NAME[=WEIGHTS][,key=value,...] where WEIGHTS is a folder, a file or a hub id, and ALIAS tells two scorers of"
@@ -45,6 +48,11 @@ class ScorerSpec:
     settings: Mapping[str, object]
     alias: str | None = None
 
+    @property
+    def label(self) -> str:
+        """The scorer's name in results."""
+        return self.alias or (function_name(self.weights or "") if self.name == FUNCTION else self.name)
+
 
 def parse_spec(text: str) -> ScorerSpec:
     """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``; the values of settings are text.
@@ -52,9 +60,8 @@ def parse_spec(text: str) -> ScorerSpec:
     Raises UserError for an unknown scorer or setting, a setting that stands twice, and weights or values that are empty:
     without its weights a scorer would be another one, the published.
     """
-    head, *rest = text.split(",")
-    name, has_weights, weights = head.partition("=")
-    alias, colon, name = name.rpartition(":")
+    spec = split_spec(text, f"scorer {text!r}", SPEC_HELP)
+    alias, colon, name = spec.head.rpartition(":")
     if name not in names("scorer"):
         known = _ELSEWHERE.get(re.sub(r"[^a-z0-9]", "", name.lower()))
         if known:
@@ -63,45 +70,63 @@ def parse_spec(text: str) -> ScorerSpec:
                 problem, f"known: {', '.join(names('scorer'))}; it is another scorer than those of like names"
             )
         raise UserError(f"unknown scorer {name!r}", nearest(name, names("scorer")))
-    settings: dict[str, object] = {}
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not (equals and value):
-            raise UserError(f"scorer {text!r}: {part!r} is no setting", SPEC_HELP)
-        if key in settings:
-            raise UserError(f"scorer {text!r}: {key!r} stands twice", "give each setting once")
-        settings[key] = value
-    check_settings("scorer", name, settings)
+    if name != FUNCTION:  # whose settings are those of the function
+        check_settings("scorer", name, spec.settings)
     if colon and not alias:
         raise UserError(f"scorer {text!r}: the alias is empty", SPEC_HELP)
-    if has_weights and not weights:
+    if spec.source == "":
         raise UserError(f"scorer {text!r}: the weights are empty", SPEC_HELP)
     try:
-        Path(weights).expanduser().exists()
+        Path(spec.source or "").expanduser().exists()
     except (OSError, RuntimeError) as error:  # too long for a path, or the home of nobody
         raise UserError(f"scorer {text!r}: the weights are no path ({error})", SPEC_HELP) from error
-    return ScorerSpec(name, weights or None, settings, alias or None)
+    return ScorerSpec(name, spec.source, spec.settings, alias or None)
+
+
+AnyScorer = str | ScorerSpec | ImageScorer | Callable[..., Any]
+"""A scorer as users name it: a spec as text or taken apart, a loaded one, or a function (see ``scorer_from``)."""
+
+
+def load_scorer(
+    spec: AnyScorer, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = torch.float32
+) -> ImageScorer:
+    """The scorer that ``spec`` names, on ``device`` in ``dtype``: ``.score(images, prompts)`` gives (N,) float32.
+
+    ``spec`` is ``[ALIAS:]NAME[=WEIGHTS][,key=value,...]`` as on the command line, such as "pickscore" or
+    "function=file.py:brightness". Raises UserError for an unknown scorer or setting, and weights that are not to be had.
+    """
+    [scorer] = load_scorers([spec], device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return scorer
 
 
 def load_scorers(
-    specs: Sequence[str | ScorerSpec], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> list[Scorer]:
-    """Load ``specs`` in order; weights that several of them use are loaded once.
+    scorers: Sequence[AnyScorer], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[ImageScorer]:
+    """Load ``scorers`` in order; weights that several of them use are loaded once. Loaded ones stay as they are.
 
     Raises UserError for bad specs and weights, and for two scorers of one name or one recipe.
     """
     towers = Towers(torch.device(device), dtype)
-    scorers: list[Scorer] = []
-    for given in specs:
-        spec = parse_spec(given) if isinstance(given, str) else given
-        scorer: Scorer = resolve("scorer", spec.name)(spec.weights, towers, **spec.settings)
-        scorers.append(replace(scorer, name=spec.alias) if spec.alias else scorer)
+    loaded = [_load(given, towers) for given in scorers]
     for what in ("recipe_id", "name"):
-        values = [getattr(scorer, what) for scorer in scorers]
+        values = [getattr(scorer, what) for scorer in loaded]
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             remedy = (
                 "name each scorer once" if what == "recipe_id" else "tell them apart by an alias: ALIAS:NAME=WEIGHTS"
             )
             raise UserError(f"two scorers have the {what.replace('_', ' ')} {twice!r}", remedy)
-    return scorers
+    return loaded
+
+
+def _load(given: AnyScorer, towers: Towers) -> ImageScorer:
+    if isinstance(given, str):
+        given = parse_spec(given)
+    if isinstance(given, ScorerSpec):
+        scorer: ImageScorer = resolve("scorer", given.name)(given.weights, towers, **given.settings)
+        return replace(scorer, name=given.alias) if given.alias else scorer  # type: ignore[type-var]
+    if isinstance(given, Scorer | ImageFunction):
+        return given
+    if not callable(given):
+        raise UserError(f"`scorers`: got {given!r}", f"give {SPEC_HELP}, a loaded scorer, or a function")
+    return scorer_from(given)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import UserError
 from ..pixels import WAS_TRANSPARENT
 from ..types import ImageItem, Scores
-from .scorer import Scorer
+from .scorer import ImageScorer, SharedFeatures
 
-_MAX_PROMPTS = 65_536  # prompt features held for each text tower: 256 MB at 1024 float32
-
-Views = dict[str, Tensor]
+Views = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +27,8 @@ class ScoredBatch:
     scores: Sequence[Scores]
 
 
-@dataclass
-class _PromptFeatures:
-    """Features of prompts, encoded once for each text tower; the oldest are forgotten when there are too many."""
-
-    rows: dict[str, OrderedDict[str, Tensor]] = field(default_factory=dict)
-
-    def of(self, scorer: Scorer, prompts: Sequence[str]) -> Tensor:
-        known = self.rows.setdefault(scorer.text_key, OrderedDict())
-        absent = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-        if absent:
-            known.update(zip(absent, scorer.encode_prompts(absent), strict=True))
-        features = torch.stack([known[prompt] for prompt in prompts])
-        while len(known) > _MAX_PROMPTS:
-            known.popitem(last=False)
-        return features
-
-
 def run(
-    scorers: Sequence[Scorer],
+    scorers: Sequence[ImageScorer],
     items: Iterable[ImageItem],
     *,
     batch_size: int = 16,
@@ -62,8 +43,8 @@ def run(
     told, from those threads, of images that were laid on white. Raises UserError naming image and recipe for a score
     that is not finite.
     """
-    prompts = _PromptFeatures()
-    cuts: Mapping[str, Scorer] = {scorer.view_key: scorer for scorer in scorers}
+    shared = SharedFeatures()
+    cuts: Mapping[str, ImageScorer] = {scorer.view_key: scorer for scorer in scorers}
 
     def views_of(item: ImageItem) -> Views:
         image = item.handle.open()
@@ -77,7 +58,7 @@ def run(
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for batch in _batches(pool, views_of, items, batch_size, on_bad):
-                yield _judge(scorers, batch, prompts)
+                yield _judge(scorers, batch, shared)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -113,23 +94,20 @@ def _batches(
 
 @torch.inference_mode()
 def _judge(
-    scorers: Sequence[Scorer], batch: Sequence[tuple[ImageItem, Views]], prompts: _PromptFeatures
+    scorers: Sequence[ImageScorer], batch: Sequence[tuple[ImageItem, Views]], shared: SharedFeatures
 ) -> ScoredBatch:
     items = [item for item, _ in batch]
-    stacked = {key: torch.stack([views[key] for _, views in batch]) for key in batch[0][1]}
-    features: dict[tuple[str, str], Tensor] = {}
+    prompts = [item.prompt for item in items]
+    shared.images.clear()
     scores: list[Scores] = []
     for scorer in scorers:
-        place = (scorer.view_key, scorer.image_key)
-        if place not in features:
-            features[place] = scorer.encode_images(stacked[scorer.view_key])
-        found = scorer.judge(features[place], prompts.of(scorer, [item.prompt for item in items]))
-        _check_finite(scorer, items, found)
-        scores.append(found)
+        judged = scorer.judge_views([views[scorer.view_key] for _, views in batch], prompts, shared)
+        _check_finite(scorer, items, judged)
+        scores.append(judged)
     return ScoredBatch(items, scores)
 
 
-def _check_finite(scorer: Scorer, items: Sequence[ImageItem], scores: Scores) -> None:
+def _check_finite(scorer: ImageScorer, items: Sequence[ImageItem], scores: Scores) -> None:
     bad = torch.nonzero(~(scores.score.isfinite() & scores.raw.isfinite())).flatten().tolist()
     if bad:
         item, value = items[bad[0]], float(scores.score[bad[0]])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -12,6 +13,46 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..types import Scores
+
+_MAX_PROMPTS = 65_536  # prompt features held for each text tower: 256 MB at 1024 float32
+
+
+class ImageScorer(Protocol):
+    """What judges images against prompts: a ``Scorer``, or a user's function; ``recipe_id`` names all that makes the number.
+
+    ``view`` makes of one RGB image what ``judge_views`` takes; scorers of one ``view_key`` share it.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def recipe_id(self) -> str: ...
+    @property
+    def logit_scale(self) -> float | None:
+        """``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none."""
+        ...
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the score depends on the prompt."""
+        ...
+
+    @property
+    def view_key(self) -> str: ...
+    @property
+    def view(self) -> Callable[[Image.Image], Any]: ...
+    @property
+    def cuts(self) -> Callable[[Sequence[str]], list[bool]]:
+        """Which of the prompts are longer than the scorer reads."""
+        ...
+
+    def judge_views(self, views: Sequence[Any], prompts: Sequence[str], shared: SharedFeatures) -> Scores:
+        """Scores (N,) of N views against their prompts, row by row."""
+        ...
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Scores (N,) float32 of images against their prompts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,11 +98,13 @@ class Scorer:
 
         Images and prompts that fit into memory; ``runner.run`` takes any number of them.
         """
-        if len(images) != len(prompts) or not images:
-            raise ValueError(f"{len(images)} images, {len(prompts)} prompts: give one prompt for each image")
+        check_one_prompt_each(images, prompts)
         with torch.inference_mode():
-            features = self.encode_images(torch.stack([self.view(image) for image in images]))
-            return self.judge(features, self.encode_prompts(prompts)).score
+            return self.judge_views([self.view(image) for image in images], prompts, SharedFeatures()).score
+
+    def judge_views(self, views: Sequence[Tensor], prompts: Sequence[str], shared: SharedFeatures) -> Scores:
+        """Scores of stacked ``views``; what another scorer has computed of them is taken from ``shared``."""
+        return self.judge(shared.of_images(self, views), shared.of_prompts(self, prompts))
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (N,) of ``pixels`` (N, 3, H, W) in [0, 1], differentiable with respect to them.
@@ -71,11 +114,42 @@ class Scorer:
         """
         if self.view_pixels is None:
             raise UserError(f"scorer {self.name!r} cannot be differentiated", "train on a scorer of another kind")
-        if len(pixels) != len(prompts):
-            raise ValueError(f"{len(pixels)} images, {len(prompts)} prompts: give one prompt for each image")
+        check_one_prompt_each(pixels, prompts)
         with torch.no_grad():
             text = self.encode_prompts(prompts)
         return self.judge(self.encode_images(self.view_pixels(pixels)), text).score
+
+
+def check_one_prompt_each(images: Sized, prompts: Sized) -> None:
+    """Raise ValueError unless there are images, and one prompt for each."""
+    if len(images) != len(prompts) or not len(images):
+        raise ValueError(f"{len(images)} images, {len(prompts)} prompts: give one prompt for each image")
+
+
+@dataclass
+class SharedFeatures:
+    """What scorers compute once: features of one batch of images, and those of prompts, of which the oldest are forgotten."""
+
+    images: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    prompts: dict[str, OrderedDict[str, Tensor]] = field(default_factory=dict)
+
+    def of_images(self, scorer: Scorer, views: Sequence[Tensor]) -> Tensor:
+        """The features of ``views`` under the scorer's image tower."""
+        place = (scorer.view_key, scorer.image_key)
+        if place not in self.images:
+            self.images[place] = scorer.encode_images(torch.stack(list(views)))
+        return self.images[place]
+
+    def of_prompts(self, scorer: Scorer, prompts: Sequence[str]) -> Tensor:
+        """The features of ``prompts`` under the scorer's text tower."""
+        known = self.prompts.setdefault(scorer.text_key, OrderedDict())
+        absent = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        if absent:
+            known.update(zip(absent, scorer.encode_prompts(absent), strict=True))
+        features = torch.stack([known[prompt] for prompt in prompts])
+        while len(known) > _MAX_PROMPTS:
+            known.popitem(last=False)
+        return features
 
 
 @dataclass(frozen=True)

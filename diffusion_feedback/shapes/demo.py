@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -27,7 +26,8 @@ from ..labeling.panel import LabelPolicy
 from ..prompts import read_prompts
 from ..records import atomic_write
 from ..workflows.labeling import write_relabelled
-from ..workflows.scoring import add_scoring_flags, score_items
+from ..workflows.scoring import score_items
+from ..workflows.settings import ScoringSettings
 from ..workflows.training.run import train
 from .page import VerifiedImages, write_page
 from .scenes import parse_caption
@@ -167,11 +167,9 @@ class Story:
         output = self.folder / AI_PAIRS
         if output.exists():
             return
-        parser = argparse.ArgumentParser()
-        add_scoring_flags(parser)
-        flags = ["--scorer", f"pickscore={SCORER}", "--cache_dir", str(self.folder / "cache"), "--batch_size", "64"]
         items = open_images(self.recipes["dpo"].data.train)
-        records = score_items(items, parser.parse_args(flags))
+        settings = ScoringSettings(cache_dir=str(self.folder / "cache"), batch_size=64)
+        records = score_items(items, [f"pickscore={SCORER}"], settings)
         logger.info("%s", write_relabelled(items, items, records, LabelPolicy(), None, output))
 
     def _sample(self, name: str, lora: str | None) -> VerifiedImages:

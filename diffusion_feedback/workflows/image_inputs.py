@@ -1,89 +1,101 @@
-"""Which images a command is given, with which prompts: the flags that say so, and what is told about what was found."""
+"""Which images a call is given, with which prompts, from whatever form they stand in."""
 
 from __future__ import annotations
 
-import argparse
+import logging
 from collections.abc import Sequence
-from pathlib import PurePath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..data.image_sets import ImageSet
-    from ..records import ScoreRecord
+from PIL import Image
 
-_MOST_FOLDERS = 30  # a table of more says nothing on a screen
+from ..data.image_folders import is_image_name
+from ..data.image_lists import dataset_images, listed_images
+from ..data.image_sets import ImageSet, open_image_set
+from ..data.places import is_dataset, is_glob
+from ..data.texts import says_texts
+from ..errors import UserError
+from ..prompts import read_prompts
+from .settings import ImageSettings
 
-IMAGES_HELP = """images:
-  a folder that dfb generate wrote, or any with metadata.jsonl, .csv or .parquet (columns file_name and prompt; an image
-  may stand in several rows, or have a list of prompts); a folder of such folders; a plain folder with a .txt beside each
-  image, or with --prompts or --prompt; GenEval's folders (00000/metadata.jsonl, 00000/samples/), T2I-CompBench's
-  (PROMPT_000000.png); single images; globs; preference pairs. PNG, JPEG, WebP, AVIF, GIF, BMP and TIFF, subfolders too.
-  --prompts joins by the column file_name or id where the file has one (ImageReward's benchmark: ID_0.png); names as
-  00007_1.png by their first number, where there are several images a prompt; else one prompt an image, names in natural
-  order (2.png before 10.png). The first pairings are printed: look at them.
-"""
+logger = logging.getLogger(__name__)
 
+Prompts = str | Path | Sequence[str] | None
+"""One prompt of all images, a file of prompts, one prompt for each image, or none: those that come with the images."""
 
-def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str) -> None:
-    """The images, and the flags that say which prompts are theirs."""
-    add = parser.add_argument
-    add("images", metavar=metavar, nargs="+", help=about)
-    add("--prompts", help="file of the prompts of plain folders, see below (txt, json, jsonl, csv, tsv or parquet)")
-    add("--prompt", metavar="TEXT", help="one prompt for all images")
-    add("--split", default="train", help="split, where the source has splits (default train)")
-    add("--revision", help="branch, tag or commit on the hub")
+_PROMPT_FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-def read_image_set(arguments: argparse.Namespace) -> ImageSet:
-    """The images that ``arguments`` name; the main process tells how they were found. Raises UserError for bad input."""
-    from ..data.image_sets import open_image_set
-    from ..data.texts import says_texts
-    from ..errors import UserError
-    from ..prompts import read_prompts
-    from .scoring import process_state
+def open_inputs(images: Any, prompts: Prompts = None, settings: ImageSettings | None = None) -> ImageSet:
+    """The images with their prompts; how they were found is noted in the log.
 
-    if arguments.prompts and arguments.prompt is not None:
-        raise UserError("--prompts and --prompt: both are given", "give one of the two")
-    if arguments.prompt is not None and not arguments.prompt.strip():
-        raise UserError("--prompt: is empty", "give a prompt of at least one character")
-    for path in arguments.images:
+    ``images``: a PIL image, the path of an image, folder, glob or pairs (see ``open_image_set``), a ``datasets.Dataset``,
+    or a list of these. A list of PIL images or of single files keeps its order, ``prompts`` being in the same.
+    Raises UserError for images that are not there, and prompts that do not fit.
+    """
+    settings = settings or ImageSettings()
+    given = _listed(images)
+    if prompts is not None and settings.prompt is not None:
+        raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
+    file = _prompt_file(prompts)
+    texts: Any = settings.prompt if settings.prompt is not None else None if file else prompts
+    if isinstance(texts, str) and not texts.strip():
+        raise UserError("`prompts`: is empty", "give a prompt of at least one character")
+    are_paths = all(isinstance(each, str | Path) for each in given)
+    if are_paths and (file or isinstance(images, str | Path) or not all(map(_is_single, given))):
+        return open_places([str(each) for each in given], file or texts, settings)
+    if file:
+        texts = [record.prompt for record in read_prompts(str(file))]
+    if not all(is_dataset(each) for each in given):
+        pictures = [each for each in given if isinstance(each, Image.Image | str | Path)]
+        if len(pictures) < len(given):
+            other = next(each for each in given if not isinstance(each, Image.Image | str | Path))
+            remedy = "give PIL images, paths or datasets.Dataset objects, one kind at a time"
+            raise UserError(f"`images`: holds a {type(other).__name__}", remedy)
+        return listed_images(pictures, texts)
+    if len(given) > 1:
+        raise UserError(f"`images`: {len(given)} data sets", "join them with datasets.concatenate_datasets")
+    return dataset_images(given[0], texts)
+
+
+def _listed(images: Any) -> list[Any]:
+    if isinstance(images, str | Path | Image.Image) or is_dataset(images):
+        return [images]
+    try:
+        given = list(images)
+    except TypeError as error:
+        remedy = "give PIL images, paths, a datasets.Dataset, or a list of these"
+        raise UserError(f"`images`: got a {type(images).__name__}", remedy) from error
+    if not given:
+        raise UserError("`images`: is empty", "give at least one")
+    return given
+
+
+def _prompt_file(prompts: Prompts) -> Path | None:
+    """The file that ``prompts`` names; a text that looks like the name of one is meant as such."""
+    if isinstance(prompts, Path):
+        return prompts
+    is_file = isinstance(prompts, str) and prompts.lower().endswith(_PROMPT_FILES) and "\n" not in prompts
+    return Path(str(prompts)) if is_file else None
+
+
+def _is_single(path: str | Path) -> bool:
+    return is_image_name(str(path)) and not is_glob(str(path)) and not Path(path).is_dir()
+
+
+def open_places(paths: Sequence[str], prompts: Prompts, settings: ImageSettings) -> ImageSet:
+    """The images of ``paths`` in natural order; ``prompts``: the file of them, or as for ``open_inputs``.
+
+    Raises UserError as ``open_inputs`` does.
+    """
+    if prompts is not None and settings.prompt is not None and prompts != settings.prompt:
+        raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
+    for path in paths:
         if says_texts(path):
-            remedy = "give images; completions are compared by dfb judge, and scored and paired by dfb rounds"
-            raise UserError(f"{path}: holds texts, and this command is for images", remedy)
-    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
-    found = open_image_set(
-        arguments.images,
-        prompts=prompts,
-        prompt=arguments.prompt,
-        split=arguments.split,
-        revision=arguments.revision,
-    )
-    if process_state().is_main_process:
-        for note in found.notes:
-            print(f"note: {note}")
-    return found
-
-
-def folder_means(records: Sequence[ScoreRecord], found: ImageSet) -> str:
-    """A table of the mean of each folder under each scorer; empty where there is one folder, or too many."""
-    from statistics import fmean
-
-    from ..data.image_folders import natural_order
-
-    group_of = {(item.name, item.prompt): group for item, group in zip(found.items, found.groups, strict=True)}
-    values: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        group = group_of[record.sample, record.prompt]
-        values.setdefault(group, {}).setdefault(record.scorer, []).append(record.score)
-    if len(values) < 2:
-        return ""
-    if len(values) > _MOST_FOLDERS:
-        return f"note: {len(values)} folders, too many for a table of their means"
-    scorers = list(dict.fromkeys(record.scorer for record in records))
-    width = max(6, *(len(group) for group in values))
-    lines = [f"{'folder':<{width}} {'images':>7} " + " ".join(f"{name:>14}" for name in scorers)]
-    for group in natural_order(values):
-        number = max(map(len, values[group].values()))
-        means = " ".join(f"{fmean(values[group][name]):>14.4f}" for name in scorers)
-        lines.append(f"{PurePath(group)!s:<{width}} {number:>7} {means}")
-    return "\n".join(lines)
+            raise UserError(f"{path}: holds texts, and this is for images", "give images; texts are judged by rounds")
+    one = prompts if isinstance(prompts, str) else settings.prompt
+    several = read_prompts(prompts) if isinstance(prompts, Path) else None if isinstance(prompts, str) else prompts
+    images = open_image_set(paths, prompts=several, prompt=one, split=settings.split, revision=settings.revision)
+    for note in images.notes:
+        logger.warning("note: %s", note)
+    return images

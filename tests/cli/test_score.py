@@ -151,7 +151,7 @@ def test_the_input_is_never_the_output(tmp_path: Path, capsys: pytest.CaptureFix
     for source in (str(table), str(tmp_path / "pairs"), str(tmp_path / "pairs" / "*.parquet")):
         for command in ("score", "label"):
             argv = [command, source, "--scorer", "shapes", "--cache_dir", str(tmp_path / "cache")]
-            fails(capsys, [*argv, "--output", str(table), "--overwrite"], "is an input of this command")
+            fails(capsys, [*argv, "--output", str(table), "--overwrite"], "is an input, and would be lost")
     assert table.read_bytes() == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...catalog.sources import load_named, source_hash
+from ...catalog.sources import calling, load_named, source_hash
 from ...errors import UserError
 from .checking import check_equal_length, finite
 
@@ -35,14 +34,8 @@ class FunctionScorer:
         if not completions:
             return []
         # By name where it can be: reward functions of TRL take completions first, and what else they do not use.
-        try:
+        with calling(f"function {self.name}"):
             values = self.function(prompts=list(prompts), completions=list(completions))
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # a stranger's function may fail in any way
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            problem = f"function {self.name}: {type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
-            raise UserError(problem, "correct the function") from error
         return finite(values, prompts, completions, f"function {self.name}")
 
 

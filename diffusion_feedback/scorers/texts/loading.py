@@ -9,6 +9,7 @@ import torch
 
 from ...catalog import check_settings, names, resolve
 from ...errors import UserError, nearest
+from ...specs import split_spec
 from ...types import TextScorer
 
 SPEC_HELP = (
@@ -30,22 +31,14 @@ def parse_text_spec(text: str, kind: str = "text_scorer") -> TextScorerSpec:
 
     Raises UserError for an unknown kind of judge or setting, one that stands twice or is missing, and an empty value.
     """
-    head, *rest = text.split(",")
-    name, _, source = head.partition("=")
+    spec = split_spec(text, repr(text), SPEC_HELP)
+    name = spec.head
     if name not in names(kind):
         raise UserError(f"{text!r}: unknown kind of judge {name!r}", f"{SPEC_HELP}; {nearest(name, names(kind))}")
-    if not source:
+    if not spec.source:
         raise UserError(f"{text!r}: does not say where the {name} lies", SPEC_HELP)
-    settings: dict[str, str] = {}
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not (key and equals and value):
-            raise UserError(f"{text!r}: {part!r} is no setting", SPEC_HELP)
-        if key in settings:
-            raise UserError(f"{text!r}: {key!r} stands twice", "give each setting once")
-        settings[key] = value
-    check_settings(kind, name, settings)
-    return TextScorerSpec(name, source, settings)
+    check_settings(kind, name, spec.settings)
+    return TextScorerSpec(name, spec.source, spec.settings)
 
 
 def load_text_scorer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from ...prompts import read_prompts
 from ...records import Text
 from ...types import Denoiser
 from ..labeling import write_built
-from ..scoring import add_scoring_flags, score_items
+from ..scoring import score_items
+from ..settings import ScoringSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,8 @@ class ImageSide:
 
     def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
         """Score every image, each process its share; what the cache holds is not scored again."""
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        add_scoring_flags(parser)
-        flags = ["--scorer", spec, "--cache_dir", self.recipe.data.cache_dir]
-        records = score_items(open_images(str(drawn)), parser.parse_args(flags))
+        settings = ScoringSettings(cache_dir=self.recipe.data.cache_dir)
+        records = score_items(open_images(str(drawn)), [spec], settings)
         if is_main:
             write_scores(records, output)
 

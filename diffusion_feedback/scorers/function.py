@@ -1,0 +1,158 @@
+"""A user's Python function as a scorer of images: ``function=file.py:brightness``, or any callable in Python."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..catalog import settings_of
+from ..catalog.sources import calling, load_named, source_hash
+from ..documents import parse_yaml
+from ..errors import UserError, nearest
+from ..records import content_hash
+from ..types import Scores
+from .checking import numbers
+from .scorer import SharedFeatures, Towers, check_one_prompt_each
+
+FUNCTION = "function"
+"""The name of this scorer in the catalog."""
+
+Judge = Callable[[Sequence[Image.Image], Sequence[str]], Any]
+
+
+@dataclass(frozen=True)
+class ImageFunction:
+    """An ``ImageScorer`` that gives RGB images of any size and their prompts to ``judge``, a batch at a time."""
+
+    name: str
+    recipe_id: str
+    judge: Judge
+    reads_prompts: bool
+    logit_scale: float | None = None
+    view_key: str = "image"
+
+    @property
+    def view(self) -> Callable[[Image.Image], Image.Image]:
+        """The image itself."""
+        return lambda image: image
+
+    def cuts(self, prompts: Sequence[str]) -> list[bool]:
+        """Nothing is known to be cut."""
+        return [False] * len(prompts)
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Scores (N,) float32. Raises ValueError for unequal lengths or no image, UserError where the function fails."""
+        check_one_prompt_each(images, prompts)
+        return self.judge_views(images, prompts, SharedFeatures()).score
+
+    def judge_views(self, views: Sequence[Image.Image], prompts: Sequence[str], shared: SharedFeatures) -> Scores:
+        """What the function says. Raises UserError where it fails, gives another count, or no finite number."""
+        label = f"scorer {self.name}"
+        with calling(label):
+            values = self.judge(list(views), list(prompts))
+
+        def describe(place: int) -> str:
+            return f"image {place + 1} of {len(views)} (prompt {prompts[place][:80]!r})"
+
+        scores = torch.tensor(numbers(values, len(views), label, "image", describe), dtype=torch.float32)
+        return Scores(scores, scores)
+
+
+def scorer_from(
+    function: Callable[..., Any], *, name: str | None = None, logit_scale: float | None = None, **settings: Any
+) -> ImageFunction:
+    """A scorer of images made of ``function``, whose values are larger for better images.
+
+    It is called with a list of RGB PIL images and a list of their prompts, and returns one finite number for each; where
+    its first parameter is named ``image`` it is called image by image, and without a second one it gets no prompt.
+    ``settings`` are its keyword-only parameters. ``name`` (the function's own by default) stands in the results;
+    ``logit_scale`` * value is a Bradley-Terry logit, where that is known. The recipe id holds the hash of the source.
+    Raises UserError for a function that cannot be called so, and for settings that it does not take.
+    """
+    own = str(name or getattr(function, "__name__", type(function).__name__))
+    home = getattr(function, "__module__", "") or ""
+    recipe = f"function.1/{home}:{getattr(function, '__qualname__', own)}/{source_hash(function)[:12]}"
+    return _made(function, own, recipe, logit_scale, settings)
+
+
+def load(source: str | None, towers: Towers, **settings: Any) -> ImageFunction:
+    """The function that ``source`` names, as ``path/to/file.py:attribute`` or ``module:attribute``; see ``scorer_from``.
+
+    The hash of its file is part of the recipe id; what that file imports is not. Its scores are no logits until a
+    calibration gives a scale. Raises UserError where there is no such function.
+    """
+    source = source or ""
+    label = f"function={source}"
+    function = load_named(source, label)
+    place, _, attribute = source.rpartition(":")
+    home = Path(place).stem if place.endswith(".py") else place
+    recipe = f"function.1/{home}:{attribute}/{source_hash(source)[:12]}"
+    typed = {key: parse_yaml(str(value), f"{label}, {key}") for key, value in settings.items()}
+    return _made(function, function_name(source), recipe, None, typed)
+
+
+def function_name(source: str) -> str:
+    """The name in results of the function that ``source`` names."""
+    return source.rpartition(":")[2].rpartition(".")[2]
+
+
+def _made(
+    function: Callable[..., Any], name: str, recipe: str, scale: float | None, settings: dict[str, Any]
+) -> ImageFunction:
+    label = f"scorer {name}"
+    _check_settings(function, label, settings)
+    if settings:
+        recipe += f"/{content_hash(repr(sorted(settings.items())))[:12]}"
+    judge, reads_prompts = _called(functools.partial(function, **settings) if settings else function, label)
+    return ImageFunction(name, recipe, judge, reads_prompts, scale)
+
+
+def _check_settings(function: Callable[..., Any], label: str, settings: dict[str, Any]) -> None:
+    try:
+        schema = settings_of(function)
+    except ValueError:  # some built-in ones tell nothing of themselves
+        schema = {}
+    for key in settings:
+        if key not in schema:
+            remedy = nearest(key, list(schema)) if schema else "it has no keyword-only parameters"
+            raise UserError(f"{label}: does not take {key!r}", remedy)
+    for key, parameter in schema.items():
+        if parameter.default is inspect.Parameter.empty and key not in settings:
+            raise UserError(f"{label}: needs a value for {key!r}", f"append ,{key}=..., or give it a default")
+
+
+def _called(function: Callable[..., Any], label: str) -> tuple[Judge, bool]:
+    """How ``function`` is called with images and prompts, and whether it reads prompts."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return function, True
+    empty, positional = (
+        inspect.Parameter.empty,
+        (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD),
+    )
+    places = [p for p in parameters if p.kind in positional]
+    has_rest = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    if not (places or has_rest) or any(p.default is empty for p in places[2:]):
+        problem = f"{label}: takes {inspect.signature(function)}, and is called with images and prompts"
+        raise UserError(
+            problem, "give a function of a list of images and a list of prompts, or of an image and a prompt"
+        )
+    # A further parameter with a default is the function's own affair.
+    second = places[1] if len(places) > 1 else None
+    reads_prompts = has_rest or (second is not None and (second.default is empty or second.name.startswith("prompt")))
+    if places and places[0].name == "image":
+        if reads_prompts:
+            return lambda images, prompts: [function(i, p) for i, p in zip(images, prompts, strict=True)], True
+        return lambda images, prompts: [function(image) for image in images], False
+    if reads_prompts:
+        return function, True
+    return lambda images, prompts: function(images), False

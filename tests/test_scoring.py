@@ -1,0 +1,142 @@
+"""Scores in Python: ``dfb.score`` on images of every form, and scorers that users write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import shapes_images
+from PIL import Image
+
+import diffusion_feedback as dfb
+from diffusion_feedback.cli.main import main
+from diffusion_feedback.data.scores import read_scores
+
+SHAPES = "shapes"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shapes_images.write_folder(tmp_path / "set", 3, 2)
+
+
+def brightness(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    return [float(np.asarray(image).mean()) for image in images]
+
+
+def by_image(image: Image.Image, prompt: str) -> float:
+    return float(np.asarray(image).mean())
+
+
+def test_the_command_and_the_call_give_the_same_table(folder: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    table = dfb.score(folder, scorers=SHAPES, cache_dir=cache)
+    output = tmp_path / "scores.parquet"
+    assert main(["score", str(folder), "--scorer", SHAPES, "--cache_dir", cache, "--output", str(output)]) == 0
+    table.to_parquet(tmp_path / "own.parquet")
+    assert read_scores(tmp_path / "own.parquet") == read_scores(output)
+    assert table.column_names[:5] == ["image", "image_key", "prompt", "scorer", "recipe_id"]
+
+
+def test_images_of_every_form_have_the_same_scores(folder: Path, tmp_path: Path) -> None:
+    expected = dfb.score(folder, scorers=SHAPES, cache_dir=None)
+    files = [str(folder / name) for name in expected["image"]]
+    prompts = expected["prompt"]
+    pictures = [Image.open(file) for file in files]
+    data = datasets.Dataset.from_dict({"image": files, "caption": prompts}).cast_column("image", datasets.Image())
+    for images, texts in ((files, prompts), (pictures, prompts), (data, None), (iter(pictures), tuple(prompts))):
+        table = dfb.score(images, texts, scorers=[SHAPES], cache_dir=None)
+        assert table["score"] == expected["score"]
+        assert table["prompt"] == prompts
+    backwards = dfb.score(files[::-1], prompts[::-1], scorers=SHAPES, cache_dir=None)
+    assert backwards["score"] == expected["score"][::-1]  # a list keeps its order
+    assert dfb.score(data, scorers=SHAPES, cache_dir=None)["image_key"] == expected["image_key"]
+
+
+def test_what_was_scored_is_not_scored_again(folder: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def counted(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        calls.append(len(images))
+        return brightness(images, prompts)
+
+    scorer = dfb.scorer_from(counted, name="bright")
+    for _ in range(2):
+        table = dfb.score(folder, scorers=scorer, cache_dir=str(tmp_path / "cache"))
+    assert sum(calls) == len(table) == 6
+    assert set(table["scorer"]) == {"bright"}
+
+
+def test_functions_are_called_as_their_parameters_say(folder: Path) -> None:
+    def picture(image: Image.Image) -> float:
+        return float(np.asarray(image).mean())
+
+    class Scaled:
+        def __call__(self, images: Any, prompts: Any, *, factor: float = 1.0) -> Any:
+            return factor * np.array(brightness(images, prompts))
+
+    expected = dfb.score(folder, scorers=brightness, cache_dir=None)["score"]
+    assert expected == dfb.score(folder, scorers=by_image, cache_dir=None)["score"]
+    assert expected == dfb.score(folder, scorers=picture, cache_dir=None)["score"]
+    doubled = dfb.score(folder, scorers=dfb.scorer_from(Scaled(), factor=2.0), cache_dir=None)
+    assert doubled["score"] == pytest.approx([2 * value for value in expected], rel=1e-6)
+    assert doubled["scorer"][0] == "Scaled"
+
+
+def test_a_file_and_its_hash(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def size(image, *, power=1):\n    return image.width**power\n")
+    names = [f"function={file}:size", f"square:function={file}:size,power=2"]
+    table = dfb.score(folder, scorers=names, cache_dir=None)
+    width = Image.open(folder / table["image"][0]).width
+    assert dict(zip(table["scorer"], table["score"], strict=True)) == {"size": width, "square": width**2}
+    before = table["recipe_id"][0]
+    file.write_text("def size(image, *, power=1):\n    return image.height**power\n")
+    assert dfb.score(folder, scorers=names[0], cache_dir=None)["recipe_id"][0] != before
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("return [1.0] * (len(images) + 1)", "scores for"),
+        ("return 0.5", "no list can be made"),
+        ("return [float('nan')] * len(images)", "is nan"),
+        ("return ['x'] * len(images)", "'x' for image 1"),
+        ("raise RuntimeError('no weights')", "RuntimeError in .*rewards.py, line 2: no weights"),
+        ("raise SystemExit(3)", "SystemExit in"),
+    ],
+)
+def test_functions_that_fail_are_one_error(folder: Path, tmp_path: Path, body: str, problem: str) -> None:
+    (tmp_path / "rewards.py").write_text(f"def judge(images, prompts):\n    {body}\n")
+    with pytest.raises(dfb.UserError, match=f"scorer judge: .*{problem}"):
+        dfb.score(folder, scorers=f"function={tmp_path / 'rewards.py'}:judge", cache_dir=None)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "problem"),
+    [
+        ({"batchsize": 2}, "`batchsize`: is no setting"),
+        ({"batch_size": 0}, "`batch_size`: got 0"),
+        ({"dtype": "float64"}, "`dtype`: got 'float64'"),
+        ({"prompts": ["a cat"]}, "1 prompts for 2 images"),
+        ({"images": []}, "`images`: is empty"),
+        ({"images": [1]}, "`images`: holds a int"),
+        ({"scorers": []}, "`scorers`: none is given"),
+        ({"scorers": [3]}, "`scorers`: got 3"),
+        ({"scorers": lambda: 1.0}, "is called with images and prompts"),
+    ],
+)
+def test_bad_calls_name_the_parameter(keywords: dict[str, Any], problem: str) -> None:
+    images = [Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")]
+    with pytest.raises(dfb.UserError, match=problem):
+        dfb.score(**{"images": images, "prompts": "a cat", "scorers": brightness, "cache_dir": None, **keywords})
+
+
+def test_a_loaded_scorer() -> None:
+    scorer = dfb.load_scorer(SHAPES)
+    caption = "a small red circle on a blue background"
+    assert scorer.score([Image.new("RGB", (64, 64), "red")], [caption]).shape == (1,)
