@@ -24,6 +24,11 @@ def folder(tmp_path: Path) -> Path:
     return shapes_images.write_folder(tmp_path / "set", 3, 2)
 
 
+def opened(file: str | Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.copy()
+
+
 def brightness(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
     return [float(np.asarray(image).mean()) for image in images]
 
@@ -46,7 +51,7 @@ def test_images_of_every_form_have_the_same_scores(folder: Path, tmp_path: Path)
     expected = dfb.score(folder, scorers=SHAPES, cache_dir=None)
     files = [str(folder / name) for name in expected["image"]]
     prompts = expected["prompt"]
-    pictures = [Image.open(file) for file in files]
+    pictures = [opened(file) for file in files]
     data = datasets.Dataset.from_dict({"image": files, "caption": prompts}).cast_column("image", datasets.Image())
     for images, texts in ((files, prompts), (pictures, prompts), (data, None), (iter(pictures), tuple(prompts))):
         table = dfb.score(images, texts, scorers=[SHAPES], cache_dir=None)
@@ -92,7 +97,7 @@ def test_a_file_and_its_hash(folder: Path, tmp_path: Path) -> None:
     file.write_text("def size(image, *, power=1):\n    return image.width**power\n")
     names = [f"function={file}:size", f"square:function={file}:size,power=2"]
     table = dfb.score(folder, scorers=names, cache_dir=None)
-    width = Image.open(folder / table["image"][0]).width
+    width = opened(folder / table["image"][0]).width
     assert dict(zip(table["scorer"], table["score"], strict=True)) == {"size": width, "square": width**2}
     before = table["recipe_id"][0]
     file.write_text("def size(image, *, power=1):\n    return image.height**power\n")
