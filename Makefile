@@ -10,7 +10,7 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The mathematics and the files on disk are covered line by line.
 FLOOR := */objectives/*,*/likelihoods/*,*/noise.py,*/records.py
 
-.PHONY: help demo test lint format types check lock newest clean
+.PHONY: help demo test lint format types check docs lock newest clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make types   mypy, strict"
 	@echo "make check   test, lint and types"
 	@echo "make format  rewrite the files in the project's format"
+	@echo "make docs    the site of documents, in site/"
 	@echo "make lock    lock the newest versions that pyproject.toml allows (requirements/*.txt)"
 	@echo "make newest  install without the lock, run the tests, write docs/newest.md"
 	@echo "make clean   remove the environment and what the tools left"
@@ -95,6 +96,9 @@ types: $(VENV)/.stamp-dev
 
 check: lint types test
 
+docs: $(VENV)/.stamp-dev
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
+
 clean:
-	rm -rf $(VENV) $(NEWEST) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) build dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
