@@ -29,9 +29,10 @@ from diffusion_feedback.config import Recipe
 from diffusion_feedback.config.recipe import DataConfig, ModelConfig, TrainingConfig
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.records import PairRecord
-from diffusion_feedback.workflows.training.diffusion import build_encoders, fill_caches, load_model
-from diffusion_feedback.workflows.training.image_pairs import load_pairs
-from diffusion_feedback.workflows.training.session import build_order, make_accelerator
+from diffusion_feedback.workflows.training.accelerator import make_accelerator
+from diffusion_feedback.workflows.training.base_model import load_model
+from diffusion_feedback.workflows.training.image_caches import build_encoders, fill_caches
+from diffusion_feedback.workflows.training.image_pairs import ImagePairs
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "shapes-sd"
 BAR_MS = 1.0
@@ -84,17 +85,21 @@ class Start:
             training=TrainingConfig(max_train_steps=10 * pairs, train_batch_size=4),
         )
         self.accelerator = make_accelerator(self.recipe)
-        self.denoiser, _, _ = load_model(self.recipe, torch.device("cpu"))
+        self.denoiser = load_model(self.recipe, torch.device("cpu"))
 
     def seconds(self) -> tuple[float, float]:
         """Processor seconds of the index and of the caches, from nothing in memory."""
         encoders = build_encoders(self.recipe, self.denoiser)
         begin = time.process_time()
-        train = load_pairs(self.recipe, self.accelerator, resolution=self.denoiser.resolution)
-        assert train is not None
-        assert len(train) == self.pairs
+        pairs = ImagePairs.load(
+            self.recipe,
+            self.accelerator,
+            resolution=self.denoiser.resolution,
+            count_truncated=self.denoiser.count_truncated,
+        )
+        assert len(pairs.train) == self.pairs
         middle = time.process_time()
-        fill_caches(self.recipe, encoders, train, build_order(self.recipe, train, self.accelerator), self.accelerator)
+        fill_caches(encoders, pairs)
         encoders.close()
         return middle - begin, time.process_time() - middle
 

@@ -61,7 +61,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from diffusion_feedback.catalog import objective_row
-from diffusion_feedback.config import Recipe, build_parser, parse, to_yaml
+from diffusion_feedback.config import Recipe, load_recipe, to_yaml
 from diffusion_feedback.data.trajectories import TrajectoryIndex
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
@@ -72,8 +72,7 @@ from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.types import TextBatch
-from diffusion_feedback.workflows.training.run import train
-from diffusion_feedback.workflows.training.session import build_optimizer
+from diffusion_feedback.workflows.training.run import build_optimizer, train
 from diffusion_feedback.workflows.training.value_learning import load_trajectories
 
 NODES, EDGE, LONGEST, WALKS = 21, 0.1, 10, 1000
@@ -174,13 +173,12 @@ def prepare(folder: Path, seed: int) -> Graph:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def recipe_of(folder: Path, name: str, seed: int, *flags: str) -> Recipe:
+def recipe_of(folder: Path, name: str, seed: int, **objective: float) -> Recipe:
     """The recipe of one run on the walks in ``folder``."""
     paths = [("model.pretrained_model_name_or_path", "model"), ("data.train", "train.jsonl")]
     paths += [("data.validation", "validation.jsonl"), ("output_dir", name)]
-    where = [part for key, value in paths for part in (f"--{key}", str(folder / value))]
-    argv = ["--config", RECIPE, *where, "--training.seed", str(seed), *flags]
-    return parse(build_parser("dfb train", ""), argv)[0]
+    settings = {f"objective.{key}": value for key, value in objective.items()}
+    return load_recipe(RECIPE, {**{key: folder / value for key, value in paths}, "training.seed": seed, **settings})
 
 
 def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
@@ -188,8 +186,7 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
     training, accelerator = recipe.training, Accelerator(cpu=True)
     model = causal_lm.load(recipe.model.pretrained_model_name_or_path)
     model.network.requires_grad_(True)
-    index = load_trajectories(recipe, model, accelerator)
-    assert index is not None
+    index, _ = load_trajectories(recipe, model)
 
     def batch(indices: Sequence[int], draw: int) -> TextBatch:
         found = index.batch(indices, draw)
@@ -211,7 +208,7 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
         step,
         source,
         optimizer,
-        look=lambda *_: {},
+        evaluate=lambda *_: {},
         identity={"recipe": content_hash(to_yaml(recipe))},
     )
     trainer.fit()
@@ -260,7 +257,7 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     """All runs on one graph, and what became of them."""
     graph = prepare(folder, seed)
     runs = {"ilql": recipe_of(folder, "ilql", seed)}
-    runs["apart"] = recipe_of(folder, "apart", seed, "--objective.value_gradient", "0")
+    runs["apart"] = recipe_of(folder, "apart", seed, value_gradient=0.0)
     for recipe in runs.values():
         train(recipe, resume=True)
     cloned = clone(runs["ilql"], folder / "cloning")

@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffusion_feedback.catalog import resolve
-from diffusion_feedback.config import build_parser, parse
+from diffusion_feedback.config import load_recipe
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.generation import generate, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
@@ -170,11 +170,11 @@ def build_scorer(work: Path, assets: Path) -> dict[str, float]:
         pretrain_scorer.save_clip(clip, tokenizer, work / "clip")
     shutil.rmtree(base, ignore_errors=True)
     shutil.copytree(work / "clip", base)
-    recipe = ["--config", str(Path(__file__).parent.parent / "configs" / "shapes_scorer.yaml")]
-    recipe += ["--model.pretrained_model_name_or_path", str(base), "--output_dir", str(work / "scorer")]
+    recipe = Path(__file__).parent.parent / "configs" / "shapes_scorer.yaml"
+    own = {"model.pretrained_model_name_or_path": base, "output_dir": work / "scorer", "data.cache": False}
     for part in ("train", "validation"):
-        recipe += [f"--data.{part}", str(assets / "pairs" / f"{part}-00000.parquet")]
-    train(parse(build_parser("build_assets", ""), [*recipe, "--data.cache", "false"])[0], resume=True)
+        own[f"data.{part}"] = assets / "pairs" / f"{part}-00000.parquet"
+    train(load_recipe(recipe, own), resume=True)
     pretrain_scorer.save_clip(CLIPModel.from_pretrained(work / "scorer", dtype=torch.float16), tokenizer, target)
     heldout = assets / "pairs" / "validation-00000.parquet"
     before, after = (pretrain_scorer.judge_pairs(folder, heldout) for folder in (base, target))

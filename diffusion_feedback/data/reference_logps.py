@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..progress import progress
 from ..records import content_hash
 from ..types import TextBatch, TokenSequence
 from .cache import TensorCache
@@ -63,7 +63,7 @@ class ReferenceLogps:
         self, batches: Callable[[Sequence[int], int], TextBatch], passes: Sequence[Sequence[int]], *, show: bool
     ) -> None:
         """Bring the pairs of all ``passes`` into memory and onto the disk, with a progress bar where ``show`` says so."""
-        for indices in tqdm(passes, desc="reference", unit="batch", disable=not show):
+        for indices in progress(passes, desc="reference", unit="batch", disable=not show):
             self(batches(indices, 0))
         self.cache.flush()
 

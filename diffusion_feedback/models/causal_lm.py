@@ -30,6 +30,7 @@ from ..types import Tokenizer, TokenProcessor
 from ..weights import check_finite, modules_hash
 from .end_tokens import closing_token_id
 from .lora import save_transformer
+from .lora_targets import add_adapters
 from .output_heads import check_logits, head_of, trunk_of
 from .quiet import quiet
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
@@ -95,6 +96,29 @@ class CausalLM:
             [self.transformer]
             if trunk is self.transformer.base_model
             else [trunk, self.transformer.get_output_embeddings()]
+        )
+
+    def add_adapters(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        seed: int,
+        modules_to_save: Sequence[str] = (),
+        revision: str | None = None,
+    ) -> list[str]:
+        """Adapters over the frozen model, and modules trained whole beside them; says in words what is trained."""
+        return add_adapters(
+            self.transformer,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            seed=seed,
+            task_type=self.task_type,
+            heads=[*self.head_names, *modules_to_save],
+            revision=revision,
+            is_merged=self.is_merged,
         )
 
     @property

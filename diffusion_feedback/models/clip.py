@@ -70,6 +70,10 @@ class ClipScorer:
         """What a cosine is multiplied by to be a Bradley-Terry logit."""
         return float(self.network.clip.logit_scale.detach().float().exp())
 
+    def trained_parts(self) -> list[nn.Module]:
+        """What full tuning trains: both towers, their projections, and the logit scale."""
+        return [self.network]
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
         clip = self.network.clip

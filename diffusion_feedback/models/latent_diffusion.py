@@ -55,6 +55,24 @@ class LatentDiffusion:
         """The pipeline's networks besides the trainable one."""
         return [module for module in modules_of(self.pipeline).values() if module is not self.network]
 
+    def trained_parts(self) -> list[nn.Module]:
+        """What full tuning trains."""
+        return [self.network]
+
+    def add_adapters(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        seed: int,
+        modules_to_save: Sequence[str] = (),
+        revision: str | None = None,
+    ) -> list[str]:
+        """Adapters over the frozen network; diffusers' networks have no modules that are saved beside them."""
+        lora.add(self.network, rank=rank, alpha=alpha, targets=targets, seed=seed)
+        return []
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
         getattr(self.pipeline, self.network_name).enable_gradient_checkpointing()

@@ -157,10 +157,12 @@ def add_adapters(
     task_type: str | None = None,
     heads: Sequence[str] = (),
     revision: str | None = None,
+    is_merged: bool = False,
 ) -> list[str]:
     """``lora.add`` on the layers of the language ``model`` that ``targets`` mean; returns in words what is trained.
 
-    Modules whose names end in ``heads`` are trained whole. Raises UserError for names that mean no layer.
+    Modules whose names end in ``heads`` are trained whole. ``is_merged``: another adapter is part of its weights already.
+    Raises UserError for names that mean no layer.
     """
     layers = adapted_layers(model, targets)
     for head in heads:
@@ -182,7 +184,11 @@ def add_adapters(
     trained = sum(parameter.numel() for _, parameter in lora.trainable(model))
     whole = f", {', '.join(heads)} whole" if heads else ""
     first = f"rank {rank} on {layers.count:,} layers ({', '.join(layers.endings)}){whole}: {trained:,} parameters"
-    return [first, *(f"without adapters: {rest}" for rest in layers.left_out)]
+    lines = [first, *(f"without adapters: {rest}" for rest in layers.left_out)]
+    if is_merged:
+        size = sum(4 * parameter.numel() for parameter in model.parameters()) / 2**20
+        lines.append(f"over another adapter, which is merged: the result is a whole model, {size:,.0f} MiB in float32")
+    return lines
 
 
 def _touches_tied(model: Any, endings: Sequence[str], heads: Sequence[str]) -> bool:

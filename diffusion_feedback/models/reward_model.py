@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ..weights import modules_hash
 from .causal_lm import enable_checkpointing, prepare, window_of
 from .end_tokens import padding_token
 from .lora import save_transformer
+from .lora_targets import add_adapters
 from .output_heads import trunk_of
 from .quiet import quiet
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
@@ -102,6 +104,29 @@ class RewardModel:
         """What full tuning trains: of a multimodal model the part for texts and the head."""
         trunk = trunk_of(self.transformer)
         return [self.transformer] if trunk is self.transformer.base_model else [trunk, self.network.head]
+
+    def add_adapters(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        seed: int,
+        modules_to_save: Sequence[str] = (),
+        revision: str | None = None,
+    ) -> list[str]:
+        """Adapters over the frozen model, and modules trained whole beside them; says in words what is trained."""
+        return add_adapters(
+            self.transformer,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            seed=seed,
+            task_type=self.task_type,
+            heads=[*self.head_names, *modules_to_save],
+            revision=revision,
+            is_merged=self.is_merged,
+        )
 
     @property
     def window(self) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import denoising_metrics, pair_metrics
+from ..progress import progress
 from ..types import PreferenceBatch
 from .preference import PreferenceStep
 
@@ -29,7 +29,7 @@ def implicit_accuracy(
     """
     totals: dict[str, float] = {}
     starts = range(0, num_pairs, batch_size)
-    for start in tqdm(starts, desc="held-out pairs", unit="batch", leave=False, disable=len(starts) < 20):
+    for start in progress(starts, desc="held-out pairs", unit="batch", leave=False, disable=len(starts) < 20):
         batch = batches(list(range(start, min(start + batch_size, num_pairs))), 0)
         with torch.no_grad():
             logps = step.logps(network, batch)

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..config import TrainingConfig
 from ..errors import Interrupted, UserError, first_line, is_out_of_memory, within_memory
+from ..progress import progress
 from ..types import BatchSource, Coupled, Gated, Observer, Step, StepOutput
 from .checkpoints import first_not_finite
 from .ema import WeightAverage
@@ -25,7 +25,7 @@ from .resuming import check_identity, take_over, take_over_optimizer
 from .run_folder import RunFolder
 from .stopping import StopSignals
 
-Look = Callable[[int, nn.Module], Mapping[str, float]]
+Evaluate = Callable[[int, nn.Module], Mapping[str, float]]
 _WEIGHT = "weight of "
 _STOP = "asked to stop"
 _SMALLER = (
@@ -50,9 +50,9 @@ def _sums(output: StepOutput) -> dict[str, Tensor]:
 class Trainer:
     """Everything one run needs; ``fit`` runs it.
 
-    ``source`` gives the batches of each update; ``look(step, network)`` is called every ``look_every`` steps (0: only at the
-    end; with ``look_first`` also before the first update) with the averaged weights in place, on the main process, and
-    returns figures for metrics.jsonl. ``figures_of(number)`` are figures of update ``number`` that are known without
+    ``source`` gives the batches of each update; ``evaluate(step, network)`` is called every ``evaluate_every`` steps (0: only at the
+    end; with ``evaluate_first`` also before the first update) with the averaged weights in place, on the main process, and
+    returns metrics for metrics.jsonl. ``metrics_of(number)`` are metrics of update ``number`` that are known without
     running it. ``identity`` names hashes that a continued run must share with its beginning. ``name_of`` tells people
     where the example of a pair id stands.
     """
@@ -64,11 +64,11 @@ class Trainer:
     step: Step
     source: BatchSource
     optimizer: torch.optim.Optimizer
-    look: Look
-    look_every: int = 0
+    evaluate: Evaluate
+    evaluate_every: int = 0
     identity: Mapping[str, str] = field(default_factory=dict)
-    look_first: bool = False
-    figures_of: Callable[[int], Mapping[str, float]] = lambda number: {}
+    evaluate_first: bool = False
+    metrics_of: Callable[[int], Mapping[str, float]] = lambda number: {}
     name_of: Callable[[str], str] = lambda pair_id: f"pair {pair_id}"
 
     def __post_init__(self) -> None:
@@ -95,20 +95,20 @@ class Trainer:
         start = self._restore()
         if start == 0:
             self._begin()
-        elif self._is_look_due(start):
-            self._look(start)  # unless that was done before the run broke off
+        elif self._is_evaluation_due(start):
+            self._evaluate(start)  # unless that was done before the run broke off
         with self._stop:
             self._train(start)
 
     def _begin(self) -> None:
-        """The check before the first update, and the figures of the model as it came."""
+        """The check before the first update, and the metrics of the model as it came."""
         if isinstance(self.step, Gated):
             batch = next(self.source.micro_batches(0))
             with within_memory("step 1", _SMALLER):
                 gate = self._gate(self.step, batch)
             self._log({"step": 0, **{f"gate/{name}": value for name, value in gate.items()}})
-        if self.look_first:
-            self._look(0)
+        if self.evaluate_first:
+            self._evaluate(0)
 
     def _gate(self, step: Gated, batch: Any) -> Mapping[str, float]:
         try:
@@ -121,7 +121,7 @@ class Trainer:
             raise UserError(error.problem + (explain(culprits) if culprits else ""), error.remedy) from error
 
     def _train(self, start: int) -> None:
-        bar = tqdm(
+        bar = progress(
             total=self.config.max_train_steps,
             initial=start,
             desc="train",
@@ -133,7 +133,7 @@ class Trainer:
                 done = number + 1
                 with within_memory(f"step {done}", _SMALLER):
                     metrics = self.update(number)
-                self._log({"step": done, **metrics, **self.figures_of(number)})
+                self._log({"step": done, **metrics, **self.metrics_of(number)})
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0.0) * self.effective_batch
                 shown = {"loss": f"{metrics.get('loss', float('nan')):.4f}", "pairs/s": f"{rate:.1f}"}
@@ -149,8 +149,8 @@ class Trainer:
             self._save(done)
         if self._is_stopping:
             raise self._interrupted(done, self._stop.received or signal.SIGTERM)
-        if self._is_look_due(done):
-            self._look(done)
+        if self._is_evaluation_due(done):
+            self._evaluate(done)
 
     def _interrupted(self, done: int, signum: int) -> Interrupted:
         where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
@@ -161,8 +161,8 @@ class Trainer:
         goes_on = self.folder.resume_command
         return Interrupted(signum, f"{where}; its checkpoint is written\n  -> to go on: {goes_on}")
 
-    def _is_look_due(self, done: int) -> bool:
-        return done == self.config.max_train_steps or bool(self.look_every and done % self.look_every == 0)
+    def _is_evaluation_due(self, done: int) -> bool:
+        return done == self.config.max_train_steps or bool(self.evaluate_every and done % self.evaluate_every == 0)
 
     def update(self, number: int) -> dict[str, float]:
         """One optimizer step; returns the metrics averaged over the global batch."""
@@ -280,39 +280,39 @@ class Trainer:
         with self.average.applied() if self.average is not None else nullcontext():
             yield self.network
 
-    def _look(self, done: int) -> None:
-        """Look at the network, unless metrics.jsonl has the figures of ``done``; a failure loses no step."""
+    def _evaluate(self, done: int) -> None:
+        """Evaluate the network, unless metrics.jsonl has the metrics of ``done``; a failure loses no step."""
         self.accelerator.wait_for_everyone()
         failure: BaseException | None = None
-        if self.accelerator.is_main_process and not self._was_looked_at(done):
-            # Other processes wait and cannot be told: with them, the look is finished first.
+        if self.accelerator.is_main_process and not self._was_evaluated(done):
+            # Other processes wait and cannot be told: with them, the evaluation is finished first.
             self._stop.at_once = self.accelerator.num_processes == 1
             try:
-                self._look_alone(done)
+                self._evaluate_alone(done)
             except BaseException as error:
                 failure = self._explained(done, error)
             finally:
                 self._stop.at_once = False
         if self.accelerator.num_processes > 1:
-            told = [None if failure is None else str(failure)]
-            broadcast_object_list(told)
-            if failure is None and told[0] is not None:
-                failure = UserError(f"evaluation failed in the main process: {told[0]}")
+            failures = [None if failure is None else str(failure)]
+            broadcast_object_list(failures)
+            if failure is None and failures[0] is not None:
+                failure = UserError(f"evaluation failed in the main process: {failures[0]}")
         if failure is not None:
             raise failure
 
-    def _look_alone(self, done: int) -> None:
+    def _evaluate_alone(self, done: int) -> None:
         with self.result() as network:
-            figures = self.look(done, network)
-        if figures:
-            self._log({"step": done, **{f"validation/{name}": value for name, value in figures.items()}})
+            metrics = self.evaluate(done, network)
+        if metrics:
+            self._log({"step": done, **{f"validation/{name}": value for name, value in metrics.items()}})
 
-    def _was_looked_at(self, done: int) -> bool:
+    def _was_evaluated(self, done: int) -> bool:
         rows = [row for row in self.folder.read_metrics() if row["step"] == done]
         return any(name.startswith("validation/") for row in rows for name in row)
 
     def _explained(self, done: int, error: BaseException) -> BaseException:
-        """What ended the look after step ``done``, as an error that says how to go on; the step itself is kept."""
+        """What ended the evaluation after step ``done``, as an error that says how to go on; the step itself is kept."""
         if 0 < done != self._saved:
             self._check_weights(done)
             self._write(done)

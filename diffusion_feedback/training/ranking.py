@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
 from ..objectives.ranking import own_logits, pickscore
+from ..progress import progress
 from ..types import Objective, PreferenceBatch, Ranker, StepOutput
 from .steps import Autocast, check_first_loss, weighted_total
 
@@ -82,7 +82,7 @@ def ranking_accuracy(
     """
     accurate, loss = 0.0, 0.0
     starts = range(0, num_pairs, batch_size)
-    for start in tqdm(starts, desc="held-out pairs", unit="batch", leave=False, disable=len(starts) < 20):
+    for start in progress(starts, desc="held-out pairs", unit="batch", leave=False, disable=len(starts) < 20):
         batch = batches(list(range(start, min(start + batch_size, num_pairs))), 0)
         with torch.no_grad():
             logits = step.logits(network, batch)

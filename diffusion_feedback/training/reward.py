@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..catalog import ObjectiveRow
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
 from ..objectives.pairwise import bradley_terry
+from ..progress import progress
 from ..types import PairLogps, StepOutput, TextBatch
 from .steps import Autocast, check_first_loss, weighted_total
 
@@ -101,7 +101,7 @@ def reward_accuracy(
     the pairs of each forward pass; together they are all pairs, once.
     """
     totals: dict[str, float] = {}
-    for indices in tqdm(passes, desc="held-out pairs", unit="batch", leave=False, disable=len(passes) < 20):
+    for indices in progress(passes, desc="held-out pairs", unit="batch", leave=False, disable=len(passes) < 20):
         with torch.no_grad():
             scores = step.scores(network, batches(indices, 0))
         found = {**_figures(scores), "loss": bradley_terry(scores)}

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..evaluation.statistics import proportion_interval
 from ..objectives.log_ratios import log_ratios, widen
 from ..objectives.metrics import pair_metrics
+from ..progress import progress
 from ..types import Coupled, PairLogps, Step, TextBatch
 from .preference import PreferenceStep
 
@@ -53,7 +53,7 @@ def step_means(step: Step, network: nn.Module, batches: Batches, passes: Sequenc
     with torch.no_grad():
         if isinstance(step, Coupled):
             step = step.coupled(network, held, lambda values: [values])
-        for batch in tqdm(held, desc="held-out texts", unit="batch", leave=False, disable=len(held) < 20):
+        for batch in progress(held, desc="held-out texts", unit="batch", leave=False, disable=len(held) < 20):
             output = step(network, batch)
             for name, values in output.metrics.items():
                 wide = values.double()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..catalog import settings_of
 from ..likelihoods.heads import token_logps
@@ -22,6 +21,7 @@ from ..objectives.value_learning import (
     q_losses,
     v_losses,
 )
+from ..progress import progress
 from ..types import Objective, StepOutput, TrajectoryBatch
 from .steps import Autocast, check_first_loss, weighted_total
 
@@ -175,7 +175,7 @@ def heldout_figures(
     sums: dict[str, float] = {}
     totals: dict[str, float] = {}
     starts = range(0, num_trajectories, batch_size)
-    for start in tqdm(starts, desc="held-out trajectories", unit="batch", leave=False, disable=len(starts) < 20):
+    for start in progress(starts, desc="held-out trajectories", unit="batch", leave=False, disable=len(starts) < 20):
         batch = batches(list(range(start, min(start + batch_size, num_trajectories))), 0)
         with torch.no_grad():
             output = step(network, batch)

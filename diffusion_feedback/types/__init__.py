@@ -12,6 +12,7 @@ from .images import (
     TextEncoder,
 )
 from .models import (
+    Adaptable,
     Conditioning,
     Denoiser,
     ForwardProcess,
@@ -21,6 +22,7 @@ from .models import (
     Tokenizer,
     TokenProcessor,
     TrainableScorer,
+    Tuned,
 )
 from .texts import PairJudge, TextBatch, TextScorer, TokenExample, TokenSequence, TrajectoryBatch, UnpairedBatch
 from .training import (
@@ -41,6 +43,7 @@ from .training import (
 )
 
 __all__ = [
+    "Adaptable",
     "Batch",
     "BatchSource",
     "Collect",
@@ -78,6 +81,7 @@ __all__ = [
     "Tokenizer",
     "TrainableScorer",
     "TrajectoryBatch",
+    "Tuned",
     "UnpairedBatch",
     "UnpairedLogps",
 ]

@@ -49,13 +49,50 @@ class Saved(Protocol):
         ...
 
 
-class Denoiser(Saved, Protocol):
-    """A family of diffusion models behind one interface; the network is always passed explicitly."""
+class Tuned(Saved, Protocol):
+    """A model that is tuned as a whole, or by adapters."""
 
     @property
     def network(self) -> nn.Module:
-        """The trainable network as loaded."""
+        """What is trained and called, as loaded."""
         ...
+
+    def trained_parts(self) -> Sequence[nn.Module]:
+        """What full tuning trains."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        ...
+
+    def model_hash(self) -> str:
+        """Identity of the whole model: weights, adapters, tokenizers and settings that change what it computes."""
+        ...
+
+
+class Adaptable(Tuned, Protocol):
+    """A model that takes adapters."""
+
+    def add_adapters(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        seed: int,
+        modules_to_save: Sequence[str] = (),
+        revision: str | None = None,
+    ) -> list[str]:
+        """Add adapters over the frozen network, the only weights that are trainable then; says what is adapted.
+
+        Modules whose names end in ``modules_to_save`` are trained whole beside them. Raises UserError for names that mean
+        no layer.
+        """
+        ...
+
+
+class Denoiser(Adaptable, Protocol):
+    """A family of diffusion models behind one interface; the network is always passed explicitly."""
 
     @property
     def network_name(self) -> str:
@@ -73,20 +110,12 @@ class Denoiser(Saved, Protocol):
         """The networks besides the trainable one: encoders of texts and images."""
         ...
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass."""
-        ...
-
     def image_encoder_id(self) -> str:
         """Identity of what encodes images, for cache keys."""
         ...
 
     def text_encoder_id(self) -> str:
         """Identity of what encodes prompts, for cache keys."""
-        ...
-
-    def model_hash(self) -> str:
-        """Identity of the whole model: weights, adapters, tokenizers and scheduler."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -146,7 +175,7 @@ class Tokenizer(Protocol):
     def save_pretrained(self, save_directory: Path) -> object: ...
 
 
-class TextModel(Saved, Protocol):
+class TextModel(Adaptable, Protocol):
     """A transformers model over tokens with its tokenizer: one that writes, or one that judges."""
 
     @property
@@ -186,18 +215,6 @@ class TextModel(Saved, Protocol):
         """Modules of the ``transformer`` that are trained, and saved, whole beside adapters."""
         ...
 
-    def trained_parts(self) -> Sequence[nn.Module]:
-        """What full tuning trains."""
-        ...
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass."""
-        ...
-
-    def model_hash(self) -> str:
-        """Identity of weights, configuration and vocabulary."""
-        ...
-
 
 class GenerativeTextModel(TextModel, Protocol):
     """A model of texts that writes them."""
@@ -228,7 +245,7 @@ class GenerativeTextModel(TextModel, Protocol):
         ...
 
 
-class TrainableScorer(Saved, Protocol):
+class TrainableScorer(Tuned, Protocol):
     """A model that is taught how well images fit prompts."""
 
     @property
@@ -244,10 +261,6 @@ class TrainableScorer(Saved, Protocol):
     @property
     def logit_scale(self) -> float:
         """What a cosine is multiplied by to be a Bradley-Terry logit."""
-        ...
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass."""
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
@@ -268,8 +281,4 @@ class TrainableScorer(Saved, Protocol):
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, S, S) uint8 to what the network takes, float32."""
-        ...
-
-    def model_hash(self) -> str:
-        """Identity of weights, tokenizer and normalisation."""
         ...

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
+from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.workflows.training import diffusion as assemble
 from diffusion_feedback.workflows.training.memory import PeakMemory
 
@@ -180,11 +181,10 @@ def test_too_little_memory_for_a_step(
     """The remedy is one that --resume takes: half the pass, twice the passes, and the weights are those of the whole run."""
     error = TRAINING_FAILURES[failure]
     recipe = make_recipe(model=LORA, training={"max_train_steps": 4}, validation={"num_prompts": 0})
-    build = assemble.build_step
     calls = 0
 
-    def dies(*parts: Any, **settings: Any) -> Any:
-        step = build(*parts, **settings)
+    def dies(parts: Any) -> Any:
+        step = PreferenceStep.of(parts)
         losses = type(step).__call__
 
         def call(self: Any, network: Any, batch: Any) -> Any:
@@ -198,7 +198,7 @@ def test_too_little_memory_for_a_step(
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(assemble, "build_step", dies)
+        patch.setattr(assemble, "step_of", dies)
         assert main(["train", "--config", str(recipe)]) == 2
     message = capsys.readouterr().err
     assert "step 3: out of memory" in message

@@ -22,7 +22,7 @@ from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.training.finite import MAX_SKIPPED
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.workflows.training import run as training_run
-from diffusion_feedback.workflows.training.session import make_accelerator
+from diffusion_feedback.workflows.training.accelerator import make_accelerator
 
 MakeRecipe = Callable[..., Path]
 LORA = {"tuning": "lora", "lora_rank": 2}

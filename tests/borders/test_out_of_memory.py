@@ -17,7 +17,7 @@ from diffusion_feedback.data.places import load_hub
 from diffusion_feedback.data.tables import open_parquet
 from diffusion_feedback.errors import UserError, is_out_of_memory, within_memory
 from diffusion_feedback.foreign import reading
-from diffusion_feedback.workflows.training import diffusion as assemble
+from diffusion_feedback.workflows.training.image_pairs import ImagePairs
 
 MakeRecipe = Callable[..., Path]
 SAID = {
@@ -75,7 +75,7 @@ def test_encoding(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caps
     def encode(*_: Any) -> None:
         raise SAID["a device"]
 
-    monkeypatch.setattr(assemble, "encode_ahead", encode)
+    monkeypatch.setattr(ImagePairs, "encode_ahead", encode)
     assert main(["train", "--config", str(make_recipe())]) == 2
     message = capsys.readouterr().err
     assert "encoding images and prompts: out of memory" in message

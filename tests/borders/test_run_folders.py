@@ -322,7 +322,9 @@ def test_trackers_are_checked_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("accelerate.tracking._available_trackers", ["tensorboard"])
-    monkeypatch.setattr("diffusion_feedback.workflows.training.diffusion.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "diffusion_feedback.workflows.training.diffusion.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
     recipe = make_recipe()
     assert main(["train", "--config", str(recipe), "--training.report_to", given]) == 2
     message = capsys.readouterr().err

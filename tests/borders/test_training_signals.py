@@ -87,7 +87,7 @@ def during_evaluation(signum: int) -> Callable[[pytest.MonkeyPatch], None]:
 
 def before_the_first_step(patch: pytest.MonkeyPatch) -> None:
     """In the evaluation of the model as it came, which some kinds of run begin with."""
-    patch.setattr(Trainer, "_begin", lambda self: self._look(0))
+    patch.setattr(Trainer, "_begin", lambda self: self._evaluate(0))
     patch.setattr(Trainer, "_look_alone", lambda self, done: signal.raise_signal(signal.SIGTERM))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_feedback.data.token_index import TokenIndex
 from diffusion_feedback.types import TokenExample, TokenSequence
-from diffusion_feedback.workflows.training.text_setup import Rotated
+from diffusion_feedback.workflows.training.token_batches import MismatchedCompletions
 
 
 def labelled(prompt: int, completion: int) -> TokenExample:
@@ -24,14 +24,15 @@ def test_every_prompt_meets_a_completion_of_another_in_passes_of_any_size(size: 
     owner = {int(each.chosen.ids[1]): int(each.chosen.ids[0]) for each in index.examples}
     found: list[tuple[int, int]] = []
     for start in range(0, len(index), size):
-        batch = Rotated(index).batch(range(start, min(start + size, len(index))), 0)
+        batch = MismatchedCompletions(index).batch(range(start, min(start + size, len(index))), 0)
         found += [(int(each.ids[0]), int(each.ids[1])) for each in batch.mismatched]
     assert all(owner[completion] != prompt for prompt, completion in found)
     assert found == [
-        (int(each.ids[0]), int(each.ids[1])) for each in Rotated(index).batch(range(len(index)), 0).mismatched
+        (int(each.ids[0]), int(each.ids[1]))
+        for each in MismatchedCompletions(index).batch(range(len(index)), 0).mismatched
     ]
 
 
 def test_where_all_prompts_are_one_it_is_the_next_completion() -> None:
     index = TokenIndex([labelled(1, completion) for completion in (4, 5, 6)])
-    assert list(Rotated(index).partners) == [1, 2, 0]
+    assert list(MismatchedCompletions(index).partners) == [1, 2, 0]

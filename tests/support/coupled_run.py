@@ -98,7 +98,7 @@ def run(name: str, folder: Path, passes: int, max_tokens: int | None = None) -> 
         PreferenceStep.of(build_parts(objective, model(2))),
         build_source(name, order, passes, accelerator.num_processes, accelerator.process_index, max_tokens),
         torch.optim.SGD(network.parameters(), lr=config.learning_rate),
-        look=lambda step, network: {},
+        evaluate=lambda step, network: {},
     )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,12 @@ from diffusion_feedback.catalog import OBJECTIVES, needs_reference, objectives_f
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import load_recipe
 from diffusion_feedback.config.checks import check
+from diffusion_feedback.data.index import PairIndex
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.types import Coupled
-from diffusion_feedback.workflows.training.diffusion import DenoisingSession, build_step
+from diffusion_feedback.workflows.training.diffusion import DiffusionEvaluation, diffusion_session
+from diffusion_feedback.workflows.training.given import Setup
+from diffusion_feedback.workflows.training.image_pairs import ImagePairs
 
 MakeRecipe = Callable[..., Path]
 LORA = {"tuning": "lora", "lora_rank": 2}
@@ -42,7 +45,11 @@ def recipe_for(name: str) -> dict[str, Any]:
 def test_every_objective_makes_an_update_or_gives_its_reason(make_recipe: MakeRecipe) -> None:
     path = make_recipe(model=LORA)
     recipe = load_recipe(path)
-    session = DenoisingSession(recipe, Accelerator())
+    setup = Setup(recipe, Accelerator())
+    session = diffusion_session(setup)
+    evaluation = session.evaluate
+    assert isinstance(evaluation, DiffusionEvaluation)
+    assert isinstance(session.train, PairIndex)
     weights = session.parameters()
     before = [weight.detach().clone() for weight in weights]
     trained, refused = [], []
@@ -57,11 +64,11 @@ def test_every_objective_makes_an_update_or_gives_its_reason(make_recipe: MakeRe
         with torch.no_grad():
             for weight, value in zip(weights, before, strict=True):
                 weight.copy_(value)
-        session.recipe = own
-        step = build_step(own, session.denoiser, session.reference, session.encoders, session.accelerator)
+        step = dataclasses.replace(evaluation.steps, setup=Setup(own, session.accelerator)).training()
         assert (step.parts.reference is not None) == needs_reference(own.objective)
         step.check()
-        batch = next(session.source().micro_batches(0))
+        pairs = ImagePairs(own, session.accelerator, session.train, None, session.order)
+        batch = next(pairs.source().micro_batches(0))
         step.gate(session.network, batch)
         if isinstance(step, Coupled):
             step = step.coupled(session.network, [batch], lambda values: [values])

@@ -26,8 +26,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import load_recipe
 from diffusion_feedback.scorers.texts.loading import load_text_scorer
-from diffusion_feedback.workflows.training.policy_gradient import PolicyGradientSession
-from diffusion_feedback.workflows.training.sessions import open_session
+from diffusion_feedback.workflows.training.given import Setup
+from diffusion_feedback.workflows.training.policy_gradient import policy_gradient_session
+from diffusion_feedback.workflows.training.rollout_evaluation import RolloutEvaluation
 
 LORA = {"tuning": "lora", "lora_rank": 2}
 REWARDS = '''
@@ -224,11 +225,10 @@ def test_dry_run_plans_iterations(make: Make, capsys: pytest.CaptureFixture[str]
     assert "2 iterations, 32 completions" in said
 
 
-def session(recipe: Path) -> PolicyGradientSession:
-    parsed = load_recipe(recipe)
-    opened = open_session(parsed, Accelerator(cpu=True))
-    assert isinstance(opened, PolicyGradientSession)
-    return opened
+def evaluation_of(recipe: Path) -> RolloutEvaluation:
+    evaluation = policy_gradient_session(Setup(load_recipe(recipe), Accelerator(cpu=True))).evaluate
+    assert isinstance(evaluation, RolloutEvaluation)
+    return evaluation
 
 
 def test_reward_model_on_the_same_base_shares_its_weights(make: Make, world: Path, tmp_path: Path) -> None:
@@ -239,10 +239,9 @@ def test_reward_model_on_the_same_base_shares_its_weights(make: Make, world: Pat
     get_peft_model(judge, config).save_pretrained(tmp_path / "reward")
     AutoTokenizer.from_pretrained(world / "lm").save_pretrained(tmp_path / "reward")
     spec = f"reward_model={tmp_path / 'reward'}"
-    found = session(make(rollouts={"reward": spec}))
-    base = sum(
-        p.numel() * p.element_size() for p in found.model.network.model.model.parameters() if not p.requires_grad
-    )
+    found = evaluation_of(make(rollouts={"reward": spec}))
+    trunk = found.sampler.model.transformer.model
+    base = sum(p.numel() * p.element_size() for p in trunk.parameters() if not p.requires_grad)
     assert found.judge.shared_bytes == base
     assert 0 < found.judge.num_bytes < base / 10
     prompts, completions = ["a red", "the cat"], [" circle", " sat"]

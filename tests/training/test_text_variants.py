@@ -153,7 +153,7 @@ def test_a_sample_of_the_data_does_not_depend_on_its_order(make_text_recipe: Mak
 
 @pytest.mark.parametrize("text", ["plain", "~~~ a fence\n~~~~~", "", "```\ncode\n```"])
 def test_samples_are_fenced(text: str) -> None:
-    from diffusion_feedback.workflows.training.text_samples import fenced
+    from diffusion_feedback.workflows.training.sample_completions import fenced
 
     lines = fenced(text).splitlines()
     assert lines[0] == lines[-1]

@@ -225,7 +225,7 @@ def fit(folder: Path, steps: int, max_tokens: int = 1000) -> dict[str, torch.Ten
         step,
         source,
         torch.optim.AdamW(trained),
-        look=lambda *_: {},
+        evaluate=lambda *_: {},
     )
     trainer.fit()
     return {name: value.clone() for name, value in network.state_dict().items()}

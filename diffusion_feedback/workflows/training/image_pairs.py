@@ -1,21 +1,114 @@
-"""Preference pairs of images for a run: indexed once for all processes, with everything said that was left out."""
+"""Preference pairs of images for a run: indexed once for all processes, in passes, encoded ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from ...catalog import objective_row
 from ...config import Recipe
 from ...data.index import PairIndex
 from ...data.readers import PairReader, open_pairs
 from ...data.squares import square_notes
-from ...errors import UserError
 from ...folders import expand
-from ...records import PairRecord
+from ...progress import progress
+from ...records import PairRecord, content_hash
+from ...training.order import PairOrder
+from ...training.sources import PairSource, UnpairedSource
+from ...types import PreferenceBatch
+from .examples import check_apart, say_skipped
 
-_SHOWN = 20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImagePairs:
+    """The pairs of a run, and which of them each optimizer step sees.
+
+    ``heldout`` is None where the recipe names none.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    train: PairIndex
+    heldout: PairIndex | None
+    order: PairOrder
+
+    @classmethod
+    def load(
+        cls,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        *,
+        resolution: int,
+        count_truncated: Callable[[Sequence[str]], int],
+        on_pair: Callable[[PairRecord], None] | None = None,
+    ) -> ImagePairs:
+        """Read training and held-out pairs, and note what is left out, and what a square of ``resolution`` px takes away.
+
+        ``on_pair`` sees every pair as it is read. Raises UserError as the reader does, for held-out pairs that are training
+        pairs, and where there are fewer pairs than one step takes.
+        """
+        train = load_pairs(recipe, accelerator, resolution=resolution, on_pair=on_pair)
+        assert train is not None
+        heldout = load_pairs(recipe, accelerator, resolution=resolution, heldout=True, on_pair=on_pair)
+        if heldout is not None:
+            check_apart("pairs", *([pair.pair_id for pair in index.pairs] for index in (train, heldout)))
+        if count := count_truncated(sorted({pair.prompt for pair in train.pairs})):
+            log.warning("note: %d captions are longer than the text encoder reads; their ends are ignored", count)
+        return cls(recipe, accelerator, train, heldout, build_order(recipe, train, accelerator))
+
+    def source(self) -> PairSource | UnpairedSource:
+        """The passes of each optimizer step; for objectives on single samples each pair with the prompt of another one."""
+
+        def batches(indices: Sequence[int], partners: Sequence[int], draw: int) -> PreferenceBatch:
+            mismatched = [self.train.pairs[partner].prompt for partner in partners]
+            return replace(self.train.batch(indices, draw), mismatched=mismatched)
+
+        passes = self.recipe.training.gradient_accumulation_steps
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if objective_row(self.recipe.objective["name"]).learns_from == "labels":
+            return UnpairedSource(self.order, batches, passes, processes, rank)
+        return PairSource(self.order, self.train.batch, passes, processes, rank)
+
+    def labels_hash(self) -> str:
+        """Identity of the pairs and labels that the run learns from."""
+        return content_hash(*(f"{pair.pair_id} {pair.label_0}" for pair in self.train.pairs))
+
+    def name_of(self, pair_id: str) -> str:
+        """Where the pair of an id stands, for a message: "pairs.parquet, row 7"."""
+        sources = (pair.source for pair in self.train.pairs if pair.pair_id == pair_id and pair.source)
+        return next(sources, f"pair {pair_id}")
+
+    def share(self) -> list[int]:
+        """This process's share of the pairs that the run will see, in the order of the files."""
+        last = self.recipe.training.max_train_steps
+        is_one_pass = self.order.epoch(last - 1) == 0
+        seen: Iterable[int] = range(len(self.train))
+        if is_one_pass:
+            seen = sorted({i for step in range(last) for i in self.order.indices(step)})
+        share = list(seen)[self.accelerator.process_index :: self.accelerator.num_processes]
+        return sorted(share, key=lambda index: self.train.pairs[index].location or ())
+
+    def encode_ahead(self, encode: Callable[[PreferenceBatch], object]) -> None:
+        """Hand this process's share to ``encode``, a part at a time: a batch holds its images as long as it lives."""
+        share = self.share()
+        hidden = not self.accelerator.is_main_process
+        with progress(total=len(share), desc="encode images", unit="pair", disable=hidden) as bar:
+            for start in range(0, len(share), 64):
+                chunk = share[start : start + 64]
+                encode(self.train.batch(chunk, 0))
+                bar.update(len(chunk))
+
+
+def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> PairOrder:
+    """Which pairs each optimizer step sees. Raises UserError where there are fewer pairs than one step takes."""
+    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
+    return PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
 
 
 def load_pairs(
@@ -28,7 +121,7 @@ def load_pairs(
 ) -> PairIndex | None:
     """The index of the training or the held-out pairs; None where a recipe names no held-out pairs.
 
-    Says what was left out, and what a square of ``resolution`` px takes away. ``on_pair`` sees every pair as it is
+    Notes what is left out, and what a square of ``resolution`` px takes away. ``on_pair`` sees every pair as it is
     read. Held-out ties are dropped: they have no side to agree with. Raises UserError as the reader does.
     """
     data = recipe.data
@@ -49,8 +142,7 @@ def load_pairs(
         index = _build(reader, expand(data.cache_dir) / "index", accelerator)
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     index = index.head(limit) if limit else index
-    for line in _notes(path, reader, index, resolution):
-        accelerator.print(line)
+    _say_left_out(path, reader, index, resolution)
     return index
 
 
@@ -67,27 +159,15 @@ def _build(reader: PairReader, folder: Path, accelerator: Accelerator) -> PairIn
     return index if index is not None else PairIndex.build(reader, folder=folder, quiet=True)
 
 
-def _notes(path: str, reader: PairReader, index: PairIndex, resolution: int) -> list[str]:
-    lines = [f"note: {note}" for note in index.notes]
-    counts = reader.counts
-    if counts.rows > counts.pairs:
-        lines.append(f"note: {path}: {counts}")
-    if reader.skipped:
-        lines.append(f"{len(reader.skipped)} bad rows skipped in {path}; the first of them:")
-        lines += [f"  {reason}" for _, reason in reader.skipped[:_SHOWN]]
+def _say_left_out(path: str, reader: PairReader, index: PairIndex, resolution: int) -> None:
+    for note in index.notes:
+        log.warning("note: %s", note)
+    if reader.counts.rows > reader.counts.pairs:
+        log.warning("note: %s: %s", path, reader.counts)
+    say_skipped(path, [reason for _, reason in reader.skipped])
     if index.num_duplicates:
         what = f"{index.num_duplicates} rows repeat a pair: each pair is used once, however often it stands there"
-        lines.append(f"note: {path}: {what}")
+        log.warning("note: %s: %s", path, what)
     sizes = {key: size for pair in index.pairs for key, size in zip(pair.keys, pair.sizes, strict=True)}
-    lines += [f"note: {path}: {note}" for note in square_notes(list(sizes.values()), [resolution])]
-    return lines
-
-
-def check_apart(train: PairIndex, heldout: PairIndex | None) -> None:
-    """Raise UserError where a held-out pair is a training pair."""
-    if heldout is None:
-        return
-    shared = {pair.pair_id for pair in train.pairs} & {pair.pair_id for pair in heldout.pairs}
-    if shared:
-        problem = f"data.validation: {len(shared)} of its {len(heldout)} pairs are training pairs too"
-        raise UserError(problem, "give other files or another validation_split")
+    for note in square_notes(list(sizes.values()), [resolution]):
+        log.warning("note: %s: %s", path, note)

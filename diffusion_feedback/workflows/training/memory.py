@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .session import Sampling, Session
+from .session import Session
 
 _STATES = {
     "adamw": 8.0,
@@ -91,11 +91,11 @@ def estimate(session: Session) -> list[str]:
     """Lines of the memory estimate, for one process."""
     network = session.network
     trained = sum(p.numel() for p in session.parameters())
-    weights, frozen = weight_bytes(network.parameters()), session.frozen_bytes()
+    weights, frozen = weight_bytes(network.parameters()), session.frozen_bytes
     average = 4 * trained if session.recipe.training.ema_decay else 0
     states = (4 + _STATES.get(session.recipe.optimizer["name"], 8.0)) * trained + average
     activations = saved_bytes(session)
-    samples = session.sampling_bytes() if isinstance(session, Sampling) else 0
+    samples = session.sampling_bytes()
     # Samples are drawn between steps, when no activations are held.
     total = weights + sum(frozen.values()) + states + max(activations, samples)
     drawn = (

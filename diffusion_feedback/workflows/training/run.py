@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import nn, optim
 
+from ...catalog import resolve
 from ...config import Recipe, to_dict, to_yaml
 from ...errors import UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
@@ -16,10 +20,15 @@ from ...records import content_hash
 from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
 from ...training.loop import Trainer
-from ...training.run_folder import TRACKED, RunFolder
+from ...training.run_folder import RunFolder
+from .accelerator import make_accelerator, start_trackers
+from .card import write_run_card
+from .given import Setup
 from .memory import estimate
-from .session import Planned, Session, make_accelerator
+from .session import Session
 from .sessions import open_session
+
+log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
@@ -41,26 +50,27 @@ def run_training(
         folder.check_free(to_dict(recipe), resume=resume, overwrite=overwrite)
         is_done = resume and folder.is_complete()
     if is_done and num_launched() == 1:
-        print(f"{folder.path}: already complete")
+        log.info("%s: already complete", folder.path)
         return None
     accelerator = make_accelerator(recipe)
     if not dry_run:
         check_alike(accelerator, _beginning(recipe, folder, resume=resume, overwrite=overwrite))
     if is_done:
-        accelerator.print(f"{folder.path}: already complete")
+        log.info("%s: already complete", folder.path)
         return accelerator
-    session = open_session(recipe, accelerator)
+    session = open_session(Setup(recipe, accelerator))
+    optimizer = build_optimizer(recipe, session.parameters())
     if dry_run:
-        _describe(session)
+        for line in [*describe(session), *estimate(session)]:
+            log.info(line)
         return None
     if accelerator.is_main_process:
         folder.open(to_dict(recipe), resume=resume, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    _start_trackers(recipe, accelerator, folder)
-    trainer = session.fit(folder)
+    start_trackers(recipe, accelerator, folder)
+    trainer = _fit(session, optimizer, folder)
     _finish(session, trainer)
-    if accelerator.is_main_process:
-        print(f"done: {folder.path} (see {folder.path / 'README.md'})")
+    log.info("done: %s (see %s)", folder.path, folder.path / "README.md")
     return accelerator
 
 
@@ -76,17 +86,30 @@ def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bo
     }
 
 
-def _start_trackers(recipe: Recipe, accelerator: Accelerator, folder: RunFolder) -> None:
-    """Start the recipe's trackers, in which the run bears the name of its folder."""
-    if not recipe.training.trackers:
-        return
-    name = folder.path.absolute().name
-    named = {"wandb": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
-    try:
-        accelerator.init_trackers(TRACKED, config={"recipe": to_yaml(recipe)}, init_kwargs=named)
-    except Exception as error:  # trackers are many, and fail in as many ways: no account, no network, no rights
-        remedy = "log in to it, or leave it out: metrics.jsonl is written in any case"
-        raise UserError(f"training.report_to: could not be started: {first_line(error)}", remedy) from error
+def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Trainer:
+    """Train to the end, in ``folder``."""
+    recipe = session.recipe
+    for line in describe(session):
+        log.info(line)
+    session.prepare(folder)
+    trainer = Trainer(
+        session.accelerator,
+        recipe.training,
+        folder,
+        session.network,
+        session.step,
+        session.source,
+        optimizer,
+        evaluate=lambda step, network: session.evaluate(step, network, folder),
+        evaluate_every=recipe.validation.steps,
+        evaluate_first=session.evaluates_first,
+        identity=session.identity,
+        metrics_of=session.metrics_of,
+        name_of=session.name_of,
+    )
+    trainer.fit()
+    session.close()
+    return trainer
 
 
 def _finish(session: Session, trainer: Trainer) -> None:
@@ -94,7 +117,7 @@ def _finish(session: Session, trainer: Trainer) -> None:
     folder = trainer.folder
     written = f"{folder.resume_command} writes it from the last checkpoint"
     try:
-        session.finish(trainer)
+        _write_result(session, trainer)
     except UserError as error:
         raise UserError(error.problem, f"{error.remedy}; {written}" if error.remedy else written) from error
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -103,6 +126,17 @@ def _finish(session: Session, trainer: Trainer) -> None:
             raise
         problem = f"{folder.path}: the result could not be written: {first_line(error)}"
         raise UserError(problem, f"make room; {written}") from error
+
+
+def _write_result(session: Session, trainer: Trainer) -> None:
+    """Weights that plain libraries load, and the model card, which marks the run as complete."""
+    session.accelerator.wait_for_everyone()
+    if session.accelerator.is_main_process:
+        with trainer.result() as network:
+            session.save(network, trainer.folder.path)
+            facts = session.card_facts()
+        write_run_card(session.card, trainer, session.recipe, **facts)
+    session.accelerator.wait_for_everyone()
 
 
 def inputs_of(recipe: Recipe) -> dict[str, str | None]:
@@ -120,15 +154,12 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
-def _describe(session: Session) -> None:
-    """Print examples, effective batch, steps, parameters, notes and memory."""
+def describe(session: Session) -> list[str]:
+    """Examples, effective batch, steps, parameters and notes."""
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
-    for line in session.plan() if isinstance(session, Planned) else _plan(session):
-        print(line)
-    print(f"parameters       {trained:,} trained of {total:,} in the network")
-    for line in [*session.notes(), *estimate(session)]:
-        print(line)
+    plan = _plan(session) if session.plan is None else session.plan
+    return [*plan, f"parameters       {trained:,} trained of {total:,} in the network", *session.notes]
 
 
 def _plan(session: Session) -> list[str]:
@@ -142,3 +173,14 @@ def _plan(session: Session) -> list[str]:
         f"effective batch  {size} = {passes} x {session.accelerator.num_processes} processes",
         f"steps            {training.max_train_steps} ({epochs:.2f} epochs)",
     ]
+
+
+def build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> optim.Optimizer:
+    """The recipe's optimizer. Raises UserError for settings out of its range."""
+    settings = {key: value for key, value in recipe.optimizer.items() if key != "name"}
+    build = resolve("optimizer", recipe.optimizer["name"])
+    try:
+        optimizer: optim.Optimizer = build(parameters, recipe.training.learning_rate, **settings)
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}", "change its setting in the recipe") from error
+    return optimizer

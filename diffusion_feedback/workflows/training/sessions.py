@@ -1,42 +1,28 @@
-"""Which session puts a run together: by what the model makes or judges, and by what the objective learns from."""
+"""Which session puts a run together: by what the model makes or judges, and by the kind of the objective."""
 
 from __future__ import annotations
 
-from accelerate import Accelerator
-
-from ...catalog import family_row, objective_row
-from ...config import Recipe
+from ...catalog import family_row
+from .given import Setup
 from .session import Session
 
 
-def open_session(recipe: Recipe, accelerator: Accelerator) -> Session:
-    """The run of ``recipe``, ready to go. Raises UserError as its session does.
+def open_session(setup: Setup) -> Session:
+    """The session of the recipe's family and objective, its model and data loaded. Raises UserError for bad input.
 
     What one session imports the others do not need: a run on texts does not wait for diffusers.
     """
-    objective = objective_row(recipe.objective["name"])
-    match family_row(recipe.model.family).modality, objective.kind:
+    match family_row(setup.recipe.model.family).modality, setup.objective.kind:
         case "image", "ranking":
-            from .scorer import ScorerSession
-
-            return ScorerSession(recipe, accelerator)
+            from .scorer import scorer_session as session
         case "image", _:
-            from .diffusion import DenoisingSession
-
-            return DenoisingSession(recipe, accelerator)
+            from .diffusion import diffusion_session as session
         case _, "policy_gradient":
-            from .policy_gradient import PolicyGradientSession
-
-            return PolicyGradientSession(recipe, accelerator)
+            from .policy_gradient import policy_gradient_session as session
         case _, "value_learning":
-            from .value_learning import ValueLearningSession
-
-            return ValueLearningSession(recipe, accelerator)
+            from .value_learning import value_learning_session as session
         case _, "reward":
-            from .language_model import RewardSession
-
-            return RewardSession(recipe, accelerator)
+            from .reward_model import reward_model_session as session
         case _:
-            from .language_model import TextSession
-
-            return TextSession(recipe, accelerator)
+            from .language_model import language_model_session as session
+    return session(setup)

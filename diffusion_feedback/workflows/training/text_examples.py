@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from accelerate import Accelerator
-
 from ...catalog import objective_row
 from ...config import Recipe
 from ...data.text_check import repeats_prompt
@@ -19,6 +17,7 @@ from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
 from ...records import TextRecord, content_hash
 from ...types import TokenExample
+from .examples import check_apart, say_skipped
 
 Fit = Callable[[TextRecord], TextRecord | None]
 
@@ -61,14 +60,14 @@ class TextData:
     heldout_pairs: TokenIndex | None = None
 
 
-def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelerator) -> TextData:
+def load_texts(recipe: Recipe, tokenization: Tokenization) -> TextData:
     """Read, fit to the objective and tokenise training and held-out texts.
 
     Held-out ties are dropped: they have no side to agree with. Raises UserError for bad rows, rows that do not fit the
     objective, and held-out examples that are training examples.
     """
     notes: list[str] = []
-    examples, has_turns = _examples(recipe, tokenization, accelerator, notes, heldout=False)
+    examples, has_turns = _examples(recipe, tokenization, notes, heldout=False)
     train = _index(recipe, examples, notes, heldout=False)
     is_unpaired = objective_row(recipe.objective["name"]).learns_from == "labels"
     if is_unpaired and len({example.label for example in train.examples}) == 1:
@@ -78,12 +77,9 @@ def load_texts(recipe: Recipe, tokenization: Tokenization, accelerator: Accelera
         notes += _kto_weights(recipe, train)
     if recipe.data.validation is None:
         return TextData(train, None, notes, has_turns)
-    examples, _ = _examples(recipe, tokenization, accelerator, notes, heldout=True)
+    examples, _ = _examples(recipe, tokenization, notes, heldout=True)
     heldout = _index(recipe, examples, notes, heldout=True)
-    shared = {example.pair_id for example in train.examples} & {example.pair_id for example in heldout.examples}
-    if shared:
-        problem = f"data.validation: {len(shared)} of its {len(heldout)} examples are training examples too"
-        raise UserError(problem, "give other files or another validation_split")
+    check_apart("examples", *([example.pair_id for example in index.examples] for index in (train, heldout)))
     are_apart = examples[0].rejected is not None and heldout.examples[0].rejected is None
     return TextData(train, heldout, notes, has_turns, TokenIndex(examples) if are_apart else None)
 
@@ -102,7 +98,7 @@ def _kto_weights(recipe: Recipe, train: TokenIndex) -> list[str]:
 
 
 def _examples(
-    recipe: Recipe, tokenization: Tokenization, accelerator: Accelerator, notes: list[str], *, heldout: bool
+    recipe: Recipe, tokenization: Tokenization, notes: list[str], *, heldout: bool
 ) -> tuple[list[TokenExample], bool]:
     """Examples of the rows that fit the objective, and whether they are conversations."""
     data, learns_from = recipe.data, objective_row(recipe.objective["name"]).learns_from
@@ -120,11 +116,7 @@ def _examples(
     examples, unfit = encode(
         tokenization, first_of(records, limit) if limit else records, skip=data.on_bad_row == "skip"
     )
-    skipped = [reason for _, reason in reader.skipped] + unfit
-    if skipped:
-        accelerator.print(f"{len(skipped)} bad rows skipped in {path}; the first of them:")
-        for reason in skipped[:20]:
-            accelerator.print(f"  {reason}")
+    say_skipped(path, [reason for _, reason in reader.skipped] + unfit)
     _note_left_out(left_out, notes, heldout=heldout)
     odd = [*reader.notes(), *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
     notes += [f"note             {path}: {note}" for note in odd]

@@ -1,81 +1,84 @@
-"""Completions of fixed prompts on fixed seeds, before training and at every look, for people to read."""
+"""Completions of fixed prompts on fixed seeds, before and during training, for people to read."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from ...config import Recipe
 from ...documents import read_object
 from ...foreign import reading
-from ...likelihoods.tokenization import Tokenization
 from ...records import Text, atomic_write
 from ...training.run_folder import RunFolder
 from ...types import GenerativeTextModel
-from .text_examples import TextData
+from .token_batches import TokenBatches
 
 _BEFORE = "before.json"
 
 
-def sample_prompts(recipe: Recipe, tokenization: Tokenization, data: TextData, window: int) -> list[list[int]]:
+def _prompts(recipe: Recipe, texts: TokenBatches, window: int) -> list[list[int]]:
     """Token ids of the recipe's own prompts, or of the first held-out ones; those that leave room for a completion.
 
     Where the data are conversations, a prompt of the recipe is the user's first turn.
     """
-    validation = recipe.validation
+    validation, data = recipe.validation, texts.data
+    prompts: list[list[int]] = []
     if validation.prompts:
-        texts: list[Text] = [
+        said: list[Text] = [
             ({"role": "user", "content": prompt},) if data.is_conversational else prompt
             for prompt in validation.prompts
         ]
-        found = [list(ids) for ids in tokenization.encode_prompts(texts)]
+        prompts = [list(ids) for ids in texts.tokenization.encode_prompts(said)]
     elif data.heldout is not None:
-        whole = {
-            tuple(example.chosen.ids[: example.chosen.prompt_length].tolist()) for example in data.heldout.examples
-        }
-        found = [list(ids) for ids in sorted(whole) if ids][: validation.num_prompts]
-    else:
-        found = []
-    return [ids for ids in found if 0 < len(ids) < window]
+        sequences = [example.chosen for example in data.heldout.examples]
+        whole = {tuple(each.ids[: each.prompt_length].tolist()) for each in sequences}
+        prompts = [list(ids) for ids in sorted(whole) if ids][: validation.num_prompts]
+    return [ids for ids in prompts if 0 < len(ids) < window]
 
 
-class Samples:
+@dataclass(frozen=True, slots=True)
+class CompletionSamples:
     """Draws and writes ``samples/step-N.md``; the completions before the first update stand in ``samples/before.json``."""
 
-    def __init__(
-        self, recipe: Recipe, model: GenerativeTextModel, folder: RunFolder, prompts: Sequence[Sequence[int]]
-    ) -> None:
-        self.recipe, self.model, self.prompts = recipe, model, prompts
-        self.folder = folder.path / "samples"
+    recipe: Recipe
+    model: GenerativeTextModel
+    prompts: Sequence[Sequence[int]]
 
-    def draw(self, step: int, network: nn.Module) -> None:
+    @classmethod
+    def of(cls, recipe: Recipe, model: GenerativeTextModel, texts: TokenBatches) -> CompletionSamples:
+        """Completions of the prompts that the recipe names, or of the first held-out ones."""
+        return cls(recipe, model, _prompts(recipe, texts, model.window))
+
+    def draw(self, step: int, network: nn.Module, run: RunFolder) -> None:
         """Complete all prompts with ``network``; nothing is done where there are none."""
         if not self.prompts:
             return
-        after = self._complete(network)
+        folder, after = run.path / "samples", self._complete(network)
         if step == 0:
-            told = {"prompts": [list(map(int, ids)) for ids in self.prompts], "completions": after}
-            with atomic_write(self.folder / _BEFORE) as file:
-                file.write_text(json.dumps(told, ensure_ascii=False) + "\n", "utf-8")
+            drawn = {"prompts": [list(map(int, ids)) for ids in self.prompts], "completions": after}
+            with atomic_write(folder / _BEFORE) as file:
+                file.write_text(json.dumps(drawn, ensure_ascii=False) + "\n", "utf-8")
             return
-        before = self._before()
-        with atomic_write(self.folder / f"step-{step:06d}.md") as file:
+        before = self._before(folder / _BEFORE)
+        with atomic_write(folder / f"step-{step:06d}.md") as file:
             file.write_text(self._page(step, before, after), "utf-8")
 
-    def _before(self) -> list[str]:
+    def _before(self, path: Path) -> list[str]:
         """The completions before training; where they are of other prompts, or were never drawn, a word on that."""
-        path, unknown = self.folder / _BEFORE, ["(not drawn before training)"] * len(self.prompts)
+        unknown = ["(not drawn before training)"] * len(self.prompts)
         if not path.exists():
             return unknown
         remedy = "remove the file; pages then say that they are missing"
         with reading(path, "the completions before training", remedy):
-            told = read_object(path, remedy)
-            if told["prompts"] != [list(map(int, ids)) for ids in self.prompts]:
+            recorded = read_object(path, remedy)
+            if recorded["prompts"] != [list(map(int, ids)) for ids in self.prompts]:
                 return unknown
-            return [str(text) for text in told["completions"]]
+            return [str(text) for text in recorded["completions"]]
 
     def _complete(self, network: nn.Module) -> list[str]:
         rollouts, first = self.recipe.rollouts, self.recipe.validation.seed

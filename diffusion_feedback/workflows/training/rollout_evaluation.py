@@ -1,4 +1,4 @@
-"""Completions of held-out prompts at every look: what they are worth, how far the policy has gone, and pages to read."""
+"""Completions of held-out prompts after steps of training: what they are worth, how far the policy has gone, and pages to read."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ...training.rollouts import Measure
 from ...training.run_folder import RunFolder
 from ...training.token_rollouts import drawn_sequence
 from ...types import TokenSequence
-from .rollouts import CompletionJudge, PromptSet, Sampler
-from .text_samples import fenced
+from .rollout_prompts import RolloutPrompts
+from .rollout_source import CompletionJudge, PolicySampler
+from .sample_completions import fenced
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RolloutEvaluation:
     """Draws one completion of each prompt on fixed seeds, judges them, and writes ``samples/step-N.md``."""
 
-    prompts: PromptSet
-    sampler: Sampler
+    prompts: RolloutPrompts
+    sampler: PolicySampler
     judge: CompletionJudge
     measure: Measure[TokenSequence]
-    folder: RunFolder
     seed: int
     batch_size: int
     pages: int
 
-    def __call__(self, step: int, network: nn.Module) -> Mapping[str, float]:
+    def __call__(self, step: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
         """Mean score with its 95 % interval, KL to the reference (nats a completion) with its own, share that ended, and length."""
         order = sorted(range(len(self.prompts)), key=lambda index: (-len(self.prompts.ids[index]), index))
         completions: list[list[int]] = [[] for _ in order]
@@ -45,19 +45,19 @@ class Look:
                 completions[index] = ids
             kl += self._kl(part, drawn)
         scores = self.judge(self.prompts.texts, completions)
-        self._write(step, completions, scores)
+        self._write(folder, step, completions, scores)
         ends = self.sampler.model.end_token_ids
-        figures = {
+        metrics = {
             "finished": sum(ids[-1] in ends for ids in completions) / len(completions),
             "mean_length": sum(map(len, completions)) / len(completions),
         }
         for name, values in (("scores", scores), ("kl", kl)):
             if len(values) > 1:
                 interval = mean_interval(values)
-                figures |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+                metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             elif values:  # one value says nothing about the spread
-                figures[name] = values[0]
-        return figures
+                metrics[name] = values[0]
+        return metrics
 
     def _kl(self, part: Sequence[int], drawn: Sequence[Sequence[int]]) -> list[float]:
         prompts = [self.prompts.ids[index] for index in part]
@@ -66,16 +66,18 @@ class Look:
         if statistics.reference is None:
             return []
         lengths = torch.tensor([len(ids) for ids in drawn])
-        found: list[float] = per_completion(k1(statistics.logps, statistics.reference), lengths).tolist()
-        return found
+        values: list[float] = per_completion(k1(statistics.logps, statistics.reference), lengths).tolist()
+        return values
 
-    def _write(self, step: int, completions: Sequence[Sequence[int]], scores: Sequence[float]) -> None:
+    def _write(
+        self, folder: RunFolder, step: int, completions: Sequence[Sequence[int]], scores: Sequence[float]
+    ) -> None:
         parts = [f"# Step {step}\n"]
         rows: list[Any] = list(zip(self.prompts.texts, completions, scores, strict=True))
         for prompt, ids, score in rows[: self.pages]:
             completion = _words(self.judge.text(ids, prompt))
             parts.append(f"\n## Reward {score:.4g}\n\n{fenced(_words(prompt))}\n{fenced(completion)}")
-        with atomic_write(self.folder.path / "samples" / f"step-{step:06d}.md") as file:
+        with atomic_write(folder.path / "samples" / f"step-{step:06d}.md") as file:
             file.write_text("".join(parts), "utf-8")
 
 

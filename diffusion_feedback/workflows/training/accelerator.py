@@ -1,0 +1,70 @@
+"""The accelerator of a run: processes, precision and trackers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+
+from ...config import Recipe, to_yaml
+from ...errors import UserError, first_line
+from ...folders import expand
+from ...processes import check_joined, num_launched
+from ...training.run_folder import TRACKED, RunFolder
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise UserError for a tracker that is unknown or not installed: accelerate would leave it out without a word."""
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    installed, known = {str(each) for each in get_available_trackers()}, [str(each) for each in LoggerType.list()]
+    for name in recipe.training.trackers:
+        if name not in known:
+            raise UserError(
+                f"training.report_to: unknown tracker {name!r}", f"allowed: {', '.join(known)}; [] for none"
+            )
+        if name not in installed and (name != "all" or not installed):
+            remedy = "pip install it, or leave it out: metrics.jsonl is written in any case"
+            raise UserError(f"training.report_to: {name} is not installed", remedy)
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The accelerator of a run. Raises UserError for a tracker that is not installed, and processes that do not meet."""
+    check_trackers(recipe)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=recipe.training.mixed_precision,
+            log_with=recipe.training.trackers or None,
+            project_dir=str(expand(recipe.output_dir)),
+            # Losses are divided by the loop, once: ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide them again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Other processes wait while one encodes or draws samples; the default of ten minutes is too short for that.
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+                # Buffers are constants; sending them would need as many forward passes of every process.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
+        )
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        if "mixed precision" in str(error):
+            raise UserError(f"training.mixed_precision: {first_line(error)}", "set it to no, or bf16") from error
+        problem = f"{num_launched()} processes could not begin together: {first_line(error)}"
+        remedy = "check how they are launched (accelerate launch, torchrun): addresses, ports, devices"
+        raise UserError(problem, remedy) from error
+    check_joined(accelerator.num_processes)
+    return accelerator
+
+
+def start_trackers(recipe: Recipe, accelerator: Accelerator, folder: RunFolder) -> None:
+    """Start the recipe's trackers, in which the run bears the name of its folder."""
+    if not recipe.training.trackers:
+        return
+    name = folder.path.absolute().name
+    named = {"wandb": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
+    try:
+        accelerator.init_trackers(TRACKED, config={"recipe": to_yaml(recipe)}, init_kwargs=named)
+    except Exception as error:  # trackers are many, and fail in as many ways: no account, no network, no rights
+        remedy = "log in to it, or leave it out: metrics.jsonl is written in any case"
+        raise UserError(f"training.report_to: could not be started: {first_line(error)}", remedy) from error

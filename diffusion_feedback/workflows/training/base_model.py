@@ -1,0 +1,102 @@
+"""The model that a run starts from: loaded, made trainable, and kept as the reference."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...catalog import resolve
+from ...config import Recipe
+from ...errors import UserError
+from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
+from ...types import Adaptable, Reference, TextModel, Tokenizer, Tuned
+from .memory import weight_bytes
+
+
+def load_model(recipe: Recipe, device: torch.device, *, path: str | None = None, **settings: Any) -> Any:
+    """The model of the recipe's family at ``path`` (the recipe's own unless given), frozen, in the recipe's precision."""
+    model = recipe.model
+    return resolve("family", model.family)(
+        path or model.pretrained_model_name_or_path,
+        revision=model.revision,
+        variant=model.variant,
+        dtype=getattr(torch, model.dtype),
+        device=device,
+        **settings,
+    )
+
+
+def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:
+    """Adapters over the frozen ``model``, or the whole of it; returns lines on what the adapters are."""
+    settings = recipe.model
+    if settings.tuning == "full":
+        make_whole_trainable(recipe, model)
+        return []
+    lines = model.add_adapters(
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha if settings.lora_alpha is not None else float(settings.lora_rank),
+        targets=settings.lora_targets,
+        seed=recipe.training.seed,
+        modules_to_save=settings.lora_modules_to_save,
+        revision=settings.revision,
+    )
+    if settings.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return [f"adapters         {line}" for line in lines]
+
+
+def make_whole_trainable(recipe: Recipe, model: Tuned) -> None:
+    """All that full tuning trains."""
+    for part in model.trained_parts():
+        part.requires_grad_(True)
+    if recipe.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenReference:
+    """A reference, the hash of its weights, the bytes that it takes besides the policy, and in words what it is."""
+
+    give: Reference
+    weights_hash: str
+    num_bytes: int
+    description: str
+
+    def released(self) -> FrozenReference:
+        """The same without the model itself, for when all of its answers are kept."""
+        return FrozenReference(_itself, self.weights_hash, 0, self.description)
+
+
+def _itself(policy: nn.Module) -> AbstractContextManager[nn.Module]:
+    return nullcontext(policy)
+
+
+def frozen_reference(
+    recipe: Recipe, model: Adaptable, base_hash: str, device: torch.device, tokenizer: Tokenizer | None = None
+) -> FrozenReference:
+    """The recipe's reference, made before ``model`` becomes trainable: another model, the adapters switched off, or a copy.
+
+    With cached values the whole model need not be copied: it is asked before the first update, while it is the reference.
+    Raises UserError for a reference with another vocabulary than that of the policy's ``tokenizer``.
+    """
+    path, cached = recipe.model.reference_model_name_or_path, recipe.text.cache_reference
+    how = "computed once and looked up" if cached else None
+    if path is not None:
+        other: TextModel = load_model(recipe, device, path=path)
+        if tokenizer is None or other.tokenizer.get_vocab() != tokenizer.get_vocab():
+            problem = f"{path}: its tokenizer has another vocabulary than the policy's"
+            raise UserError(problem, "a reference must read the policy's tokens: use a model of the same tokenizer")
+        size = weight_bytes(other.network.parameters())
+        give: Reference = FrozenModel(other.network)
+        return FrozenReference(give, other.model_hash(), size, f"{path}: {how or 'a model of its own'}")
+    name = "the model as loaded"
+    if recipe.model.tuning == "lora":
+        return FrozenReference(AdaptersOff(), base_hash, 0, f"{name}: {how or 'the adapters switched off'}")
+    if cached:
+        return FrozenReference(_itself, base_hash, 0, f"{name}: {how}")
+    size = weight_bytes(model.network.parameters())
+    return FrozenReference(FrozenCopy(model.network), base_hash, size, f"{name}: a copy of its own")

@@ -1,0 +1,41 @@
+"""The step of the recipe's objective over a likelihood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...training.preference import PreferenceStep
+from ...training.steps import PointwiseStep, StepParts
+from ...types import Likelihood, Reference
+from .given import Setup
+
+
+def preference_parts(setup: Setup, likelihood: Likelihood, reference: Reference | None, **more: Any) -> StepParts:
+    """What a step on log-probabilities is made of; ``more`` are further fields of ``StepParts``."""
+    return StepParts(
+        likelihood=likelihood,
+        reference=reference,
+        objective=setup.objective,
+        settings=setup.objective_settings,
+        soft_labels=setup.recipe.data.soft_labels,
+        weighted=setup.recipe.data.prompt_weights,
+        autocast=setup.accelerator.autocast,
+        unwrap=setup.accelerator.unwrap_model,
+        **more,
+    )
+
+
+def step_of(parts: StepParts) -> PreferenceStep | PointwiseStep:
+    """The step of an objective on samples."""
+    return PointwiseStep(parts) if parts.objective.learns_from == "chosen" else PreferenceStep.of(parts)
+
+
+def judging_settings(setup: Setup) -> dict[str, Any]:
+    """What the step of a model that is taught to judge takes besides its judge."""
+    return {
+        "objective": setup.objective,
+        "settings": setup.objective_settings,
+        "soft_labels": setup.recipe.data.soft_labels,
+        "weighted": setup.recipe.data.prompt_weights,
+        "autocast": setup.accelerator.autocast,
+    }

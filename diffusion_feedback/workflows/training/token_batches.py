@@ -1,0 +1,178 @@
+"""The passes of a run on texts: like lengths under a budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from accelerate import Accelerator
+
+from ...catalog import objective_row
+from ...config import Recipe
+from ...data.token_index import TokenIndex
+from ...errors import UserError
+from ...likelihoods.tokenization import Tokenization
+from ...scorers.texts.checking import quote
+from ...training.order import PairOrder
+from ...training.sources import TokenSource, UnpairedSource, under_budget
+from ...types import TextModel, TokenExample, UnpairedBatch
+from .given import Setup
+from .session import Examples
+from .text_examples import TextData, load_texts
+from .tokenization import build_tokenization, describe_tokenizer
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """The texts of a run as tokens, and which of them each optimizer step sees, in which passes.
+
+    ``lengths`` are the tokens that each training example takes in a pass.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    tokenization: Tokenization
+    data: TextData
+    order: PairOrder
+    lengths: Sequence[int]
+
+    @classmethod
+    def load(cls, setup: Setup, model: TextModel, *, share_prompt: bool) -> TokenBatches:
+        """Read and tokenise training and held-out texts. Raises UserError as ``load_texts`` does, for a length beyond the
+        model's window, and for a batch larger than the data.
+        """
+        recipe, accelerator = setup.recipe, setup.accelerator
+        tokenization = build_tokenization(recipe, model)
+        data = load_texts(recipe, tokenization)
+        order = _build_order(recipe, data, accelerator)
+        return cls(recipe, accelerator, tokenization, data, order, lengths_of(data.train, share_prompt=share_prompt))
+
+    @property
+    def train(self) -> Examples:
+        """What is learnt from."""
+        return self.examples(self.data.train)
+
+    @property
+    def heldout(self) -> Examples | None:
+        """What is evaluated; None where the recipe names nothing."""
+        return None if self.data.heldout is None else self.examples(self.data.heldout)
+
+    def examples(self, index: TokenIndex) -> Examples:
+        """The examples of ``index`` in batches as the recipe's objective takes them."""
+        return MismatchedCompletions(index) if self.learns_from == "labels" else index
+
+    @property
+    def learns_from(self) -> str:
+        """What the recipe's objective learns from."""
+        return objective_row(self.recipe.objective["name"]).learns_from
+
+    def source(self) -> TokenSource | UnpairedSource:
+        """The passes of each optimizer step, as the objective takes them.
+
+        One on chosen samples alone is a mean over the tokens of the whole step, every other one a mean over its examples.
+        """
+        budget, train = budget_of(self.recipe, self.lengths), self.data.train
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if self.learns_from == "labels":
+            passes = self.recipe.training.gradient_accumulation_steps
+            return UnpairedSource(self.order, train.unpaired, passes, processes, rank, self.lengths, budget)
+        are_demonstrations = self.learns_from == "chosen"
+        counts = [float(example.chosen.num_scored) for example in train.examples] if are_demonstrations else None
+        return TokenSource(self.order, train.batch, self.lengths, budget, processes, rank, counts)
+
+    def num_tokens(self) -> Callable[[int], Mapping[str, float]]:
+        """Tokens seen up to an update (number from 0), that one included, padding not counted."""
+        examples = self.data.train.examples
+        sizes = [len(each.chosen) + (len(each.rejected) if each.rejected is not None else 0) for each in examples]
+        steps = range(self.recipe.training.max_train_steps)
+        seen = np.cumsum([sum(sizes[i] for i in self.order.indices(step)) for step in steps])
+        return lambda number: {"num_tokens": int(seen[number])}
+
+    def name_of(self, example_id: str) -> str:
+        """The example of an id by the words that it begins with, for a message: its row is not kept."""
+        example = next(each for each in self.data.train.examples if each.pair_id == example_id)
+        words = self.tokenization.tokenizer.decode(example.chosen.ids[:64].tolist(), skip_special_tokens=True)
+        return f"pair {example_id}, {quote(words)}"
+
+    def notes(self, model: TextModel, adapters: Sequence[str]) -> list[str]:
+        """What was left out or cut, what is adapted, and lengths."""
+        examples = self.data.train.examples
+        longest, mean = max(each.length for each in examples), sum(each.length for each in examples) / len(examples)
+        # An example that is longer than the budget is a pass alone.
+        most = max(budget_of(self.recipe, self.lengths), *self.lengths)
+        return [
+            *self.data.notes,
+            *adapters,
+            *describe_tokenizer(model),
+            f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {most:,} a pass at most",
+            *(f"note             {note}" for note in self.tokenization.counts.notes()),
+        ]
+
+
+def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> PairOrder:
+    """Raises UserError for a batch larger than the data, saying what became of the rows."""
+    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
+    try:
+        return PairOrder(len(data.train), size * accelerator.num_processes, recipe.training.seed)
+    except UserError as error:
+        reasons = [" ".join(note.split()) for note in data.notes]
+        raise UserError("; ".join([error.problem, *reasons]), error.remedy) from error
+
+
+@dataclass(frozen=True)
+class MismatchedCompletions:
+    """Labelled completions, each prompt beside a completion of the next other prompt of the index, around its end.
+
+    Which one that is depends on the index alone, not on passes. Where all prompts are one, it is the next completion's.
+    """
+
+    index: TokenIndex
+
+    @cached_property
+    def partners(self) -> Sequence[int]:
+        """Of each example, the number of the one whose completion its prompt meets."""
+        prompts = [each.chosen.ids[: each.chosen.prompt_length].tobytes() for each in self.index.examples]
+        number = len(prompts)
+        partners = [(place + 1) % number for place in range(number)]
+        if len(set(prompts)) == 1:
+            return partners
+        following = next(place for place in range(number) if prompts[place] != prompts[-1])
+        for place in reversed(range(number)):
+            after = partners[place]
+            following = after if prompts[after] != prompts[place] else following
+            partners[place] = following
+        return partners
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self, indices: Sequence[int], draw: int) -> UnpairedBatch:
+        """The completions at ``indices``."""
+        return self.index.unpaired(indices, [self.partners[index] for index in indices], draw)
+
+
+def lengths_of(index: TokenIndex, *, share_prompt: bool) -> list[int]:
+    """Tokens that each example takes in a pass: both sides of a pair, padded to the longer one."""
+
+    def length(example: TokenExample) -> int:
+        if example.rejected is None:
+            return len(example.chosen)
+        if share_prompt:
+            return len(example.chosen) + len(example.rejected) - example.chosen.prompt_length
+        return 2 * example.length
+
+    return [length(example) for example in index.examples]
+
+
+def budget_of(recipe: Recipe, lengths: Sequence[int]) -> int:
+    """Tokens of one pass: ``train_batch_size`` examples as long as the longest, unless the recipe gives a number."""
+    return recipe.text.max_tokens_per_pass or recipe.training.train_batch_size * max(lengths)
+
+
+def passes_over(recipe: Recipe, index: TokenIndex, *, share_prompt: bool) -> list[list[int]]:
+    """All examples of ``index``, longest first, in passes of like lengths."""
+    lengths = lengths_of(index, share_prompt=share_prompt)
+    by_length = sorted(range(len(index)), key=lambda number: (-lengths[number], number))
+    return under_budget(by_length, lengths, budget_of(recipe, lengths))
