@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..config import build_parser, parse, to_yaml
-from ..folders import hold_folder
 
 EPILOG = """examples:
   dfb rounds --config configs/text_rounds_tiny.yaml
@@ -31,9 +29,6 @@ def run(argv: Sequence[str]) -> None:
     if flags.print_config:
         print(to_yaml(recipe), end="")
         return
-    from ..workflows.rounds.checks import check_rounds
-    from ..workflows.rounds.run import Rounds
+    from ..workflows.rounds import rounds
 
-    check_rounds(recipe)
-    with hold_folder(Path(recipe.output_dir), "dfb rounds"):
-        Rounds.open(recipe, overwrite=flags.overwrite).run()
+    rounds(recipe, overwrite=flags.overwrite)

@@ -131,7 +131,7 @@ def test_rounds_and_runs_keep_off_each_other(world: Path, capsys: Any) -> None:
     capsys.readouterr()
     for more in ([], ["--overwrite"]):
         assert main(["rounds", "--config", str(other), "--output_dir", str(world / "run"), *more]) == 2
-        assert "holds a run of dfb train" in capsys.readouterr().err
+        assert "holds a training run" in capsys.readouterr().err
         assert main(["train", "--config", str(run), "--output_dir", str(world / "other"), *more]) == 2
         assert "holds rounds" in capsys.readouterr().err
     assert content(world / "run") == before

@@ -15,14 +15,16 @@ import pytest
 import tiny_text
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import Recipe, load_recipe
+from diffusion_feedback.config import Recipe
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.generation import load_completions
-from diffusion_feedback.workflows.rounds import run as rounds_run
-from diffusion_feedback.workflows.rounds.run import Rounds
+from diffusion_feedback.workflows.rounds import training_runs
+from diffusion_feedback.workflows.rounds.schedule import PromptSchedule, derived_seed
+from diffusion_feedback.workflows.rounds.stages import Stage
 from diffusion_feedback.workflows.training.run import run_training
 
 REWARDS = """
@@ -103,7 +105,7 @@ def recipes_of(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         seen.append(recipe)
         return run_training(recipe, **how)
 
-    monkeypatch.setattr(rounds_run, "run_training", keep)
+    monkeypatch.setattr(training_runs, "run_training", keep)
     return seen
 
 
@@ -196,10 +198,9 @@ def test_references_of_a_round(write: Write, tmp_path: Path, monkeypatch: pytest
         assert torch.allclose(found[name], 0.75 * old[name] + 0.25 * new[name], atol=1e-6)
 
 
-def test_every_prompt_has_its_turn(write: Write) -> None:
-    recipe = load_recipe(write(rounds={"num_prompts": 2}))
-    rounds = Rounds.open(recipe)
-    taken = [prompt for number in range(1, 6) for prompt in rounds._prompts_of(number)]
+def test_every_prompt_has_its_turn() -> None:
+    schedule = PromptSchedule(WORDS[:5], 2, derived_seed(0, "prompts"))
+    taken = [prompt for number in range(1, 6) for prompt in schedule.of_round(number)]
     assert sorted(taken[:5]) == sorted(WORDS[:5])
     assert sorted(taken[5:]) == sorted(WORDS[:5])
     assert taken[:5] != taken[5:]
@@ -239,20 +240,20 @@ def test_killed_at_every_stage_it_ends_in_the_same_bytes(
     assert start(write("run")) == 0
     whole = contents(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "kept")
-    once, killed = rounds_run._once, 0
+    run, killed = Stage.run, 0
     for stage in range(100):
         done = 0
 
-        def dies(output: Path, work: Callable[[], None], stage: int = stage) -> None:
+        def dies(self: Stage, state: PartialState, stage: int = stage) -> Path:
             nonlocal done
-            if not output.exists():
+            if not self.output.exists():
                 done += 1
                 # Every run gets one stage further, and dies in the middle of what it does before that.
                 if done > 2 or (done == 2 and stage % 2):
                     raise KeyboardInterrupt
-            once(output, work)
+            return run(self, state)
 
-        monkeypatch.setattr(rounds_run, "_once", dies)
+        monkeypatch.setattr(Stage, "run", dies)
         code = start(write("run"))
         if code == 0:
             break

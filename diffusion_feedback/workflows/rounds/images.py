@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,24 +10,29 @@ from typing import Any
 
 import torch
 
-from ...catalog import resolve
+from ...catalog import needs_reference, resolve
 from ...config import Recipe
 from ...data.image_sets import open_images
 from ...data.scores import read_scores, write_scores
+from ...errors import UserError
+from ...folders import is_main_process
 from ...generation import generate, load_generated, own_noise
 from ...labeling.panel import LabelPolicy
 from ...labeling.rules import rule_of
 from ...prompts import read_prompts
-from ...records import Text
+from ...records import Text, atomic_folder
 from ...types import Denoiser
 from ..labeling import write_built
 from ..scoring import score_items
 from ..settings import ScoringSettings
+from .judges import NamedJudge
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSide:
-    """A ``rounds_run.Side``; ``recipe`` is that of the rounds."""
+class ImageModality:
+    """A ``Modality``; ``recipe`` is that of the rounds."""
 
     recipe: Recipe
 
@@ -34,6 +40,30 @@ class ImageSide:
     def pairs_name(self) -> str:
         """File name of the pairs of a round."""
         return "pairs.parquet"
+
+    @property
+    def judge(self) -> NamedJudge:
+        """The recipe's scorer of images."""
+        return NamedJudge(self.heldout_judge)
+
+    @property
+    def heldout_judge(self) -> str:
+        """The recipe's scorer of images."""
+        return self.recipe.rounds.scorer
+
+    def check(self) -> None:
+        """Raise UserError for another reference than the model that a round starts from, and for no scorer of images."""
+        rounds = self.recipe.rounds
+        if needs_reference(self.recipe.objective) and rounds.reference != rounds.start_from:
+            problem = f"rounds.reference: got {rounds.reference!r}, start_from is {rounds.start_from!r}"
+            raise UserError(problem, "a run on images compares with the model that it starts from: make the two equal")
+        if rounds.reward_recipe is not None:
+            raise UserError("rounds.reward_recipe: reward models judge texts", "leave it out")
+        if not rounds.scorer:
+            raise UserError("rounds.scorer: nobody judges the samples", "set rounds.scorer")
+        if rounds.labels_from is not None:
+            problem = "rounds.labels_from: labels pairs for a reward model, and none is trained"
+            raise UserError(problem, "leave it out")
 
     def prompts(self, path: str) -> list[Text]:
         """The different prompts of a file."""
@@ -70,31 +100,38 @@ class ImageSide:
         )
         return len(records)
 
-    def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
+    def score(self, scorer: str, drawn: Path, output: Path) -> None:
         """Score every image, each process its share; what the cache holds is not scored again."""
         settings = ScoringSettings(cache_dir=self.recipe.data.cache_dir)
-        records = score_items(open_images(str(drawn)), [spec], settings)
-        if is_main:
+        records = score_items(open_images(str(drawn)), [scorer], settings)
+        if is_main_process():
             write_scores(records, output)
 
-    def pair(self, drawn: Path, scores: Path, output: Path) -> str:
+    def pair(self, drawn: Path, scores: Path, output: Path) -> None:
         """Pairs by the recipe's rule, the images inside; ties are left out."""
         name = self.recipe.rounds.rule
-        items = open_images(str(drawn))
-        return write_built(
-            items, read_scores(scores), LabelPolicy(), None, (name, rule_of(name, "rounds.rule")), None, output
-        )
+        rule = (name, rule_of(name, "rounds.rule"))
+        logger.info(write_built(open_images(str(drawn)), read_scores(scores), LabelPolicy(), None, rule, None, output))
+
+    def training_recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe as it is."""
+        return recipe
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The LoRA weights of ``run`` merged into the pipeline that it started from, in float32."""
         denoiser = self._load(start)
         denoiser.load_lora(str(run))
-        denoiser.save_merged(folder)
+        with atomic_folder(folder) as temporary:
+            denoiser.save_merged(temporary)
+
+    def average(self, old: str, new: str, share: float, folder: Path) -> None:
+        """Nothing that rounds of images ask for: each compares with the model that it starts from."""
+        raise UserError("rounds.reference: there is no average of pipelines", "set it to previous or initial")
 
     def divergence(self, model: str, initial: str, drawn: Path) -> Mapping[str, list[float]]:
         """Nothing: an image has no likelihood that could be had at this price."""
         return {}
 
     def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
-        """Prompt and picture of every sample."""
+        """Prompt and image file of every sample."""
         return [(record.prompt, path) for record, path in load_generated(drawn)]

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...config import Recipe
+from ...catalog import family_row, objective_row
+from ...config import Recipe, load_recipe
 from ...data.scores import read_scores, write_scores
 from ...errors import UserError
+from ...folders import is_main_process
 from ...generation import COMPLETIONS, complete_prompts, load_completions
 from ...labeling.candidates import join_scores
 from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ...labeling.panel import LabelPolicy, build_panel
 from ...labeling.rules import rule_of
 from ...models import causal_lm
-from ...records import CompletionRecord, ScoreRecord, Text, atomic_write, content_hash
+from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, atomic_write, content_hash
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..completing import Drawing, Writer, load_writer, read_text_prompts
 from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
+from .judges import LearntJudge, NamedJudge
+from .modality import RoundJudge
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class TextSide:
-    """A ``rounds_run.Side``; ``recipe`` is that of the rounds."""
+class TextModality:
+    """A ``Modality``; ``recipe`` is that of the rounds."""
 
     recipe: Recipe
 
@@ -35,6 +42,52 @@ class TextSide:
     def pairs_name(self) -> str:
         """File name of the pairs of a round."""
         return "pairs.jsonl"
+
+    @property
+    def judge(self) -> RoundJudge:
+        """The recipe's reward, or a reward model that is trained in every round."""
+        own = self.recipe.rounds.reward_recipe
+        return NamedJudge(self.recipe.rollouts.reward) if own is None else LearntJudge(self.recipe, self)
+
+    @property
+    def heldout_judge(self) -> str:
+        """Who labels, where a reward model is trained: one that fools its own judge is found out; else the reward."""
+        return self.recipe.rounds.labels_from or self.recipe.rollouts.reward
+
+    def check(self) -> None:
+        """Raise UserError for samples that would all be alike, judges that are none, and a recipe that trains none."""
+        rounds, rollouts = self.recipe.rounds, self.recipe.rollouts
+        if not 0 < rollouts.temperature < float("inf"):
+            problem = f"rollouts.temperature: got {rollouts.temperature}"
+            raise UserError(problem, "allowed: above 0, as samples must differ")
+        for spec in filter(None, (rollouts.reward, rounds.labels_from, rounds.heldout_judge)):
+            parse_text_spec(spec, "text_scorer")
+        if rounds.scorer:
+            problem = f"rounds.scorer: got {rounds.scorer!r}, and texts are judged by rollouts.reward"
+            raise UserError(problem, "leave it out")
+        if rounds.reward_recipe is not None:
+            self._check_reward_recipe(rounds.reward_recipe)
+        elif not rollouts.reward:
+            raise UserError("rollouts.reward: nobody judges the samples", "set rollouts.reward")
+        elif rounds.labels_from is not None:
+            problem = "rounds.labels_from: labels pairs for a reward model, and none is trained"
+            raise UserError(problem, "set rounds.reward_recipe, or leave it out")
+
+    def _check_reward_recipe(self, path: str) -> None:
+        if self.recipe.rollouts.reward:
+            problem = (
+                f"rollouts.reward: got {self.recipe.rollouts.reward!r}, and the rounds train the judge that they use"
+            )
+            raise UserError(problem, "leave it out, or leave rounds.reward_recipe out")
+        if self.recipe.rounds.labels_from is None:
+            raise UserError("rounds.labels_from: nobody labels the reward model's pairs", "set it")
+        if not Path(path).is_file():
+            raise UserError(f"rounds.reward_recipe: {path}: no such file", "recipes lie under configs/")
+        # A mistake in it is named now, not after hours of sampling.
+        own = load_recipe(path)
+        if not objective_row(own.objective["name"]).trains_judge or not family_row(own.model.family).reads_text:
+            problem = f"rounds.reward_recipe: {path} trains no reward model (family {own.model.family})"
+            raise UserError(problem, "give a recipe of family reward_model")
 
     def prompts(self, path: str) -> list[Text]:
         """The different prompts of a file; plain ones become turns where the recipe has a chat template."""
@@ -51,7 +104,7 @@ class TextSide:
         """Completions of every prompt in ``folder``/completions.jsonl."""
         writer = self._writer(model)
         for note in writer.notes(prompts):
-            print(f"note: {note}")
+            logger.warning("note: %s", note)
         records = complete_prompts(
             prompts,
             folder / COMPLETIONS,
@@ -64,23 +117,22 @@ class TextSide:
         )
         return len(records)
 
-    def judge(self, spec: str, drawn: Path, output: Path, *, is_main: bool) -> None:
+    def score(self, scorer: str, drawn: Path, output: Path) -> None:
         """Score every completion; equal ones of one prompt once. The main process does it alone."""
-        if not is_main:
+        if not is_main_process():
             return
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        scorer = load_text_scorer(spec, device)
+        loaded = load_text_scorer(scorer, "cuda" if torch.cuda.is_available() else "cpu")
         records = load_completions(drawn)
-        scores = score_records(scorer, records)
+        scores = score_records(loaded, records)
         # The difference of two rewards is a Bradley-Terry logit; other judges have no such scale.
-        scale = 1.0 if parse_text_spec(spec).kind == "reward_model" else None
+        scale = 1.0 if parse_text_spec(scorer).kind == "reward_model" else None
         rows = [
             ScoreRecord(
                 f"prompt {record.prompt_index}, sample {record.sample}",
                 content_hash(record.completion),
                 prompt_name(record.prompt),
                 "judge",
-                scorer.recipe_id,
+                loaded.recipe_id,
                 score,
                 score,
                 scale,
@@ -89,33 +141,50 @@ class TextSide:
         ]
         write_scores(rows, output)
 
-    def pair(self, drawn: Path, scores: Path, output: Path) -> str:
+    def pair(self, drawn: Path, scores: Path, output: Path) -> None:
         """Pairs by the recipe's rule, as rows of prompt, chosen, rejected with their scores; ties are left out."""
         rule = rule_of(self.recipe.rounds.rule, "rounds.rule")
         completions, records = load_completions(drawn), read_scores(scores)
         by_name = dict(zip((record.sample for record in records), completions, strict=True))
         # A blank completion cannot be learnt from: there would be no token, or nothing that reads back as it was.
-        told = [record for record in records if by_name[record.sample].completion.strip()]
-        panel = build_panel(told, LabelPolicy(), None) if told else None
-        if panel is None:
-            raise UserError(
-                f"{drawn}: every completion is blank", "raise rollouts.max_new_tokens, or use another model"
-            )
-        candidates = join_scores(((r.sample, r.sample_key, r.prompt) for r in told), told, panel)
+        written = [record for record in records if by_name[record.sample].completion.strip()]
+        if not written:
+            remedy = "raise rollouts.max_new_tokens, or use another model"
+            raise UserError(f"{drawn}: every completion is blank", remedy)
+        panel = build_panel(written, LabelPolicy(), None)
+        candidates = join_scores(((r.sample, r.sample_key, r.prompt) for r in written), written, panel)
         pairs, counts = build_pairs(candidates, panel, rule)
+        summary = _summary(counts, num_blank=len(records) - len(written))
         if not pairs:
-            problem = f"{scores}: no pair to learn from ({_counts(counts, len(records) - len(told))})"
-            raise UserError(problem, "raise rounds.num_samples, or use a judge that tells completions apart")
+            remedy = "raise rounds.num_samples, or use a judge that tells completions apart"
+            raise UserError(f"{scores}: no pair to learn from ({summary})", remedy)
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(pairs, by_name))
         with atomic_write(output) as file:
-            file.write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(pairs, by_name)), "utf-8"
-            )
-        return _counts(counts, len(records) - len(told))
+            file.write_text("".join(rows), "utf-8")
+        logger.info(summary)
+
+    def training_recipe(self, recipe: Recipe) -> Recipe:
+        """A completion that was cut stays cut: it gets no end token that nobody drew."""
+        if recipe.text.max_completion_length is not None:
+            return recipe
+        return replace(recipe, text=replace(recipe.text, max_completion_length=recipe.rollouts.max_new_tokens))
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The adapters of ``run`` merged into the model that it started from, in float32."""
         model = causal_lm.load(str(run))
-        model.save(model.network, folder)
+        with atomic_folder(folder) as temporary:
+            model.save(model.network, temporary)
+
+    def average(self, old: str, new: str, share: float, folder: Path) -> None:
+        """Both are whole models; the average is one in float32."""
+        kept, model = causal_lm.load(old), causal_lm.load(new)
+        before = kept.network.state_dict()
+        with torch.no_grad():
+            for name, weight in model.network.state_dict().items():
+                if weight.is_floating_point():
+                    weight.copy_(share * before[name] + (1 - share) * weight)
+        with atomic_folder(folder) as temporary:
+            model.save(model.network, temporary)
 
     def divergence(self, model: str, initial: str, drawn: Path) -> Mapping[str, list[float]]:
         """KL(model || initial): estimated on the held-out completions, exact too where all can be gone through."""
@@ -126,23 +195,6 @@ class TextSide:
     def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
         """Prompt and completion of every sample."""
         return [(record.prompt, record.completion) for record in load_completions(drawn)]
-
-
-def average(old: str, new: str, share: float, folder: Path) -> None:
-    """Write the language model whose weights are ``share`` of ``old`` and the rest of ``new``, in float32."""
-    kept, model = causal_lm.load(old), causal_lm.load(new)
-    before = kept.network.state_dict()
-    with torch.no_grad():
-        for name, weight in model.network.state_dict().items():
-            if weight.is_floating_point():
-                weight.copy_(share * before[name] + (1 - share) * weight)
-    model.save(model.network, folder)
-
-
-def join_lines(files: Sequence[Path], output: Path) -> None:
-    """Write all lines of ``files`` to one file."""
-    with atomic_write(output) as file:
-        file.write_text("".join(part.read_text("utf-8") for part in files), "utf-8")
 
 
 def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]) -> Iterator[dict[str, Any]]:
@@ -159,9 +211,9 @@ def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]
         }
 
 
-def _counts(counts: PairCounts, blank: int) -> str:
+def _summary(counts: PairCounts, *, num_blank: int) -> str:
     parts = [f"{counts.prompts:,} prompts", f"{counts.candidates:,} completions"]
     parts += [f"{counts.identical:,} of them identical"] * bool(counts.identical)
-    parts += [f"{blank:,} blank ones left out"] * bool(blank)
+    parts += [f"{num_blank:,} blank ones left out"] * bool(num_blank)
     parts += [f"{counts.ties_dropped:,} ties left out"] * bool(counts.ties_dropped)
     return ", ".join([*parts, f"{counts.pairs:,} pairs"])
