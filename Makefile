@@ -9,13 +9,16 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The mathematics and the files on disk are covered line by line.
 FLOOR := */objectives/*,*/likelihoods/*,*/noise.py,*/records.py
+# What `make quick` runs: the mathematics, the layers, and what needs neither a model nor a command.
+QUICK := $(addprefix tests/,catalog evaluation labeling likelihoods objectives test_architecture.py test_noise.py test_records.py)
 
-.PHONY: help demo test lint format types check docs lock newest clean
+.PHONY: help demo test quick lint format types check docs lock newest clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole story on the embedded model, with a report"
 	@echo "make test    the tests, with the coverage floor"
+	@echo "make quick   the unit tests alone, in less than a minute"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make check   test, lint and types"
@@ -81,7 +84,10 @@ demo: $(VENV)/.stamp-run
 test: $(VENV)/.stamp-dev
 	rm -f .coverage .coverage.*
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
-	$(BIN)/python -m coverage report --include='$(FLOOR)' --show-missing --fail-under=100
+	$(if $(filter --no-cov,$(PYTEST_ARGS)),,$(BIN)/python -m coverage report --include='$(FLOOR)' --show-missing --fail-under=100)
+
+quick: $(VENV)/.stamp-dev
+	$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not slow and not gpu' $(QUICK)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
