@@ -24,14 +24,29 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
     from .progress import set_verbosity
     from .scorers.function import scorer_from
     from .scorers.loading import load_scorer
+    from .workflows.calibrating import calibrate
+    from .workflows.checking import check
+    from .workflows.converting import convert
+    from .workflows.labeling import label
     from .workflows.scoring import score
-    from .workflows.settings import ImageSettings, ScoringSettings
+    from .workflows.settings import (
+        CalibrationSettings,
+        CheckSettings,
+        ConvertSettings,
+        ImageSettings,
+        LabelingSettings,
+        ScoringSettings,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibrationSettings",
+    "CheckSettings",
+    "ConvertSettings",
     "DataConfig",
     "ImageSettings",
+    "LabelingSettings",
     "ModelConfig",
     "Recipe",
     "RolloutConfig",
@@ -41,6 +56,10 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "ValidationConfig",
+    "calibrate",
+    "check",
+    "convert",
+    "label",
     "load_recipe",
     "load_scorer",
     "score",
@@ -50,8 +69,12 @@ __all__ = [
 
 # Where each public name lives; a test holds this, __all__ and the imports above together.
 _HOMES = {
+    "CalibrationSettings": "workflows.settings",
+    "CheckSettings": "workflows.settings",
+    "ConvertSettings": "workflows.settings",
     "DataConfig": "config",
     "ImageSettings": "workflows.settings",
+    "LabelingSettings": "workflows.settings",
     "ModelConfig": "config",
     "Recipe": "config",
     "RolloutConfig": "config",
@@ -61,6 +84,10 @@ _HOMES = {
     "TrainingConfig": "config",
     "UserError": "errors",
     "ValidationConfig": "config",
+    "calibrate": "workflows.calibrating",
+    "check": "workflows.checking",
+    "convert": "workflows.converting",
+    "label": "workflows.labeling",
     "load_recipe": "config",
     "load_scorer": "scorers.loading",
     "score": "workflows.scoring",

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..pixels import to_rgb
 from ..types import ImageItem
 from .image_handles import ImageFile, RowImage
-from .image_sets import ImageSet, caption_beside, pair_images
+from .image_sets import ImageSet, caption_beside, images_of_pairs
 from .images import EncodedImage
 from .places import undecoded, user_path
 from .readers import GIVEN, find_source
@@ -61,7 +61,7 @@ def dataset_images(data: Any, prompts: Sequence[str] | str | None) -> ImageSet:
     if any(columns <= set(data.column_names) for columns in _PAIRS):
         if prompts is not None:
             raise UserError("`prompts`: the pairs have their own", "leave it out")
-        return ImageSet(pair_images(find_source(data, split="train", revision=None, streaming=False), GIVEN))
+        return ImageSet(images_of_pairs(find_source(data, split="train", revision=None, streaming=False), GIVEN))
     columns = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     if len(columns) != 1 and "image" not in columns:
         problem = f"the data set has {len(columns)} columns of images, of {', '.join(data.column_names)}"

@@ -298,10 +298,10 @@ def caption_beside(image: Path) -> str:
 
 
 def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:
-    return pair_images(find_source(name, split=split, revision=revision, streaming=False), name)
+    return images_of_pairs(find_source(name, split=split, revision=revision, streaming=False), name)
 
 
-def pair_images(source: PairSource, name: str) -> list[ImageItem]:
+def images_of_pairs(source: PairSource, name: str) -> list[ImageItem]:
     """The two images of each row of pairs, labelled or not, row by row. Raises UserError for a row without a caption."""
     items: list[ImageItem] = []
     for row in progress(source.rows(), desc=f"reading {name}", total=source.num_rows, unit="row", mininterval=0.5):

@@ -42,10 +42,7 @@ def write_pickapic(
     cannot be written; ValueError for extra columns of another length or name, or a weight that is not 1 / n.
     """
     path = Path(path)
-    columns = {name: pa.array(values) for name, values in (extra or {}).items()}
-    if clash := set(columns) & set(SCHEMA.names):
-        raise ValueError(f"extra columns {sorted(clash)} are Pick-a-Pic's own")
-    schema = pa.schema([*SCHEMA, *(pa.field(name, column.type) for name, column in columns.items())])
+    columns, schema = _columns(extra or {})
     plain = [name for name in schema.names if name not in ("jpg_0", "jpg_1")]
     number = 0
     try:
@@ -53,19 +50,44 @@ def write_pickapic(
             # Neither dictionaries nor statistics make sense for image bytes.
             options = {"compression": "zstd", "use_dictionary": plain, "write_statistics": plain}
             with pq.ParquetWriter(temporary, schema, **options) as writer:
-                for group in _groups(pairs, row_group_size):
-                    extras = [column[number : number + len(group)] for column in columns.values()]
-                    number += len(group)
-                    if any(len(values) != len(group) for values in extras):
-                        raise ValueError("extra columns are shorter than the pairs")
-                    writer.write_table(pa.Table.from_arrays([*_arrays(group), *extras], schema=schema))
-            if any(len(column) != number for column in columns.values()):
-                raise ValueError(f"extra columns are longer than the {number} pairs")
+                for table in _tables(pairs, columns, schema, row_group_size):
+                    number += len(table)
+                    writer.write_table(table)
             if not number:
                 raise UserError(f"{path}: no pairs to write", "give at least one pair")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
     return number
+
+
+def pickapic_dataset(pairs: Iterable[PairRecord], extra: Mapping[str, Sequence[Any]]) -> Any:
+    """``pairs`` as a ``datasets.Dataset`` with the columns of ``write_pickapic``, the images' bytes in memory."""
+    import datasets
+
+    columns, schema = _columns(extra)
+    return datasets.Dataset(pa.concat_tables(_tables(pairs, columns, schema, 64)))
+
+
+def _columns(extra: Mapping[str, Sequence[Any]]) -> tuple[dict[str, pa.Array], pa.Schema]:
+    columns = {name: pa.array(values) for name, values in extra.items()}
+    if clash := set(columns) & set(SCHEMA.names):
+        raise ValueError(f"extra columns {sorted(clash)} are Pick-a-Pic's own")
+    return columns, pa.schema([*SCHEMA, *(pa.field(name, column.type) for name, column in columns.items())])
+
+
+def _tables(
+    pairs: Iterable[PairRecord], columns: Mapping[str, pa.Array], schema: pa.Schema, size: int
+) -> Iterator[pa.Table]:
+    """``size`` pairs at a time, with their part of the extra ``columns``, of which there is one value a pair."""
+    number = 0
+    for group in _groups(pairs, size):
+        extras = [column[number : number + len(group)] for column in columns.values()]
+        number += len(group)
+        if any(len(values) != len(group) for values in extras):
+            raise ValueError("extra columns are shorter than the pairs")
+        yield pa.Table.from_arrays([*_arrays(group), *extras], schema=schema)
+    if any(len(column) != number for column in columns.values()):
+        raise ValueError(f"extra columns are longer than the {number} pairs")
 
 
 def _groups(pairs: Iterable[PairRecord], size: int) -> Iterator[list[PairRecord]]:

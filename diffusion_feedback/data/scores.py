@@ -80,13 +80,15 @@ def score_dataset(records: Sequence[ScoreRecord]) -> Any:
     return datasets.Dataset(_table(records))
 
 
-def read_scores(path: str | Path) -> list[ScoreRecord]:
-    """The rows of a score table, in order.
+def read_scores(given: str | Path | Any) -> list[ScoreRecord]:
+    """The rows of a score table, in order: of a file, or of a ``datasets.Dataset`` with its columns.
 
     Raises UserError naming file, row and column for a file that is no score table, an empty one, a score that is not
     finite, and two different scores of one image by one recipe: neither of them can be believed.
     """
-    path = Path(path)
+    if not isinstance(given, str | Path):
+        return _records(given.data.table, "the table of scores")
+    path = Path(given)
     if not path.is_file():
         raise UserError(
             f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give a table that scoring has written"
@@ -95,6 +97,10 @@ def read_scores(path: str | Path) -> list[ScoreRecord]:
         table = _text_table(path) if path.suffix in (".csv", ".jsonl") else pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a score table ({error})", "write it again by scoring") from error
+    return _records(table, str(path))
+
+
+def _records(table: pa.Table, path: str) -> list[ScoreRecord]:
     for name in _LATER:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
@@ -136,7 +142,7 @@ def _text_table(path: Path) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def _check_single(records: Sequence[ScoreRecord], path: Path) -> None:
+def _check_single(records: Sequence[ScoreRecord], path: str) -> None:
     first: dict[tuple[str, str, str], int] = {}
     for number, record in enumerate(records):
         row = first.setdefault((record.sample_key, record.prompt, record.recipe_id), number)

@@ -208,7 +208,9 @@ class Agreement:
     share: Interval
 
 
-def calibrate(judgement: Judgement, pairs: LabelledPairs, tuning: LabelledPairs | None = None) -> ScorerCalibration:
+def calibrate_scorer(
+    judgement: Judgement, pairs: LabelledPairs, tuning: LabelledPairs | None = None
+) -> ScorerCalibration:
     """Compare ``judgement`` with the labels of ``pairs``.
 
     Scale and tie threshold are fitted on ``tuning``; without one, those of each half of the prompts are fitted on the

@@ -13,7 +13,10 @@ from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ..evaluation.benchmarks.units import unit_of
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.judged import Judged
-from ..evaluation.statistics import Interval
+from ..evaluation.statistics import Interval, proportion_interval
+from ..labeling.pairs import PairCounts
+from ..labeling.panel import Panel
+from ..labeling.relabel import RelabelCounts
 from ..records import ScoreRecord
 from .html import significant
 from .pages.benchmark_tables import digits_of, in_unit
@@ -163,3 +166,57 @@ def folder_means(records: Sequence[ScoreRecord], folders: Mapping[tuple[str, str
         means = " ".join(f"{fmean(values[folder][name]):>14.4f}" for name in scorers)
         lines.append(f"{PurePath(folder)!s:<{width}} {number:>7} {means}")
     return "\n".join(lines)
+
+
+def pairs_summary(counts: PairCounts, panel: Panel) -> str:
+    """What became of the candidates, and of the pairs that a rule picked."""
+    lonely = f" ({counts.lonely_prompts:,} with fewer than two candidates)" if counts.lonely_prompts else ""
+    identical = f" ({counts.identical:,} identical ones removed)" if counts.identical else ""
+    lines = [
+        f"prompts           {counts.prompts:,}{lonely}",
+        f"candidates        {counts.candidates:,}{identical}",
+        f"picked            {counts.picked:,}",
+        *_dropped(counts, panel),
+    ]
+    if counts.capped:
+        lines.append(f"over the cap      {counts.capped:,}")
+    return "\n".join([*lines, *_kept(counts)])
+
+
+def relabelled_summary(counts: RelabelCounts, panel: Panel, identical: int, unscored: int) -> str:
+    """How far new labels agree with the old, and what was left out: ``identical`` images, and pairs that were ``unscored``."""
+    unlabelled = f" ({counts.unlabelled:,} without an old label)" if counts.unlabelled else ""
+    lines = [f"pairs judged      {counts.num:,}{unlabelled}"]
+    if identical:
+        lines.append(f"identical images  {identical:,} pairs left out")
+    if unscored:
+        lines.append(f"not scored        {unscored:,} pairs left out")
+    lines += _dropped(counts, panel)
+    agreement = "no pair that both the old labels and the scorers decide"
+    if counts.compared:
+        share = proportion_interval(counts.agreed, counts.compared)
+        agreement = (
+            f"{share.value:.1%} of {counts.compared:,} pairs that both decide (95 % interval {share.low:.1%} to"
+            f" {share.high:.1%})"
+        )
+    lines.append(f"agreement         {agreement}")
+    ties = f"{counts.old_ties:,} old, {counts.new_ties:,} new, {counts.both_tied:,} both"
+    lines.append(f"ties              {ties}; old ties are labelled anew like all other pairs")
+    return "\n".join([*lines, *_kept(counts)])
+
+
+def _dropped(counts: PairCounts | RelabelCounts, panel: Panel) -> list[str]:
+    policy = panel.policy
+    lines = [f"ties dropped      {counts.ties_dropped:,}"] if policy.ties == "drop" else []
+    if policy.ensemble == "abstain" and len(panel.judges) > 1:
+        lines.append(f"abstained         {counts.abstained:,}")
+    if policy.min_probability > 0.5:
+        lines.append(f"below {policy.min_probability:<11g} {counts.improbable:,}")
+    return lines
+
+
+def _kept(counts: PairCounts | RelabelCounts) -> list[str]:
+    lines = [f"pairs             {counts.pairs:,}"]
+    if counts.mean_probability is not None:
+        lines.append(f"mean probability  {counts.mean_probability:.4f} that the preferred image is preferred")
+    return lines

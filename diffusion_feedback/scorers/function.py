@@ -77,10 +77,15 @@ def scorer_from(
     ``logit_scale`` * value is a Bradley-Terry logit, where that is known. The recipe id holds the hash of the source.
     Raises UserError for a function that cannot be called so, and for settings that it does not take.
     """
-    own = str(name or getattr(function, "__name__", type(function).__name__))
+    own = name or name_of_function(function)
     home = getattr(function, "__module__", "") or ""
     recipe = f"function.1/{home}:{getattr(function, '__qualname__', own)}/{source_hash(function)[:12]}"
     return _made(function, own, recipe, logit_scale, settings)
+
+
+def name_of_function(function: Callable[..., Any]) -> str:
+    """The function's own name; that of its class, where it is an object."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def load(source: str | None, towers: Towers, **settings: Any) -> ImageFunction:

@@ -13,7 +13,7 @@ import torch
 from ..catalog import check_settings, names, resolve
 from ..errors import UserError, nearest
 from ..specs import split_spec
-from .function import FUNCTION, ImageFunction, function_name, scorer_from
+from .function import FUNCTION, ImageFunction, function_name, name_of_function, scorer_from
 from .scorer import ImageScorer, Scorer, Towers
 
 SPEC_HELP = (
@@ -85,6 +85,17 @@ def parse_spec(text: str) -> ScorerSpec:
 
 AnyScorer = str | ScorerSpec | ImageScorer | Callable[..., Any]
 """A scorer as users name it: a spec as text or taken apart, a loaded one, or a function (see ``scorer_from``)."""
+
+
+def label_of(scorer: AnyScorer) -> str:
+    """The name in results of ``scorer``, which need not be loaded. Raises UserError for a bad spec."""
+    if isinstance(scorer, str):
+        return parse_spec(scorer).label
+    if isinstance(scorer, ScorerSpec):
+        return scorer.label
+    if isinstance(scorer, Scorer | ImageFunction):
+        return scorer.name
+    return name_of_function(scorer) if callable(scorer) else repr(scorer)
 
 
 def load_scorer(

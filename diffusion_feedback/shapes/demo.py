@@ -22,12 +22,10 @@ from ..errors import UserError
 from ..evaluation.comparison import Comparison, compare
 from ..folders import hold_folder
 from ..generation import generate, load_generated, own_noise
-from ..labeling.panel import LabelPolicy
 from ..prompts import read_prompts
 from ..records import atomic_write
-from ..workflows.labeling import write_relabelled
-from ..workflows.scoring import score_items
-from ..workflows.settings import ScoringSettings
+from ..workflows.labeling import label_images
+from ..workflows.settings import LabelingSettings, ScoringSettings
 from ..workflows.training.run import train
 from .page import VerifiedImages, write_page
 from .scenes import parse_caption
@@ -169,8 +167,9 @@ class Story:
             return
         items = open_images(self.recipes["dpo"].data.train)
         settings = ScoringSettings(cache_dir=str(self.folder / "cache"), batch_size=64)
-        records = score_items(items, [f"pickscore={SCORER}"], settings)
-        logger.info("%s", write_relabelled(items, items, records, LabelPolicy(), None, output))
+        labelled = label_images(items, scorers=[f"pickscore={SCORER}"], settings=LabelingSettings(), scoring=settings)
+        labelled.write(output)
+        logger.info("%s\n%s: %d pairs", labelled.summary, output, labelled.num)
 
     def _sample(self, name: str, lora: str | None) -> VerifiedImages:
         recipe = self.recipes["dpo"]

@@ -1,47 +1,146 @@
-"""What ``dfb label`` writes and says: pairs made of images, pairs labelled anew, and the counts of both."""
+"""Scored images to preference pairs, and pairs to new labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..labeling.candidates import Candidate
-    from ..labeling.pairs import PairCounts
-    from ..labeling.panel import LabelPolicy, Panel
-    from ..labeling.relabel import RelabelCounts
-    from ..labeling.rules import Rule
-    from ..records import PairRecord, ScoreRecord
-    from ..types import ImageItem
+import pyarrow as pa
+
+from ..data.image_handles import PairImage, encoded_bytes
+from ..data.pickapic import pickapic_dataset, write_pickapic
+from ..data.rows import BadRow, to_record, unlabelled
+from ..data.scores import read_scores
+from ..errors import UserError, nearest
+from ..labeling.candidates import Candidate, join_scores
+from ..labeling.pairs import build_pairs
+from ..labeling.panel import Panel, build_panel, read_calibration
+from ..labeling.relabel import relabel
+from ..labeling.rules import NamedRule, rule_of
+from ..progress import progress
+from ..records import PairRecord, ScoreRecord
+from ..reports.console import pairs_summary, relabelled_summary
+from ..types import ImageItem
+from .image_inputs import Prompts, open_inputs
+from .scoring import listed_scorers, score_items
+from .settings import ImageSettings, LabelingSettings, ScoringSettings, made_of_keywords
 
 
-def write_built(
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Labelled pairs with ``columns`` beside Pick-a-Pic's own, and a ``summary`` of what became of the images.
+
+    ``rows`` reads the images when they are written, from where they stand.
+    """
+
+    num: int
+    rows: Callable[[], Iterator[PairRecord]]
+    columns: Mapping[str, Any]
+    summary: str
+
+    def write(self, path: str | Path) -> None:
+        """Write a parquet file, whole or not at all."""
+        write_pickapic(self.rows(), path, self.columns)
+
+    def dataset(self) -> Any:
+        """A ``datasets.Dataset``, the images in memory."""
+        return pickapic_dataset(self.rows(), self.columns)
+
+
+def label(
+    images: Any,
+    prompts: Prompts = None,
+    *,
+    scorers: Any = None,
+    scores: Any = None,
+    use: Sequence[str] = (),
+    rule: str | Callable[..., Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """Pairs of ``images`` with labels by ``scorers``: a ``datasets.Dataset`` in Pick-a-Pic's columns.
+
+    ``images`` and ``prompts`` as for ``score``; of pairs (a file, or a ``datasets.Dataset`` of them) the pairs are kept and
+    get new labels, unless a ``rule`` is given. ``scorers`` as for ``score``; in their place ``scores``, a table that
+    scoring wrote or gave, of which the scorers ``use`` judge (all by default). ``rule``: how pairs are picked from
+    the ranked images of a prompt, best_worst by default: a name of the catalog, "file.py:attribute" (settings as
+    ",key=value"), or a function from a ``Standing`` to pairs of places. ``settings`` are the fields of LabelingSettings,
+    ScoringSettings and ImageSettings. ``caption, jpg_0, jpg_1`` (encoded bytes), ``label_0`` in [0, 1], scores and recipes
+    are among the columns. Raises UserError for bad input, and where no pair is left.
+    """
+    labeling, scoring, inputs = made_of_keywords(settings, LabelingSettings, ScoringSettings, ImageSettings)
+    rule = None if rule is None else rule_of(rule, "`rule`")
+    items = open_inputs(images, prompts, inputs).items
+    judges = None if scorers is None else listed_scorers(scorers)
+    return label_images(
+        items, scorers=judges, scores=scores, use=use, rule=rule, settings=labeling, scoring=scoring
+    ).dataset()
+
+
+def label_images(
+    items: Sequence[ImageItem],
+    *,
+    scorers: Sequence[Any] | None,
+    scores: Any = None,
+    use: Sequence[str] = (),
+    rule: NamedRule | None = None,
+    settings: LabelingSettings,
+    scoring: ScoringSettings,
+) -> LabelledImages:
+    """Make pairs of ``items`` by ``rule``, or label the pairs that they are the images of; see ``label``.
+
+    Raises UserError for settings that contradict each other, bad scores, and where no pair is left.
+    """
+    if (scorers is None) == (scores is None):
+        which = "neither scorers nor `scores` are given" if scorers is None else "both scorers and `scores` are given"
+        raise UserError(which, "give scorers to score the images now, or a table of scores")
+    if use and scores is None:
+        raise UserError("`use`: chooses among the scorers of a table", "give the table as `scores`, or leave it out")
+    if settings.relabel and rule is not None:
+        raise UserError(f"`relabel`: keeps the pairs, `rule` {rule.name} makes new ones", "leave one of the two out")
+    if absent := [item.name for item in items if not item.prompt]:
+        problem = f"{len(absent)} images have no prompt; the first: {absent[0]}"
+        raise UserError(problem, "give `prompts`, a .txt beside each image, or a metadata.jsonl")
+    is_pairs = are_pairs(items)
+    if settings.relabel and not is_pairs:
+        raise UserError("`relabel`: is for pairs, and single images are given", "leave it out, or give pairs")
+    relabels = is_pairs and rule is None
+    if relabels and settings.max_pairs_per_prompt is not None:
+        problem = "`max_pairs_per_prompt`: the pairs of the input are kept as they are"
+        raise UserError(problem, "leave it out, or make new pairs of the images with `rule`")
+    calibration = _calibration(settings)
+    if scorers is not None:
+        records = score_items(items, scorers, scoring)
+        names = {record.sample for record in records}
+        scored = [item for item in items if item.name in names]  # all of them, unless bad images are skipped
+    else:
+        records, scored = _scores_of(items, scores, use), list(items)
+    panel = build_panel(records, settings.policy, calibration)
+    if relabels:
+        return relabel_images(items, scored, records, panel)
+    return pair_images(scored, records, panel, rule or rule_of("best_worst", "`rule`"), settings.max_pairs_per_prompt)
+
+
+def are_pairs(items: Sequence[ImageItem]) -> bool:
+    """Whether ``items`` are the images of pairs. Raises UserError for pairs of several places, or pairs and images."""
+    sources = {id(item.handle.source) if isinstance(item.handle, PairImage) else None for item in items}
+    if len(sources) > 1:
+        raise UserError("pairs from several places, or pairs and images", "label each source of pairs by itself")
+    return sources != {None}
+
+
+def pair_images(
     items: Sequence[ImageItem],
     records: Sequence[ScoreRecord],
-    policy: LabelPolicy,
-    calibration: Mapping[str, float] | None,
-    rule: tuple[str, Rule],
-    max_pairs_per_prompt: int | None,
-    output: Path,
-) -> str:
-    """Pick pairs of ``items`` by ``rule`` (its text, and itself), write them to ``output``; returns the summary.
-
-    Raises UserError for scores that are missing or do not fit together, and where no pair is left.
-    """
-    from ..data.image_handles import encoded_bytes
-    from ..data.pickapic import write_pickapic
-    from ..errors import UserError
-    from ..labeling.candidates import join_scores
-    from ..labeling.pairs import build_pairs
-    from ..labeling.panel import build_panel
-    from ..records import PairRecord
-
-    panel = build_panel(records, policy, calibration)
+    panel: Panel,
+    rule: NamedRule,
+    max_pairs_per_prompt: int | None = None,
+) -> LabelledImages:
+    """Pick pairs of ``items`` by ``rule``. Raises UserError for scores that are missing, and where no pair is left."""
     candidates = join_scores(_identities(items), records, panel)
-    pairs, counts = build_pairs(candidates, panel, rule[1], max_pairs_per_prompt=max_pairs_per_prompt)
-    summary = _built_summary(counts, panel)
+    pairs, counts = build_pairs(candidates, panel, rule, max_pairs_per_prompt=max_pairs_per_prompt)
+    summary = pairs_summary(counts, panel)
     if not pairs:
         raise UserError(f"no pairs to write\n{summary}", _remedy(counts.prompts == counts.lonely_prompts))
     by_name = {item.name: item for item in items}
@@ -53,55 +152,37 @@ def write_built(
             yield PairRecord(pair.prompt, image_0, image_1, pair.label_0, pair.weight, source)
 
     sides = [(pair.first, pair.second) for pair in pairs]
-    write_pickapic(rows(), output, _columns(panel, sides, [pair.probability_0 for pair in pairs], rule[0]))
-    return f"{summary}\n{output}: {counts.pairs:,} pairs"
+    columns = _columns(panel, sides, [pair.probability_0 for pair in pairs], rule.name)
+    return LabelledImages(len(pairs), rows, columns, summary)
 
 
-def write_relabelled(
-    items: Sequence[ImageItem],
-    scored: Sequence[ImageItem],
-    records: Sequence[ScoreRecord],
-    policy: LabelPolicy,
-    calibration: Mapping[str, float] | None,
-    output: Path,
-) -> str:
-    """Label the pairs that ``items`` are the images of, two by two, anew; returns the summary.
+def relabel_images(
+    items: Sequence[ImageItem], scored: Sequence[ImageItem], records: Sequence[ScoreRecord], panel: Panel
+) -> LabelledImages:
+    """Label the pairs that ``items`` are the images of, two by two; their weights stay.
 
-    Pairs of identical images and pairs with an image that is not among the ``scored`` are left out. Weights stay.
-    Raises UserError for bad rows, scores that are missing or do not fit together, and where no pair is left.
+    Pairs of identical images and pairs with an image that is not among the ``scored`` are left out. Raises UserError for
+    bad rows, scores that are missing, and where no pair is left.
     """
-    import pyarrow as pa
-
-    from ..data.image_handles import encoded_bytes
-    from ..data.pickapic import write_pickapic
-    from ..errors import UserError
-    from ..labeling.candidates import join_scores
-    from ..labeling.panel import build_panel
-    from ..labeling.relabel import relabel
-    from ..records import PairRecord
-
-    panel = build_panel(records, policy, calibration)
     candidates = {c.name: c for c in join_scores(_identities(scored), records, panel)}
     old, identical = _old_pairs(items)
     known = [pair for pair in old if pair.first.name in candidates and pair.second.name in candidates]
     sides = [(candidates[pair.first.name], candidates[pair.second.name]) for pair in known]
     new = relabel(sides, [pair.label_0 for pair in known], panel)
-    summary = _relabelled_summary(new.counts, panel, identical, len(old) - len(known))
-    kept = [number for number, label in enumerate(new.label_0) if label is not None]
+    summary = relabelled_summary(new.counts, panel, identical, len(old) - len(known))
+    kept = [(number, label) for number, label in enumerate(new.label_0) if label is not None]
     if not kept:
         raise UserError(f"no pairs to write\n{summary}", _remedy(not known))
 
     def rows() -> Iterator[PairRecord]:
-        for number in kept:
-            pair, label = known[number], new.label_0[number]
-            assert label is not None
+        for number, own in kept:
+            pair = known[number]
             image_0, image_1 = encoded_bytes(pair.first), encoded_bytes(pair.second)
-            yield PairRecord(pair.prompt, image_0, image_1, label, pair.weight, pair.source)
+            yield PairRecord(pair.prompt, image_0, image_1, own, pair.weight, pair.source)
 
-    columns = _columns(panel, [sides[i] for i in kept], [new.probability_0[i] for i in kept], "relabel")
-    columns["human_label_0"] = pa.array([known[i].label_0 for i in kept], pa.float64())
-    write_pickapic(rows(), output, columns)
-    return f"{summary}\n{output}: {len(kept):,} pairs"
+    columns = _columns(panel, [sides[i] for i, _ in kept], [new.probability_0[i] for i, _ in kept], "relabel")
+    columns["human_label_0"] = pa.array([known[i].label_0 for i, _ in kept], pa.float64())
+    return LabelledImages(len(kept), rows, columns, summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +199,6 @@ class _OldPair:
 
 def _old_pairs(items: Sequence[ImageItem]) -> tuple[list[_OldPair], int]:
     """The pairs that ``items`` are the images of, and how many others are two identical images."""
-    from ..data.image_handles import PairImage
-    from ..data.rows import BadRow, to_record, unlabelled
-    from ..errors import UserError
-
     handle = items[0].handle
     assert isinstance(handle, PairImage)
     pairs: list[_OldPair] = []
@@ -136,12 +213,33 @@ def _old_pairs(items: Sequence[ImageItem]) -> tuple[list[_OldPair], int]:
         try:
             record = to_record(row, decode=False)
         except BadRow as error:
-            raise UserError(
-                error.problem, "correct the row; dfb data convert --on_bad_row skip leaves it out"
-            ) from error
-        label = None if why == "unlabelled" else record.label_0
-        pairs.append(_OldPair(record.prompt, first, second, label, record.weight, record.source))
+            raise UserError(error.problem, "correct the row; converting the pairs can leave bad rows out") from error
+        label_0 = None if why == "unlabelled" else record.label_0
+        pairs.append(_OldPair(record.prompt, first, second, label_0, record.weight, record.source))
     return pairs, identical
+
+
+def _calibration(settings: LabelingSettings) -> Mapping[str, float] | None:
+    given = settings.calibration
+    return read_calibration(given) if isinstance(given, str | Path) else given
+
+
+def _scores_of(items: Sequence[ImageItem], scores: Any, use: Sequence[str]) -> list[ScoreRecord]:
+    """The scores of ``items`` in a table. Raises UserError where it has none of them, or none of a scorer to ``use``."""
+    table = read_scores(scores)
+    name = scores if isinstance(scores, str | Path) else "`scores`"
+    there = list(dict.fromkeys(record.scorer for record in table))
+    for scorer in use:
+        if scorer not in there:
+            raise UserError(f"`use`: {name} has no scores of {scorer!r}", nearest(scorer, there))
+    table = [record for record in table if not use or record.scorer in use]
+    known = {(record.sample_key, record.prompt) for record in table}
+    bar = progress(items, desc="hash images", unit="image", delay=1.0)
+    identities = {(item.handle.key, item.prompt) for item in bar}
+    if not identities & known:
+        problem = f"{name}: no score for any of the {len(items)} images; the first: {items[0].name}"
+        raise UserError(problem, "score these images, with the same prompts")
+    return [record for record in table if (record.sample_key, record.prompt) in identities]
 
 
 def _identities(items: Sequence[ImageItem]) -> Iterator[tuple[str, str, str]]:
@@ -155,8 +253,6 @@ def _columns(
     rule: str,
 ) -> dict[str, Any]:
     """The columns beside Pick-a-Pic's own: who judged what, and how it became a label."""
-    import pyarrow as pa
-
     number, policy = len(sides), panel.policy
     scorers = [judge.scorer for judge in panel.judges]
     source = f"{policy.ensemble} of {', '.join(scorers)}" if len(scorers) > 1 else scorers[0]
@@ -178,61 +274,7 @@ def _columns(
     return columns
 
 
-def _built_summary(counts: PairCounts, panel: Panel) -> str:
-    lonely = f" ({counts.lonely_prompts:,} with fewer than two candidates)" if counts.lonely_prompts else ""
-    identical = f" ({counts.identical:,} identical ones removed)" if counts.identical else ""
-    lines = [
-        f"prompts           {counts.prompts:,}{lonely}",
-        f"candidates        {counts.candidates:,}{identical}",
-        f"picked            {counts.picked:,}",
-        *_dropped(counts, panel),
-    ]
-    if counts.capped:
-        lines.append(f"over the cap      {counts.capped:,}")
-    return "\n".join([*lines, *_kept(counts)])
-
-
-def _relabelled_summary(counts: RelabelCounts, panel: Panel, identical: int, unscored: int) -> str:
-    from ..evaluation.statistics import proportion_interval
-
-    unlabelled = f" ({counts.unlabelled:,} without an old label)" if counts.unlabelled else ""
-    lines = [f"pairs judged      {counts.num:,}{unlabelled}"]
-    if identical:
-        lines.append(f"identical images  {identical:,} pairs left out")
-    if unscored:
-        lines.append(f"not scored        {unscored:,} pairs left out")
-    lines += _dropped(counts, panel)
-    agreement = "no pair that both the old labels and the scorers decide"
-    if counts.compared:
-        share = proportion_interval(counts.agreed, counts.compared)
-        agreement = (
-            f"{share.value:.1%} of {counts.compared:,} pairs that both decide (95 % interval {share.low:.1%} to"
-            f" {share.high:.1%})"
-        )
-    lines.append(f"agreement         {agreement}")
-    ties = f"{counts.old_ties:,} old, {counts.new_ties:,} new, {counts.both_tied:,} both"
-    lines.append(f"ties              {ties}; old ties are labelled anew like all other pairs")
-    return "\n".join([*lines, *_kept(counts)])
-
-
-def _dropped(counts: PairCounts | RelabelCounts, panel: Panel) -> list[str]:
-    policy = panel.policy
-    lines = [f"ties dropped      {counts.ties_dropped:,}"] if policy.ties == "drop" else []
-    if policy.ensemble == "abstain" and len(panel.judges) > 1:
-        lines.append(f"abstained         {counts.abstained:,}")
-    if policy.min_probability > 0.5:
-        lines.append(f"below {policy.min_probability:<11g} {counts.improbable:,}")
-    return lines
-
-
-def _kept(counts: PairCounts | RelabelCounts) -> list[str]:
-    lines = [f"pairs             {counts.pairs:,}"]
-    if counts.mean_probability is not None:
-        lines.append(f"mean probability  {counts.mean_probability:.4f} that the preferred image is preferred")
-    return lines
-
-
 def _remedy(nothing_to_compare: bool) -> str:
     if nothing_to_compare:
         return "give at least two different images of one prompt"
-    return "keep ties with --ties half, lower --min_probability or --tie_margin, or give more images"
+    return "keep ties with `ties` half, lower `min_probability` or `tie_margin`, or give more images"

@@ -118,3 +118,42 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         """Raises UserError for values that are none of those allowed."""
         check_choices(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """Which data set is checked; texts in the tokens of ``tokenizer``, at most ``max_length`` of them in an example."""
+
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+    tokenizer: str | None = None
+    max_length: int | None = None
+    max_completion_length: int | None = None
+    chat_template: str | None = None
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What readers take."""
+        return {"split": self.split, "revision": self.revision, "streaming": self.streaming}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertSettings:
+    """Which data set is converted; ``each_answer`` makes a row of each answer of a conversation, of texts."""
+
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+    on_bad_row: Literal["error", "skip"] = "error"
+    each_answer: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that are none of those allowed."""
+        check_choices(self)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What readers take."""
+        return {"split": self.split, "revision": self.revision, "streaming": self.streaming}

@@ -18,12 +18,12 @@ from PIL import Image
 from scored import logistic
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.data import image_handles
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.records import PairRecord, ScoreRecord
 from diffusion_feedback.shapes import verifier
+from diffusion_feedback.workflows import labeling
 
 Label = Callable[..., list[dict[str, Any]]]
 SHAPES = ["--scorer", "shapes"]
@@ -276,14 +276,14 @@ def test_nothing_half_written(
 ) -> None:
     """The command breaks down at the fourth image."""
     calls: Iterator[int] = iter(range(3))
-    whole = image_handles.encoded_bytes
+    whole = labeling.encoded_bytes
 
     def breaks(item: Any) -> bytes:
         if next(calls, None) is None:
             raise OSError("the disk is gone")
         return whole(item)
 
-    monkeypatch.setattr(image_handles, "encoded_bytes", breaks)
+    monkeypatch.setattr(labeling, "encoded_bytes", breaks)
     table_of(world)
     argv = ["label", str(world / "set"), "--scores", str(world / "scores.parquet")]
     assert main([*argv, "--output", str(tmp_path / "pairs.parquet")]) == 2
@@ -330,11 +330,11 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *words: str) -> N
         ([*SHAPES, "--ties", "soft"], ["has no logit scale", "--ties soft"]),
         ([*SHAPES, "--rule", "random,margin=0.1"], ["has no logit scale", "margin above 0"]),
         ([*SHAPES, "--calibration", "absent.json"], ["absent.json: cannot be read"]),
-        ([*SHAPES, "--relabel"], ["holds single images"]),
-        ([*SHAPES, "--relabel", "--rule", "adjacent"], ["--relabel keeps the pairs"]),
-        ([*SHAPES, "--scores", "s.parquet"], ["both --scorer and --scores"]),
-        ([*SHAPES, "--use", "shapes"], ["--use chooses among the scorers of a table"]),
-        ([], ["neither --scorer nor --scores"]),
+        ([*SHAPES, "--relabel"], ["--relabel: is for pairs, and single images are given"]),
+        ([*SHAPES, "--relabel", "--rule", "adjacent"], ["--relabel: keeps the pairs"]),
+        ([*SHAPES, "--scores", "s.parquet"], ["both scorers and --scores are given"]),
+        ([*SHAPES, "--use", "shapes"], ["--use: chooses among the scorers of a table"]),
+        ([], ["neither scorers nor --scores are given"]),
         (["--scores", "absent.parquet"], ["absent.parquet: no such file"]),
         ([*SHAPES, "--output", "pairs.csv"], ["pairs.csv: the output is a parquet file"]),
     ],
@@ -383,7 +383,7 @@ def test_bad_tables(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_scores([row for row in good if "s3" not in row.sample], path)
     fails(capsys, argv, "4 samples have no score", "the first: images/00000-s3.png, by scorer 'shapes'")
     write_scores([replace(row, prompt=f"{row.prompt}s") for row in good], path)
-    fails(capsys, argv, "no score for any of the 16 images", "dfb score")
+    fails(capsys, argv, "no score for any of the 16 images", "score these images")
     assert not (tmp_path / "pairs.parquet").exists()
 
 
@@ -396,7 +396,7 @@ def test_bad_pairs(
     argv = ["label", str(tmp_path / "bad.parquet"), *SHAPES, "--cache_dir", str(world / "cache")]
     fails(
         capsys, [*argv, "--output", str(tmp_path / "o.parquet")], "bad.parquet, row 0, column 'label_0': found 7.0",
-        "dfb data convert --on_bad_row skip",
+        "converting the pairs can leave bad rows out",
     )  # fmt: skip
     twins = table.set_column(table.column_names.index("jpg_1"), "jpg_1", table["jpg_0"])
     pq.write_table(twins, tmp_path / "twins.parquet")

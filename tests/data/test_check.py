@@ -97,7 +97,7 @@ def test_convert_command(
     read = list(open_pairs(output, ties="soft"))
     assert [r.label_0 for r in read] == [r.label_0 for r in open_pairs(source, ties="soft", on_bad_row="skip")]
     before = output.read_bytes()
-    with pytest.raises(UserError, match=r"clean.parquet: exists already[\s\S]*--overwrite"):
+    with pytest.raises(UserError, match=r"clean.parquet: exists already[\s\S]*`overwrite`"):
         run(["convert", source, str(output), "--on_bad_row", "skip"])
     assert output.read_bytes() == before
     run(["convert", str(table(pickapic_rows(2))), str(output), "--overwrite"])

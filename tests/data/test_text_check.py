@@ -260,12 +260,12 @@ def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert caught.value.code == 2
     with pytest.raises(UserError, match="known formats: prompt, chosen, rejected"):
         run(["check", str(jsonl(tmp_path / "other.jsonl", {"question": "a"}))])
-    with pytest.raises(UserError, match="--max_length: means nothing without --tokenizer"):
+    with pytest.raises(UserError, match="`max_length`: means nothing without `tokenizer`"):
         run(["check", str(tmp_path / "turns.jsonl"), "--max_length", "64"])
     with pytest.raises(UserError, match="no such folder"):
         run(["check", str(tmp_path / "turns.jsonl"), "--tokenizer", str(tmp_path / "nowhere")])
     pq.write_table(pa.Table.from_pylist([{"caption": "a", "jpg_0": b"1", "jpg_1": b"2"}]), tmp_path / "images.parquet")
-    with pytest.raises(UserError, match="--tokenizer: means nothing for images"):
+    with pytest.raises(UserError, match="`tokenizer`: means nothing for images"):
         run(["check", str(tmp_path / "images.parquet"), "--tokenizer", str(folder)])
 
 

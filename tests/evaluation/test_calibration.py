@@ -22,7 +22,7 @@ from diffusion_feedback.evaluation.calibration import (
     accuracy,
     accuracy_per_prompt,
     agreements,
-    calibrate,
+    calibrate_scorer,
     coverage_curve,
     preference_credit,
     tie_protocol_credit,
@@ -112,8 +112,8 @@ def test_order_of_images_and_unit_of_scores_change_nothing(seed: int, unit: floa
     difference, pairs = simulated(seed, num_prompts=12, per_prompt=3)
     flip = np.where(np.random.default_rng(seed + 1).random(len(pairs)) < 0.5, -1.0, 1.0)
     swapped = LabelledPairs(0.5 + flip * (pairs.label_0 - 0.5), pairs.prompts)
-    plain = calibrate(judged(difference, own=2.0), pairs)
-    other = calibrate(judged(difference * flip * unit, own=2.0 / unit), swapped)
+    plain = calibrate_scorer(judged(difference, own=2.0), pairs)
+    other = calibrate_scorer(judged(difference * flip * unit, own=2.0 / unit), swapped)
     assert other.fit.status == plain.fit.status
     assert other.fit.logit_scale * unit == pytest.approx(plain.fit.logit_scale, rel=1e-6, abs=1e-9)
     assert other.accuracy == plain.accuracy
@@ -376,7 +376,7 @@ def test_agreement_by_hand() -> None:
 
 def test_what_is_fitted_is_judged_on_other_prompts() -> None:
     difference, pairs = simulated(11)
-    found = calibrate(judged(difference, own=9.0), pairs)
+    found = calibrate_scorer(judged(difference, own=9.0), pairs)
     losses, credits = [], []
     for half in (0, 1):
         here, there = pairs.half == half, pairs.half != half
@@ -410,7 +410,7 @@ def test_halves_are_of_whole_prompts_and_do_not_depend_on_the_rows() -> None:
 def test_a_tuning_set_gives_scale_and_threshold() -> None:
     difference, pairs = simulated(12)
     other, tuning = simulated(13, scale=1.0)
-    found = calibrate(replace(judged(difference), tuning=other), pairs, tuning)
+    found = calibrate_scorer(replace(judged(difference), tuning=other), pairs, tuning)
     fit = fit_scale(other, tuning.label_0)
     threshold = tune_tie_threshold(fit.logit_scale * other, tuning.label_0)
     assert (found.fit, found.tie_threshold) == (fit, threshold)
@@ -425,24 +425,24 @@ def test_a_tuning_set_gives_scale_and_threshold() -> None:
 def test_separable_reversed_and_equal_scores_are_told_as_they_are() -> None:
     difference, pairs = simulated(14)
     decided = LabelledPairs((difference > 0).astype(float), pairs.prompts)
-    perfect = calibrate(judged(difference), decided)
+    perfect = calibrate_scorer(judged(difference), decided)
     assert (perfect.fit.status, perfect.accuracy.value, perfect.accuracy.high) == ("capped", 1.0, 1.0)
     assert 0.9 < perfect.accuracy.low < 1
-    reverse = calibrate(judged(-difference), decided)
+    reverse = calibrate_scorer(judged(-difference), decided)
     assert (reverse.fit.status, reverse.accuracy.value) == ("no_signal", 0.0)
     assert reverse.fitted.log_loss.value == pytest.approx(math.log(2))
-    blind = calibrate(judged(np.zeros(len(pairs))), decided)
+    blind = calibrate_scorer(judged(np.zeros(len(pairs))), decided)
     assert (blind.accuracy.value, blind.num_equal, blind.fitted.ece) == (0.5, len(pairs), 0.0)
 
 
 def test_wrong_input_is_named() -> None:
     _, pairs = simulated(0, num_prompts=3)
     with pytest.raises(UserError, match="scorer 'a': 4 differences for 15 pairs"):
-        calibrate(judged(np.zeros(4)), pairs)
+        calibrate_scorer(judged(np.zeros(4)), pairs)
     values = np.zeros(15)
     values[3] = math.nan
     with pytest.raises(UserError, match=r"pair 3 differ by nan \(1 of 15"):
-        calibrate(judged(values), pairs)
+        calibrate_scorer(judged(values), pairs)
     with pytest.raises(UserError, match="all 2 labelled pairs are ties"):
         LabelledPairs(np.array([0.5, 0.5]), ["a", "b"])
     with pytest.raises(UserError, match="of one prompt, 'a'"):
@@ -466,7 +466,7 @@ def test_two_prompts_are_enough() -> None:
     for labels in itertools.product((0.0, 0.5, 1.0), repeat=2):
         if labels == (0.5, 0.5):
             continue
-        found = calibrate(judged(np.array([0.4, -0.2]), own=1.0), LabelledPairs(np.array(labels), ["a", "b"]))
+        found = calibrate_scorer(judged(np.array([0.4, -0.2]), own=1.0), LabelledPairs(np.array(labels), ["a", "b"]))
         assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
 
 

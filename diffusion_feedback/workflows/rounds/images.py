@@ -13,18 +13,17 @@ import torch
 from ...catalog import needs_reference, resolve
 from ...config import Recipe
 from ...data.image_sets import open_images
-from ...data.scores import read_scores, write_scores
+from ...data.scores import write_scores
 from ...errors import UserError
 from ...folders import is_main_process
 from ...generation import generate, load_generated, own_noise
-from ...labeling.panel import LabelPolicy
 from ...labeling.rules import rule_of
 from ...prompts import read_prompts
 from ...records import Text, atomic_folder
 from ...types import Denoiser
-from ..labeling import write_built
+from ..labeling import label_images
 from ..scoring import score_items
-from ..settings import ScoringSettings
+from ..settings import LabelingSettings, ScoringSettings
 from .judges import NamedJudge
 
 logger = logging.getLogger(__name__)
@@ -109,9 +108,16 @@ class ImageModality:
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> None:
         """Pairs by the recipe's rule, the images inside; ties are left out."""
-        name = self.recipe.rounds.rule
-        rule = (name, rule_of(name, "rounds.rule"))
-        logger.info(write_built(open_images(str(drawn)), read_scores(scores), LabelPolicy(), None, rule, None, output))
+        labelled = label_images(
+            open_images(str(drawn)),
+            scorers=None,
+            scores=scores,
+            rule=rule_of(self.recipe.rounds.rule, "rounds.rule"),
+            settings=LabelingSettings(),
+            scoring=ScoringSettings(),
+        )
+        labelled.write(output)
+        logger.info("%s\n%s: %s pairs", labelled.summary, output, f"{labelled.num:,}")
 
     def training_recipe(self, recipe: Recipe) -> Recipe:
         """The recipe as it is."""

@@ -19,13 +19,14 @@ from ...folders import is_main_process
 from ...generation import COMPLETIONS, complete_prompts, load_completions
 from ...labeling.candidates import join_scores
 from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
-from ...labeling.panel import LabelPolicy, build_panel
+from ...labeling.panel import build_panel
 from ...labeling.rules import rule_of
 from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, atomic_write, content_hash
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..completing import Drawing, Writer, load_writer, read_text_prompts
 from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
+from ..settings import LabelingSettings
 from .judges import LearntJudge, NamedJudge
 from .modality import RoundJudge
 
@@ -151,7 +152,7 @@ class TextModality:
         if not written:
             remedy = "raise rollouts.max_new_tokens, or use another model"
             raise UserError(f"{drawn}: every completion is blank", remedy)
-        panel = build_panel(written, LabelPolicy(), None)
+        panel = build_panel(written, LabelingSettings().policy)
         candidates = join_scores(((r.sample, r.sample_key, r.prompt) for r in written), written, panel)
         pairs, counts = build_pairs(candidates, panel, rule)
         summary = _summary(counts, num_blank=len(records) - len(written))

@@ -1,0 +1,178 @@
+"""Scorers against pairs that people have labelled: how far each can be trusted, and on which scale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.image_handles import PairImage
+from ..data.rankings import RankingSource
+from ..data.readers import open_pairs
+from ..errors import UserError, nearest
+from ..evaluation.calibrated import CalibrationResult
+from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
+from ..progress import progress
+from ..records import ScoreRecord, atomic_write, content_hash
+from ..reports.pages.calibration import write_pages
+from ..scorers.loading import label_of
+from ..types import ImageItem
+from .scoring import listed_scorers, score_items
+from .settings import CalibrationSettings, ScoringSettings, made_of_keywords
+
+
+def calibrate(pairs: Any, *, scorers: Any, tune: Any = None, **settings: Any) -> CalibrationResult:
+    """Measure ``scorers`` on labelled ``pairs``, and fit the logit scale of each.
+
+    ``pairs``: a path (parquet, glob, folder, hub id, rankings) or a ``datasets.Dataset`` of pairs; ``tune`` are others, on
+    which scale and tie threshold are fitted, else the halves of the prompts tune each other. ``scorers`` as for
+    ``score``; ``settings`` are the fields of CalibrationSettings and ScoringSettings. The result's ``scorers`` hold accuracy
+    (share of decided pairs), log loss (nats) and fitted scale, each with a 95 % interval that resamples prompts;
+    {s.recipe_id: s.fit.logit_scale for s in result.scorers} is the ``calibration`` of labelling. Raises UserError for bad
+    pairs and scorers.
+    """
+    calibration, scoring = made_of_keywords(settings, CalibrationSettings, ScoringSettings)
+    return calibrate_scorers(pairs, listed_scorers(scorers), tune, calibration, scoring)
+
+
+def calibrate_scorers(
+    pairs: Any, scorers: Sequence[Any], tune: Any, settings: CalibrationSettings, scoring: ScoringSettings
+) -> CalibrationResult:
+    """``calibrate`` under ``settings``. Raises UserError as it does."""
+    check_ceiling(settings, scorers)
+    test = _read(pairs, settings.split, settings)
+    tuning = None if tune is None else _read(tune, settings.tune_split, settings)
+    if tuning is not None:
+        _check_apart(test, tuning)
+    records = score_items([*test.items, *(tuning.items if tuning else [])], scorers, scoring)
+    scored, tuned = _Scored(test, records), None if tuning is None else _Scored(tuning, records)
+    labels = None if tuned is None else tuned.labels
+    judgements = _judgements(records, scored, tuned)
+    return CalibrationResult(
+        source=test.name,
+        pairs=scored.labels,
+        tuning_source=None if tuning is None else tuning.name,
+        tuning=labels,
+        scorers=[calibrate_scorer(judgement, scored.labels, labels) for judgement in judgements],
+        agreements=agreements(judgements, scored.labels),
+        ceiling=settings.ceiling_scorer,
+        num_left_out=scored.num_left_out,
+        per_prompt=settings.per_prompt,
+    )
+
+
+def write_calibration(result: CalibrationResult, folder: Path) -> None:
+    """Write report.html, README.md and, last, calibration.json to ``folder``, each whole or not at all."""
+    write_pages(result, folder)
+    content = json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(folder / "calibration.json") as file:
+        file.write_text(content + "\n", "utf-8")
+
+
+def check_ceiling(settings: CalibrationSettings, scorers: Sequence[Any]) -> None:
+    """Raise UserError where the ceiling is none of the ``scorers``, before any of them is loaded."""
+    names = [label_of(scorer) for scorer in scorers]
+    if settings.ceiling_scorer is not None and settings.ceiling_scorer not in names:
+        problem = f"`ceiling_scorer`: {settings.ceiling_scorer!r} is none of the scorers"
+        raise UserError(problem, nearest(settings.ceiling_scorer, names))
+
+
+@dataclass(frozen=True, slots=True)
+class _PairSet:
+    """Labelled pairs and their images: ``items`` has image 0 and image 1 of one pair after the other.
+
+    ``rankings`` is the ranking of each pair; None where the pairs were not made of rankings.
+    """
+
+    name: str
+    items: list[ImageItem]
+    label_0: list[float]
+    num_bad_rows: int
+    rankings: list[int] | None = None
+
+    def identities(self) -> set[tuple[str, frozenset[str]]]:
+        """What each pair is by its content, whichever image comes first."""
+        sides = zip(self.items[::2], self.items[1::2], strict=True)
+        return {(a.prompt, frozenset((a.handle.key, b.handle.key))) for a, b in sides}
+
+
+class _Scored:
+    """The pairs of ``pairs`` both of whose images were scored, as arrays; bad images may have been left out."""
+
+    def __init__(self, pairs: _PairSet, records: Sequence[ScoreRecord]) -> None:
+        # By content: the same image under the same prompt has one score, wherever it stands.
+        self._raw = {(record.recipe_id, record.sample_key, record.prompt): record.raw for record in records}
+        seen = {(record.sample_key, record.prompt) for record in records}
+        sides = list(zip(pairs.items[::2], pairs.items[1::2], strict=True))
+        kept = [all((item.handle.key, item.prompt) in seen for item in pair) for pair in sides]
+        if not any(kept):
+            raise UserError(f"{pairs.name}: no pair has two images that can be decoded", "replace the images")
+        self._sides = [pair for pair, is_kept in zip(sides, kept, strict=True) if is_kept]
+        self.num_left_out = pairs.num_bad_rows + kept.count(False)
+        labels = np.array([label for label, is_kept in zip(pairs.label_0, kept, strict=True) if is_kept])
+        rankings = None
+        if pairs.rankings is not None:
+            rankings = [ranking for ranking, is_kept in zip(pairs.rankings, kept, strict=True) if is_kept]
+        try:
+            self.labels: LabelledPairs = LabelledPairs(labels, [first.prompt for first, _ in self._sides], rankings)
+        except UserError as error:
+            raise UserError(f"{pairs.name}: {error.problem}", error.remedy) from error
+
+    def difference(self, recipe_id: str) -> list[float]:
+        """raw_0 - raw_1 of each pair."""
+        raw = [[self._raw[recipe_id, i.handle.key, i.prompt] for i in pair] for pair in self._sides]
+        return [first - second for first, second in raw]
+
+
+def _judgements(records: Sequence[ScoreRecord], scored: _Scored, tuned: _Scored | None) -> list[Judgement]:
+    return [
+        Judgement(
+            name,
+            recipe,
+            own,
+            np.array(scored.difference(recipe)),
+            None if tuned is None else np.array(tuned.difference(recipe)),
+        )
+        for name, recipe, own in dict.fromkeys((r.scorer, r.recipe_id, r.logit_scale) for r in records)
+    ]
+
+
+def _read(pairs: Any, split: str, settings: CalibrationSettings) -> _PairSet:
+    """The labelled ``pairs``, ties included; the images stay where they are. Raises UserError as the reader does."""
+    reader = open_pairs(
+        pairs,
+        split=split,
+        revision=settings.revision,
+        on_bad_row=settings.on_bad_row,
+        ties="soft",
+        decode=False,  # each image is decoded when it is scored
+    )
+    items: list[ImageItem] = []
+    labels: list[float] = []
+    rankings: list[int] = []
+    bar = progress(reader.scan(), desc=f"reading {reader.name}", total=reader.num_rows, unit="row", mininterval=0.5)
+    for record, location in bar:
+        assert location is not None  # only streams have none
+        prompt = record.prompt.strip()
+        for side, data in enumerate((record.image_0, record.image_1)):
+            name = f"{record.source}, image {side}"
+            items.append(ImageItem(name, prompt, PairImage(reader.source, location, side, name, content_hash(data))))
+        labels.append(record.label_0)
+        if isinstance(reader.source, RankingSource):
+            rankings.append(reader.source.ranking_of(location))
+    reader.require_pairs()
+    # Where each ranking is of two images, nothing but the prompt holds pairs together.
+    are_longer = len(set(rankings)) < len(rankings)
+    return _PairSet(reader.name, items, labels, reader.counts.bad.total(), rankings if are_longer else None)
+
+
+def _check_apart(test: _PairSet, tune: _PairSet) -> None:
+    shared = test.identities() & tune.identities()
+    if shared:
+        first = min(prompt for prompt, _ in shared)
+        problem = f"{tune.name}: {len(shared)} pairs stand in {test.name} too; the prompt of one is {first!r}"
+        raise UserError(problem, "tune on other pairs, or leave `tune` out: halves of the prompts then tune each other")
