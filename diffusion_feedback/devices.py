@@ -1,4 +1,4 @@
-"""The device that a user names."""
+"""Where models run: the device that a user names, or the best there is."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def find_device(name: str) -> torch.device:
             f"`device` {name}: cannot be used ({first_line(error)})", f"here: {', '.join(known)}"
         ) from error
     return device
+
+
+def best_device(name: str | None = None) -> torch.device:
+    """The device ``name``; a GPU where there is one, else the CPU, where none is named. Raises UserError as ``find_device``."""
+    import torch
+
+    return find_device(name) if name else torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -110,7 +110,7 @@ def test_a_batch_that_is_half_there_is_drawn_whole(tmp_path: Path) -> None:
         ({"settings": {**SETTINGS, "top_k": 3}}, "made with top_k = 'unset', this run has top_k = 3"),
         ({"prompts": [*PROMPTS[:3], "a bird"]}, "prompt 3 was 'a dog', this run has 'a bird'"),
         ({"seeds": (0,)}, "holds prompt 0, seed 3, sample 0 where this run has prompt 1, seed 0, sample 0"),
-        ({"prompts": PROMPTS[:2]}, "holds 16 completions, this run asks for 8"),
+        ({"prompts": PROMPTS[:2]}, "holds 16 completions, this run requests 8"),
     ],
 )
 def test_other_runs_are_refused_and_may_be_replaced(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

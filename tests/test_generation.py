@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.generation import generate, load_generated, own_noise
+from diffusion_feedback.generation import generate_images, load_generated, own_noise
 from diffusion_feedback.prompts import read_prompts
 from diffusion_feedback.records import ImageRecord
 
@@ -37,7 +37,7 @@ def run(
     folder: Path, prompts: Sequence[str] = PROMPTS, seeds: Sequence[int] = (0, 3), **changes: Any
 ) -> list[ImageRecord]:
     options = {"sampler": sample, "model_hash": "m1", "settings": SETTINGS, "batch_size": 4} | changes
-    return generate(prompts, seeds, folder, **options)
+    return generate_images(prompts, seeds, folder, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -218,8 +218,8 @@ def test_damage_is_mended(tmp_path: Path, damage: Callable[[Path], None]) -> Non
             {"prompts": ["another", *PROMPTS[1:]]},
             "00000-s0.png shows 'a picture of thing 0, “quoted”', this run has 'another'",
         ),
-        ({"prompts": PROMPTS[:5]}, "holds images/00005-s0.png, which this run does not ask for"),
-        ({"seeds": [0]}, "holds images/00000-s3.png, which this run does not ask for"),
+        ({"prompts": PROMPTS[:5]}, "holds images/00005-s0.png, which this run does not request"),
+        ({"seeds": [0]}, "holds images/00000-s3.png, which this run does not request"),
     ],
 )
 def test_images_of_another_run_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -227,7 +227,7 @@ def test_images_of_another_run_are_refused(tmp_path: Path, changes: dict[str, An
     before = contents(tmp_path / "run")
     with pytest.raises(UserError, match=message) as caught:
         run(tmp_path / "run", **changes)
-    assert "--overwrite" in caught.value.remedy
+    assert "`overwrite`" in caught.value.remedy
     assert contents(tmp_path / "run") == before
     run(tmp_path / "run", overwrite=True, **changes)
     run(tmp_path / "fresh", **changes)

@@ -32,7 +32,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.config import load_recipe
 from diffusion_feedback.data.pickapic import write_pickapic
-from diffusion_feedback.generation import generate, load_generated, own_noise
+from diffusion_feedback.generation import generate_images, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.shapes import verifier
 from diffusion_feedback.shapes.renderer import MIXTURE, WRONG_CAPTION_RATE
@@ -93,7 +93,7 @@ def sample_groups(model: Path, prompts: Sequence[str], count: int, folder: Path)
     """``count`` images of the model's own for each prompt."""
     denoiser = resolve("family", "sd")(str(model))
 
-    generate(
+    generate_images(
         prompts,
         range(count),
         folder,

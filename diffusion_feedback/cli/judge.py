@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from ..workflows.completing import add_completion_flags, fill_completion_flags
+from ..workflows.settings import CompletionSampling
 from .flags import Flags
+from .sampling import add_completion_flags
+from .settings import made_of
 
 EPILOG = """examples:
   dfb judge runs/text_dpo assets/captions-lm --prompts assets/captions/validation.jsonl \\
@@ -60,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> None:
     """Judge as ``argv`` says. Raises UserError for bad input."""
     arguments = build_parser().parse_args(argv)
-    fill_completion_flags(arguments)
+    vars(arguments).update(asdict(made_of(arguments, CompletionSampling)))
     _check(arguments)
     from ..workflows.judging import judge
 

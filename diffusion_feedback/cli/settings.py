@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -12,7 +12,7 @@ Settings = TypeVar("Settings")
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, kind: type[Any], helps: Mapping[str, str], **more: Mapping[str, Any]
+    parser: argparse._ActionsContainer, kind: type[Any], helps: Mapping[str, str], **more: Mapping[str, Any]
 ) -> None:
     """Add a flag for each field of the settings ``kind`` that ``helps`` names, in the order of ``helps``.
 
@@ -50,7 +50,7 @@ def _how(hint: Any) -> dict[str, Any]:
         hint = next(part for part in get_args(hint) if part is not types.NoneType)
     if get_origin(hint) is Literal:
         return {"choices": list(get_args(hint))}
-    if get_origin(hint) is tuple:
+    if get_origin(hint) in (tuple, Sequence):
         return {**_how(get_args(hint)[0]), "nargs": "+", "action": "extend"}
     if hint is bool:
         return {"action": "store_true"}

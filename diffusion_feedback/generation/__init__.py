@@ -1,7 +1,7 @@
 """Prompts and a model to files: images with their manifest, completions; resumable, whole whenever the writer is killed."""
 
 from .completions import COMPLETIONS, Completion, CompletionSampler, complete_prompts, load_completions
-from .images import IMAGES, METADATA, Sampler, generate, load_generated, own_noise
+from .images import IMAGES, METADATA, Sampler, generate_images, load_generated, own_noise
 
 __all__ = [
     "COMPLETIONS",
@@ -11,7 +11,7 @@ __all__ = [
     "CompletionSampler",
     "Sampler",
     "complete_prompts",
-    "generate",
+    "generate_images",
     "load_completions",
     "load_generated",
     "own_noise",

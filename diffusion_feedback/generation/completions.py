@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import UserError
 from ..folders import make_folder, sweep_beside
+from ..progress import progress
 from ..records import CompletionRecord, Text, atomic_write, content_hash
 
 COMPLETIONS = "completions.jsonl"
@@ -70,7 +69,7 @@ def complete_prompts(
     if overwrite:
         path.unlink(missing_ok=True)
     found = _resume(path, wanted, prompts, model_hash, settings, batch_size)
-    with tqdm(total=len(wanted), initial=len(found), unit="text", desc="complete", delay=1.0) as progress:
+    with progress(total=len(wanted), initial=len(found), unit="text", desc="complete", delay=1.0) as bar:
         # Batches are cut from the whole request, so that an interrupted run hands the sampler the same ones.
         for start in range(len(found), len(wanted), batch_size):
             batch = wanted[start : start + batch_size]
@@ -84,7 +83,7 @@ def complete_prompts(
             ]
             _append(path, records)
             found += records
-            progress.update(len(records))
+            bar.update(len(records))
     sweep_beside(path)
     return found
 
@@ -97,7 +96,7 @@ def load_completions(path: Path | str) -> list[CompletionRecord]:
     path = Path(path)
     path = path / COMPLETIONS if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: no such file", "give completions that dfb generate wrote")
+        raise UserError(f"{path}: no such file", "give completions that a model has drawn")
     records, is_cut = _read(path)
     if is_cut or not records:
         what = "its last line was cut off" if is_cut else "holds no completions"
@@ -122,7 +121,7 @@ def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
         except (KeyError, ValueError, TypeError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else f"is none ({error})"
             problem = f"{path}, line {number}: a record of a completion is wanted, and this {what}"
-            raise UserError(problem, "correct or remove the line, or let dfb generate write the file again") from error
+            raise UserError(problem, "correct or remove the line, or draw the completions again") from error
     return records, bool(tail)
 
 
@@ -138,11 +137,11 @@ def _resume(
     if not path.exists():
         return []
     records, is_cut = _read(path)
-    remedy = "use another folder, or --overwrite to replace its completions"
+    remedy = "use another folder, or `overwrite` to replace its completions"
     for record, identity in zip(records, wanted, strict=False):
         _check_same_run(path, record, identity, prompts, model_hash, settings, remedy)
     if len(records) > len(wanted):
-        problem = f"{path}: holds {len(records)} completions, this run asks for {len(wanted)}"
+        problem = f"{path}: holds {len(records)} completions, this run requests {len(wanted)}"
         raise UserError(problem, remedy)
     # The rest of a batch alone would be another batch, in which numbers round differently.
     whole = len(records) if len(records) == len(wanted) else len(records) // batch_size * batch_size

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import UserError
 from ..folders import make_folder, sweep_folder
+from ..progress import progress
 from ..records import ImageRecord, atomic_write, content_hash, parse_json
 
 Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
@@ -94,7 +94,7 @@ class _Pending:
         self.path.unlink(missing_ok=True)
 
 
-def generate(
+def generate_images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     folder: Path,
@@ -131,7 +131,7 @@ def generate(
         (folder / METADATA).unlink(missing_ok=True)
     manifest = _resume(folder, wanted)
     _check_unrecorded(folder, manifest, pending, wanted)
-    with tqdm(total=len(wanted), initial=len(manifest.rows), unit="image", desc="generate") as progress:
+    with progress(total=len(wanted), initial=len(manifest.rows), unit="image", desc="generate") as bar:
         # Batches are cut from the whole request, not from what is left, so that a run that was interrupted hands the
         # sampler the same batches as one that was not: GPU kernels round differently for another batch size.
         for start in range(0, len(wanted), batch_size):
@@ -140,7 +140,7 @@ def generate(
                 pending.add(record.file_name for record in batch)
                 _write_images(folder, batch, sampler)
                 manifest.append(batch)
-                progress.update(len(batch))
+                bar.update(len(batch))
     absent = [record.file_name for record in wanted if not (folder / record.file_name).is_file()]
     if absent:
         problem = (
@@ -203,7 +203,7 @@ def _read_rows(path: Path) -> tuple[list[ImageRecord], bool]:
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             problem = f"{path}, line {number}: not the record of a generated image: {what}"
             raise UserError(
-                problem, "correct or remove the line, use another folder, or --overwrite to draw all images again"
+                problem, "correct or remove the line, use another folder, or `overwrite` to draw all images again"
             ) from error
     return records, bool(tail)
 
@@ -225,9 +225,9 @@ def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> _Manifest:
 
 
 def _check_same_run(folder: Path, found: ImageRecord, wanted: ImageRecord | None) -> None:
-    remedy = "use another folder, or --overwrite to replace its images"
+    remedy = "use another folder, or `overwrite` to replace its images"
     if wanted is None:
-        raise UserError(f"{folder}: holds {found.file_name}, which this run does not ask for", remedy)
+        raise UserError(f"{folder}: holds {found.file_name}, which this run does not request", remedy)
     if found.model_hash != wanted.model_hash:
         problem = f"{folder}: holds images of model {found.model_hash!r}, this run is of {wanted.model_hash!r}"
         raise UserError(problem, remedy)
@@ -256,5 +256,5 @@ def _check_unrecorded(folder: Path, manifest: _Manifest, pending: _Pending, want
     if unknown:
         state = "does not name them" if manifest.rows else "is empty" if manifest.path.exists() else "is not there"
         problem = f"{folder}: holds {len(unknown)} images, and {METADATA} {state}; the first: {unknown[0]}"
-        remedy = f"bring {METADATA} back, move the images away, use another folder, or --overwrite to replace them"
+        remedy = f"bring {METADATA} back, move the images away, use another folder, or `overwrite` to replace them"
         raise UserError(problem, remedy)

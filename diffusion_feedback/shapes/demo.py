@@ -21,7 +21,7 @@ from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.comparison import Comparison, compare
 from ..folders import hold_folder
-from ..generation import generate, load_generated, own_noise
+from ..generation import generate_images, load_generated, own_noise
 from ..prompts import read_prompts
 from ..records import atomic_write
 from ..workflows.labeling import label_images
@@ -179,7 +179,7 @@ class Story:
         validation = recipe.validation
         settings = {"num_inference_steps": validation.num_inference_steps, "guidance_scale": validation.guidance_scale}
         folder = self.folder / "samples" / name
-        generate(
+        generate_images(
             self.prompts,
             [validation.seed],
             folder,

@@ -12,7 +12,7 @@ from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_div
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, Text
 from ..types import TextScorer, TokenSequence
-from .completing import Writer
+from .completing import TextSampler
 
 _MOST_PREFIXES = 20_000  # of one prompt; beyond it a divergence is estimated on samples alone
 
@@ -43,29 +43,31 @@ def completion_text(record: CompletionRecord) -> Text:
     return ({"role": "assistant", "content": record.completion},)
 
 
-def divergence_of(writer: Writer, reference: nn.Module, records: Sequence[CompletionRecord]) -> dict[str, list[float]]:
+def divergence_of(
+    writer: TextSampler, reference: nn.Module, records: Sequence[CompletionRecord]
+) -> dict[str, list[float]]:
     """Estimates of KL(writer || reference) on completions that ``writer`` drew with all tokens allowed, nats.
 
     ``log_ratio`` and ``token_kl`` for every completion, ``exact`` for every prompt where there are few enough.
     """
-    model, drawing = writer.model, writer.drawing
+    model, sampling = writer.model, writer.sampling
     device = next(model.network.parameters()).device
     prompts = writer.encode([record.prompt for record in records])
     sequences = [sequence_of(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
-    likelihood = TokenLikelihood(device, temperature=drawing.temperature)
+    likelihood = TokenLikelihood(device, temperature=sampling.temperature)
     found = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
     figures = {"log_ratio": found.log_ratio.tolist(), "token_kl": found.token_kl.tolist()}
-    vocabulary, ends = int(model.network.model.get_output_embeddings().weight.shape[0]), model.end_token_ids
-    if num_prefixes(vocabulary, len(ends), drawing.max_new_tokens) <= _MOST_PREFIXES:
+    vocabulary, ends = int(model.transformer.get_output_embeddings().weight.shape[0]), model.end_token_ids
+    if num_prefixes(vocabulary, len(ends), sampling.max_new_tokens) <= _MOST_PREFIXES:
         different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
         figures["exact"] = [
             exact_divergence(
                 model.network,
                 reference,
                 prompt,
-                max_new_tokens=drawing.max_new_tokens,
+                max_new_tokens=sampling.max_new_tokens,
                 end_ids=ends,
-                temperature=drawing.temperature,
+                temperature=sampling.temperature,
                 device=device,
             )
             for _, prompt in sorted(different.items())

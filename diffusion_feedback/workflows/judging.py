@@ -30,9 +30,18 @@ from ..reports.pages.judge import write_pages
 from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import parse_text_spec
 from ..types import PairJudge, TextScorer
-from .completing import COMPLETION_FLAGS, read_text_prompts, wants_turns
+from .completing import text_prompts
 from .completion_scores import completion_text, prompt_name, score_records
-from .model_measures import check_models, holds_completions, load_model, measure_distance, measure_fluency, read_texts
+from .model_measures import (
+    check_models,
+    holds_completions,
+    load_model,
+    measure_distance,
+    measure_fluency,
+    read_texts,
+    sampling_of,
+)
+from .settings import CompletionSampling
 
 _RESULTS, _README = "results.json", "README.md"
 _FREE = ("device", "batch_size")  # what a command that goes on may change
@@ -108,7 +117,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """All flags but those that change no figure; of two files of completions, none that says how to draw."""
     unused = {"overwrite", "output_dir"}
     if all(map(holds_completions, (arguments.a, arguments.b))):
-        unused |= {*COMPLETION_FLAGS, "prompts", "seed"}
+        unused |= {*CompletionSampling.__slots__, "prompts", "seed"}
     return {name: value for name, value in vars(arguments).items() if name not in unused}
 
 
@@ -168,7 +177,7 @@ def _completions(arguments: argparse.Namespace, side: int) -> list[CompletionRec
 
 
 def _prompts(arguments: argparse.Namespace) -> list[Text]:
-    return read_text_prompts(arguments.prompts, in_turns=wants_turns(arguments))
+    return text_prompts(arguments.prompts, in_turns=sampling_of(arguments).wants_turns)
 
 
 def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequence[CompletionRecord]) -> None:

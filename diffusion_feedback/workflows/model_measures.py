@@ -18,8 +18,9 @@ from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
 from ..types import TokenSequence
-from .completing import Writer, drawing_of, load_writer
+from .completing import TextSampler, open_text_sampler
 from .completion_scores import divergence_of, prompt_name
+from .settings import CompletionSampling, GenerationSettings, ModelSource
 
 
 def holds_completions(path: str) -> bool:
@@ -29,15 +30,15 @@ def holds_completions(path: str) -> bool:
     return given.suffix == ".jsonl" or (not has_model and (given / COMPLETIONS).is_file())
 
 
-def load_model(path: str, arguments: argparse.Namespace) -> Writer:
-    """The language model at ``path``, drawing as the flags say."""
-    return load_writer(
-        path,
-        drawing_of(arguments),
-        dtype=arguments.dtype,
-        device=arguments.device,
-        chat_template=arguments.chat_template,
-    )
+def sampling_of(arguments: argparse.Namespace) -> CompletionSampling:
+    """How completions are drawn, as the arguments say."""
+    return CompletionSampling(**{name: getattr(arguments, name) for name in CompletionSampling.__slots__})
+
+
+def load_model(path: str, arguments: argparse.Namespace) -> TextSampler:
+    """The language model at ``path``, drawing as the arguments say."""
+    generation = GenerationSettings(dtype=arguments.dtype, device=arguments.device)
+    return open_text_sampler(path, ModelSource(), sampling_of(arguments), generation)
 
 
 def check_models(arguments: argparse.Namespace) -> None:
@@ -86,7 +87,7 @@ def measure_fluency(
     return found, notes
 
 
-def _losses(writer: Writer, sequences: Sequence[TokenSequence], batch_size: int) -> tuple[list[float], list[int]]:
+def _losses(writer: TextSampler, sequences: Sequence[TokenSequence], batch_size: int) -> tuple[list[float], list[int]]:
     """Negative log-likelihood of each completion, nats, and its number of tokens."""
     likelihood = TokenLikelihood(next(writer.model.network.parameters()).device)
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
@@ -101,7 +102,7 @@ def _losses(writer: Writer, sequences: Sequence[TokenSequence], batch_size: int)
     return losses, [sequence.num_scored for sequence in sequences]
 
 
-def _kept_text(writer: Writer, sequence: TokenSequence) -> str:
+def _kept_text(writer: TextSampler, sequence: TokenSequence) -> str:
     """What was scored of a text that was cut."""
     kept = sequence.ids[sequence.scored].tolist()
     return str(writer.model.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))

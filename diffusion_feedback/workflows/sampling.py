@@ -1,146 +1,161 @@
-"""A model and its settings to a sampler, for the commands that generate."""
+"""A diffusion model to a sampler of images."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
-from ..devices import find_device
+import torch
+from PIL import Image
 
-if TYPE_CHECKING:
-    from PIL import Image
+from ..catalog import family_row, resolve
+from ..devices import best_device, find_device
+from ..documents import read_yaml
+from ..errors import UserError
+from ..foreign import check_exists, reading
+from ..generation import own_noise
+from ..models import loaded
+from ..types import Denoiser
+from .settings import GenerationSettings, ImageSampling, ModelSource
 
-    from ..generation import Sampler
+logger = logging.getLogger(__name__)
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
-_LARGEST = 8192  # px
-_STRONGEST = 1000  # of guidance: beyond, all pictures are noise
-_SETTINGS = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
+# Weights of images; those of texts have names of their own.
+_SINGLE_FILE = re.compile(r"(?!model|pytorch_model|adapter_model).+\.(safetensors|ckpt)")
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedSampler:
-    """A loaded model that turns prompts and seeds to images, with all that decides what comes out."""
+class ImageSampler:
+    """A loaded diffusion model that turns prompts and seeds into images as ``sampling`` says."""
 
-    sampler: Sampler
-    model_hash: str
-    settings: Mapping[str, Any]
-    count_truncated: Callable[[Sequence[str]], int]
+    model: Denoiser
+    sampling: ImageSampling
+    dtype: str
 
-    def note_truncated(self, prompts: Sequence[str]) -> None:
-        """Say how many of ``prompts`` are longer than the text encoder reads."""
-        cut = self.count_truncated(prompts)
-        if cut:
-            print(
-                f"note: {cut} of {len(prompts)} prompts are longer than the text encoder reads; their ends are ignored"
-            )
+    @classmethod
+    def over(cls, model: Denoiser, sampling: ImageSampling, dtype: str) -> ImageSampler:
+        """A sampler of ``model``, whose network is in ``dtype``. Raises UserError for more steps than the model has."""
+        most = model.process.num_timesteps
+        if sampling.num_inference_steps > most:
+            problem = f"`num_inference_steps`: got {sampling.num_inference_steps}"
+            raise UserError(problem, f"allowed: up to {most}, the timesteps of the model")
+        if (sampling.height is None) != (sampling.width is None):
+            # diffusers ignores one side without the other.
+            height, width = sampling.height or model.resolution, sampling.width or model.resolution
+            sampling = replace(sampling, height=height, width=width)
+        return cls(model, sampling, dtype)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a manifest of images records besides prompts, seeds and the hash of the model."""
+        own = {"noise": "by prompt and seed"} if self.sampling.noise == "prompt" else {}
+        return {**self._call, "dtype": self.dtype, **own}
 
-def add_sampling_flags(parser: argparse.ArgumentParser, *, families: str = "sd or sdxl (default sd)") -> None:
-    """The flags that say which weights a model has, and how images are drawn from it."""
-    add = parser.add_argument
-    add("--family", default="sd", help=f"model family: {families}")
-    add("--lora", help="folder, file or hub id of LoRA weights, or a checkpoint of a LoRA run")
-    add("--revision", help="branch, tag or commit on the hub")
-    add("--variant", help="weight variant, such as fp16")
-    add(
-        "--num_inference_steps", "--num-inference-steps", type=int, default=30, help="steps of the sampler (default 30)"
-    )
-    add("--guidance_scale", "--guidance-scale", type=float, default=7.5, help="classifier-free guidance (default 7.5)")
-    add("--negative_prompt", "--negative-prompt", help="what the images should not show")
-    add("--height", type=int, help="px; the model's own by default")
-    add("--width", type=int, help="px; the model's own by default")
+    @property
+    def _call(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.sampling).items() if name != "noise" and value is not None}
 
+    def notes(self, prompts: Sequence[str]) -> list[str]:
+        """What should be known of ``prompts`` before they are drawn, in plain words."""
+        cut = self.model.count_truncated(prompts)
+        line = f"{cut} of {len(prompts)} prompts are longer than the text encoder reads; their ends are ignored"
+        return [line] if cut else []
 
-def check_sampling_flags(arguments: argparse.Namespace) -> None:
-    """Raise UserError for a number of steps, seeds or a size that no sampler takes."""
-    from ..errors import UserError
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """One image of each prompt, under its own seed."""
+        sampler = own_noise(self._sample) if self.sampling.noise == "prompt" else self._sample
+        return sampler(prompts, seeds)
 
-    if arguments.num_inference_steps < 1:
-        raise UserError(f"--num_inference_steps: got {arguments.num_inference_steps}", "allowed: 1 or more")
-    if min(arguments.seeds) < 0 or len(set(arguments.seeds)) < len(arguments.seeds):
-        raise UserError(f"--seeds: got {arguments.seeds}", "allowed: distinct numbers, 0 or more")
-    for name in ("height", "width"):
-        value = getattr(arguments, name)
-        if value is not None and (not 8 <= value <= _LARGEST or value % 8):
-            raise UserError(f"--{name}: got {value}", f"allowed: multiples of 8, up to {_LARGEST}")
-    if not 0 <= arguments.guidance_scale <= _STRONGEST:
-        problem = f"--guidance_scale: got {arguments.guidance_scale}"
-        raise UserError(problem, f"allowed: 0 to {_STRONGEST}; 1 and less is no guidance, 7.5 is usual")
-    if arguments.negative_prompt and arguments.guidance_scale <= 1:
-        problem = (
-            f"--negative_prompt: means nothing with --guidance_scale {arguments.guidance_scale}, which is no guidance"
-        )
-        raise UserError(problem, "leave it out, or give a scale above 1")
-
-
-def take_lora_run(arguments: argparse.Namespace) -> None:
-    """Where MODEL is a LoRA run, or a checkpoint of one: take base and adapter from it. Raises UserError where it has none."""
-    from ..catalog import family_row
-    from ..documents import read_yaml
-    from ..errors import UserError
-    from ..foreign import check_exists, reading
-
-    folder = Path(arguments.model or "").expanduser()
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    path = run / "recipe.yaml"
-    if not path.is_file() or any((folder / name).is_file() for name in _MODEL_FILES):
-        return
-    remedy = "give the base as MODEL, and the weights as --lora"
-    with reading(path, "the recipe of a run", remedy):
-        model = read_yaml(path, remedy)["model"]
-        base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
-        text = family_row(model["family"]).reads_text
-    if text or tuning != "lora":
-        what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
-        raise UserError(f"{arguments.model}: {what}", "continue the run with --resume, and give its folder")
-    if arguments.lora:
-        raise UserError(f"--lora: {arguments.model} is itself a LoRA run, on {base}", f"give {base} and one --lora")
-    for name, default in (("family", "sd"), ("revision", None), ("variant", None)):
-        given = getattr(arguments, name)
-        if given not in (None, default, model[name]):
-            raise UserError(f"--{name}: got {given!r}, {path} says {model[name]!r}", "leave it out")
-        setattr(arguments, name, model[name])
-    check_exists(base, f"{path} names it as the base: give the base as MODEL, and {arguments.model} as --lora")
-    print(f"{arguments.model}: a LoRA run on {base}, which is loaded with it")
-    arguments.model, arguments.lora = base, str(folder)
-
-
-def load_sampler(arguments: argparse.Namespace, *, dtype: str) -> LoadedSampler:
-    """Load ``arguments.model`` in ``dtype`` on ``arguments.device`` (the best there is for None). Raises UserError."""
-    import torch
-
-    from ..catalog import resolve
-    from ..errors import UserError
-
-    if arguments.device:
-        find_device(arguments.device)
-    denoiser = resolve("family", arguments.family)(
-        arguments.model,
-        revision=arguments.revision,
-        variant=arguments.variant,
-        dtype=getattr(torch, dtype),
-        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    if arguments.lora:
-        print(denoiser.load_lora(arguments.lora))
-    if arguments.num_inference_steps > denoiser.process.num_timesteps:
-        problem = f"--num_inference_steps: got {arguments.num_inference_steps}"
-        raise UserError(problem, f"allowed: up to {denoiser.process.num_timesteps}, the timesteps of the model")
-    if (arguments.height is None) != (arguments.width is None):
-        # diffusers ignores one side without the other.
-        arguments.height = arguments.height or denoiser.resolution
-        arguments.width = arguments.width or denoiser.resolution
-    settings = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
-
-    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        call = dict(settings)
+    def _sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        call = self._call
         if "negative_prompt" in call:
             call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
-        images: list[Image.Image] = denoiser.sample(denoiser.network, prompts, seeds, **call)
-        return images
+        return self.model.sample(self.model.network, prompts, seeds, **call)
 
-    return LoadedSampler(sampler, denoiser.model_hash(), {**settings, "dtype": dtype}, denoiser.count_truncated)
+
+def open_image_sampler(
+    model: Any, source: ModelSource, sampling: ImageSampling, generation: GenerationSettings
+) -> ImageSampler:
+    """A sampler of ``model``: a folder, a hub id, or a pipeline of diffusers that is loaded. Raises UserError."""
+    dtype, device = generation.dtype, generation.device
+    if not isinstance(model, str):
+        own = getattr(torch, dtype) if dtype else model.dtype
+        denoiser = cast(Denoiser, loaded.over(model, dtype=own, device=find_device(device) if device else None))
+        return ImageSampler.over(denoiser, sampling, str(own).removeprefix("torch."))
+    dtype = dtype or "float32"
+    denoiser = resolve("family", source.family or "sd")(
+        model,
+        revision=source.revision,
+        variant=source.variant,
+        dtype=getattr(torch, dtype),
+        device=best_device(device),
+    )
+    if source.lora:
+        logger.info("%s", denoiser.load_lora(source.lora))
+    return ImageSampler.over(denoiser, sampling, dtype)
+
+
+def path_of(model: Any) -> str | None:
+    """The folder or hub id that ``model`` is or, as the result of a run, has; None where it is loaded already."""
+    path = getattr(model, "path", model)
+    return str(path) if isinstance(path, str | Path) else None
+
+
+def writes_texts(model: Any, family: str | None = None) -> bool:
+    """Whether ``model`` writes texts: by its ``family`` where that is given, its class where it is loaded, else by the files
+    of its folder.
+
+    Raises UserError for a path without a model.
+    """
+    if not isinstance(model, str):
+        return family_row(loaded.family_of(model)).reads_text
+    if family:
+        return family_row(family).reads_text
+    folder = Path(model)
+    is_path = folder.exists() or model.count("/") > 1 or model.startswith((".", "/", "~"))
+    is_model = any((folder / name).is_file() for name in _MODEL_FILES)
+    if not is_model and any(
+        _SINGLE_FILE.fullmatch(file.name) for file in (folder, *folder.glob("*")) if file.is_file()
+    ):
+        return False  # a single file or a LoRA: the loader of pipelines says what to do with it
+    if is_path and not is_model:
+        what = "no such folder" if not folder.exists() else f"holds none of {', '.join(_MODEL_FILES)}"
+        raise UserError(f"{model}: {what}", "give the folder or hub id of a model; the folder of a finished run is one")
+    if (folder / "model_index.json").is_file():
+        return False
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
+    """Base and adapter of the LoRA run, or the checkpoint of one, at ``path``; of all else ``path`` and ``source`` as they are.
+
+    Raises UserError for a run whose weights cannot be taken so, and where ``source`` contradicts its recipe.
+    """
+    folder = Path(path).expanduser()
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    recipe = run / "recipe.yaml"
+    if not recipe.is_file() or any((folder / name).is_file() for name in _MODEL_FILES):
+        return path, source
+    remedy = "give the base as the model, and the weights as `lora`"
+    with reading(recipe, "the recipe of a run", remedy):
+        model = read_yaml(recipe, remedy)["model"]
+        base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
+        recorded = {name: model[name] for name in ("family", "revision", "variant")}
+        is_text = family_row(model["family"]).reads_text
+    if is_text or tuning != "lora":
+        what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
+        raise UserError(f"{path}: {what}", "continue the run with `resume`, and give its folder")
+    if source.lora:
+        raise UserError(f"`lora`: {path} is itself a LoRA run, on {base}", f"give {base} and one `lora`")
+    for name, value in recorded.items():
+        requested = getattr(source, name)
+        if requested not in (None, value):
+            raise UserError(f"`{name}`: got {requested!r}, {recipe} says {value!r}", "leave it out")
+    check_exists(base, f"{recipe} names it as the base: give the base as the model, and {path} as `lora`")
+    logger.info("%s: a LoRA run on %s, which is loaded with it", path, base)
+    return base, ModelSource(lora=str(folder), **recorded)

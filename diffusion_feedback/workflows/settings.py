@@ -5,12 +5,16 @@ Each class checks its own values when it is made, and raises UserError naming th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, nearest
 from ..labeling.panel import LabelPolicy
+
+DType = Literal["float32", "bfloat16", "float16"]
+_LARGEST = 8192  # px
+_STRONGEST = 1000  # of guidance: beyond, all pictures are noise
 
 
 def at_least(smallest: int, **values: int | None) -> None:
@@ -23,9 +27,16 @@ def at_least(smallest: int, **values: int | None) -> None:
 def check_choices(settings: Any) -> None:
     """Raise UserError for the first field of ``settings`` whose value is none of those that its Literal allows."""
     for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise UserError(f"`{name}`: got {value!r}", nearest(str(value), list(get_args(hint))))
+        value, kinds = getattr(settings, name), get_args(hint) if type(None) in get_args(hint) else (hint,)
+        for kind in kinds:
+            if get_origin(kind) is Literal and value not in (*get_args(kind), *([None] if len(kinds) > 1 else [])):
+                raise UserError(f"`{name}`: got {value!r}", nearest(str(value), list(get_args(kind))))
+
+
+def _as_floats(settings: Any, *names: str) -> None:
+    """Make the fields ``names`` floats, as they are recorded alike whether 2 or 2.0 was given."""
+    for name in names:
+        object.__setattr__(settings, name, float(getattr(settings, name)))
 
 
 def made_of_keywords(keywords: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
@@ -157,3 +168,102 @@ class ConvertSettings:
     def where(self) -> dict[str, Any]:
         """What readers take."""
         return {"split": self.split, "revision": self.revision, "streaming": self.streaming}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Which weights a model has, besides its folder or hub id; ``family`` None is told by the files of the folder."""
+
+    family: str | None = None
+    lora: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSampling:
+    """How images are drawn from a model.
+
+    ``height`` and ``width``, px, are the model's own by default. ``noise`` "seed" starts from the noise of the bare seed, as
+    diffusers does, the same for every prompt; "prompt" from noise of its own for each prompt and seed, so that prompts are
+    independent.
+    """
+
+    num_inference_steps: int = 30
+    guidance_scale: float = 7.5
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    noise: Literal["seed", "prompt"] = "seed"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for steps, sizes and scales that no sampler takes."""
+        check_choices(self)
+        _as_floats(self, "guidance_scale")
+        at_least(1, num_inference_steps=self.num_inference_steps)
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value is not None and (not 8 <= value <= _LARGEST or value % 8):
+                raise UserError(f"`{name}`: got {value}", f"allowed: multiples of 8, up to {_LARGEST}")
+        if not 0 <= self.guidance_scale <= _STRONGEST:
+            problem = f"`guidance_scale`: got {self.guidance_scale}"
+            raise UserError(problem, f"allowed: 0 to {_STRONGEST}; 1 and less is no guidance, 7.5 is usual")
+        if self.negative_prompt and self.guidance_scale <= 1:
+            problem = (
+                f"`negative_prompt`: means nothing with `guidance_scale` {self.guidance_scale}, which is no guidance"
+            )
+            raise UserError(problem, "leave it out, or give a scale above 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionSampling:
+    """How completions are drawn from a language model.
+
+    ``top_k`` 0 and ``top_p`` 1 leave all tokens in, ``temperature`` 0 takes the likeliest. ``chat_template`` is a file;
+    with it, or ``as_turns``, plain prompts become the user's turn.
+    """
+
+    num_samples: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    chat_template: str | None = None
+    as_turns: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values out of range."""
+        _as_floats(self, "temperature", "top_p")
+        at_least(1, num_samples=self.num_samples, max_new_tokens=self.max_new_tokens)
+        at_least(0, top_k=self.top_k)
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"`temperature`: got {self.temperature}", "allowed: 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"`top_p`: got {self.top_p}", "allowed: above 0, up to 1")
+
+    @property
+    def wants_turns(self) -> bool:
+        """Whether plain prompts are to go through a chat template."""
+        return self.as_turns or self.chat_template is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """What is drawn of each prompt, and how fast; ``dtype`` None is float32, or that of a model that is loaded already."""
+
+    seeds: Sequence[int] = (0,)
+    dtype: DType | None = None
+    device: str | None = None
+    batch_size: int = 8
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a size below 1, and seeds that are repeated or negative."""
+        check_choices(self)
+        at_least(1, batch_size=self.batch_size)
+        check_seeds(self.seeds)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise UserError for no ``seeds``, and repeated or negative ones."""
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"`seeds`: got {list(seeds)}", "allowed: distinct numbers, 0 or more")

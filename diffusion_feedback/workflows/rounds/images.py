@@ -16,7 +16,7 @@ from ...data.image_sets import open_images
 from ...data.scores import write_scores
 from ...errors import UserError
 from ...folders import is_main_process
-from ...generation import generate, load_generated, own_noise
+from ...generation import generate_images, load_generated, own_noise
 from ...labeling.rules import rule_of
 from ...prompts import read_prompts
 from ...records import Text, atomic_folder
@@ -88,7 +88,7 @@ class ImageModality:
             "num_inference_steps": validation.num_inference_steps,
             "guidance_scale": validation.guidance_scale,
         }
-        records = generate(
+        records = generate_images(
             [str(prompt) for prompt in prompts],
             range(seed, seed + num_samples),
             folder,

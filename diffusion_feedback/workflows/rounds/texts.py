@@ -24,9 +24,9 @@ from ...labeling.rules import rule_of
 from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, atomic_write, content_hash
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
-from ..completing import Drawing, Writer, load_writer, read_text_prompts
+from ..completing import TextSampler, open_text_sampler, text_prompts
 from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
-from ..settings import LabelingSettings
+from ..settings import CompletionSampling, GenerationSettings, LabelingSettings, ModelSource
 from .judges import LearntJudge, NamedJudge
 from .modality import RoundJudge
 
@@ -92,14 +92,19 @@ class TextModality:
 
     def prompts(self, path: str) -> list[Text]:
         """The different prompts of a file; plain ones become turns where the recipe has a chat template."""
-        return read_text_prompts(path, in_turns=self.recipe.text.chat_template is not None)
+        return text_prompts(path, in_turns=self.recipe.text.chat_template is not None)
 
-    def _writer(self, model: str) -> Writer:
+    def _writer(self, model: str) -> TextSampler:
         rollouts, settings = self.recipe.rollouts, self.recipe.model
-        drawing = Drawing(rollouts.max_new_tokens, rollouts.temperature)
+        sampling = CompletionSampling(
+            max_new_tokens=rollouts.max_new_tokens,
+            temperature=rollouts.temperature,
+            chat_template=self.recipe.text.chat_template,
+        )
         revision = settings.revision if model == settings.pretrained_model_name_or_path else None
-        template = self.recipe.text.chat_template
-        return load_writer(model, drawing, revision=revision, dtype=settings.dtype, chat_template=template)
+        return open_text_sampler(
+            model, ModelSource(revision=revision), sampling, GenerationSettings(dtype=settings.dtype)
+        )
 
     def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
         """Completions of every prompt in ``folder``/completions.jsonl."""

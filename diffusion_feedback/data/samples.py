@@ -1,0 +1,44 @@
+"""What a model has generated, as a ``datasets.Dataset``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..records import CompletionRecord, ImageRecord
+
+
+def image_samples(images: Sequence[tuple[ImageRecord, Path]], *, in_memory: bool) -> Any:
+    """A row for each image: prompt, seed, image.
+
+    ``in_memory``: the files, as they are, become part of the data set; else they are read when a row is asked for.
+    """
+    import datasets
+
+    files = [{"bytes": path.read_bytes() if in_memory else None, "path": str(path)} for _, path in images]
+    columns = {"prompt": [r.prompt for r, _ in images], "seed": [r.seed for r, _ in images], "image": files}
+    kinds = {"prompt": datasets.Value("string"), "seed": datasets.Value("int64"), "image": datasets.Image()}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def text_samples(records: Sequence[CompletionRecord]) -> Any:
+    """A row for each completion: prompt, completion, seed, sample, is_finished.
+
+    Conversations among plain prompts stand as JSON, as a column holds one kind.
+    """
+    import datasets
+
+    are_mixed = len({isinstance(record.prompt, str) for record in records}) > 1
+    rows = [
+        {
+            "prompt": record.prompt if isinstance(record.prompt, str) or not are_mixed else json.dumps(record.prompt),
+            "completion": record.completion,
+            "seed": record.seed,
+            "sample": record.sample,
+            "is_finished": record.is_finished,
+        }
+        for record in records
+    ]
+    return datasets.Dataset.from_list(rows)

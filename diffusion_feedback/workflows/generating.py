@@ -1,0 +1,146 @@
+"""Prompts and a model to samples: images with their manifest, or completions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..data.samples import image_samples, text_samples
+from ..errors import UserError
+from ..folders import expand, hold_folder
+from ..generation import COMPLETIONS, complete_prompts, generate_images
+from ..prompts import ENDINGS, read_prompts, to_prompt
+from ..records import CompletionRecord, ImageRecord, Text
+from .completing import TextSampler, open_text_sampler, text_prompts
+from .sampling import ImageSampler, base_of_lora_run, open_image_sampler, path_of, writes_texts
+from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords
+
+logger = logging.getLogger(__name__)
+
+_OF_IMAGES = ("lora", "variant", *ImageSampling.__slots__)
+
+
+def generate(
+    model: Any, prompts: Any, *, tokenizer: Any = None, output_dir: str | Path | None = None, **settings: Any
+) -> Any:
+    """Draw one image, or some completions, of each prompt under each seed.
+
+    ``model``: a folder or hub id, the result of ``train``, a loaded diffusers pipeline, or a transformers model with its
+    ``tokenizer``. ``prompts``: a list of texts (or of conversations, for a language model), one text, or a file of prompts.
+    ``settings`` are the fields of GenerationSettings, of ModelSource, and of ImageSampling or CompletionSampling.
+
+    ``output_dir`` becomes an imagefolder, or holds completions.jsonl; the same call goes on there after a kill. Returns a
+    ``datasets.Dataset``: prompt, seed and image, or prompt, completion, seed, sample and is_finished, prompt by prompt.
+    A sample depends on its own prompt and seed alone, up to rounding. Raises UserError for settings that are out of range
+    or mean nothing to the model, for a model or prompts that cannot be read, and a folder with samples of other settings.
+    """
+    kinds = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
+    generation, source, images, completions = made_of_keywords(settings, *kinds)
+    path = path_of(model)
+    if path is None:
+        _refuse(settings, ModelSource.__slots__, "a model that is loaded already", "leave it out")
+    else:
+        model, source = base_of_lora_run(path, source)
+    is_text = writes_texts(model, source.family)
+    unfit, what = (_OF_IMAGES, "writes texts") if is_text else (CompletionSampling.__slots__, "makes images")
+    taken = "" if path is None or Path(model).exists() else "is no folder here, and by its name "
+    name = type(model).__name__ if path is None else model
+    _refuse(settings, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
+    with _place(output_dir) as folder:
+        if is_text:
+            texts = text_prompts(_named_or_listed(prompts), in_turns=completions.wants_turns)
+            writer = open_text_sampler(model, source, completions, generation, tokenizer=tokenizer)
+            return text_samples(complete(texts, writer, folder, generation))
+        captions = _captions(prompts)
+        sampler = open_image_sampler(model, source, images, generation)
+        records = draw_images(captions, sampler, folder, generation)
+        return image_samples([(each, folder / each.file_name) for each in records], in_memory=output_dir is None)
+
+
+def draw_images(
+    prompts: Sequence[str], sampler: ImageSampler, folder: Path, generation: GenerationSettings
+) -> list[ImageRecord]:
+    """Draw an image of each of ``prompts`` under each seed into the imagefolder ``folder``; the records in order."""
+    _note(sampler.notes(prompts))
+    records = generate_images(
+        prompts,
+        generation.seeds,
+        folder,
+        sampler=sampler,
+        model_hash=sampler.model.model_hash(),
+        settings=sampler.settings,
+        batch_size=generation.batch_size,
+        overwrite=generation.overwrite,
+    )
+    logger.info("%s images in %s", len(records), folder)
+    return records
+
+
+def complete(
+    prompts: Sequence[Text], sampler: TextSampler, folder: Path, generation: GenerationSettings
+) -> list[CompletionRecord]:
+    """Draw completions of each of ``prompts`` under each seed into a file in ``folder``; the records in order.
+
+    Raises UserError where the folder holds something else.
+    """
+    _note(sampler.notes(prompts))
+    path = folder / COMPLETIONS
+    if others := sorted(each.name for each in folder.glob("[!.]*") if each.name != COMPLETIONS):
+        raise UserError(f"{folder}: is there and holds {others[0]}", "choose another output_dir")
+    records = complete_prompts(
+        prompts,
+        path,
+        sampler=sampler,
+        seeds=generation.seeds,
+        num_samples=sampler.sampling.num_samples,
+        model_hash=sampler.model.model_hash(),
+        settings=sampler.settings,
+        batch_size=generation.batch_size,
+        overwrite=generation.overwrite,
+    )
+    ended = sum(record.is_finished for record in records)
+    told = f"{len(records)} completions of {len(prompts)} prompts, {ended} of them came to their end"
+    logger.info("%s: %s", path, told)
+    return records
+
+
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        logger.warning("note: %s", note)
+
+
+def _refuse(settings: Mapping[str, Any], unfit: Sequence[str], what: str, remedy: str) -> None:
+    """Raise UserError for the first of ``settings`` that is among the ``unfit`` ones."""
+    for name in unfit:
+        if name in settings:
+            raise UserError(f"`{name}`: means nothing for {what}", remedy)
+
+
+@contextmanager
+def _place(output_dir: str | Path | None) -> Iterator[Path]:
+    """The folder to write, kept from others; without one a folder for the time of the work."""
+    if output_dir is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    with hold_folder(expand(output_dir), "generate"):
+        yield expand(output_dir)
+
+
+def _named_or_listed(prompts: Any) -> Any:
+    """A Path where ``prompts`` names a file, else a list of them. A text that looks like the name of a file is meant as such."""
+    if isinstance(prompts, str) and prompts.lower().endswith(ENDINGS) and "\n" not in prompts:
+        return Path(prompts)
+    return [prompts] if isinstance(prompts, str) else prompts
+
+
+def _captions(prompts: Any) -> list[str]:
+    """The texts of ``prompts``. Raises UserError for none, and an empty one."""
+    given = _named_or_listed(prompts)
+    if isinstance(given, Path):
+        return [record.prompt for record in read_prompts(given)]
+    return [to_prompt(prompt, f"`prompts`, item {number}").prompt for number, prompt in enumerate(given)]
