@@ -17,14 +17,15 @@ def add_flags(
     """Add a flag for each field of the settings ``kind`` that ``helps`` names, in the order of ``helps``.
 
     The default is told behind the help unless it is None or False. ``more`` holds further arguments of argparse by field,
-    such as ``scorers={"metavar": "SPEC"}``; ``flag`` among them is another name of the flag.
+    such as ``scorers={"metavar": "SPEC"}``; ``flag`` among them is another name of the flag, ``also`` one more.
     """
     known = {field.name: field for field in fields(kind)}
     hints = get_type_hints(kind)
     for name, text in helps.items():
         given = dict(more.get(name, {}))
         flag = given.pop("flag", name)
-        spellings = list(dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"]))
+        names = [flag, flag.replace("_", "-"), *([given.pop("also")] if "also" in given else [])]
+        spellings = [f"--{each}" for each in dict.fromkeys(names)]
         how = {"dest": name, "default": argparse.SUPPRESS, "help": text + _default(known[name]), **_how(hints[name])}
         parser.add_argument(*spellings, **{**how, **given})
 
@@ -39,7 +40,7 @@ def made_of(arguments: argparse.Namespace, kind: type[Settings], **more: Any) ->
 
 def _default(field: Field[Any]) -> str:
     value = field.default
-    if value is MISSING or value is None or value is False or value == ():
+    if value is MISSING or value is None or value is False or value in ((), ""):
         return ""
     return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
 

@@ -55,6 +55,14 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -
         _RUNS.claim(folder, _dump(settings))
 
 
+def check_scored(run: BenchmarkRun, *, overwrite: bool) -> None:
+    """Raise UserError where the folder of ``run`` holds scores by other weights, unless they are to be replaced."""
+    before = _read_json(run.folder / SETTINGS).get("recipes")
+    if before not in (None, run.settings["recipes"]) and not overwrite:
+        problem = f"{run.folder}: holds scores of {before}, this run has {run.settings['recipes']}"
+        raise UserError(problem, "use another `output_dir`, or `overwrite` to replace what is there")
+
+
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else text[:197] + "..."
@@ -65,7 +73,7 @@ def _dump(value: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return read_object(path, "run dfb benchmark again with --overwrite")
+    return read_object(path, "run the benchmark again with `overwrite`")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -93,11 +101,11 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise UserError(f"{folder}: no {SETTINGS}", "give a folder that dfb benchmark wrote")
+        raise UserError(f"{folder}: no {SETTINGS}", "give the folder of a benchmark run")
     if not (folder / RESULTS).is_file():
-        raise UserError(f"{folder}: no {RESULTS}, so the run is not finished", "run the same dfb benchmark again")
+        raise UserError(f"{folder}: no {RESULTS}, so the run is not finished", "run the same benchmark again")
     settings = _read_json(folder / SETTINGS)
-    remedy = "run dfb benchmark again with --overwrite"
+    remedy = "run the benchmark again with `overwrite`"
     if absent := [key for key in _NEEDED if key not in settings]:
         raise UserError(f"{folder / SETTINGS}: no {', '.join(absent)}", remedy)
     for key, kind in {**_NEEDED, **_OPTIONAL}.items():
@@ -131,7 +139,7 @@ def _check_results(run: BenchmarkRun) -> None:
         mean = overall.get("mean") if isinstance(overall, dict) else None
         if not isinstance(mean, float | int) or not math.isclose(mean, result.overall.mean, rel_tol=1e-9, abs_tol=1e-9):
             problem = f"{path}: the mean of {result.scorer} is {mean}, by {SCORES} it is {result.overall.mean}"
-            raise UserError(problem, "one of the two was changed: run the same dfb benchmark again")
+            raise UserError(problem, "one of the two was changed: run the same benchmark again")
 
 
 def image_names(found: PromptImages) -> list[tuple[str, ...]]:

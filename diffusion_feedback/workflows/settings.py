@@ -267,3 +267,61 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Raise UserError for no ``seeds``, and repeated or negative ones."""
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError(f"`seeds`: got {list(seeds)}", "allowed: distinct numbers, 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkSettings:
+    """What a benchmark asks for.
+
+    ``prompts``: a file, folder or hub id in place of the benchmark's own. Scores that differ by ``tie_margin`` or less, in
+    their own unit, count as a tie. ``allow_missing`` goes on without an image for every prompt, ``allow_short`` with another
+    number of prompts than the published one. With a model: one image a prompt is drawn under each of ``seeds``,
+    ``generation_batch_size`` at once, by a network in ``model_dtype`` (None: float32, or its own where it is loaded).
+    """
+
+    prompts: str | None = None
+    tie_margin: float = 0.0
+    allow_missing: bool = False
+    allow_short: bool = False
+    seeds: Sequence[int] = (0,)
+    model_dtype: DType | None = None
+    generation_batch_size: int = 8
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values out of range."""
+        check_choices(self)
+        check_tie_margin(self.tie_margin)
+        at_least(1, generation_batch_size=self.generation_batch_size)
+        check_seeds(self.seeds)
+
+    def generation(self, device: str | None) -> GenerationSettings:
+        """How the images are generated on ``device``."""
+        return GenerationSettings(
+            seeds=self.seeds,
+            dtype=self.model_dtype,
+            device=device,
+            batch_size=self.generation_batch_size,
+            overwrite=self.overwrite,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSettings:
+    """How benchmark runs are shown: ``names``, one a run, the baseline first, are their folders' by default."""
+
+    baseline: str | None = None
+    names: Sequence[str] = ()
+    title: str = ""
+    tie_margin: float = 0.0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a negative margin."""
+        check_tie_margin(self.tie_margin)
+
+
+def check_tie_margin(tie_margin: float) -> None:
+    """Raise UserError unless ``tie_margin`` is 0 or more."""
+    if not tie_margin >= 0:
+        raise UserError(f"`tie_margin`: got {tie_margin}", "allowed: 0 or more, in the unit of the scores")

@@ -114,7 +114,7 @@ def test_one_style_is_measured_as_the_message_says(tmp_path: Path, capsys: pytes
     assert main([*argv, "--prompts", str(tmp_path / "prompts")]) == 2
     told = capsys.readouterr()
     assert "no image at all of anime, concept-art, paintings" in told.err
-    assert "--prompts FOLDER/STYLE.json --allow_short" in told.err
+    assert "--prompts FOLDER/STYLE.json with --allow_short" in told.err
     assert not (tmp_path / "cache").exists()
     assert main([*argv, "--prompts", str(tmp_path / "prompts" / "photo.json")]) == 0
     assert list(read(tmp_path / "run" / "results.json")["scorers"]["shapes"]["styles"]) == ["photo"]

@@ -74,7 +74,7 @@ class Benchmark:
     @property
     def without_styles(self) -> str:
         """What to do where a style has no image."""
-        others = "--prompts FOLDER/STYLE.json --allow_short" if self.styles else "a --prompts file without them"
+        others = "`prompts` FOLDER/STYLE.json with `allow_short`" if self.styles else "`prompts` without them"
         return f"give images of every style, or measure the styles that you have: {others}"
 
     def whole_styles(self, prompts: Sequence[PromptRecord]) -> list[str]:

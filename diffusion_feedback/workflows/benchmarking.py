@@ -1,0 +1,260 @@
+"""Benchmarks: prompts, a model or its images, and scorers to metrics with intervals and a paired comparison."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .. import __version__
+from ..catalog import name_of, resolve
+from ..data.prompt_images import PromptImages, find_images
+from ..data.prompt_sets import PromptSet, read_prompt_set
+from ..data.tabular import find_metadata
+from ..devices import find_device
+from ..errors import UserError
+from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash, style_of
+from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, check_comparable, compare_runs, make_run
+from ..folders import expand, hold_folder
+from ..processes import process_state
+from ..records import PromptRecord, ScoreRecord
+from ..reports.console import benchmark_summary
+from ..reports.pages.benchmark import write_pages
+from ..scorers.loading import parse_spec
+from .benchmark_folder import REPORT, check_folder, check_scored, image_names, load_run, open_folder, write_run
+from .generating import draw_images
+from .sampling import ImageSampler, base_of_lora_run, open_image_sampler, path_of
+from .scoring import listed_scorers, score_items
+from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, made_of_keywords
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """A finished ``run``, and its ``comparison`` with the baseline where there was one; as text it is a table."""
+
+    run: BenchmarkRun
+    comparison: RunComparison | None
+    _spare: TemporaryDirectory[str] | None = None  # where no folder was named: it lives as long as the result
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """By scorer: mean, standard error and number of prompts, of each style and of all; as in results.json."""
+        content: dict[str, Any] = self.run.to_json(self.comparison)["scorers"]
+        return content
+
+    @property
+    def win_rates(self) -> dict[str, Any]:
+        """By scorer: win rate against the baseline, its interval and p-values, of each style and of all."""
+        return self.comparison.to_json()["scorers"] if self.comparison else {}
+
+    @property
+    def report(self) -> Path:
+        """The page with all metrics and images."""
+        return self.run.folder / REPORT
+
+    def __str__(self) -> str:
+        return benchmark_summary(self.run, self.comparison)
+
+
+def benchmark(
+    name: Any,
+    *,
+    model: Any = None,
+    images: str | Path | None = None,
+    scorers: Any = None,
+    baseline: str | Path | BenchmarkResult | None = None,
+    output_dir: str | Path | None = None,
+    **settings: Any,
+) -> BenchmarkResult:
+    """Generate or find the images of a benchmark's prompts, score them, and compare them with the ``baseline``.
+
+    ``name``: a benchmark of the catalog, "file.py:attribute", or a function that returns a ``Benchmark``. Its images are
+    drawn from ``model`` (as of ``generate``), each from noise of its own, or lie in the folder ``images``. ``scorers`` (as of
+    ``score``) are the benchmark's own by default; ``baseline`` is an earlier result, or its folder. ``settings`` are the
+    fields of BenchmarkSettings, ModelSource, ImageSampling and ScoringSettings.
+
+    Means are over prompts, in the unit of the published tables, with standard errors; win rates are paired by prompt, with
+    95 % intervals. The same call goes on in ``output_dir`` after a kill. Under ``accelerate launch`` all processes score.
+    Raises UserError for settings that contradict each other, missing images or prompts, and a folder with another run.
+    """
+    kinds = (BenchmarkSettings, ModelSource, ImageSampling, ScoringSettings)
+    own, source, sampling, scoring = made_of_keywords({"noise": "prompt", **settings}, *kinds)
+    chosen: Benchmark = resolve("benchmark", name)()
+    judges = listed_scorers(scorers) if scorers else list(chosen.scorers)
+    _check(model, images, own, scoring)
+    with ExitStack() as stack:
+        spare = TemporaryDirectory() if output_dir is None else None
+        folder = Path(spare.name) if spare else expand(str(output_dir))
+        before = _baseline(baseline, folder)
+        for spec in judges:  # before hours of generating, and before anything is replaced
+            if isinstance(spec, str):
+                parse_spec(spec)
+        if scoring.device:
+            find_device(scoring.device)
+        stack.enter_context(hold_folder(folder, "benchmark"))
+        work = _Work(chosen, name, own, scoring, judges, folder)
+        if model is None:
+            run, records = work.on_images(Path(str(images)), before)
+        else:
+            run, records = work.on_model(model, source, sampling, before)
+        comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
+        if process_state().is_main_process:
+            open_folder(folder, run.settings, overwrite=own.overwrite and model is None)
+            check_scored(run, overwrite=own.overwrite)
+            write_run(run, records, comparison)
+            write_pages(run, comparison)
+        return BenchmarkResult(run, comparison, spare)
+
+
+def _check(model: Any, images: Any, own: BenchmarkSettings, scoring: ScoringSettings) -> None:
+    if (model is None) == (images is None):
+        given = "neither is given" if model is None else "both are given"
+        raise UserError(f"`model` or `images`: {given}", "give a model to generate from, or a folder of its images")
+    if scoring.on_bad_image == "skip" and not own.allow_missing:
+        raise UserError("`on_bad_image` skip leaves prompts without a score", "give `allow_missing` too")
+
+
+def _baseline(baseline: Any, folder: Path) -> BenchmarkRun | None:
+    if baseline is None:
+        return None
+    if isinstance(baseline, BenchmarkResult):
+        return baseline.run
+    if Path(baseline).resolve() == folder.resolve():
+        raise UserError(f"`baseline` {baseline}: is the `output_dir`", "compare with another run")
+    return load_run(baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One run of ``benchmark``, which was asked for as ``named``, in ``folder``."""
+
+    benchmark: Benchmark
+    named: Any
+    own: BenchmarkSettings
+    scoring: ScoringSettings
+    scorers: Sequence[Any]
+    folder: Path
+
+    def on_images(self, place: Path, baseline: BenchmarkRun | None) -> tuple[BenchmarkRun, list[ScoreRecord]]:
+        """The run on the images in ``place``, and their scores."""
+        read, settings = self._prompts(baseline)
+        found = find_images(place, read.prompts, read.read)
+        self._check_styles(place, read.prompts, found)
+        self._check_images(place, read.prompts, found)
+        settings["images"] = str(place.resolve())
+        # Nothing is replaced before there is something to put in its place.
+        check_folder(self.folder, settings, overwrite=self.own.overwrite)
+        return self._score(found, read.prompts, settings)
+
+    def on_model(
+        self, model: Any, source: ModelSource, sampling: ImageSampling, baseline: BenchmarkRun | None
+    ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
+        """The run on images that are drawn from ``model`` into the folder, and their scores."""
+        path = path_of(model)
+        if path is not None:
+            model, source = base_of_lora_run(path, source)
+        read, settings = self._prompts(baseline)
+        generation = self.own.generation(self.scoring.device)
+        sampler: ImageSampler = open_image_sampler(model, source, sampling, generation)
+        settings |= {"model": model if path is not None else type(model).__name__, "lora": source.lora}
+        settings |= {"model_hash": sampler.model.model_hash(), "seeds": list(generation.seeds)}
+        settings["generation"] = sampler.settings
+        state = process_state()
+        if state.is_main_process:
+            open_folder(self.folder, settings, overwrite=self.own.overwrite)
+        if state.num_processes > 1:
+            remedy = "run the benchmark in one process first; or generate apart, and give `images`"
+            raise UserError("`model` under accelerate launch: images are generated by one process", remedy)
+        draw_images([prompt.prompt for prompt in read.prompts], sampler, self.folder, generation)
+        del sampler  # its memory is the scorers' now
+        return self._score(find_images(self.folder, read.prompts), read.prompts, settings)
+
+    def _prompts(self, baseline: BenchmarkRun | None) -> tuple[PromptSet, dict[str, Any]]:
+        """The prompts, and the settings of the run as far as they decide. Raises UserError where ``baseline`` has others."""
+        chosen, source = self.benchmark, self.own.prompts or self.benchmark.prompts
+        if source is None:
+            raise UserError(f"benchmark {chosen.name} has no prompts of its own", "give `prompts`, a file of them")
+        read = read_prompt_set(
+            source,
+            files=chosen.files,
+            style_columns=chosen.style_columns,
+            style_of=chosen.style_of,
+            unique=chosen.unique,
+        )
+        if read.duplicates:
+            told = (
+                f"{read.duplicates} prompts stand more than once in {source}; each counts once, with all of its images"
+            )
+            logger.warning("note: %s", told)
+        short = chosen.shortfalls(read.prompts)
+        if short and not self.own.allow_short:
+            problem = f"{source}: not the prompts of benchmark {chosen.name}: {'; '.join(short)}"
+            raise UserError(problem, "get the whole files, or give `allow_short` and compare with no published figure")
+        whole = chosen.whole_styles(read.prompts) if short else []
+        apart = f", but those of {', '.join(whole)} do, style by style" if whole else ""
+        for line in short:
+            logger.warning("note: %s; metrics do not compare with published ones%s", line, apart)
+        settings: dict[str, Any] = {
+            "benchmark": name_of(self.named),
+            "prompts": source,
+            "prompts_hash": prompts_hash(read.prompts),
+            "num_prompts": len(read.prompts),
+            "short": short,
+            "scorers": [scorer if isinstance(scorer, str) else _called(scorer) for scorer in self.scorers],
+            "scoring_dtype": self.scoring.dtype,
+            "allow_missing": self.own.allow_missing,
+            "version": __version__,
+        }
+        if baseline is not None:
+            check_comparable(baseline, chosen.name, settings["prompts_hash"], "this run")
+        return read, settings
+
+    def _check_styles(self, place: Path, prompts: Sequence[PromptRecord], found: PromptImages) -> None:
+        """Refuse one folder of numbers for prompts of some styles alone: nobody can tell which styles the numbers count."""
+        given = {style_of(prompt) for prompt in prompts}
+        is_flat = not any("/" in item.name for items in found.images for item in items)
+        if set(self.benchmark.styles) - given and is_flat and find_metadata(place) is None:
+            problem = f"{place}: numbered images in one folder, and the prompts of {', '.join(sorted(given))} alone"
+            raise UserError(problem, f"put the images of each style into a folder of its own: {min(given)}/00000.png")
+
+    def _check_images(self, place: Path, prompts: Sequence[PromptRecord], found: PromptImages) -> None:
+        """Note what is missing and what is left over.
+
+        Raises UserError for missing images unless they are allowed, and where a style of the benchmark has none at all.
+        """
+        if found.unused:
+            names = ", ".join(found.left[:3]) + (", ..." if found.unused > 3 else "")
+            told = f"{found.unused} images of {place} belong to no prompt, or to one that has its image: {names}"
+            logger.warning("note: %s", told)
+        if found.note:
+            logger.warning("note: %s", found.note)
+        if not found.missing:
+            return
+        first = "\n".join(f"  {name}" for name in found.missing[:20])
+        counts = f"{len(found.missing)} images are missing, of {len(found.images)} prompts"
+        problem = f"{place}: {counts}; the first of them:\n{first}"
+        if not self.own.allow_missing:
+            raise UserError(problem, "generate them, or give `allow_missing` for incomplete metrics")
+        there = {style_of(prompt) for prompt, images in zip(prompts, found.images, strict=True) if images}
+        bare = [style for style in self.benchmark.style_order(prompts) if style not in there]
+        if bare:
+            raise UserError(f"{place}: no image at all of {', '.join(bare)}", self.benchmark.without_styles)
+        logger.warning("note: %s", problem)
+
+    def _score(
+        self, found: PromptImages, prompts: Sequence[PromptRecord], settings: Mapping[str, Any]
+    ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
+        records = score_items([item for items in found.images for item in items], self.scorers, self.scoring)
+        recipes = {record.scorer: record.recipe_id for record in records}
+        decided = {**settings, "recipes": recipes}
+        return make_run(self.folder, self.benchmark, decided, prompts, image_names(found), records), records
+
+
+def _called(scorer: Any) -> str:
+    return str(getattr(scorer, "name", None) or getattr(scorer, "__name__", type(scorer).__name__))

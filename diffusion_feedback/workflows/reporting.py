@@ -1,0 +1,67 @@
+"""Several benchmark runs on one page, side by side and against a baseline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..evaluation.benchmarks.run import BenchmarkRun, check_same_prompts, compare_runs
+from ..folders import expand, hold_file
+from ..reports.content import Report
+from ..reports.html import write_report
+from ..reports.pages.benchmark import benchmark_report
+from .benchmark_folder import load_run
+from .settings import ReportSettings
+
+logger = logging.getLogger(__name__)
+
+
+def report(runs: Sequence[str | Path], output: str | Path, settings: ReportSettings | None = None) -> Report:
+    """Write a page over benchmark ``runs`` (folders, of one benchmark and one list of prompts) to the file ``output``.
+
+    All are compared with ``settings.baseline``, or the first. Returns what stands on the page. Raises UserError for runs that
+    do not compare, names that are not distinct, and an output that is there already unless it may be replaced.
+    """
+    settings = settings or ReportSettings()
+    page = expand(output)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{page}: the output is a page", "give a name that ends in .html")
+    if page.exists() and not settings.overwrite:
+        raise UserError(f"{page}: exists already", "give another name, or `overwrite` to replace it")
+    baseline, *others = _load(runs, settings)
+    for other in others:
+        check_same_prompts(baseline, other)
+    comparisons = [compare_runs(baseline, other, tie_margin=settings.tie_margin) for other in others]
+    content = benchmark_report(others or [baseline], comparisons, settings.title)
+    with hold_file(page, "report"):
+        write_report(content, page)
+    told = f"{len(others) + 1} runs of {baseline.benchmark.title}, baseline {baseline.name}"
+    logger.info("%s: %s", page, told)
+    return content
+
+
+def _load(runs: Sequence[str | Path], settings: ReportSettings) -> list[BenchmarkRun]:
+    """The runs, the baseline first, each under a name of its own."""
+    folders = [expand(folder) for folder in runs]
+    if settings.baseline:
+        first = expand(settings.baseline)
+        folders = [first, *(folder for folder in folders if folder.resolve() != first.resolve())]
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise UserError("a run is given twice", "name each folder once")
+    names = [folder.name for folder in resolved]
+    # Folders such as a/bench and b/bench are told apart by more of their paths.
+    names = [
+        name if names.count(name) == 1 else "/".join(path.parts[-2:])
+        for name, path in zip(names, resolved, strict=True)
+    ]
+    if settings.names:
+        if len(settings.names) != len(folders):
+            problem = f"`names`: {len(settings.names)} names, {len(folders)} runs"
+            raise UserError(problem, "name each run, the baseline first")
+        names = list(settings.names)
+    if len(set(names)) < len(names):
+        raise UserError(f"two runs would have one name: {', '.join(names)}", "give `names`")
+    return [load_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
