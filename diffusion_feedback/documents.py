@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
         _check_size(node, {})
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
@@ -71,7 +71,7 @@ def _check_size(node: yaml.Node | None, sizes: dict[int, int], depth: int = 0) -
     return size
 
 
-def parse_yaml(text: str, where: str, remedy: str = "correct the file") -> Any:
+def parse_yaml(text: str, where: str, remedy: str = "correct the file") -> object:
     """What the YAML ``text`` holds.
 
     Raises UserError naming ``where`` for what is no YAML, holds a key twice (with both lines), or cannot be held.
@@ -127,7 +127,7 @@ def read_object(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str
     return found
 
 
-def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """A JSON object's ``pairs`` as a mapping. Raises ValueError for a key that stands twice: one would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -43,7 +43,7 @@ class OutputKind:
         if not self.is_marked(folder) and folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
             raise UserError(f"{folder}: {self.foreign}", self.foreign_remedy)
 
-    def check_same(self, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def check_same(self, folder: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
         """Raise UserError for the first setting, by key, that ``before`` and ``now`` differ in and that is not free."""
         old, new = flat(before), flat(now)
         for key in sorted({*old, *new}):
@@ -82,7 +82,7 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: {existing} cannot be written", "choose another output_dir")
 
 
-def flat(settings: Any, key: Key = ()) -> dict[Key, Any]:
+def flat(settings: object, key: Key = ()) -> dict[Key, Any]:
     """The values in nested ``settings`` by their keys; an empty mapping holds none."""
     if isinstance(settings, Mapping):
         return {
@@ -91,6 +91,6 @@ def flat(settings: Any, key: Key = ()) -> dict[Key, Any]:
     return {key: settings}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

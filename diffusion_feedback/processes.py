@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 
@@ -80,7 +80,7 @@ def process_state() -> Any:
     return state
 
 
-def check_alike(accelerator: Accelerator, own: Mapping[str, Any]) -> None:
+def check_alike(accelerator: Accelerator, own: Mapping[str, object]) -> None:
     """Raise UserError in every process unless all of them begin with the same: recipe, checkpoint, flags, by their names."""
     if accelerator.num_processes == 1:
         return

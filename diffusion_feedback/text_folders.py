@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
@@ -24,6 +24,10 @@ from .errors import UserError
 from .folders import expand
 from .foreign import is_hub_id, reading
 from .quiet import quiet
+from .types import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER = (
@@ -45,7 +49,7 @@ NO_LIMIT = 10**9  # tokenizers and models without a limit of their own
 class LoadedModel:
     """A model, what transformers said of its weights, and whether an adapter is merged into them."""
 
-    model: Any
+    model: PreTrainedModel
     missing: frozenset[str]
     unexpected: frozenset[str]
     is_merged: bool
@@ -78,7 +82,7 @@ def is_adapter(path: str) -> bool:
     return (expand(path) / _ADAPTER).is_file()
 
 
-def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+def load_tokenizer(path: str, *, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a folder or hub id. Raises UserError where there is none, or it needs code of its own."""
     folder = expand(path)
     if folder.is_dir():
@@ -87,7 +91,7 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
     elif not is_hub_id(path):
         raise UserError(f"{path}: {'a file, and not a folder' if folder.exists() else 'no such folder'}", _TOKENIZER)
     with quiet(), _explained(path, "a tokenizer", _TOKENIZER, "tokenizer_config.json"):
-        tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
         words = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
         # transformers makes up an empty vocabulary where it finds none.
         if not words or not tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]:
@@ -97,13 +101,13 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
 
 def load_model(
     path: str,
-    auto: Any,
+    auto: type[PreTrainedModel],
     what: str,
     remedy: str,
     *,
     revision: str | None = None,
     is_trained: bool = True,
-    **settings: Any,
+    **settings: object,
 ) -> LoadedModel:
     """The model at ``path`` by the auto class ``auto``; ``settings`` go to its ``from_pretrained``. An adapter counts in.
 
@@ -123,19 +127,19 @@ def load_model(
         return LoadedModel(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]), False)
 
 
-def load_config(path: str, what: str, remedy: str, *, revision: str | None = None) -> Any:
+def load_config(path: str, what: str, remedy: str, *, revision: str | None = None) -> PreTrainedConfig:
     """transformers' configuration of the model at ``path``. Raises UserError as ``load_model``."""
     with quiet(), _explained(path, what, remedy, "config.json"):
         return AutoConfig.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
 
 
-def adapter_config(path: str) -> Any:
+def adapter_config(path: str) -> PeftConfig:
     """peft's configuration of the adapter in the folder ``path``. Raises UserError for a damaged one."""
     with _explained(path, "an adapter", "give the folder that the adapter was saved in, whole", _ADAPTER):
         return PeftConfig.from_pretrained(str(expand(path)))
 
 
-def base_of(path: str, config: Any) -> str:
+def base_of(path: str, config: PeftConfig) -> str:
     """The base of the adapter in ``path``: a folder on this disk, or a hub id.
 
     A relative path is looked up from here, then from the adapter's folder. Raises UserError where it is neither.
@@ -153,7 +157,7 @@ def base_of(path: str, config: Any) -> str:
 
 
 def _adapted(
-    path: str, auto: Any, what: str, remedy: str, settings: dict[str, Any], *, is_trained: bool
+    path: str, auto: type[PreTrainedModel], what: str, remedy: str, settings: dict[str, object], *, is_trained: bool
 ) -> LoadedModel:
     """The base of an adapter with the adapter: merged in where it ``is_trained`` further, else beside weights that others
     may share. All of the adapter's weights must have found a place.
@@ -235,12 +239,12 @@ def _json(path: str, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def rows_of(model: Any) -> int:
+def rows_of(model: PreTrainedModel) -> int:
     """How many tokens ``model`` has an embedding for."""
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:
+def check_vocabulary(path: str, tokenizer: Tokenizer, model: PreTrainedModel) -> None:
     """Raise UserError where ``tokenizer`` gives ids that ``model`` has no embedding for.
 
     Added tokens may be beyond it, as Gemma 3's for images are: a text that uses one is refused.
@@ -253,19 +257,19 @@ def check_vocabulary(path: str, tokenizer: Any, model: Any) -> None:
         raise UserError(problem, "use the tokenizer that the model was trained with")
 
 
-def unknown_tokens(tokenizer: Any, model: Any) -> list[str]:
+def unknown_tokens(tokenizer: Tokenizer, model: PreTrainedModel) -> list[str]:
     """The tokens of ``tokenizer`` that ``model`` has no embedding for, in the order of their ids."""
     known = rows_of(model)
     beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= known}
     return [beyond[number] for number in sorted(beyond)]
 
 
-def text_config_of(config: Any) -> Any:
+def text_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a model's ``config`` that is about texts; the whole of it where it is about nothing else."""
     return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
 
 
-def positions_of(config: Any) -> int:
+def positions_of(config: PreTrainedConfig) -> int:
     """Longest sequence that a model of ``config`` holds, in tokens; ``NO_LIMIT`` where it states none."""
     text = text_config_of(config)
     stated = (getattr(text, name, None) for name in _POSITIONS)

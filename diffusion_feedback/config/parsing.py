@@ -227,7 +227,7 @@ def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, **own}
 
 
-def _coerce_term(number: int, term: dict[str, Any]) -> dict[str, Any]:
+def _coerce_term(number: int, term: dict[str, object]) -> dict[str, Any]:
     """A term of a weighted sum: an objective's name and settings, and its weight."""
     weight = _number(f"objective.terms: weight of term {number}", term.pop("weight"))
     coerced = _coerce("objective", term)

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import UserError
 from .recipe import SECTIONS, Recipe
@@ -116,7 +115,7 @@ def check_values(recipe: Recipe) -> None:
                     raise UserError(f"{key}: got {value!r}", f"allowed: {RANGES[key]}")
 
 
-def _values(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+def _values(recipe: Recipe) -> Iterator[tuple[str, object]]:
     yield "output_dir", recipe.output_dir
     for section in SECTIONS:
         for field in dataclasses.fields(SECTIONS[section]):

@@ -300,14 +300,14 @@ SECTIONS: Mapping[str, type[Any]] = {
 _OPTIONAL: Mapping[str, Any] = {"text": TextConfig(), "rollouts": RolloutConfig(), "rounds": RoundsConfig()}
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
+def to_dict(recipe: Recipe) -> dict[str, object]:
     """The resolved recipe as plain nested values, in the order of the sections."""
     silent = {name for name, default in _OPTIONAL.items() if getattr(recipe, name) == default}
     whole = plain(dataclasses.asdict(recipe))
     return {name: value for name, value in whole.items() if name not in silent}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """``value`` as YAML holds it: tuples as lists, paths as texts."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}

@@ -25,7 +25,7 @@ def known_keys() -> list[str]:
 
 
 @cache
-def _hints() -> dict[str, Any]:
+def _hints() -> dict[str, object]:
     found = dict(typing.get_type_hints(Recipe))
     for name, section in SECTIONS.items():
         found |= {f"{name}.{key}": hint for key, hint in typing.get_type_hints(section).items()}

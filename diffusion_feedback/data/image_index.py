@@ -129,7 +129,7 @@ class ImageIndex:
         if self._is_changed or (is_whole and len(kept) != len(self._files)):
             self._save_files(kept)
 
-    def _save_files(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+    def _save_files(self, files: Mapping[str, Mapping[str, object]]) -> None:
         self._write(self._own, {}, list(files.values()))
         self._is_changed, self._saved = False, time.monotonic()
 
@@ -205,7 +205,7 @@ class ImageIndex:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def _read(self, name: str, stamps: Mapping[str, Any]) -> pa.Table | None:
+    def _read(self, name: str, stamps: Mapping[str, object]) -> pa.Table | None:
         """The rows of one file of the index; None where it is not there, of another state of its source, or damaged."""
         if self._folder is None:
             return None
@@ -227,7 +227,7 @@ class ImageIndex:
                 self.notes.append(note)
             return None
 
-    def _write(self, name: str, stamps: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    def _write(self, name: str, stamps: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> None:
         if self._folder is None:
             return
         schema = _SCHEMA.with_metadata({"state": json.dumps(_state(stamps))})
@@ -276,12 +276,12 @@ def _segment_name(part: Part, number: int) -> str:
     return f"rows-{content_hash(*(str(file.absolute()) for file in part.files))}-{number:05d}"
 
 
-def _state(stamps: Mapping[str, Any]) -> dict[str, Any]:
+def _state(stamps: Mapping[str, object]) -> dict[str, object]:
     """All that facts depend on besides the bytes of an image."""
     return {"version": VERSION, "pillow": PIL.__version__, "formats": list(FORMATS), "files": dict(stamps)}
 
 
-def _to_row(facts: ImageFacts) -> dict[str, Any]:
+def _to_row(facts: ImageFacts) -> dict[str, object]:
     header = facts.header
     return {
         "file": None,

@@ -65,7 +65,7 @@ def read_image_rows(metadata: Path) -> Iterator[ImageRow]:
         yield row
 
 
-def _prompts_of(cells: Mapping[str, Any], where: str) -> list[str]:
+def _prompts_of(cells: Mapping[str, object], where: str) -> list[str]:
     """The prompts of a row: a text, or a list of texts; "" where no column has one."""
     columns = {name.lower(): name for name in cells}
     named = (columns[name] for name in PROMPT_COLUMNS if name in columns)

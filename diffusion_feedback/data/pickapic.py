@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +30,7 @@ SCHEMA = pa.schema(
 def write_pickapic(
     pairs: Iterable[PairRecord],
     path: str | Path,
-    extra: Mapping[str, Sequence[Any]] | None = None,
+    extra: Mapping[str, Sequence[object]] | None = None,
     *,
     row_group_size: int = 64,
 ) -> int:

@@ -39,7 +39,7 @@ def holds_rankings(file: Path) -> bool:
     return any(isinstance(value, str) and is_image_name(value) for values in lists for value in values)
 
 
-def _first_object(file: Path) -> Mapping[str, Any]:
+def _first_object(file: Path) -> Mapping[str, object]:
     """The first object of a list or of lines; empty where there is none to be seen. The whole file may be huge."""
     try:
         with open_text(file) as text:
@@ -71,7 +71,7 @@ class RankingSource:
         return [self.file]
 
     @cached_property
-    def _first(self) -> Mapping[str, Any]:
+    def _first(self) -> Mapping[str, object]:
         return _first_object(self.file)
 
     @cached_property
@@ -111,7 +111,7 @@ class RankingSource:
         names = [name for name in self._paths(self._first) if isinstance(name, str)]
         return next((place for place in likely for name in names[:1] if os.path.isfile(place / name)), parent)
 
-    def _paths(self, cells: Mapping[str, Any]) -> list[Any]:
+    def _paths(self, cells: Mapping[str, object]) -> list[Any]:
         if self._keys == _PREFERRED:
             return [cells.get(name) for name in _PREFERRED]
         found = cells.get(self._keys[0])

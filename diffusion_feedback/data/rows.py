@@ -125,7 +125,7 @@ def listed(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-def image_file(value: Any, folder: Path | None, where: str) -> Path | None:
+def image_file(value: object, folder: Path | None, where: str) -> Path | None:
     """The file that an image cell names, relative to ``folder``; None where the cell holds the image itself.
 
     A relative name must stay in ``folder``: such a name in a data set from elsewhere could mean anything on this disk.
@@ -243,5 +243,5 @@ def _number(row: Row, field: str) -> float:
         return math.nan
 
 
-def _is_false(value: Any) -> bool:
+def _is_false(value: object) -> bool:
     return value is not None and str(value).strip().lower() in ("false", "0")  # CSV cells are strings

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,7 +64,7 @@ def write_scores(records: Sequence[ScoreRecord], path: str | Path) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})", "give another path") from error
 
 
-def _cell(record: ScoreRecord, column: str) -> Any:
+def _cell(record: ScoreRecord, column: str) -> object:
     return getattr(record, _FIELDS.get(column, column))
 
 

@@ -65,7 +65,7 @@ class Layout:
     def row(
         self,
         source: str,
-        cells: Mapping[str, Any],
+        cells: Mapping[str, object],
         location: Location | None,
         folder: Path | None,
         part: Part | None,

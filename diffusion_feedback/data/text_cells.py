@@ -47,7 +47,7 @@ class Row:
         """The error of this row at ``column``."""
         return BadRow(kind, f"{self.source}, column {column!r}: {says}")
 
-    def raw(self, column: str) -> Any:
+    def raw(self, column: str) -> object:
         """The cell as it stands; a missing column or an empty cell is a bad row."""
         value = self.get(column)
         if column not in self.cells:
@@ -86,7 +86,7 @@ class Row:
             raise self.bad("empty", column, "found [], no turns")
         return tuple(self._turn(column, number, turn) for number, turn in enumerate(value))
 
-    def _turn(self, column: str, number: int, turn: Any) -> Message:
+    def _turn(self, column: str, number: int, turn: object) -> Message:
         if not isinstance(turn, Mapping):
             raise self.bad("turns", column, f'turn {number}: found {shown(turn)}, not {{"role": ..., "content": ...}}')
         if "role" not in turn and "from" in turn:
@@ -177,7 +177,7 @@ _STRENGTHS = (
 )
 
 
-def is_blank(value: Any) -> bool:
+def is_blank(value: object) -> bool:
     """Whether a cell holds nothing."""
     return value is None or (
         isinstance(value, str | list | tuple | Mapping) and not (value.strip() if isinstance(value, str) else value)
@@ -187,7 +187,7 @@ def is_blank(value: Any) -> bool:
 # --- one turn: each raises ValueError for what it cannot take ----------------------------------------------------------
 
 
-def _take_role(turn: dict[str, Any]) -> None:
+def _take_role(turn: dict[str, object]) -> None:
     role = turn.get("role")
     if not isinstance(role, str) or _SPEAKERS.get(role, role) not in (*ROLES, _CALL):
         raise ValueError(f"found role {shown(role)}; known roles: {', '.join(ROLES)}")
@@ -197,7 +197,7 @@ def _take_role(turn: dict[str, Any]) -> None:
         turn |= {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
 
 
-def _take_calls(turn: dict[str, Any]) -> None:
+def _take_calls(turn: dict[str, object]) -> None:
     """Calls of tools as templates read them: arguments as an object (OpenAI writes JSON text), no empty list."""
     calls = turn.get("tool_calls")
     if "tool_calls" in turn and is_blank(calls):
@@ -217,7 +217,7 @@ def _take_calls(turn: dict[str, Any]) -> None:
     turn["tool_calls"] = taken
 
 
-def _take_content(turn: dict[str, Any]) -> None:
+def _take_content(turn: dict[str, object]) -> None:
     content = turn.get("content")
     if isinstance(content, list | tuple) and content:
         # OpenAI's parts. A model of texts reads no others than texts.
@@ -233,7 +233,7 @@ def _take_content(turn: dict[str, Any]) -> None:
         raise ValueError(f"found content {shown(content)}, not a text")
 
 
-def _json_object(text: Any, what: str) -> dict[str, Any]:
+def _json_object(text: object, what: str) -> dict[str, object]:
     try:
         found = parse_json(text, what, "") if isinstance(text, str) else text
     except UserError as error:
@@ -243,7 +243,7 @@ def _json_object(text: Any, what: str) -> dict[str, Any]:
     return dict(found)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """``value`` in few characters, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

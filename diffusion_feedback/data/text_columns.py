@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ..records import Text, TextRecord
 from .text_cells import Row, shown
@@ -35,7 +34,7 @@ def refuse_unread(row: Row, record: TextRecord, form: str) -> None:
             raise row.bad("unread", column, f"{says}: turn the rows as it says, or remove the column")
 
 
-def _holds(record: TextRecord, value: Any) -> bool:
+def _holds(record: TextRecord, value: object) -> bool:
     """Whether all words of ``value``, a text or turns, stand in ``record``."""
     words = list(_words(value))
     sides = [record.prompt, record.chosen, *([record.rejected] if record.rejected is not None else [])]
@@ -43,7 +42,7 @@ def _holds(record: TextRecord, value: Any) -> bool:
     return bool(words) and all(any(word in text for text in texts) for word in words)
 
 
-def _words(value: Any) -> Iterator[str]:
+def _words(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value.strip()
     elif isinstance(value, Mapping):

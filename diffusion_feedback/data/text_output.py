@@ -18,7 +18,7 @@ from ..records import Text, TextRecord, atomic_write
 _DEFAULTS = {"margin": 0.0, "chosen_probability": 1.0, "weight": 1.0}
 
 
-def to_row(record: TextRecord) -> dict[str, Any]:
+def to_row(record: TextRecord) -> dict[str, object]:
     """One row in TRL's explicit form: prompt, chosen, rejected; prompt, completion, label; prompt, completion;
     messages; or text. Margin, chosen_probability, weight, tools and chat_template_kwargs where they say something.
     """
@@ -89,7 +89,7 @@ def _read(records: Iterable[TextRecord]) -> Iterator[TextRecord]:
         yield from records
 
 
-def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
+def _write_jsonl(rows: Iterator[dict[str, object]], path: Path) -> int:
     number = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
@@ -98,7 +98,7 @@ def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
     return number
 
 
-def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
+def _write_parquet(rows: Iterator[dict[str, object]], path: Path) -> int:
     table = [_flat(row) for row in rows]
     # A column that some rows lack is empty there; what tells the forms apart must be in all rows.
     forms = {tuple(sorted(_FORMS & row.keys())) for row in table}
@@ -117,7 +117,7 @@ def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
 _FORMS = frozenset({"chosen", "rejected", "completion", "label", "messages", "text"})
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: dict[str, Any]) -> dict[str, object]:
     """``row`` with what the chat template reads as JSON text, as tables give every struct the fields of all."""
     for name in ("prompt", "chosen", "rejected", "completion", "messages"):
         for turn in row[name] if isinstance(row.get(name), list) else ():

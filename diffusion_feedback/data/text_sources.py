@@ -156,7 +156,7 @@ class CsvSource:
                 yield TextRow(source, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)})
 
 
-def _cell(name: str, cell: str) -> Any:
+def _cell(name: str, cell: str) -> object:
     if name in _NUMBERS:
         try:
             return float(cell) if cell.strip() else None
@@ -186,7 +186,7 @@ def _opened(file: Path) -> io.BufferedIOBase | gzip.GzipFile:
     return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
 
 
-def _json_row(source: str, item: Any) -> TextRow:
+def _json_row(source: str, item: object) -> TextRow:
     if isinstance(item, dict):
         return TextRow(source, item)
     return TextRow(source, BadRow("json", f"{source}: found {repr(item)[:60]}, not an object of columns"))
@@ -313,7 +313,7 @@ def file_source(file: Path) -> TextSource:
     return ParquetTexts(file) if name.endswith(".parquet") else JsonSource(file)
 
 
-def _decoded(batch: pa.RecordBatch) -> Sequence[dict[str, Any]] | None:
+def _decoded(batch: pa.RecordBatch) -> Sequence[dict[str, object]] | None:
     """The rows of ``batch``; None where one of its texts is not UTF-8, which parquet does not check."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
@@ -329,12 +329,12 @@ def _single_row(source: str, batch: pa.RecordBatch) -> TextRow:
     return TextRow(source, _present(rows[0]))
 
 
-def _present(cells: dict[str, Any]) -> dict[str, Any]:
+def _present(cells: dict[str, object]) -> dict[str, Any]:
     """``cells`` without the empty fields of turns: a column of structs gives every turn the fields of all turns."""
     return {name: _without_none(value) if isinstance(value, list) else value for name, value in cells.items()}
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_none(part) for key, part in value.items() if part is not None}
     if isinstance(value, list):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from .calibration import LABELS, Agreement, LabelledPairs, ScorerCalibration
 from .statistics import Interval
@@ -61,7 +60,7 @@ class CalibrationResult:
             notes.append(f"{self.num_left_out} pairs were left out, for bad rows or images")
         return notes
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The content of calibration.json; labelling reads ``scorers.<recipe_id>.logit_scale``."""
         tuning = None if self.tuning is None else {"source": self.tuning_source, **self.tuning.counts}
         return {

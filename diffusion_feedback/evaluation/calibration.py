@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,7 +132,7 @@ class Probabilities:
     ece_by_chance: float
     reliability: Sequence[ReliabilityBin]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in calibration.json."""
         return {
             "log_loss": asdict(self.log_loss),
@@ -179,7 +178,7 @@ class ScorerCalibration:
         equal = f"{self.num_equal} pairs with equal scores" if self.num_equal else ""
         return "; ".join(filter(None, (words[self.fit.status], equal)))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in calibration.json."""
         interval = self.scale_interval
         return {

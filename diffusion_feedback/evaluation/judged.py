@@ -64,7 +64,7 @@ class Judged:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What stands in results.json, with null where a number is not finite: JSON has no name for it."""
         judges = [
             {
@@ -89,7 +89,7 @@ class Judged:
         return content
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     """``value`` with None where a number is not finite."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

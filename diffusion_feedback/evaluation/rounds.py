@@ -34,10 +34,10 @@ class RoundMetrics:
     against_previous: WinRate | None
     against_initial: WinRate | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What stands in summary.json and rounds.json."""
 
-        def plain(value: Any) -> Any:
+        def plain(value: object) -> Any:
             return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
 
         names = ("reward", "kl", "kl_exact", "against_previous", "against_initial")

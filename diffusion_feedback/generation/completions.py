@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..folders import make_folder, sweep_beside
@@ -47,7 +46,7 @@ def complete_prompts(
     seeds: Sequence[int] = (0,),
     num_samples: int = 1,
     model_hash: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     batch_size: int,
     overwrite: bool = False,
 ) -> list[CompletionRecord]:
@@ -130,7 +129,7 @@ def _resume(
     wanted: Sequence[tuple[int, int, int]],
     prompts: Sequence[Text],
     model_hash: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     batch_size: int,
 ) -> list[CompletionRecord]:
     """The completions of whole batches that are there; the file is cut down to these."""
@@ -157,7 +156,7 @@ def _check_same_run(
     identity: tuple[int, int, int],
     prompts: Sequence[Text],
     model_hash: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     remedy: str,
 ) -> None:
     if found.model_hash != model_hash:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -101,7 +100,7 @@ def generate_images(
     *,
     sampler: Sampler,
     model_hash: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     batch_size: int,
     overwrite: bool = False,
 ) -> list[ImageRecord]:

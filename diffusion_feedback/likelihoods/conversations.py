@@ -16,6 +16,7 @@ from ..documents import read_text
 from ..errors import UserError, first_line
 from ..foreign import apply_template
 from ..records import Message, Text, TextRecord
+from ..types import Tokenizer
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # What the template is called with; a row's own arguments must not take their place.
@@ -54,7 +55,7 @@ def read_template(path: str | Path | None) -> str | None:
 class Conversations:
     """Renders conversations with ``template``, or the tokenizer's own."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     template: str | None = None
 
     def marks_assistant(self, record: TextRecord) -> bool:
@@ -62,7 +63,7 @@ class Conversations:
         return _GENERATION.search(self._template(record.template, record.source)) is not None
 
     def render(
-        self, messages: Sequence[Message], arguments: Mapping[str, Any], where: str, *, opening: bool = False
+        self, messages: Sequence[Message], arguments: Mapping[str, object], where: str, *, opening: bool = False
     ) -> str:
         """The text of ``messages``; ``opening``: and the beginning of an answer. Raises UserError naming ``where``."""
         text = self._apply(messages, arguments, where, add_generation_prompt=opening, tokenize=False)
@@ -120,14 +121,14 @@ class Conversations:
         )
         return list(given["input_ids"]), list(given["assistant_masks"])
 
-    def _template(self, arguments: Mapping[str, Any], where: str) -> str:
+    def _template(self, arguments: Mapping[str, object], where: str) -> str:
         try:
             return str(self.tokenizer.get_chat_template(self.template, arguments.get("tools")))
         except ValueError as error:
             remedy = "give one with text.chat_template, or use a model that was tuned on conversations"
             raise UserError(f"{where}: a conversation, and the tokenizer has no chat template", remedy) from error
 
-    def _apply(self, messages: Sequence[Message], arguments: Mapping[str, Any], where: str, **how: Any) -> Any:
+    def _apply(self, messages: Sequence[Message], arguments: Mapping[str, object], where: str, **how: object) -> Any:
         template = self._template(arguments, where)
         for name in arguments:
             if name in _OURS:

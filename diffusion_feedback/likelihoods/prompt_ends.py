@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 from ..records import Text
+from ..types import Tokenizer
 from .tokenization import common_prefix
 
 _TRIED = 8  # words that a prompt is tried with
 _MOST_PROMPTS = 2000
 
 
-def open_ended(tokenizer: Any, prompts: Sequence[Text]) -> list[str]:
+def open_ended(tokenizer: Tokenizer, prompts: Sequence[Text]) -> list[str]:
     """Those of the plain ``prompts`` (of the first 2,000) whose last token may go on in what is written next.
 
     A space goes to the word behind it with most tokenizers, and without spaces between words (Japanese, Chinese) a word
@@ -39,12 +39,12 @@ def open_ended(tokenizer: Any, prompts: Sequence[Text]) -> list[str]:
     return found
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
-def _words(tokenizer: Any) -> dict[str, list[str]]:
+def _words(tokenizer: Tokenizer) -> dict[str, list[str]]:
     """What stands behind each wide character within the vocabulary's tokens, the shortest first."""
     found: dict[str, set[str]] = {}
     for text in tokenizer.batch_decode([[number] for number in range(len(tokenizer))]):

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
 from ..records import Message, Text, TextRecord
-from ..types import TokenExample, TokenSequence
+from ..types import TokenExample, Tokenizer, TokenSequence
 from .conversations import Conversations, SideText, read_template
 
 UNCUT = 2**31  # a length that no text has
@@ -86,7 +85,7 @@ class Tokenization:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         max_length: int,
         max_completion_length: int | None = None,
         chat_template: str | Path | None = None,
@@ -347,14 +346,14 @@ class Tokenization:
         return False
 
 
-def added_tokens(tokenizer: Any) -> tuple[int, int]:
+def added_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
     """How many tokens the tokenizer puts in front of a text of its own accord, and how many behind it."""
     whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     front = next((n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare), 0)
     return front, len(whole) - len(bare) - front
 
 
-def _stop_tokens(tokenizer: Any) -> set[int]:
+def _stop_tokens(tokenizer: Tokenizer) -> set[int]:
     """The special tokens that may end a text: a chat template's and the tokenizer's own."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).items()
     no_stops = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "unk", "mask")}

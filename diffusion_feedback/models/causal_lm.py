@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, first_line
 from ..foreign import reading
@@ -47,7 +47,7 @@ _FOLDER = "give a folder that save_pretrained wrote for a causal language model,
 class LanguageModel(nn.Module):
     """A transformers causal LM whose output head is called by the reader, so that only what is asked is projected."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -75,7 +75,7 @@ class CausalLM:
     is_merged: bool = False
 
     @property
-    def transformer(self) -> Any:
+    def transformer(self) -> PreTrainedModel:
         """The transformers model itself."""
         return self.network.model
 
@@ -220,18 +220,18 @@ class CausalLM:
         return (*TRANSFORMER_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
 
 
-def _stated_ends(model: Any) -> list[int | None]:
+def _stated_ends(model: PreTrainedModel) -> list[int | None]:
     stated = model.generation_config.eos_token_id
     return list(stated) if isinstance(stated, list) else [stated]
 
 
-def window_of(config: Any, tokenizer: Any) -> int:
+def window_of(config: PreTrainedConfig, tokenizer: Tokenizer) -> int:
     """Longest sequence that the model holds, in tokens; that of its tokenizer where the model states none."""
     positions = positions_of(config)
     return positions if positions < NO_LIMIT else int(min(positions, tokenizer.model_max_length))
 
 
-def enable_checkpointing(model: Any) -> None:
+def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute the activations of ``model`` in the backward pass; frozen weights under adapters pass gradients on."""
     # transformers is changing the name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -258,14 +258,14 @@ def no_dropout(model: nn.Module, path: str) -> None:
             raise UserError(problem, "use a model without noise of its own")
 
 
-def _silence(holder: Any) -> None:
+def _silence(holder: object) -> None:
     for name, value in list(vars(holder).items()):
         if isinstance(value, float) and _NOISE.search(name):
             setattr(holder, name, 0.0)
 
 
 @torch.no_grad()
-def _repeats(model: Any) -> bool:
+def _repeats(model: PreTrainedModel) -> bool:
     was_training = model.training
     ids = torch.arange(min(16, rows_of(model)), device=model.device)[None]
     trunk = trunk_of(model)
@@ -308,7 +308,7 @@ def load(
 
 
 def over(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype = torch.float32,
@@ -323,7 +323,7 @@ def over(
 
 
 def _checked(
-    model: Any, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
+    model: PreTrainedModel, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
 ) -> CausalLM:
     check_vocabulary(path, tokenizer, model)
     with reading(path, _WHAT, _FOLDER):  # models that take other inputs than tokens fail each in its own way
@@ -335,7 +335,7 @@ def _checked(
     return language_model
 
 
-def _check_generation(model: Any, path: str) -> None:
+def _check_generation(model: PreTrainedModel, path: str) -> None:
     """Settings that transformers does not save once they are changed would stop a run at its very end."""
     try:
         model.generation_config.validate(strict=True)
@@ -346,7 +346,7 @@ def _check_generation(model: Any, path: str) -> None:
         ) from error
 
 
-def prepare(model: Any, path: str, device: torch.device | str) -> None:
+def prepare(model: PreTrainedModel, path: str, device: torch.device | str) -> None:
     """Freeze ``model``, in eval mode, without dropout, on ``device``. Raises UserError for damaged weights."""
     check_finite(model, path)
     no_dropout(model, path)

@@ -28,7 +28,7 @@ _FOLDER = "give a folder that CLIPModel.save_pretrained wrote, or a hub id"
 class Similarity(nn.Module):
     """logit_scale * cosine of prompts and images under ``clip``; the last product in float32, autocast or not."""
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
 
@@ -187,7 +187,7 @@ def _check_config(path: str, revision: str | None) -> None:
             raise UserError(problem, "set it to 0 in a copy of the folder")
 
 
-def _image_processor(path: str, revision: str | None, config: Any) -> Any:
+def _image_processor(path: str, revision: str | None, config: CLIPConfig) -> CLIPImageProcessorPil:
     """The folder's own processor, or CLIP's where it has none. Raises UserError for one that cuts in another way."""
     side = int(config.vision_config.image_size)
     try:

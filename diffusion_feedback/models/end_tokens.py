@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from ..foreign import apply_template
+from ..types import Tokenizer
 
 _PROBE = "Zqx"  # words that no template writes of its own accord
 _RESERVED = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
@@ -13,7 +13,7 @@ _RESERVED = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
 _NO_TEXT = ("<0xFF>", "ÿ")
 
 
-def closing_token_id(tokenizer: Any) -> int | None:
+def closing_token_id(tokenizer: Tokenizer) -> int | None:
     """The token by which the tokenizer's chat template closes the assistant's turn; None where it closes with none.
 
     A template that takes no plain exchange of a question and an answer tells nothing.
@@ -25,7 +25,7 @@ def closing_token_id(tokenizer: Any) -> int | None:
     return None
 
 
-def _closing(tokenizer: Any) -> str:
+def _closing(tokenizer: Tokenizer) -> str:
     """What the chat template writes behind an answer; nothing where there is no template, or it refuses."""
     if not tokenizer.chat_template:
         return ""
@@ -37,13 +37,13 @@ def _closing(tokenizer: Any) -> str:
     return str(text).rpartition(f"{_PROBE}!")[2]
 
 
-def adds_end(tokenizer: Any) -> bool:
+def adds_end(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer puts its end token behind a text of its own accord."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return bool(ids) and ids[-1] == tokenizer.eos_token_id
 
 
-def padding_token(tokenizer: Any, num_rows: int) -> str | None:
+def padding_token(tokenizer: Tokenizer, num_rows: int) -> str | None:
     """A token that no text ends in, for padding: whoever looks for the last token that is no padding finds the true one.
 
     The tokenizer's own padding token where it is such a one; else one that is reserved for such uses, an unknown token,

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..types import Conditioning, ForwardProcess
+from ..types import Conditioning, ForwardProcess, Tokenizer
 from ..weights import modules_hash
 from . import lora
 from .lora_loading import load_into
@@ -92,7 +93,7 @@ class LatentDiffusion:
         scheduler = str(sorted((key, str(value)) for key, value in self.pipeline.scheduler.config.items()))
         return modules_hash(*modules_of(self.pipeline).values(), settings=scheduler + self._text_settings())
 
-    def _tokenizers(self) -> list[Any]:
+    def _tokenizers(self) -> list[Tokenizer]:
         return [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
 
     def _text_settings(self) -> str:
@@ -193,7 +194,7 @@ class LatentDiffusion:
 
 
 @contextmanager
-def _own_precision(network: Any, device: torch.device) -> Iterator[None]:
+def _own_precision(network: ModelMixin, device: torch.device) -> Iterator[None]:
     """Run a half-precision ``network`` under autocast, and nothing else: encoders and VAE stay in float32."""
     if network.dtype == torch.float32:
         yield
@@ -206,6 +207,6 @@ def _own_precision(network: Any, device: torch.device) -> Iterator[None]:
         network.forward = forward
 
 
-def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+def modules_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     """The pipeline's networks by name."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}

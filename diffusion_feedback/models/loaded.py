@@ -26,13 +26,13 @@ _TRANSFORMERS: Mapping[str, tuple[str, Callable[..., TextModel]]] = {
 }
 
 
-def family_of(model: Any) -> str:
+def family_of(model: object) -> str:
     """The family of a loaded pipeline or transformers ``model``. Raises UserError for a class that none is made of."""
     return _family(model)[0]
 
 
 def over(
-    model: Any,
+    model: object,
     tokenizer: Tokenizer | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -52,7 +52,7 @@ def over(
     return build(model, tokenizer, dtype=dtype, device=device)
 
 
-def _family(model: Any) -> tuple[str, Callable[..., Denoiser | TextModel]]:
+def _family(model: object) -> tuple[str, Callable[..., Denoiser | TextModel]]:
     name = type(model).__name__
     for kind, family in _PIPELINES.items():
         if isinstance(model, kind):

@@ -10,14 +10,15 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, AuxiliaryTrainingWrapper, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UserError
 from .quiet import quiet
@@ -30,7 +31,7 @@ TARGETS = {"attention": ATTENTION, "feed_forward": FEED_FORWARD, "convolutions":
 
 
 def add(
-    network: Any,
+    network: nn.Module,
     *,
     rank: int,
     alpha: float,
@@ -75,7 +76,7 @@ def add(
             parameter.data = parameter.data.float()
 
 
-def _modules(network: Any, targets: Sequence[str]) -> list[str]:
+def _modules(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Endings of the names of all layers that ``targets`` means."""
     layers = [name for name, _ in network.named_modules()]
     found: list[str] = []
@@ -89,7 +90,7 @@ def _modules(network: Any, targets: Sequence[str]) -> list[str]:
     return found
 
 
-def is_adapted(network: Any) -> bool:
+def is_adapted(network: nn.Module) -> bool:
     """Whether ``network`` carries adapters."""
     return bool(getattr(network, "peft_config", None))
 
@@ -106,7 +107,7 @@ def switch(network: nn.Module, *, on: bool) -> None:
         module.enable_adapters(on)
 
 
-def save_transformer(model: Any, folder: Path, *, is_merged: bool) -> None:
+def save_transformer(model: PreTrainedModel, folder: Path, *, is_merged: bool) -> None:
     """Write the transformers ``model``, or its adapter alone, as plain transformers and peft load them.
 
     Where the base is merged itself (``is_merged``) its adapter is merged too: alone it would go with a base that is
@@ -120,7 +121,7 @@ def save_transformer(model: Any, folder: Path, *, is_merged: bool) -> None:
         _save_adapter(model, folder)
 
 
-def _save_adapter(model: Any, folder: Path) -> None:
+def _save_adapter(model: PreTrainedModel, folder: Path) -> None:
     """As peft's ``PeftModel.save_pretrained``, and the generation settings.
 
     The embedding is never resized here, so it is not saved; to find that out, peft would ask the hub.
@@ -137,7 +138,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def save(pipeline: Any, network: Any, folder: Path, *, name: str) -> None:
+def save(pipeline: DiffusionPipeline, network: ModelMixin, folder: Path, *, name: str) -> None:
     """Write the adapter of ``network`` so that plain ``load_lora_weights`` reads it, and all others at the same strength.
 
     Some tools (ComfyUI, older diffusers) read no alpha and take it to be the rank. So the factor sqrt(alpha / rank) is
@@ -153,7 +154,7 @@ def save(pipeline: Any, network: Any, folder: Path, *, name: str) -> None:
     pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": state, f"{name}_lora_adapter_metadata": metadata})
 
 
-def merged_copy(model: Any) -> Any:
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A plain transformers model, float32, whose weights are those of ``model`` with its adapters merged in."""
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     plain = type(model)(model.config)

@@ -6,9 +6,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils.state_dict_utils import (
     StateDictType,
     convert_state_dict_to_peft,
@@ -38,7 +38,7 @@ class _Part:
     origin: dict[str, str] = field(default_factory=dict)
 
 
-def load_into(pipeline: Any, path: str, network_name: str) -> str:
+def load_into(pipeline: DiffusionPipeline, path: str, network_name: str) -> str:
     """Add the LoRA in folder, file or hub id ``path`` to ``pipeline``, whose denoiser is ``network_name``; say what was added.
 
     Raises UserError for what cannot be read, and where one tensor of it does not fit: the message counts them.
@@ -87,7 +87,7 @@ def _layer(key: str) -> str:
     return key.split(".lora")[0]
 
 
-def _sort(pipeline: Any, file: LoraFile, network_name: str) -> tuple[dict[str, _Part], list[str]]:
+def _sort(pipeline: DiffusionPipeline, file: LoraFile, network_name: str) -> tuple[dict[str, _Part], list[str]]:
     """The tensors of ``file`` by the network they are for, and what is wrong with the others."""
     present = [
         network_name,
@@ -107,7 +107,7 @@ def _sort(pipeline: Any, file: LoraFile, network_name: str) -> tuple[dict[str, _
     return parts, lost
 
 
-def _named(pipeline: Any, file: LoraFile, present: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _named(pipeline: DiffusionPipeline, file: LoraFile, present: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by keys that begin with their network's name, and the key in the file of each of them."""
     tensors = dict(file.tensors)
     if any(key.startswith(_KOHYA) for key in tensors):
@@ -201,7 +201,7 @@ def _config(file: LoraFile, name: str, part: _Part) -> LoraConfig:
     )
 
 
-def _apply(network: Any, part: _Part, config: LoraConfig, path: str) -> None:
+def _apply(network: nn.Module, part: _Part, config: LoraConfig, path: str) -> None:
     """Put ``part`` onto ``network`` and read it back. Raises UserError where that is not the same."""
     adapter = f"default_{len(getattr(network, 'peft_config', None) or {})}"
     with torch.random.fork_rng(devices=[]):

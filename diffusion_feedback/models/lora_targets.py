@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from peft import LoraConfig
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UserError
 from . import lora
@@ -39,7 +39,7 @@ class AdaptedLayers:
     left_out: Sequence[str]
 
 
-def adapted_layers(model: Any, targets: Sequence[str]) -> AdaptedLayers:
+def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> AdaptedLayers:
     """The layers of the language ``model`` that ``targets`` mean: groups of ``GROUPS``, or endings of layer names.
 
     Groups are of the part that reads texts, without the output head. Raises UserError for a target that means no layer.
@@ -67,7 +67,7 @@ def adapted_layers(model: Any, targets: Sequence[str]) -> AdaptedLayers:
     return AdaptedLayers(_endings(list(chosen), every), len(chosen), list(left_out))
 
 
-def _prefix(model: Any) -> str:
+def _prefix(model: PreTrainedModel) -> str:
     trunk = trunk_of(model)
     name = next(name for name, module in model.named_modules() if module is trunk)
     return f"{name}." if name else ""
@@ -101,7 +101,7 @@ def _group(trunk: nn.Module, group: str) -> tuple[list[str], list[str]]:
     return found, left_out
 
 
-def _is_redirected(model: Any, leaf: str) -> bool:
+def _is_redirected(model: PreTrainedModel, leaf: str) -> bool:
     """Whether peft turns an adapter on layers called ``leaf`` into one on experts that are fused into one tensor.
 
     It does so for adapters from the time when experts were layers; other layers of the name would go without.
@@ -148,7 +148,7 @@ def _no_layer(target: str, names: Sequence[str], left_out: Sequence[str]) -> Use
 
 
 def add_adapters(
-    model: Any,
+    model: PreTrainedModel,
     *,
     rank: int,
     alpha: float,
@@ -191,7 +191,7 @@ def add_adapters(
     return lines
 
 
-def _touches_tied(model: Any, endings: Sequence[str], heads: Sequence[str]) -> bool:
+def _touches_tied(model: PreTrainedModel, endings: Sequence[str], heads: Sequence[str]) -> bool:
     """Whether ``heads`` mean the embedding or the output head of a ``model`` where they are one tensor.
 
     Raises UserError where ``endings`` do, since two adapters on one tensor cannot be merged, and where peft would take the

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from ..text_folders import rows_of, text_config_of
@@ -21,7 +21,7 @@ _DIVISORS = ("logits_scaling",)
 _LOUD = 300.0
 
 
-def trunk_of(model: Any) -> Any:
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a transformers ``model`` that makes hidden states of tokens: of a multimodal one, the part for text."""
     is_nested = text_config_of(model.config) is not model.config
     if not is_nested and model.base_model is not model:
@@ -30,7 +30,7 @@ def trunk_of(model: Any) -> Any:
     return decoder if decoder is not model else model.model  # Llama 4 for texts alone names no base
 
 
-def logit_shape(model: Any) -> tuple[float, float | None]:
+def logit_shape(model: PreTrainedModel) -> tuple[float, float | None]:
     """Scale and cap of the logits of ``model``, as ``types.ShapedHead`` takes them, from its config."""
     config = text_config_of(model.config)
     scale = 1.0
@@ -41,12 +41,12 @@ def logit_shape(model: Any) -> tuple[float, float | None]:
     return scale, next((cap for name in _CAPS if (cap := _number(config, name)) is not None), None)
 
 
-def _number(config: Any, name: str) -> float | None:
+def _number(config: PreTrainedConfig, name: str) -> float | None:
     value = getattr(config, name, None)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def head_of(model: Any) -> nn.Module:
+def head_of(model: PreTrainedModel) -> nn.Module:
     """The output head of ``model``: hidden states (..., H) to the logits that the model gives."""
     head: nn.Module = model.get_output_embeddings()
     scale, cap = logit_shape(model)
@@ -54,7 +54,7 @@ def head_of(model: Any) -> nn.Module:
 
 
 @contextmanager
-def uncapped(model: Any) -> Iterator[None]:
+def uncapped(model: PreTrainedModel) -> Iterator[None]:
     """``model`` gives its logits without their cap for the length of the ``with`` block."""
     config = text_config_of(model.config)
     kept = {name: getattr(config, name) for name in _CAPS if _number(config, name) is not None}
@@ -68,7 +68,7 @@ def uncapped(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_logits(model: Any, path: str) -> None:
+def check_logits(model: PreTrainedModel, path: str) -> None:
     """Raise UserError where ``model`` from ``path`` sees tokens to come, or its logits are not what ``head_of`` gives.
 
     Logits are compared as they are, and with hidden states so large that a cap would show, however small they are
@@ -96,7 +96,7 @@ def check_logits(model: Any, path: str) -> None:
             raise UserError(problem, remedy)
 
 
-def _hidden(model: Any, ids: Tensor) -> Tensor:
+def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
     hidden: Tensor = trunk_of(model)(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
     return hidden
 

@@ -7,12 +7,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..documents import read_yaml
 from ..errors import UserError, first_line
@@ -23,7 +22,7 @@ from .quiet import quiet
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
 _PATH = "check model.pretrained_model_name_or_path"
-_KINDS: Mapping[str, type[Any]] = {
+_KINDS: Mapping[str, type[ModelMixin | PreTrainedModel]] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
@@ -38,8 +37,13 @@ _HARMLESS = re.compile(r"position_ids$|^(vision_model|visual_projection|text_pro
 
 
 def load_pipeline(
-    pipeline_class: type[Any], path: str, *, revision: str | None, variant: str | None, **components: Any
-) -> Any:
+    pipeline_class: type[DiffusionPipeline],
+    path: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    **components: object,
+) -> DiffusionPipeline:
     """Load a diffusers folder or hub id as ``pipeline_class``, every part in float32, in eval mode and frozen.
 
     Code that lies beside the weights is never run. Raises UserError for whatever cannot be read, another kind of
@@ -73,7 +77,7 @@ def load_pipeline(
     return _prepared(pipeline, f"{path}/")
 
 
-def reuse_pipeline(pipeline: Any, **components: Any) -> Any:
+def reuse_pipeline(pipeline: DiffusionPipeline, **components: object) -> DiffusionPipeline:
     """A pipeline of the same weights as ``pipeline``, which somebody has loaded; as ``load_pipeline`` else.
 
     The weights themselves are put in float32, in eval mode, and frozen. Raises UserError for weights that are not finite.
@@ -82,7 +86,7 @@ def reuse_pipeline(pipeline: Any, **components: Any) -> Any:
         return _prepared(type(pipeline).from_pipe(pipeline, dtype=torch.float32, **components), "the pipeline's ")
 
 
-def _prepared(pipeline: Any, where: str) -> Any:
+def _prepared(pipeline: DiffusionPipeline, where: str) -> DiffusionPipeline:
     for name, module in modules_of(pipeline).items():
         check_finite(module, f"{where}{name}")
         module.requires_grad_(False).eval()
@@ -91,7 +95,9 @@ def _prepared(pipeline: Any, where: str) -> Any:
     return pipeline
 
 
-def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype, *, network_name: str) -> Any:
+def place(
+    pipeline: DiffusionPipeline, device: torch.device | str, dtype: torch.dtype, *, network_name: str
+) -> DiffusionPipeline:
     """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32. Raises UserError."""
     try:
         with quiet():
@@ -101,7 +107,7 @@ def place(pipeline: Any, device: torch.device | str, dtype: torch.dtype, *, netw
     return pipeline
 
 
-def _place(path: str, pipeline_class: type[Any]) -> Path | None:
+def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
     """The folder at ``path``; None for a hub id. Raises UserError for other things, and says what they are."""
     check_exists(path, f"no such folder; {_PATH}")
     folder = Path(path).expanduser()
@@ -136,7 +142,7 @@ def _base_of(recipe: Path) -> str | None:
         return str(read_yaml(recipe, FOLDER)["model"]["pretrained_model_name_or_path"])
 
 
-def _check_index(path: str, index: Mapping[str, Any], expected: type[Any]) -> None:
+def _check_index(path: str, index: Mapping[str, object], expected: type[DiffusionPipeline]) -> None:
     """Raise UserError where model_index.json names another pipeline, lacks a part, or has one of another class."""
     where, found = f"{path}/model_index.json", index.get("_class_name")
     if found != expected.__name__:
@@ -181,7 +187,7 @@ def _variants(path: str, folder: Path, names: list[str], variant: str | None) ->
     return {name: variant if variant in found else None for name, found in there.items()}
 
 
-def _network(path: str, folder: Path, kind: type[Any], variant: str | None) -> nn.Module:
+def _network(path: str, folder: Path, kind: type[ModelMixin], variant: str | None) -> nn.Module:
     """The network in ``folder``. Raises UserError unless its weights are those that its config asks for, one by one."""
     remedy = "config.json and weights do not belong together, or a file is cut: download or copy the folder again"
     with reading(f"{path}/{folder.name}", f"a {kind.__name__}", remedy):
@@ -200,7 +206,7 @@ def _network(path: str, folder: Path, kind: type[Any], variant: str | None) -> n
     return network
 
 
-def _check_parts(path: str, folder: Path, pipeline: Any) -> None:
+def _check_parts(path: str, folder: Path, pipeline: DiffusionPipeline) -> None:
     """Raise UserError where tokenizers, encoders, network and decoder of ``pipeline`` do not belong together."""
     encoders = {name: encoder for name in _ENCODERS if (encoder := getattr(pipeline, name, None)) is not None}
     for name, encoder in encoders.items():
@@ -222,11 +228,11 @@ def _check_parts(path: str, folder: Path, pipeline: Any) -> None:
             raise UserError(f"{path}: {problem}", "use a text-to-image pipeline as its makers published it")
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def check_tokenizer(where: str, folder: Path, pipeline: Any, name: str, encoder: Any) -> None:
+def check_tokenizer(where: str, folder: Path, pipeline: DiffusionPipeline, name: str, encoder: PreTrainedModel) -> None:
     """Raise UserError where the tokenizer of the encoder called ``name`` was made up by a library, or is another model's."""
     tokenizer = getattr(pipeline, _ENCODERS[name])
     remedy = "copy the tokenizer's folder again (vocab.json and merges.txt, or tokenizer.json)"

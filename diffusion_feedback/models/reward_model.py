@@ -6,12 +6,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from ..foreign import reading
@@ -45,7 +44,7 @@ _FOLDER = "give a causal language model to start from, or a sequence classificat
 class RewardNetwork(nn.Module):
     """A transformers sequence classification model with one label, read at a position that is given, not guessed."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -86,7 +85,7 @@ class RewardModel:
     is_merged: bool = False
 
     @property
-    def transformer(self) -> Any:
+    def transformer(self) -> PreTrainedModel:
         """The transformers model itself."""
         return self.network.model
 
@@ -191,7 +190,7 @@ def load(
 
 
 def over(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype = torch.float32,
@@ -207,7 +206,7 @@ def over(
 
 
 def _checked(
-    model: Any, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
+    model: PreTrainedModel, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
 ) -> RewardModel:
     if not any(hasattr(model, name) for name in _HEADS):
         raise UserError(f"{path}: {type(model).__name__} has no head of the names {_HEADS}", _FOLDER)
@@ -245,7 +244,7 @@ def _under_new_head(writer: LoadedModel, path: str) -> LoadedModel:
     return LoadedModel(model, frozenset(), frozenset(), writer.is_merged)
 
 
-def _set_padding(model: Any, tokenizer: Any) -> None:
+def _set_padding(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     """A padding token that ends no text, for other readers: transformers' own forward pass reads the last token that is no
     padding, so with an end token as padding it would read the token before it. Without such a token it takes texts one by one.
     """
@@ -256,7 +255,7 @@ def _set_padding(model: Any, tokenizer: Any) -> None:
         config.pad_token_id = None if token is None else tokenizer.pad_token_id
 
 
-def _check_labels(path: str, config: Any) -> None:
+def _check_labels(path: str, config: PreTrainedConfig) -> None:
     is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     if is_classifier and config.num_labels != 1:
         raise UserError(f"{path}: its head has {config.num_labels} labels, a reward model has one", _FOLDER)

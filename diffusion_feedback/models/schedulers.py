@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from ..errors import UserError
 from ..noise import DDPMProcess, PredictionType
 
 
-def ddpm_process(scheduler: Any, path: str = "the pipeline") -> DDPMProcess:
+def ddpm_process(scheduler: SchedulerMixin, path: str = "the pipeline") -> DDPMProcess:
     """The forward process that the scheduler of the pipeline at ``path`` describes, in float64. Raises UserError."""
     where, kind = f"{path}/scheduler", type(scheduler).__name__
     abar = getattr(scheduler, "alphas_cumprod", None)

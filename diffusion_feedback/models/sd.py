@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,10 +14,10 @@ from .pipelines import load_pipeline, place, reuse_pipeline
 from .schedulers import ddpm_process
 
 NETWORK = "unet"
-PARTS: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+PARTS: Mapping[str, object] = {"safety_checker": None, "requires_safety_checker": False}
 
 
-def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
+def encode_text(pipeline: StableDiffusionPipeline, prompts: list[str]) -> Conditioning:
     """Last hidden states of the text encoder, (N, tokens, D)."""
     hidden, _ = pipeline.encode_prompt(prompts, pipeline.device, 1, do_classifier_free_guidance=False)
     return {"encoder_hidden_states": hidden}
@@ -52,14 +51,16 @@ def load(
 
 
 def over(
-    pipeline: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    pipeline: StableDiffusionPipeline, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> LatentDiffusion:
     """The denoiser of a ``StableDiffusionPipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
     reused = reuse_pipeline(pipeline, **PARTS)
     return _denoiser(reused, "the pipeline", dtype, device if device is not None else pipeline.device)
 
 
-def _denoiser(pipeline: Any, path: str, dtype: torch.dtype, device: torch.device | str) -> LatentDiffusion:
+def _denoiser(
+    pipeline: StableDiffusionPipeline, path: str, dtype: torch.dtype, device: torch.device | str
+) -> LatentDiffusion:
     process = ddpm_process(pipeline.scheduler, path)
     placed = place(pipeline, device, dtype, network_name=NETWORK)
     return LatentDiffusion(placed, NETWORK, process, encode_text, join, call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -15,10 +14,10 @@ from .pipelines import load_pipeline, place, reuse_pipeline
 from .schedulers import ddpm_process
 
 NETWORK = "unet"
-PARTS: Mapping[str, Any] = {"add_watermarker": False}
+PARTS: Mapping[str, object] = {"add_watermarker": False}
 
 
-def encode_text(pipeline: Any, prompts: list[str]) -> Conditioning:
+def encode_text(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> Conditioning:
     """Penultimate states of both encoders side by side, (N, tokens, D), and the second one's pooled state, (N, E).
 
     The empty prompt is "nothing": zeros where the pipeline says so, as the branch that guidance starts from has them.
@@ -61,14 +60,16 @@ def load(
 
 
 def over(
-    pipeline: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    pipeline: StableDiffusionXLPipeline, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> LatentDiffusion:
     """The denoiser of a ``StableDiffusionXLPipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
     reused = reuse_pipeline(pipeline, **PARTS)
     return _denoiser(reused, "the pipeline", dtype, device if device is not None else pipeline.device)
 
 
-def _denoiser(pipeline: Any, path: str, dtype: torch.dtype, device: torch.device | str) -> LatentDiffusion:
+def _denoiser(
+    pipeline: StableDiffusionXLPipeline, path: str, dtype: torch.dtype, device: torch.device | str
+) -> LatentDiffusion:
     process = ddpm_process(pipeline.scheduler, path)
     placed = place(pipeline, device, dtype, network_name=NETWORK)
     return LatentDiffusion(placed, NETWORK, process, encode_text, join, call)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedModel,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -34,7 +35,7 @@ class _GumbelNoise:
 
 
 @contextmanager
-def _own_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+def _own_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """``generate`` fills what we leave open from the model's own settings, such as top_p: they must not be there."""
     kept = model.generation_config
     model.generation_config = settings
@@ -46,7 +47,7 @@ def _own_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
 
 @torch.no_grad()
 def complete(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     *,

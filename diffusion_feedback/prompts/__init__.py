@@ -57,7 +57,7 @@ def prompt_column(names: Sequence[str], where: str) -> str:
     return by_name[wanted[0]]
 
 
-def _text(prompt: Any, where: str) -> str:
+def _text(prompt: object, where: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{where}: found {repr(prompt)[:60]}, not a prompt", "give a prompt of at least one character")
     return prompt.strip()

@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, str | Cells]]:
     yield from READERS[path.suffix.lower()](path)
 
 
-def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     rows = cell_rows(path)
     _, names = next(rows, (0, []))
     for number, cells in rows:
@@ -52,7 +52,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, dict(zip(names, cells, strict=True))
 
 
-def _json_row(line: str, where: str) -> dict[str, Any]:
+def _json_row(line: str, where: str) -> dict[str, object]:
     remedy = "write one JSON object on each line"
     row = parse_json(line, where, remedy)
     if not isinstance(row, dict):

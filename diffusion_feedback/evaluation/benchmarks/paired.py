@@ -35,7 +35,7 @@ class ScorerComparison:
     styles: tuple[StyleComparison, ...]
     overall: StyleComparison
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in results.json."""
         return {
             "recipe_id": self.recipe_id,
@@ -123,7 +123,7 @@ def _compare(
     return ScorerComparison(after.scorer, after.recipe_id, tuple(rows), row(OVERALL, both))
 
 
-def _to_json(row: StyleComparison) -> dict[str, Any]:
+def _to_json(row: StyleComparison) -> dict[str, object]:
     difference = asdict(row.difference)
     # JSON knows no infinity: one prompt says nothing of the spread.
     bounds = {name: value if np.isfinite(value) else None for name, value in difference.items()}

@@ -54,7 +54,7 @@ class BenchmarkRun:
             return ()
         return published_for(self.benchmark.name, version_of(recipe_id))
 
-    def to_json(self, comparison: RunComparison | None = None) -> dict[str, Any]:
+    def to_json(self, comparison: RunComparison | None = None) -> dict[str, object]:
         """What results.json holds: metrics by scorer and style, the published ones of the same scorer, the comparison."""
         content: dict[str, Any] = {
             "benchmark": self.benchmark.name,
@@ -129,7 +129,7 @@ class RunComparison:
         """Scorers that tell different stories."""
         return disagreements(self.scorers)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in results.json."""
         shared = {row.recipe_id for row in self.scorers}
         unshared = {v.scorer for run in (self.baseline, self.run) for v in run.values if v.recipe_id not in shared}

@@ -68,7 +68,7 @@ def _path_literal(path: str) -> str:
     return _literal(str(place.resolve()) if place.exists() else path)
 
 
-def _table(metrics: Sequence[Mapping[str, Any]], evaluated: str, columns: Mapping[str, tuple[str, str]]) -> str:
+def _table(metrics: Sequence[Mapping[str, object]], evaluated: str, columns: Mapping[str, tuple[str, str]]) -> str:
     """The rows of ``metrics`` that hold the validation metric ``evaluated``; empty where none does.
 
     ``columns`` map titles to validation metrics and their format; "interval" adds the bounds where there are any.
@@ -82,7 +82,7 @@ def _table(metrics: Sequence[Mapping[str, Any]], evaluated: str, columns: Mappin
     return "\n".join(lines)
 
 
-def _cell(row: Mapping[str, Any], name: str, form: str) -> str:
+def _cell(row: Mapping[str, object], name: str, form: str) -> str:
     if name not in row:
         return "-"
     if form != "interval":
