@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -27,6 +27,6 @@ def is_shown() -> bool:
     return logging.getLogger(LOGGER).isEnabledFor(logging.INFO)
 
 
-def progress(items: Iterable[Item] | None = None, **settings: Any) -> tqdm[Item]:
+def progress(items: Iterable[Item] | None = None, **settings: object) -> tqdm[Item]:
     """tqdm over ``items``, silent where notes are; ``settings`` are tqdm's own, and ``disable=True`` hides the bar."""
     return tqdm(items, **{**settings, "disable": settings.get("disable") or not is_shown()})

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -226,3 +227,29 @@ def test_nothing_inherits_from_our_classes_but_protocols() -> None:
     bases = {node.name: {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases} for node in classes}
     implementations = {name for name, own in bases.items() if "Protocol" not in own} - {"UserError"}
     assert {name: own & implementations for name, own in bases.items() if own & implementations} == {}
+
+
+MOST_ANY = 170
+"""``Any`` in a signature is for objects of others' libraries alone; this number only ever falls."""
+
+
+def annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.expr]:
+    arguments = function.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    yield from (each.annotation for each in every if each is not None and each.annotation is not None)
+    if function.returns is not None:
+        yield function.returns
+
+
+def test_signatures_say_what_they_take() -> None:
+    counts = Counter(
+        room(module)
+        for module, path in MODULES.items()
+        for function in ast.walk(tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for annotation in annotations(function)
+        for node in ast.walk(annotation)
+        if isinstance(node, ast.Name) and node.id == "Any"
+    )
+    print(f"Any in signatures: {counts.total()}, {dict(counts.most_common())}")
+    assert counts.total() <= MOST_ANY

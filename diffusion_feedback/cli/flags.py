@@ -48,7 +48,7 @@ class Flags(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings}, allow_abbrev=False)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> Any:  # type: ignore[override]
         """Read ``args``. Raises UserError for flags that do not exist, are missing, or have values that they cannot have."""
         given = list(args or ())
         self._check_names(given)
@@ -104,13 +104,13 @@ class Flags(argparse.ArgumentParser):
                 raise UserError(f"unknown option {name}", nearest(name, names))
 
 
-def _expanded(value: Any) -> Any:
+def _expanded(value: object) -> object:
     if isinstance(value, list):
         return [_expanded(each) for each in value]
     return str(expand(value)) if isinstance(value, str) and (value.startswith("~") or "\0" in value) else value
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: object) -> None:
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, float) and not math.isfinite(each):
             raise UserError(f"--{name}: got {each}", "allowed: a finite number")

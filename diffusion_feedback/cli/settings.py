@@ -30,7 +30,7 @@ def add_flags(
         parser.add_argument(*spellings, **{**how, **given})
 
 
-def made_of(arguments: argparse.Namespace, kind: type[Settings], **more: Any) -> Settings:
+def made_of(arguments: argparse.Namespace, kind: type[Settings], **more: object) -> Settings:
     """The settings ``kind`` with all that was given on the command line, and ``more``. Raises UserError as they do."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     given = {name: value for name, value in vars(arguments).items() if name in names}
@@ -38,14 +38,14 @@ def made_of(arguments: argparse.Namespace, kind: type[Settings], **more: Any) ->
     return kind(**{**tuples, **more})
 
 
-def _default(field: Field[Any]) -> str:
+def _default(field: Field[object]) -> str:
     value = field.default
     if value is MISSING or value is None or value is False or value in ((), ""):
         return ""
     return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
 
 
-def _how(hint: Any) -> dict[str, Any]:
+def _how(hint: object) -> dict[str, Any]:
     """The arguments of argparse by which a value of type ``hint`` is read."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not types.NoneType)

@@ -53,7 +53,7 @@ class ActorCritic(nn.Module):
         """What ``read`` makes of the hidden states, and values (B, T): column t is of the state after token t."""
         values: list[Tensor] = []
 
-        def read_both(hidden: Tensor, head: nn.Module) -> Any:
+        def read_both(hidden: Tensor, head: nn.Module) -> object:
             values.append(self.value_head(hidden))
             return read(hidden, head)
 

@@ -138,7 +138,7 @@ def _alpha_of_run(path: str, file: Path) -> float:
     return float(model["lora_alpha"] if model.get("lora_alpha") is not None else model["lora_rank"])
 
 
-def _peft_settings(path: str, file: Path) -> dict[str, Any]:
+def _peft_settings(path: str, file: Path) -> dict[str, object]:
     config, remedy = file.with_name(CONFIG_NAME), "give the whole folder that peft's save_pretrained wrote"
     if not config.is_file():
         raise UserError(

@@ -165,7 +165,7 @@ class Towers:
         """fp32, bf16 or fp16: the part of a recipe id."""
         return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
-    def get(self, key: str, build: Callable[[], Any]) -> Any:
+    def get(self, key: str, build: Callable[[], object]) -> Any:
         """What ``key`` stands for, built at the first call."""
         if key not in self.loaded:
             self.loaded[key] = build()

@@ -135,7 +135,7 @@ def _build_clip(source: str, towers: Towers) -> ClipTower:
     )
 
 
-def _identity(state: Mapping[str, Tensor], settings: Mapping[str, Any], tokenizer: PromptTokenizer) -> str:
+def _identity(state: Mapping[str, Tensor], settings: Mapping[str, object], tokenizer: PromptTokenizer) -> str:
     """Weights in their stored precision, what they do not tell of the architecture, and the vocabulary.
 
     Hashing reads a billion parameters in a few seconds, once a load.

@@ -138,7 +138,7 @@ class LetterboxView:
         return _normalise(torch.nn.functional.pad(pixels, bars), self.mean, self.std)
 
 
-def crop_view(config: Mapping[str, Any] | None, image_size: int, source: str) -> CropView:
+def crop_view(config: Mapping[str, object] | None, image_size: int, source: str) -> CropView:
     """The view that a ``preprocessor_config.json`` describes; OpenAI's for ``image_size`` where there is none (None).
 
     ``image_size`` is what the image tower takes. Raises UserError naming ``source`` for another kind of

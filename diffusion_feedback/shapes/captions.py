@@ -67,6 +67,6 @@ def read(scene: Scene, completion: Any) -> CaptionReading:
     return CaptionReading(named, is_sentence=True)
 
 
-def reward(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+def reward(prompts: Sequence[object], completions: Sequence[object]) -> list[float]:
     """Scores in [0, 1], one a completion. Raises UserError for a prompt of another world."""
     return [read(scene_of(prompt), completion).score for prompt, completion in zip(prompts, completions, strict=True)]

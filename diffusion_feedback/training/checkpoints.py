@@ -36,7 +36,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, keep: int) -> Path:
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> Path:
     """Write ``step-N`` beside and rename it, all on the disk before it bears its name; keep the newest ``keep``.
 
     Raises UserError where that fails; what was there before is then still there.
@@ -73,7 +73,7 @@ def remedy_for(checkpoint: Path) -> str:
     return f"remove the folder {checkpoint}, and --resume goes on from {before[-1].name}, the checkpoint before it"
 
 
-def load(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]]:
     """Step, tensors by the name of their file, and state of ``checkpoint``.
 
     Raises UserError naming the file that is missing, differs from its checksum, or cannot be read, and how to go on.
@@ -114,7 +114,7 @@ def _checksums(checkpoint: Path, remedy: str) -> dict[str, str | None]:
     return dict(sums)
 
 
-def _is_part(name: str, digest: Any) -> bool:
+def _is_part(name: str, digest: object) -> bool:
     return (name == _STATE or name.endswith(".safetensors")) and "/" not in name and isinstance(digest, str)
 
 
@@ -144,7 +144,7 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _save_state(state: Any, path: Path) -> None:
+def _save_state(state: object, path: Path) -> None:
     try:
         torch.save(state, path)
     except RuntimeError as error:  # torch's way to say that the disk is full

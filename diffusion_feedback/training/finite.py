@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +28,7 @@ class Watch:
     name_of: Callable[[str], str]
     _seen: list[tuple[Sequence[str], Tensor]] = field(default_factory=list)
 
-    def note(self, batch: Any, output: StepOutput) -> None:
+    def note(self, batch: object, output: StepOutput) -> None:
         """Keep the losses of ``batch``; nothing of it is computed, nothing is waited for."""
         ids = getattr(batch, "pair_ids", None)  # completions that a policy drew have none
         losses = output.metrics.get("loss")

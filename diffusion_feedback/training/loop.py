@@ -61,8 +61,8 @@ class Trainer:
     config: TrainingConfig
     folder: RunFolder
     network: nn.Module
-    step: Step
-    source: BatchSource
+    step: Step[Any]
+    source: BatchSource[Any]
     optimizer: torch.optim.Optimizer
     evaluate: Evaluate
     evaluate_every: int = 0
@@ -110,7 +110,7 @@ class Trainer:
         if self.evaluate_first:
             self._evaluate(0)
 
-    def _gate(self, step: Gated, batch: Any) -> Mapping[str, float]:
+    def _gate(self, step: Gated[Any], batch: object) -> Mapping[str, float]:
         try:
             return step.gate(self.policy, batch)
         except UserError as error:
@@ -245,7 +245,7 @@ class Trainer:
         culprits = [name for part in self._gather(watch.culprits()) for name in part]
         return UserError(f"step {done}: {what}{explain(culprits)}", START_OVER)
 
-    def _gather(self, value: Any) -> list[Any]:
+    def _gather(self, value: object) -> list[Any]:
         """``value`` of every process, in the order of ranks."""
         return [value] if self.accelerator.num_processes == 1 else list(gather_object([value]))
 
@@ -331,7 +331,7 @@ class Trainer:
             return UserError(f"{what}: {error.filename or 'a file'}: {error.strerror or error}", goes_on)
         return error
 
-    def _log(self, row: Mapping[str, Any]) -> None:
+    def _log(self, row: Mapping[str, object]) -> None:
         if self.accelerator.is_main_process:
             self.folder.log(row)
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -16,16 +17,18 @@ from ..objectives.unpaired import unpaired_log_ratios
 from ..types import Collect, PairLogps, StepOutput, TextBatch, UnpairedBatch, UnpairedLogps
 from .steps import StepParts, gate_against_reference
 
+Rows = NDArray[np.float64]
+
 
 class Context(Protocol):
     """What an objective is handed besides its own example. One that keeps a state is a ``types.Observer`` too."""
 
-    def handed(self, batch: Any) -> dict[str, Tensor | PairLogps]:
+    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """Arguments of the objective for ``batch``, by their names."""
         ...
 
     def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[Any], collect: Collect
+        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` for this process's ``batches`` of one update, after a look at all of them without gradients."""
         ...
@@ -34,12 +37,12 @@ class Context(Protocol):
 class NoContext:
     """Nothing: each example stands for itself."""
 
-    def handed(self, batch: Any) -> dict[str, Tensor | PairLogps]:
+    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """Nothing."""
         return {}
 
     def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[Any], collect: Collect
+        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` as it is."""
         return step
@@ -57,12 +60,12 @@ class RunningMean:
     mean_log_ratio: float = 0.0
     updates: int = 0
 
-    def handed(self, batch: Any) -> dict[str, Tensor | PairLogps]:
+    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """``mean_log_ratio``, a scalar."""
         return {"mean_log_ratio": torch.tensor(self.mean_log_ratio, dtype=torch.float64)}
 
     def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[Any], collect: Collect
+        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` as it is: the mean is one of updates before."""
         return step
@@ -95,14 +98,14 @@ class Population:
     everyone: PairLogps | None = None
     positions: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def handed(self, batch: Any) -> dict[str, Tensor | PairLogps]:
+    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """``population`` and ``positions``. Raises KeyError for a batch that was not looked at."""
         if self.everyone is None:
             return {}
         return {"population": self.everyone, "positions": self.positions[id(batch)]}
 
     def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[Any], collect: Collect
+        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` with the whole batch in sight: losses and gradients of the parts add up to those of one large batch."""
         with torch.no_grad():
@@ -142,12 +145,12 @@ class Divergence:
 
     kl: Tensor | None = None
 
-    def handed(self, batch: Any) -> dict[str, Tensor | PairLogps]:
+    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """``kl``."""
         return {} if self.kl is None else {"kl": self.kl}
 
     def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[Any], collect: Collect
+        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` with the divergence of the global batch."""
         with torch.no_grad():
@@ -198,7 +201,7 @@ class PreferenceStep:
         logps = pair if parts.objective.sees_both else UnpairedLogps(one, one, one.bool())
         parts.objective(logps, **label, **parts.settings)
 
-    def logps(self, network: nn.Module, batch: Any) -> Any:
+    def logps(self, network: nn.Module, batch: object) -> Any:
         """Log-probabilities of ``batch`` under policy and reference, on the very same inputs.
 
         ``PairLogps`` of pairs, ``UnpairedLogps`` of single samples; these raise UserError without a reference.
@@ -223,7 +226,7 @@ class PreferenceStep:
         policy, reference = self._compared(network, inputs)
         return policy - reference
 
-    def _compared(self, network: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+    def _compared(self, network: nn.Module, inputs: object) -> tuple[Tensor, Tensor]:
         """Log-probabilities of ``inputs`` under policy and reference, both computed."""
         reference = self._frozen(network, inputs)
         if reference is None:
@@ -232,11 +235,11 @@ class PreferenceStep:
         with self.parts.autocast():
             return self.parts.likelihood.logps(network, inputs), reference
 
-    def _reference(self, network: nn.Module, batch: Any, inputs: Any) -> Tensor | None:
+    def _reference(self, network: nn.Module, batch: object, inputs: object) -> Tensor | None:
         kept = self.parts.reference_logps
         return self._frozen(network, inputs) if kept is None or self.parts.reference is None else kept(batch)
 
-    def _frozen(self, network: nn.Module, inputs: Any) -> Tensor | None:
+    def _frozen(self, network: nn.Module, inputs: object) -> Tensor | None:
         parts = self.parts
         if parts.reference is None:
             return None
@@ -271,7 +274,7 @@ class PreferenceStep:
             metrics["kl"] = self.context.kl.to(losses).expand(len(losses))
         return StepOutput(parts.total(losses, batch), {"loss": losses.detach(), **metrics}, weights)
 
-    def coupled(self, network: nn.Module, batches: Sequence[Any], collect: Collect) -> PreferenceStep:
+    def coupled(self, network: nn.Module, batches: Sequence[object], collect: Collect) -> PreferenceStep:
         """The step for ``batches``, this process's part of one update."""
         return self.context.looked(self, network, batches, collect)
 
@@ -307,16 +310,17 @@ def _single_samples(logps: PairLogps) -> UnpairedLogps:
     return UnpairedLogps(policy, _reference(logps), desirable)
 
 
-def _rows(logps: PairLogps) -> Any:
+def _rows(logps: PairLogps) -> Rows:
     """Log-probabilities of policy and reference, chosen and rejected, (B, 4) float64."""
     reference_chosen, reference_rejected = _reference(logps).chunk(2)
     columns = (logps.policy_chosen, logps.policy_rejected, reference_chosen, reference_rejected)
     return torch.stack([column.detach().double().cpu() for column in columns], 1).numpy()
 
 
-def _places(rows: Any, everyone: Any) -> Any:
+def _places(rows: Rows, everyone: Rows) -> NDArray[np.intp]:
     """Where each of ``rows`` (B, 4) stands in ``everyone`` (N, 4); equal ones, as copies of a pair, share the first place."""
-    return (rows[:, None, :] == everyone[None, :, :]).all(-1).argmax(1)
+    places: NDArray[np.intp] = (rows[:, None, :] == everyone[None, :, :]).all(-1).argmax(1)
+    return places
 
 
 def _sample_metrics(logps: UnpairedLogps, beta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

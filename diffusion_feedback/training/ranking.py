@@ -25,7 +25,7 @@ class RankingStep:
     ``soft_labels`` hands vote shares to the objective, ``weighted`` counts the pairs' weights.
     """
 
-    ranker: Ranker
+    ranker: Ranker[Any]
     objective: Objective
     settings: Mapping[str, Any]
     soft_labels: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,17 @@ from ..progress import progress
 from ..types import PairLogps, StepOutput, TextBatch
 from .steps import Autocast, check_first_loss, weighted_total
 
+InputsT = TypeVar("InputsT")
 
-class Rewards(Protocol):
+
+class Rewards(Protocol[InputsT]):
     """Scores whole texts under a network that is being taught to judge."""
 
-    def prepare(self, batch: TextBatch) -> Any:
+    def prepare(self, batch: TextBatch) -> InputsT:
         """Pad the texts of ``batch``, once."""
         ...
 
-    def rewards(self, network: nn.Module, inputs: Any) -> Tensor:
+    def rewards(self, network: nn.Module, inputs: InputsT) -> Tensor:
         """(2B,) float32: the chosen texts first."""
         ...
 
@@ -39,7 +41,7 @@ class RewardStep:
     an objective that takes them; its settings say whether they count.
     """
 
-    judge: Rewards
+    judge: Rewards[Any]
     objective: ObjectiveRow
     settings: Mapping[str, Any]
     soft_labels: bool = False

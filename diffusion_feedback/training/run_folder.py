@@ -77,7 +77,7 @@ _GEOMETRY = {
 }
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Versions and hardware that a reader needs to repeat the run."""
     from .. import __version__
 
@@ -107,7 +107,7 @@ class RunFolder:
         """Whether the run came to its end."""
         return (self.path / "README.md").exists()
 
-    def check_free(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def check_free(self, recipe: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
         """Raise UserError where ``open`` would: before minutes go into loading a model. Writes nothing."""
         if (self.path / ROUNDS).exists():
             raise UserError(f"{self.path}: holds rounds", "choose another output_dir")
@@ -120,7 +120,7 @@ class RunFolder:
                 raise UserError(f"{self.path}: already holds a run", remedy)
         check_writable(self.path)
 
-    def open(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def open(self, recipe: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
         """Start or continue a run here. Raises UserError for a folder that holds something else, or cannot be written."""
         self.check_free(recipe, resume=resume, overwrite=overwrite)
         content = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
@@ -137,7 +137,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
 
-    def _read_recipe(self) -> Mapping[str, Any]:
+    def _read_recipe(self) -> Mapping[str, object]:
         path = self.path / "recipe.yaml"
         remedy = "start over with `overwrite`, or choose another output_dir"
         found = read_yaml(path, remedy)
@@ -145,12 +145,12 @@ class RunFolder:
             raise UserError(f"{path}: holds no recipe but {type(found).__name__}", remedy)
         return found
 
-    def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _check_same(self, old: Mapping[str, object], new: Mapping[str, object]) -> None:
         name = flat(new).get(("objective", "name"))
         kind = _RUNS if name and objective_row(name).is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
         kind.check_same(self.path, old, new)
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
@@ -179,7 +179,7 @@ class RunFolder:
         with atomic_write(self.metrics_path) as file:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, keep: int) -> None:
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> None:
         """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""
         checkpoints.save(self._checkpoints, step, tensors, state, keep)
 
@@ -187,7 +187,7 @@ class RunFolder:
         """Whole checkpoints, oldest first."""
         return checkpoints.existing(self._checkpoints)
 
-    def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]] | None:
         """The newest checkpoint: step, tensors by name, state of optimizer and run; None where there is none."""
         found = self.checkpoints()
         return checkpoints.load(found[-1]) if found else None

@@ -28,7 +28,7 @@ class StepParts:
     first update. ``pair_figures`` are what is watched besides the rewards.
     """
 
-    likelihood: Likelihood
+    likelihood: Likelihood[Any, Any]
     reference: Reference | None
     objective: ObjectiveRow
     settings: Mapping[str, Any]
@@ -119,7 +119,7 @@ class PointwiseStep:
         per_token = metrics | {"loss": losses.detach() / lengths}
         return StepOutput(parts.total(losses, batch), per_token, {"loss": lengths})
 
-    def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
+    def gate(self, network: nn.Module, batch: object) -> dict[str, float]:
         """Check that the first loss is finite. Raises UserError when it is not."""
         with torch.no_grad():
             metrics = self(network, batch).metrics

@@ -45,7 +45,7 @@ class Means:
     weights: Mapping[str, float]
 
 
-def step_means(step: Step, network: nn.Module, batches: Batches, passes: Sequence[Sequence[int]]) -> Means:
+def step_means(step: Step[TextBatch], network: nn.Module, batches: Batches, passes: Sequence[Sequence[int]]) -> Means:
     """Run ``step`` on all ``passes`` without gradients: one batch as far as coupled objectives go. Draw 0, as always."""
     held = [batches(indices, 0) for indices in passes]
     sums: dict[str, float] = {}

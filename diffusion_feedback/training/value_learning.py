@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,17 @@ def check_rewards(batch: TrajectoryBatch) -> None:
             raise ValueError(f"{pair_id}: {sequence.num_scored} scored tokens, {len(rewards)} rewards")
 
 
+class Heads(Protocol):
+    """What values tokens: ``models.value_heads.ValueHeads``. Hidden states (N, H) or (..., H) to values."""
+
+    @property
+    def target_q_heads(self) -> nn.Module: ...
+    def q(self, hidden: Tensor) -> Tensor: ...
+    def v(self, hidden: Tensor) -> Tensor: ...
+    def target_q(self, hidden: Tensor) -> Tensor: ...
+    def sync_targets(self, alpha: float) -> None: ...
+
+
 class _ScaledGradient(torch.autograd.Function):
     """Its input as it is; the gradient times ``factor``."""
 
@@ -59,9 +70,9 @@ class ValueLearningStep:
     def __init__(
         self,
         objective: Objective,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         likelihood: TokenLikelihood,
-        heads: Any,
+        heads: Heads,
         *,
         weighted: bool = True,
         autocast: Autocast = nullcontext,
@@ -83,7 +94,7 @@ class ValueLearningStep:
         inputs = self.likelihood.prepare_sequences(batch.sequences)
         rewards = torch.from_numpy(np.concatenate(batch.rewards))
 
-        def read(hidden: Tensor, output_head: nn.Module, heads: Any) -> ActionValues:
+        def read(hidden: Tensor, output_head: nn.Module, heads: Heads) -> ActionValues:
             states = hidden.flatten(0, 1).index_select(0, inputs.read)
             watched = _ScaledGradient.apply(states, self.settings["value_gradient"])
             logps, _ = token_logps(states, output_head, inputs.targets)

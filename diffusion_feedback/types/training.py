@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -73,34 +73,39 @@ class StepOutput:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Likelihood(Protocol):
+BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+InputsT = TypeVar("InputsT")
+
+
+class Likelihood(Protocol[BatchT_contra, InputsT]):
     """log p(sample | prompt) under any network, up to a constant."""
 
-    def prepare(self, batch: Any) -> Any:
+    def prepare(self, batch: BatchT_contra) -> InputsT:
         """Encode ``batch`` and make every random draw, once."""
         ...
 
-    def chosen(self, inputs: Any) -> Any:
+    def chosen(self, inputs: InputsT) -> InputsT:
         """The chosen half of ``inputs``."""
         ...
 
-    def logps(self, network: nn.Module, inputs: Any) -> Tensor:
+    def logps(self, network: nn.Module, inputs: InputsT) -> Tensor:
         """(2B,) float32, chosen first; (B,) for the chosen half."""
         ...
 
-    def lengths(self, inputs: Any) -> Tensor | None:
+    def lengths(self, inputs: InputsT) -> Tensor | None:
         """Numbers of scored tokens, shaped as ``logps``; None where samples have no length."""
         ...
 
 
-class Ranker(Protocol):
+class Ranker(Protocol[InputsT]):
     """How well images fit prompts, under a network that is being taught to judge."""
 
-    def prepare(self, batch: PreferenceBatch) -> Any:
+    def prepare(self, batch: PreferenceBatch) -> InputsT:
         """Tokenise and cut ``batch``, once."""
         ...
 
-    def logits(self, network: nn.Module, inputs: Any) -> Tensor:
+    def logits(self, network: nn.Module, inputs: InputsT) -> Tensor:
         """(B, 2B) float32: each prompt against all images of the batch, the chosen ones first."""
         ...
 
@@ -119,10 +124,10 @@ class Objective(Protocol):
     def __call__(self, logps: Any, **settings: Any) -> Tensor: ...
 
 
-class Step(Protocol):
+class Step(Protocol[BatchT_contra]):
     """(network, batch) to StepOutput; the loop knows nothing else, but for the optional parts below."""
 
-    def __call__(self, network: nn.Module, batch: Any) -> StepOutput: ...
+    def __call__(self, network: nn.Module, batch: BatchT_contra) -> StepOutput: ...
 
 
 Collect = Callable[[Tensor], list[Tensor]]
@@ -130,16 +135,16 @@ Collect = Callable[[Tensor], list[Tensor]]
 
 
 @runtime_checkable
-class Gated(Protocol):
+class Gated(Protocol[BatchT_contra]):
     """A step that checks itself before the first update."""
 
-    def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
+    def gate(self, network: nn.Module, batch: BatchT_contra) -> dict[str, float]:
         """Figures of the check. Raises UserError where training must not begin."""
         ...
 
 
 @runtime_checkable
-class Coupled(Protocol):
+class Coupled(Protocol[BatchT_contra]):
     """A step whose loss on one example may depend on the other examples of the *global* batch."""
 
     @property
@@ -147,7 +152,7 @@ class Coupled(Protocol):
         """Whether it does: only then must ``coupled`` be asked, which takes all passes of an update at once."""
         ...
 
-    def coupled(self, network: nn.Module, batches: Sequence[Any], collect: Collect) -> Step:
+    def coupled(self, network: nn.Module, batches: Sequence[BatchT_contra], collect: Collect) -> Step[BatchT_contra]:
         """The step for this process's ``batches`` of one update, after a look at all of them without gradients."""
         ...
 
@@ -164,7 +169,7 @@ class Observer(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-class BatchSource(Protocol):
+class BatchSource(Protocol[BatchT_co]):
     """Which examples make up which optimizer step."""
 
     @property
@@ -172,7 +177,7 @@ class BatchSource(Protocol):
         """Examples in one optimizer step, over all processes."""
         ...
 
-    def micro_batches(self, number: int) -> Iterator[Any]:
+    def micro_batches(self, number: int) -> Iterator[BatchT_co]:
         """This process's part of optimizer step ``number`` (from 0)."""
         ...
 

@@ -38,14 +38,14 @@ _RUNS = OutputKind(
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def check_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
     """Raise UserError where ``folder`` holds another run that is not to be replaced, or other things than a run."""
     _RUNS.check_own(folder)  # not even overwriting replaces what no run has written
     if _RUNS.is_marked(folder) and not overwrite:
         _RUNS.check_same(folder, _read_json(folder / SETTINGS), settings)
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def open_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
     """Make ``folder`` this run's: keep what is there when the settings are the same, clear it when told to.
 
     Raises UserError as ``check_folder`` does, and where the folder cannot be written.
@@ -68,7 +68,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _dump(value: Mapping[str, Any]) -> str:
+def _dump(value: Mapping[str, object]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -113,7 +113,7 @@ def _device(arguments: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def _settings(arguments: argparse.Namespace) -> dict[str, object]:
     """All flags but those that change no figure; of two files of completions, none that says how to draw."""
     unused = {"overwrite", "output_dir"}
     if all(map(holds_completions, (arguments.a, arguments.b))):
@@ -126,7 +126,7 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, str | None]:
     return {"A": arguments.a, "B": arguments.b, **named}
 
 
-def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, object]) -> None:
     """Make sure that nothing of others and no other comparison is in the folder."""
     own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html", _README}
     others = [path for path in folder.glob("[!.]*") if path.name not in own]

@@ -149,7 +149,7 @@ def _positions(config: Any) -> int:
     return positions_of(config) - (config.pad_token_id + 1 if padded else 0)
 
 
-def check_tokens(ids: Sequence[int], model: Any, source: str) -> None:
+def check_tokens(ids: Sequence[int], model: object, source: str) -> None:
     """Raise UserError where a token of ``ids`` is beyond the embedding of ``model``, which was loaded from ``source``."""
     if max(ids) >= rows_of(model):
         problem = f"{source}: a text has the token {max(ids)}, the model knows {rows_of(model)} tokens"

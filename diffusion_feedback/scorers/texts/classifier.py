@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class ClassifierScorer:
     reads: str
 
     def score(
-        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
     ) -> list[float]:
         """Log-odds, or probability, of the label for each completion."""
         check_equal_length(prompts, completions)

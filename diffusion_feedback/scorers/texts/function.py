@@ -24,7 +24,7 @@ class FunctionScorer:
     function: Callable[..., Any]
 
     def score(
-        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
     ) -> list[float]:
         """One number for each completion, which is not told whether it was ``finished``.
 
@@ -53,7 +53,7 @@ def load(source: str, device: torch.device | str = "cpu", dtype: torch.dtype = t
     return FunctionScorer(source, recipe, _by_name(function, source))
 
 
-def _by_name(function: Callable[..., Any], source: str) -> Callable[..., Any]:
+def _by_name(function: Callable[..., object], source: str) -> Callable[..., object]:
     """``function`` so that it can be called with ``prompts`` and ``completions`` by name."""
     try:
         signature = inspect.signature(function)

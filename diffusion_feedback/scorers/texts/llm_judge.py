@@ -51,7 +51,7 @@ class LanguageModelJudge:
     template: str
     batch_size: int
 
-    def judge(self, prompts: Sequence[Any], firsts: Sequence[Any], seconds: Sequence[Any]) -> list[float]:
+    def judge(self, prompts: Sequence[object], firsts: Sequence[object], seconds: Sequence[object]) -> list[float]:
         """p(A) / (p(A) + p(B)) for each prompt with the answers in this order, in [0, 1].
 
         Raises UserError for a question beyond the model's window: cut anywhere, it would be another question.
@@ -64,7 +64,7 @@ class LanguageModelJudge:
             preferences += self._answer(questions[start : start + self.batch_size])
         return preferences
 
-    def _question(self, prompt: Any, first: Any, second: Any) -> str:
+    def _question(self, prompt: object, first: object, second: object) -> str:
         texts = {name: _plain(value) for name, value in zip(_FIELDS, (prompt, first, second), strict=True)}
         # Filled in at once: a prompt that speaks of {first} stays as it is.
         question = _FIELD.sub(lambda found: texts[found[1]], self.template)

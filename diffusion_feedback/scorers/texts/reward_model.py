@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ class RewardModelScorer:
     as_chat: bool
 
     def score(
-        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
     ) -> list[float]:
         """One reward for each completion, the difference of two being a Bradley-Terry logit.
 

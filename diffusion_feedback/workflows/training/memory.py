@@ -41,7 +41,7 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    ) -> object:
         for leaf in tree_leaves((args, kwargs)):
             self._note(leaf, counts=False)  # weights and inputs, which were there before
         found = func(*args, **(kwargs or {}))
@@ -49,7 +49,7 @@ class PeakMemory(TorchDispatchMode):
             self._note(leaf, counts=True)
         return found
 
-    def _note(self, leaf: Any, *, counts: bool) -> None:
+    def _note(self, leaf: object, *, counts: bool) -> None:
         if not isinstance(leaf, Tensor):
             return
         storage = leaf.untyped_storage()

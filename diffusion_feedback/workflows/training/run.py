@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -74,7 +73,7 @@ def run_training(
     return accelerator
 
 
-def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> dict[str, object]:
     """What all processes must begin with."""
     checkpoints = [] if overwrite else folder.checkpoints()
     return {
