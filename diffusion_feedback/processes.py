@@ -10,6 +10,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
 # How launchers tell the number of processes; accelerate asks the same variables.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
@@ -64,7 +65,7 @@ def check_joined(num_processes: int) -> None:
         raise UserError(problem, "set ACCELERATE_USE_CPU=true to run them on the CPU, or start one process")
 
 
-def process_state() -> Any:
+def process_state() -> AcceleratorState:
     """accelerate's state of this process: ``process_index``, ``num_processes``, ``is_main_process``, ``device``.
 
     All processes do the work under ``accelerate launch``; the main one writes the files.

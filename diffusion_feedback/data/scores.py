@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,9 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from ..prompts.rows import read_table
 from ..records import ScoreRecord, atomic_write
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SCHEMA = pa.schema(
     [
@@ -72,7 +76,7 @@ def _table(records: Sequence[ScoreRecord]) -> pa.Table:
     return pa.table({name: [_cell(record, name) for record in records] for name in SCHEMA.names}, SCHEMA)
 
 
-def score_dataset(records: Sequence[ScoreRecord]) -> Any:
+def score_dataset(records: Sequence[ScoreRecord]) -> Dataset:
     """``records`` as a ``datasets.Dataset`` with the columns of a score table."""
     import datasets
 
