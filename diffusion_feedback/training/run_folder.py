@@ -1,7 +1,7 @@
 """A run's folder, which explains itself: recipe, environment, metrics, samples, checkpoints, weights, model card.
 
 recipe.yaml        the resolved recipe; ``dfb train --config`` reads it back
-environment.json   versions and hardware
+environment.json   versions and hardware, and patterns of the files that the result is written in
 metrics.jsonl      one line a step, and one a look at held-out pairs
 samples/           validation grids, or completions, on fixed seeds
 checkpoints/       step-000100/..., whole or absent, with checksums
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -33,27 +34,12 @@ from ..records import atomic_write
 from . import checkpoints
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
-_WEIGHTS = (
-    "pytorch_lora_weights.safetensors",
-    "model_index.json",
-    "model*.safetensors*",
-    "value_heads.safetensors",
-    "config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "adapter_*",
-    "generation_config.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-)
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
+_ENVIRONMENT = "environment.json"
+_FILE_PATTERN = re.compile(r"[\w-][\w.*-]*")
 TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 _RUNS = OutputKind(
     mark="recipe.yaml",
-    own=("README.md", "metrics.jsonl", "environment.json", *_WEIGHTS, "checkpoints", "samples", TRACKED, *_PARTS),
+    own=("README.md", "metrics.jsonl", "checkpoints", "samples", TRACKED),
     # These may differ between a run and its continuation: they change neither data, draws nor updates.
     free={
         ("training", "checkpointing_steps"),
@@ -120,8 +106,14 @@ class RunFolder:
                 raise UserError(f"{self.path}: already holds a run", remedy)
         check_writable(self.path)
 
-    def open(self, recipe: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
-        """Start or continue a run here. Raises UserError for a folder that holds something else, or cannot be written."""
+    def open(
+        self, recipe: Mapping[str, object], written_files: Sequence[str] = (), *, resume: bool, overwrite: bool
+    ) -> None:
+        """Start or continue a run here, whose result is written in ``written_files`` (patterns, as of ``Path.glob``).
+
+        A new run removes what the one before it says that it wrote, and what might be taken for its own result. Raises
+        UserError for a folder that holds something else, or cannot be written.
+        """
         self.check_free(recipe, resume=resume, overwrite=overwrite)
         content = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         is_new = overwrite or not _RUNS.is_marked(self.path)
@@ -129,13 +121,25 @@ class RunFolder:
             # The recipe comes first: with it in place, a folder whose writer was killed is continued, not refused. A run
             # that goes on writes it again, as what is free may have changed.
             if is_new:
-                _RUNS.claim(self.path, content)
-                with atomic_write(self.path / "environment.json") as file:
-                    file.write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+                own = (*_RUNS.own, *self._recorded_files(), *written_files, _ENVIRONMENT)
+                replace(_RUNS, own=own).claim(self.path, content)
+                with atomic_write(self.path / _ENVIRONMENT) as file:
+                    text = json.dumps({**environment(), "written_files": list(written_files)}, indent=2)
+                    file.write_text(text + "\n", "utf-8")
             else:
                 _RUNS.write_mark(self.path, content)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
+
+    def _recorded_files(self) -> list[str]:
+        """What the run that is here says that it writes; nothing that is not a plain name or pattern of one."""
+        try:
+            recorded = json.loads((self.path / _ENVIRONMENT).read_text("utf-8"))["written_files"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return []
+        return (
+            [str(name) for name in recorded if _FILE_PATTERN.fullmatch(str(name))] if isinstance(recorded, list) else []
+        )
 
     def _read_recipe(self) -> Mapping[str, object]:
         path = self.path / "recipe.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 from collections import Counter
@@ -232,3 +233,25 @@ def test_a_recipe_written_by_hand_is_the_same_recipe(tmp_path: Path) -> None:
     folder.check_free({"training": {"learning_rate": 1e-5}}, resume=True, overwrite=False)
     with pytest.raises(UserError, match=r"another training.learning_rate: 1e-05 became 2e-05"):
         folder.check_free({"training": {"learning_rate": 2e-5}}, resume=True, overwrite=False)
+
+
+def test_a_new_run_removes_what_the_one_before_wrote_and_nothing_else(tmp_path: Path) -> None:
+    recipe = {"training": {"learning_rate": 1e-5}}
+    folder = RunFolder(tmp_path / "run")
+    folder.open(recipe, ["transformer", "model*.safetensors"], resume=False, overwrite=False)
+    for name in ("transformer/config.json", "model-1.safetensors", "adapter_config.json", "notes.txt", "../kept.txt"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("x")
+    environment = folder.path / "environment.json"
+    content = json.loads(environment.read_text())
+    assert content["written_files"] == ["transformer", "model*.safetensors"]
+    # Names that reach further are not believed.
+    content["written_files"] += ["*", "../kept.txt", "/", "..", ".", 3, None]
+    environment.write_text(json.dumps(content))
+    folder.open(recipe, ["adapter_*"], resume=False, overwrite=True)
+    left = {path.name for path in folder.path.iterdir()}
+    assert left == {"recipe.yaml", "environment.json", "notes.txt"}
+    assert (tmp_path / "kept.txt").exists()
+    for damage in ("", "[]", '{"written_files": 3}'):
+        environment.write_text(damage)
+        folder.open(recipe, ["adapter_*"], resume=False, overwrite=True)

@@ -20,7 +20,8 @@ from ...reports.figures import image_grid
 from ...training.heldout import implicit_accuracy
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
-from ...types import BatchSource, Denoiser, Reference
+from ...training.steps import PointwiseStep
+from ...types import BatchSource, Denoiser, PreferenceBatch, Reference
 from .base_model import FrozenReference, frozen_reference, load_model, make_trainable
 from .given import Setup
 from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches
@@ -71,6 +72,7 @@ def diffusion_session(setup: Setup) -> Session:
         identity={"base": base_hash, "pairs": pairs.labels_hash()},
         evaluate=evaluation,
         save=denoiser.save,
+        written_files=denoiser.written_files(),
         card="diffusion",
         prepare=prepare,
         close=encoders.close,
@@ -186,11 +188,15 @@ class DiffusionEvaluation:
         return int(peak.bytes)
 
 
-def _check_prediction(steps: DenoisingSteps, step: Any, source: BatchSource) -> None:
+def _check_prediction(
+    steps: DenoisingSteps, step: PreferenceStep | PointwiseStep, source: BatchSource[PreferenceBatch]
+) -> None:
     """Note before the first update where the model does not predict what its scheduler says."""
+    likelihood = step.parts.likelihood
+    assert isinstance(likelihood, DenoisingLikelihood)
     with steps.setup.accelerator.autocast():
         batch = next(source.micro_batches(0))
-        doubt = doubt_prediction(step.parts.likelihood, steps.denoiser.network, batch)
+        doubt = doubt_prediction(likelihood, steps.denoiser.network, batch)
     if doubt:
         log.warning(doubt)
 

@@ -74,6 +74,7 @@ def language_model_session(setup: Setup) -> Session:
         evaluate=TextEvaluation(setup, step, texts, CompletionSamples.of(recipe, model, texts)),
         evaluates_first=True,
         save=model.save,
+        written_files=model.written_files(),
         card="language_model",
         card_facts=lambda: {"is_chat": texts.data.is_conversational, "tokenizer": tokenizer_facts(model)},
         prepare=prepare,

@@ -110,6 +110,7 @@ def policy_gradient_session(setup: Setup) -> Session:
         ),
         evaluates_first=True,
         save=lambda trained, folder: model.save(model.network, folder),
+        written_files=model.written_files(),
         card="policy_gradient",
         card_facts=lambda: {
             "is_heldout": prompts.heldout is not None,

@@ -48,6 +48,7 @@ def reward_model_session(setup: Setup) -> Session:
         evaluate=evaluate,
         evaluates_first=True,
         save=model.save,
+        written_files=model.written_files(),
         card="reward_model",
         card_facts=lambda: {"is_chat": texts.data.is_conversational, "tokenizer": tokenizer_facts(model)},
         notes=texts.notes(model, adapters),

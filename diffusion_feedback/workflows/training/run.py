@@ -64,7 +64,7 @@ def run_training(
             log.info(line)
         return None
     if accelerator.is_main_process:
-        folder.open(to_dict(recipe), resume=resume, overwrite=overwrite)
+        folder.open(to_dict(recipe), session.written_files, resume=resume, overwrite=overwrite)
     accelerator.wait_for_everyone()
     start_trackers(recipe, accelerator, folder)
     trainer = _fit(session, optimizer, folder)

@@ -74,6 +74,7 @@ def scorer_session(setup: Setup) -> Session:
         identity={"base": base_hash, "pairs": pairs.labels_hash()},
         evaluate=evaluate,
         save=scorer.save,
+        written_files=scorer.written_files(),
         card="scorer",
         card_facts=lambda: {"logit_scale": scorer.logit_scale},
         prepare=prepare,

@@ -45,6 +45,7 @@ class Session:
         evaluate: Metrics of the network after a step, for metrics.jsonl.
         evaluates_first: Whether that is done before the first update too.
         save: Writes the result, (network, folder).
+        written_files: Patterns of all files and folders that ``save`` may write.
         card: Which model card is written, which marks the run as complete.
         card_facts: What only this kind of run tells its card; called while the result's weights are in place.
         prepare: What is done before the first update, (folder): caches are filled.
@@ -60,14 +61,15 @@ class Session:
     recipe: Recipe
     accelerator: Accelerator
     network: nn.Module
-    step: Step
+    step: Step[Any]
     train: Examples
     heldout: Examples | None
     order: PairOrder
-    source: BatchSource
+    source: BatchSource[Any]
     identity: Mapping[str, str]
     evaluate: Evaluate
     save: Callable[[nn.Module, Path], None]
+    written_files: Sequence[str]
     card: Kind
     card_facts: Callable[[], Mapping[str, object]] = dict
     evaluates_first: bool = False

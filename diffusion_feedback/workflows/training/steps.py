@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from ...training.preference import PreferenceStep
 from ...training.steps import PointwiseStep, StepParts
 from ...types import Likelihood, Reference
 from .given import Setup
 
+BatchT = TypeVar("BatchT")
+InputsT = TypeVar("InputsT")
 
-def preference_parts(setup: Setup, likelihood: Likelihood, reference: Reference | None, **more: Any) -> StepParts:
+
+def preference_parts(
+    setup: Setup, likelihood: Likelihood[BatchT, InputsT], reference: Reference | None, **more: Any
+) -> StepParts:
     """What a step on log-probabilities is made of; ``more`` are further fields of ``StepParts``."""
     return StepParts(
         likelihood=likelihood,

@@ -78,6 +78,7 @@ def value_learning_session(setup: Setup) -> Session:
         identity={"base": base_hash, "trajectories": trajectories_hash(train)},
         evaluate=evaluate,
         save=save,
+        written_files=[*model.written_files(), value_heads.FILE_NAME],
         card="value_learning",
         card_facts=lambda: {"is_chat": trajectories.are_conversations},
         notes=[*adapters, *describe_tokenizer(model), *_notes(train, network)],
