@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image
 
@@ -17,6 +17,9 @@ from .image_sets import ImageSet, caption_beside, images_of_pairs
 from .images import EncodedImage
 from .places import undecoded, user_path
 from .readers import GIVEN, find_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # what a PNG holds without loss
 _PROMPTS = ("prompt", "caption", "text")
@@ -50,7 +53,7 @@ def listed_images(images: Sequence[Image.Image | str | Path], prompts: Sequence[
     return ImageSet(items)
 
 
-def dataset_images(data: Any, prompts: Sequence[str] | str | None) -> ImageSet:
+def dataset_images(data: Dataset, prompts: Sequence[str] | str | None) -> ImageSet:
     """The images of a ``datasets.Dataset``: of its one column of images, or of both of pairs.
 
     Prompts stand in a column prompt, caption or text, unless ``prompts`` are given: one for each row, or one for all.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,9 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from ..records import PairRecord, atomic_write
 from .places import reason
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SCHEMA = pa.schema(
     [
@@ -59,7 +63,7 @@ def write_pickapic(
     return number
 
 
-def pickapic_dataset(pairs: Iterable[PairRecord], extra: Mapping[str, Sequence[Any]]) -> Any:
+def pickapic_dataset(pairs: Iterable[PairRecord], extra: Mapping[str, Sequence[object]]) -> Dataset:
     """``pairs`` as a ``datasets.Dataset`` with the columns of ``write_pickapic``, the images' bytes in memory."""
     import datasets
 
@@ -67,7 +71,7 @@ def pickapic_dataset(pairs: Iterable[PairRecord], extra: Mapping[str, Sequence[A
     return datasets.Dataset(pa.concat_tables(_tables(pairs, columns, schema, 64)))
 
 
-def _columns(extra: Mapping[str, Sequence[Any]]) -> tuple[dict[str, pa.Array], pa.Schema]:
+def _columns(extra: Mapping[str, Sequence[object]]) -> tuple[dict[str, pa.Array], pa.Schema]:
     columns = {name: pa.array(values) for name, values in extra.items()}
     if clash := set(columns) & set(SCHEMA.names):
         raise ValueError(f"extra columns {sorted(clash)} are Pick-a-Pic's own")

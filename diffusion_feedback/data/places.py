@@ -8,10 +8,13 @@ import re
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -139,7 +142,7 @@ def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -
     return chosen
 
 
-def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> Any:
+def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> Dataset:
     """The split of a data set on the hub, or in a folder of save_to_disk, as ``datasets`` gives it, pictures not decoded.
 
     Raises UserError where it is not to be had, or does not say its columns. Scripts of data sets never run.
@@ -161,7 +164,7 @@ def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> An
     return undecoded(data)
 
 
-def undecoded(data: Any) -> Any:
+def undecoded(data: Dataset) -> Dataset:
     """``data``, a data set of ``datasets``, so that its pictures are given as they are encoded."""
     import datasets
 
@@ -178,7 +181,7 @@ def is_dataset(given: object) -> bool:
     return isinstance(given, datasets.Dataset)
 
 
-def _load_saved(folder: Path, split: str) -> Any:
+def _load_saved(folder: Path, split: str) -> Dataset:
     """The data set of a folder that save_to_disk wrote; a single one has no splits, and is given for any."""
     import datasets
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..errors import UserError
 from ..records import PairRecord
@@ -31,6 +31,9 @@ from .rows import (
 )
 from .tables import HubSource, ParquetSource
 from .tabular import find_metadata
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,7 @@ def _files_outside(row: Row, pair: PairRecord | KnownPair) -> list[str]:
 
 
 def open_pairs(
-    path: str | Path | Any,
+    path: str | Path | Dataset,
     *,
     split: str = "train",
     revision: str | None = None,
@@ -241,7 +244,7 @@ def open_pairs(
     return PairReader(source, name, on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 
-def find_source(given: str | Path | Any, *, split: str, revision: str | None, streaming: bool) -> PairSource:
+def find_source(given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool) -> PairSource:
     """The source that ``given`` stands for, by looking at the disk. Raises UserError where it is none."""
     if not isinstance(given, str | Path):
         return HubSource(GIVEN, split, given=given)

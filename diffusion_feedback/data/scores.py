@@ -83,7 +83,7 @@ def score_dataset(records: Sequence[ScoreRecord]) -> Dataset:
     return datasets.Dataset(_table(records))
 
 
-def read_scores(given: str | Path | Any) -> list[ScoreRecord]:
+def read_scores(given: str | Path | Dataset) -> list[ScoreRecord]:
     """The rows of a score table, in order: of a file, or of a ``datasets.Dataset`` with its columns.
 
     Raises UserError naming file, row and column for a file that is no score table, an empty one, a score that is not

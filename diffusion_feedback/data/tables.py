@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,9 @@ from ..foreign import check_whole, reading
 from ..prompts.tabular import check_columns
 from .places import check_regular, load_hub, stamp_of, undecoded
 from .rows import SIDES, Location, Part, Row, match_columns, read_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PICKAPIC = {
     "prompt": ("caption", "prompt"),
@@ -287,7 +290,7 @@ class HubSource:
         return self._layout.unused
 
     @cached_property
-    def _data(self) -> Any:
+    def _data(self) -> Dataset:
         if self.given is not None:
             return undecoded(self.given)
         return load_hub(self.name, self.split, self.revision, self.streaming)

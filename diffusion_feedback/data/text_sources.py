@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -21,6 +21,9 @@ from ..records import parse_json
 from .places import load_hub
 from .rows import BadRow
 from .tables import is_image, next_batch, open_parquet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -258,7 +261,7 @@ class HubTexts:
         return None if self.streaming else len(self._data)
 
     @cached_property
-    def _data(self) -> Any:
+    def _data(self) -> Dataset:
         return load_hub(self.name, self.split, self.revision, self.streaming)
 
     @property
