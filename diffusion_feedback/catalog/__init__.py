@@ -151,7 +151,10 @@ def resolve(kind: str, named: Named) -> Callable[..., Any]:
 
 def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of ``function``: its recipe schema."""
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in ones tell nothing of themselves
+        return {}
     return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -192,6 +195,10 @@ def check_terms(terms: Any) -> None:
         check_settings("objective", name, {key: value for key, value in term.items() if key not in ("name", "weight")})
 
 
+# Kinds whose settings stand behind the name, as ",key=value".
+_BY_SPEC = frozenset({"scorer", "text_scorer", "pair_judge", "rule"})
+
+
 def check_settings(kind: str, named: Named, settings: Mapping[str, Any]) -> None:
     """Refuse ``settings`` that ``named`` does not consume, and missing ones without a default. Raises UserError."""
     schema, name = settings_of(resolve(kind, named)), name_of(named)
@@ -203,9 +210,7 @@ def check_settings(kind: str, named: Named, settings: Mapping[str, Any]) -> None
             )
     for key, parameter in schema.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
-            remedy = (
-                f"append ,{key}=..." if kind in ("text_scorer", "pair_judge") else f"set {kind}.{key} in the recipe"
-            )
+            remedy = f"append ,{key}=..." if kind in _BY_SPEC else f"set {kind}.{key} in the recipe"
             raise UserError(f"{kind} {name!r} needs a value for {key!r}", remedy)
     if kind == "objective" and objective_row(named).has_terms:
         check_terms(settings["terms"])

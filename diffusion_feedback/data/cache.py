@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..progress import progress
 from ..records import atomic_write, content_hash
 from ..types import Conditioning, EncodedImages, ImageHandle, ImageView
 from .images import to_pixels
@@ -331,7 +331,9 @@ class CachedTextEncoder:
             raise ValueError("there is no cache to fill")
         wanted = {content_hash(prompt): prompt for prompt in prompts}
         absent = self.cache.missing(wanted)
-        with tqdm(total=len(wanted), initial=len(wanted) - len(absent), unit="prompt", desc="encode prompts") as bar:
+        with progress(
+            total=len(wanted), initial=len(wanted) - len(absent), unit="prompt", desc="encode prompts"
+        ) as bar:
             for start in range(0, len(absent), self.batch_size):
                 chunk = absent[start : start + self.batch_size]
                 self._encoded({key: wanted[key] for key in chunk})

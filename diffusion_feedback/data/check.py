@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ..progress import progress
 from ..records import content_hash
 from .image_index import image_index
 from .readers import KnownPair, PairReader, ReadCounts, open_pairs
@@ -170,7 +169,7 @@ def check_pairs(
     tally = _Tally()
     with (
         image_index(None, reader.identity) as images,  # what was known before is looked at too: this is the check
-        tqdm(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar,
+        progress(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar,
     ):
         for record, _ in reader.scan_facts(images):
             tally.add(record)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..progress import progress
 from ..records import PairRecord, content_hash
 from ..types import PreferenceBatch
 from .image_index import image_index, inspect
@@ -125,7 +125,7 @@ class PairIndex:
         shared: dict[Any, Any] = {}  # the same few prompts and sizes recur; each is held once
         with (
             image_index(folder, reader.identity, decode=reader.decode) as images,
-            tqdm(
+            progress(
                 desc=f"reading {reader.name}", total=reader.num_rows, unit="row", mininterval=0.5, disable=quiet
             ) as bar,
         ):

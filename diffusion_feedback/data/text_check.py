@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tqdm import tqdm
-
+from ..progress import progress
 from ..records import Text, TextRecord, content_hash
 from .texts import TextCounts, TextReader, open_texts
 
@@ -212,7 +211,7 @@ def check_texts(
     """
     reader = open_texts(path, split=split, revision=revision, streaming=streaming, on_bad_row="skip")
     tally, waiting = _Tally(), list[TextRecord]()
-    with tqdm(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar:
+    with progress(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar:
         for record in reader.scan():
             tally.add(record)
             if tokens is not None:

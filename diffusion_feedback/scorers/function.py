@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..catalog import settings_of
+from ..catalog import check_settings
 from ..catalog.sources import calling, load_named, source_hash
 from ..documents import parse_yaml
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..records import content_hash
 from ..types import Scores
 from .checking import numbers
@@ -25,7 +25,7 @@ from .scorer import SharedFeatures, Towers, check_one_prompt_each
 FUNCTION = "function"
 """The name of this scorer in the catalog."""
 
-Judge = Callable[[Sequence[Image.Image], Sequence[str]], Any]
+BatchFunction = Callable[[Sequence[Image.Image], Sequence[str]], Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ImageFunction:
 
     name: str
     recipe_id: str
-    judge: Judge
+    judge: BatchFunction
     reads_prompts: bool
     logit_scale: float | None = None
     view_key: str = "image"
@@ -78,6 +78,8 @@ def scorer_from(
     Raises UserError for a function that cannot be called so, and for settings that it does not take.
     """
     own = name or name_of_function(function)
+    if settings:
+        check_settings("scorer", function, settings)
     home = getattr(function, "__module__", "") or ""
     recipe = f"function.1/{home}:{getattr(function, '__qualname__', own)}/{source_hash(function)[:12]}"
     return _made(function, own, recipe, logit_scale, settings)
@@ -100,6 +102,7 @@ def load(source: str | None, towers: Towers, **settings: Any) -> ImageFunction:
     place, _, attribute = source.rpartition(":")
     home = Path(place).stem if place.endswith(".py") else place
     recipe = f"function.1/{home}:{attribute}/{source_hash(source)[:12]}"
+    check_settings("scorer", source, settings)
     typed = {key: parse_yaml(str(value), f"{label}, {key}") for key, value in settings.items()}
     return _made(function, function_name(source), recipe, None, typed)
 
@@ -113,28 +116,13 @@ def _made(
     function: Callable[..., Any], name: str, recipe: str, scale: float | None, settings: dict[str, Any]
 ) -> ImageFunction:
     label = f"scorer {name}"
-    _check_settings(function, label, settings)
     if settings:
         recipe += f"/{content_hash(repr(sorted(settings.items())))[:12]}"
     judge, reads_prompts = _called(functools.partial(function, **settings) if settings else function, label)
     return ImageFunction(name, recipe, judge, reads_prompts, scale)
 
 
-def _check_settings(function: Callable[..., Any], label: str, settings: dict[str, Any]) -> None:
-    try:
-        schema = settings_of(function)
-    except ValueError:  # some built-in ones tell nothing of themselves
-        schema = {}
-    for key in settings:
-        if key not in schema:
-            remedy = nearest(key, list(schema)) if schema else "it has no keyword-only parameters"
-            raise UserError(f"{label}: does not take {key!r}", remedy)
-    for key, parameter in schema.items():
-        if parameter.default is inspect.Parameter.empty and key not in settings:
-            raise UserError(f"{label}: needs a value for {key!r}", f"append ,{key}=..., or give it a default")
-
-
-def _called(function: Callable[..., Any], label: str) -> tuple[Judge, bool]:
+def _called(function: Callable[..., Any], label: str) -> tuple[BatchFunction, bool]:
     """How ``function`` is called with images and prompts, and whether it reads prompts."""
     try:
         parameters = list(inspect.signature(function).parameters.values())

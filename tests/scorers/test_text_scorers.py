@@ -328,3 +328,16 @@ def test_bad_questions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokens, its window holds 128"):
         load(str(folder)).judge(["a"], ["b"], ["c " * 200])
     assert all("{" + name + "}" in TEMPLATE for name in ("prompt", "first", "second"))
+
+
+def test_settings_of_a_function(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "def near(prompts, completions, *, target=3):\n    return [-abs(len(c) - target) for c in completions]\n"
+    )
+    plain, five = (load_text_scorer(f"function={file}:near{end}") for end in ("", ",target=5"))
+    assert plain.score(["p"], ["abc"]) == [0.0]
+    assert five.score(["p"], ["abc"]) == [-2.0]
+    assert plain.recipe_id != five.recipe_id
+    with pytest.raises(UserError, match="does not take 'goal'"):
+        load_text_scorer(f"function={file}:near,goal=5")

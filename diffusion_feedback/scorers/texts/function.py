@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 
 from ...catalog.sources import calling, load_named, source_hash
+from ...documents import parse_yaml
 from ...errors import UserError
+from ...records import content_hash
 from .checking import check_equal_length, finite
 
 
@@ -39,17 +42,23 @@ class FunctionScorer:
         return finite(values, prompts, completions, f"function {self.name}")
 
 
-def load(source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> FunctionScorer:
+def load(
+    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings: Any
+) -> FunctionScorer:
     """The function that ``source`` names, as ``module:attribute`` or ``path/to/file.py:attribute``.
 
     It takes lists of ``prompts`` and ``completions`` (texts, or lists of messages) and returns one finite number for
     each; larger is better. The hash of the file it stands in is part of the recipe id, what that file imports is not.
-    ``device`` and ``dtype`` mean nothing to it. Raises UserError where there is no such function.
+    ``settings`` are its keyword-only parameters, as text; ``device`` and ``dtype`` mean nothing to it. Raises UserError where there is no such function.
     """
     function = load_named(source, f"function={source}")
     place, _, attribute = source.rpartition(":")
     module = Path(place).stem if place.endswith(".py") else place
     recipe = f"function.1/{module}:{attribute}/{source_hash(source)[:12]}"
+    if settings:
+        typed = {key: parse_yaml(str(value), f"function={source}, {key}") for key, value in settings.items()}
+        recipe += f"/{content_hash(repr(sorted(typed.items())))[:12]}"
+        function = functools.partial(function, **typed)
     return FunctionScorer(source, recipe, _by_name(function, source))
 
 

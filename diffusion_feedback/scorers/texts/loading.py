@@ -11,6 +11,7 @@ from ...catalog import check_settings, names, resolve
 from ...errors import UserError, nearest
 from ...specs import split_spec
 from ...types import TextScorer
+from ..function import FUNCTION
 
 SPEC_HELP = (
     "write reward_model=PATH, classifier=PATH,label=POSITIVE or function=module:attribute, and settings as ,key=value"
@@ -37,7 +38,10 @@ def parse_text_spec(text: str, kind: str = "text_scorer") -> TextScorerSpec:
         raise UserError(f"{text!r}: unknown kind of judge {name!r}", f"{SPEC_HELP}; {nearest(name, names(kind))}")
     if not spec.source:
         raise UserError(f"{text!r}: does not say where the {name} lies", SPEC_HELP)
-    check_settings(kind, name, spec.settings)
+    if name != FUNCTION:
+        check_settings(kind, name, spec.settings)
+    elif spec.settings:  # which are those of the function
+        check_settings(kind, spec.source, spec.settings)
     return TextScorerSpec(name, spec.source, spec.settings)
 
 
