@@ -28,7 +28,7 @@ def ratio_intervals(numerators: ArrayLike, denominators: ArrayLike, codes: NDArr
 
     ``numerators`` and ``denominators`` are (K, N), the latter 0 or more; ``codes`` (N,) is the cluster of each of the N
     pairs, from 0. A mean over N has denominators of 1; pairs that do not count have 0 in both. All K share 4999
-    resamples under a fixed seed, so figures of equal data are equal. Bias-corrected and accelerated (Efron, JASA
+    resamples under a fixed seed, so results of equal data are equal. Bias-corrected and accelerated (Efron, JASA
     82:171, 1987), the acceleration by leaving out one cluster at a time. ``num`` is the number of pairs that count.
     Raises UserError for values that are not finite, fewer than two clusters, or nothing that counts.
     """
@@ -54,14 +54,14 @@ def share_intervals(numerators: ArrayLike, denominators: ArrayLike, codes: NDArr
     A share of exactly 0 or 1 has no spread to resample. There the bound is Wilson's over the clusters that count, as
     if each were a single pair, which is on the safe side.
     """
-    found = ratio_intervals(numerators, denominators, codes)
+    intervals = ratio_intervals(numerators, denominators, codes)
     counted = np.atleast_2d(np.asarray(denominators)) > 0
-    for k, interval in enumerate(found):
+    for k, interval in enumerate(intervals):
         if interval.value in (0.0, 1.0):
             num_clusters = len(np.unique(codes[counted[k]]))
             wilson = proportion_interval(interval.value * num_clusters, num_clusters)
-            found[k] = Interval(interval.value, wilson.low, wilson.high, interval.num)
-    return found
+            intervals[k] = Interval(interval.value, wilson.low, wilson.high, interval.num)
+    return intervals
 
 
 def _per_cluster(values: Array, codes: NDArray[np.int64]) -> Array:

@@ -15,10 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
 from ..records import content_hash
-from .bootstrap import cluster_codes, ratio_intervals, share_intervals
+from .bootstrap import Array, cluster_codes, ratio_intervals, share_intervals
 from .statistics import Interval
 from .temperature import (
-    Array,
     ReliabilityBin,
     ScaleFit,
     calibration_error_by_chance,
@@ -271,8 +270,8 @@ def preference_credit(difference: Array, label_0: Array) -> Array:
 def accuracy(difference: Array, pairs: LabelledPairs) -> Interval:
     """Share of pairs on which the scorer prefers what people prefer; labelled ties left out, equal scores one half."""
     decided = ~pairs.is_tie
-    [found] = share_intervals(preference_credit(difference, pairs.label_0) * decided, decided, pairs.codes)
-    return found
+    [share] = share_intervals(preference_credit(difference, pairs.label_0) * decided, decided, pairs.codes)
+    return share
 
 
 def accuracy_per_prompt(difference: Array, pairs: LabelledPairs) -> Interval:
@@ -282,8 +281,8 @@ def accuracy_per_prompt(difference: Array, pairs: LabelledPairs) -> Interval:
     Rankings whose pairs are all ties are left out. ``num`` is the number of pairs that count; prompts are resampled.
     """
     weights = pairs.ranking_weights
-    [found] = share_intervals(preference_credit(difference, pairs.label_0) * weights, weights, pairs.codes)
-    return found
+    [share] = share_intervals(preference_credit(difference, pairs.label_0) * weights, weights, pairs.codes)
+    return share
 
 
 def tie_protocol_credit(logits: Array, label_0: Array, threshold: ArrayLike) -> Array:
@@ -328,13 +327,13 @@ def agreements(judgements: Sequence[Judgement], pairs: LabelledPairs) -> list[Ag
     left out there.
     """
     everything: Mapping[str, Array] = {judgement.name: judgement.difference for judgement in judgements}
-    found = [Agreement(judgement.name, LABELS, accuracy(judgement.difference, pairs)) for judgement in judgements]
+    with_labels = [Agreement(judgement.name, LABELS, accuracy(judgement.difference, pairs)) for judgement in judgements]
     names = [(a, b) for number, a in enumerate(everything) for b in list(everything)[number + 1 :]]
-    if names:
-        same = np.stack([(1 + np.sign(everything[a]) * np.sign(everything[b])) / 2 for a, b in names])
-        intervals = share_intervals(same, np.ones_like(same), pairs.codes)
-        found += [Agreement(a, b, interval) for (a, b), interval in zip(names, intervals, strict=True)]
-    return found
+    if not names:
+        return with_labels
+    same = np.stack([(1 + np.sign(everything[a]) * np.sign(everything[b])) / 2 for a, b in names])
+    intervals = share_intervals(same, np.ones_like(same), pairs.codes)
+    return with_labels + [Agreement(a, b, interval) for (a, b), interval in zip(names, intervals, strict=True)]
 
 
 def _checked(name: str, difference: Array | None, pairs: LabelledPairs) -> Array:

@@ -73,10 +73,10 @@ def clustered_win_rate(outcomes: Sequence[float], prompts: Sequence[Hashable]) -
     if num_prompts == len(outcomes):
         return win_rate_of_counts(wins, ties, losses)
     values = np.asarray(outcomes, np.float64)
-    (found,) = share_intervals(values[None], np.ones((1, len(values))), codes)
+    (share,) = share_intervals(values[None], np.ones((1, len(values))), codes)
     own = np.bincount(codes, weights=values) / np.bincount(codes) - 0.5
     p_value = permutation_test(own.tolist())
-    return WinRate(found.value, found.low, found.high, wins, ties, losses, len(values), p_value)
+    return WinRate(share.value, share.low, share.high, wins, ties, losses, len(values), p_value)
 
 
 def clustered_mean(values: Sequence[float], prompts: Sequence[Hashable]) -> Interval:
@@ -97,8 +97,8 @@ def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Interval:
 
     The interval resamples whole texts. Raises UserError for fewer than two texts.
     """
-    (found,) = ratio_intervals([list(losses)], [list(map(float, tokens))], np.arange(len(losses)))
-    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.num)
+    (mean,) = ratio_intervals([list(losses)], [list(map(float, tokens))], np.arange(len(losses)))
+    return Interval(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), mean.num)
 
 
 def _side(preference: float) -> int:

@@ -118,7 +118,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     # Rounding makes equal differences differ in the last digits; they are told from a real spread by this much.
     if np.ptp(data) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean, mean, len(data))
-    found = bootstrap(
+    interval = bootstrap(
         (data,),
         np.mean,
         n_resamples=_RESAMPLES,
@@ -127,7 +127,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
         method="BCa",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(data))
+    return Interval(mean, float(interval.low), float(interval.high), len(data))
 
 
 def permutation_test(differences: Sequence[float], *, flips: int = _FLIPS, seed: int = 0) -> float:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, stdtrit
 
+from .bootstrap import Array
 from .statistics import CONFIDENCE, Interval, proportion_interval
 
-Array = NDArray[np.float64]
 FitStatus = Literal["fitted", "capped", "no_signal"]
 
 MAX_LOGIT = 10.0
@@ -100,15 +100,15 @@ def reliability(logits: Array, label_0: Array, *, num_bins: int = 10) -> list[Re
     """
     confidence, observed = _folded(logits, label_0)
     bins = _bins(confidence, num_bins)
-    found = []
+    parts = []
     for number in np.unique(bins):
         inside = bins == number
         total = int(inside.sum())
         interval = proportion_interval(float(observed[inside].sum()), total)
-        found.append(
+        parts.append(
             ReliabilityBin(float(confidence[inside].mean()), interval.value, interval.low, interval.high, total)
         )
-    return found
+    return parts
 
 
 def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
@@ -116,8 +116,8 @@ def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
 
     Guo's bins are of equal width; these are of equal mass, which spreads the noise of the estimate evenly.
     """
-    total = sum(found.num for found in bins)
-    return sum(found.num * abs(found.observed - found.confidence) for found in bins) / total
+    total = sum(each.num for each in bins)
+    return sum(each.num * abs(each.observed - each.confidence) for each in bins) / total
 
 
 def calibration_error_by_chance(logits: Array, *, num_bins: int = 10) -> float:

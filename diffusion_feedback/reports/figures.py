@@ -106,9 +106,9 @@ def _check_grid(
     lengths = [len(row) for row in rows]
     if not rows or len(set(lengths)) > 1 or not lengths[0]:
         raise ValueError(f"rows must be there and of one length, got lengths {lengths}")
-    for name, found, expected in (("captions", captions, len(rows)), ("column_titles", column_titles, lengths[0])):
-        if found is not None and len(found) != expected:
-            raise ValueError(f"{expected} {name} are needed, got {len(found)}")
+    for name, texts, expected in (("captions", captions, len(rows)), ("column_titles", column_titles, lengths[0])):
+        if texts is not None and len(texts) != expected:
+            raise ValueError(f"{expected} {name} are needed, got {len(texts)}")
 
 
 def _open(picture: Picture) -> Image.Image:

@@ -15,7 +15,7 @@ from .parts import Cell, Mark
 def rate_of(label: str, won: WinRate, detail: str = "", *, num_prompts: int | None = None) -> Rate:
     """``won`` under ``label``, with the p-value of its sign test.
 
-    ``num_prompts``: how many prompts the comparisons are of; where these are more, no sign test is told, as the samples of
+    ``num_prompts``: how many prompts the comparisons are of; where these are more, no sign test is shown, as the samples of
     one prompt are alike.
     """
     p_value = won.p_value if num_prompts in (None, won.num) else None

@@ -18,7 +18,7 @@ from ..reports.html import write_report
 from ..reports.pages.folder import write_readme
 from ..reports.results import case_groups, rate_of
 
-CASES = 9  # fills rows of three
+_CASES = 9  # fills rows of three
 _AGAIN = "start the demo over, with `overwrite`"
 
 
@@ -92,7 +92,7 @@ def _case_groups(comparison: Comparison, before: VerifiedImages, after: Verified
     def case_of(row: CaseRow) -> Case:
         return Case(row.prompt, before.images[row.index], after.images[row.index], row.before, row.after, row.seed)
 
-    return case_groups(comparison.rows, min(CASES, len(comparison.rows) // 3), case_of)
+    return case_groups(comparison.rows, min(_CASES, len(comparison.rows) // 3), case_of)
 
 
 def _curves(folder: Path) -> list[CurveFigure]:

@@ -130,12 +130,13 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
 
 
 def _check_results(run: BenchmarkRun) -> None:
-    """Raise UserError where results.json tells other means than the scores that stand beside it."""
+    """Raise UserError where results.json holds other means than the scores that stand beside it."""
     path = run.folder / RESULTS
-    told = _read_json(path).get("scorers")
-    told = told if isinstance(told, dict) else {}
+    recorded = _read_json(path).get("scorers")
+    recorded = recorded if isinstance(recorded, dict) else {}
     for result in run.results:
-        overall = told.get(result.scorer, {}).get("overall", {}) if isinstance(told.get(result.scorer), dict) else {}
+        own = recorded.get(result.scorer)
+        overall = own.get("overall") if isinstance(own, dict) else None
         mean = overall.get("mean") if isinstance(overall, dict) else None
         if not isinstance(mean, float | int) or not math.isclose(mean, result.overall.mean, rel_tol=1e-9, abs_tol=1e-9):
             problem = f"{path}: the mean of {result.scorer} is {mean}, by {SCORES} it is {result.overall.mean}"

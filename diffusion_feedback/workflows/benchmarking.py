@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from .. import __version__
 from ..catalog import name_of, resolve
@@ -23,7 +23,7 @@ from ..folders import expand, hold_folder
 from ..processes import process_state
 from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
-from ..reports.pages.benchmark import write_pages
+from ..reports.pages.benchmark import write_benchmark_pages
 from ..scorers.loading import parse_spec
 from .benchmark_folder import REPORT, check_folder, check_scored, image_names, load_run, open_folder, write_run
 from .generating import draw_images
@@ -45,13 +45,12 @@ class BenchmarkResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """By scorer: mean, standard error and number of prompts, of each style and of all; as in results.json."""
-        content: dict[str, Any] = self.run.to_json(self.comparison)["scorers"]
-        return content
+        return cast(dict[str, Any], self.run.to_json(self.comparison)["scorers"])
 
     @property
     def win_rates(self) -> dict[str, Any]:
         """By scorer: win rate against the baseline, its interval and p-values, of each style and of all."""
-        return self.comparison.to_json()["scorers"] if self.comparison else {}
+        return cast(dict[str, Any], self.comparison.to_json()["scorers"]) if self.comparison else {}
 
     @property
     def report(self) -> Path:
@@ -108,7 +107,7 @@ def benchmark(
             open_folder(folder, run.settings, overwrite=own.overwrite and model is None)
             check_scored(run, overwrite=own.overwrite)
             write_run(run, records, comparison)
-            write_pages(run, comparison)
+            write_benchmark_pages(run, comparison)
         return BenchmarkResult(run, comparison, spare)
 
 

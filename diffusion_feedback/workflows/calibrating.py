@@ -18,7 +18,7 @@ from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
 from ..progress import progress
 from ..records import ScoreRecord, atomic_write, content_hash
-from ..reports.pages.calibration import write_pages
+from ..reports.pages.calibration import write_calibration_pages
 from ..scorers.loading import label_of
 from ..types import ImageItem
 from .scoring import listed_scorers, score_items
@@ -67,7 +67,7 @@ def calibrate_scorers(
 
 def write_calibration(result: CalibrationResult, folder: Path) -> None:
     """Write report.html, README.md and, last, calibration.json to ``folder``, each whole or not at all."""
-    write_pages(result, folder)
+    write_calibration_pages(result, folder)
     content = json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(folder / "calibration.json") as file:
         file.write_text(content + "\n", "utf-8")

@@ -26,7 +26,7 @@ from ..folders import check_outside, hold_folder
 from ..generation import COMPLETIONS, complete_prompts, load_completions
 from ..records import CompletionRecord, Text, TextRecord, atomic_write
 from ..reports.console import judge_summary
-from ..reports.pages.judge import write_pages
+from ..reports.pages.judge import write_judge_pages
 from ..scorers.texts.checking import quote
 from ..scorers.texts.loading import parse_text_spec
 from ..types import PairJudge, TextScorer
@@ -84,7 +84,7 @@ def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str
     )
     with atomic_write(folder / _RESULTS) as file:
         file.write_text(json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
-    write_pages(judged, folder)
+    write_judge_pages(judged, folder)
     print(judge_summary(judged))
     print(f"{folder}: results.json, report.html, README.md")
 

@@ -8,22 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...records import PromptRecord, ScoreRecord, content_hash
+from ..bootstrap import Array
 from .units import published_value, unit_of
-
-FloatArray = NDArray[np.float64]
 
 OVERALL = "all"
 """The name of the metrics over every prompt; a benchmark without styles has this one style."""
 
-StyleMean = Callable[[FloatArray], tuple[float, float | None]]
+StyleMean = Callable[[Array], tuple[float, float | None]]
 """Scores of one style by prompt index, NaN where missing, to the mean and the spread that the benchmark reports."""
 
 
-def plain_mean(values: FloatArray) -> tuple[float, float | None]:
+def plain_mean(values: Array) -> tuple[float, float | None]:
     """The mean of what is there, and no spread besides its standard error."""
     return float(np.nanmean(values)), None
 
@@ -58,17 +56,19 @@ class Benchmark:
 
         Raises UserError for styles that the benchmark does not have.
         """
-        found = Counter(style_of(prompt) for prompt in prompts)
-        if self.styles and (unknown := [style for style in found if style not in self.styles]):
+        numbers = Counter(style_of(prompt) for prompt in prompts)
+        if self.styles and (unknown := [style for style in numbers if style not in self.styles]):
             problem = f"benchmark {self.name}: no style {unknown[0]!r}"
             raise UserError(problem, f"its styles are {', '.join(self.styles)}; name each prompt's style")
-        told = []
+        shortfalls = []
         if self.per_style is not None:
-            counts = {style: found[style] for style in self.styles or found}
-            told = [f"{style}: {n} of {self.per_style} prompts" for style, n in counts.items() if n != self.per_style]
+            counts = {style: numbers[style] for style in self.styles or numbers}
+            shortfalls = [
+                f"{style}: {n} of {self.per_style} prompts" for style, n in counts.items() if n != self.per_style
+            ]
         if self.total is not None and len(prompts) != self.total:
-            told.append(f"{len(prompts)} of {self.total} prompts")
-        return told
+            shortfalls.append(f"{len(prompts)} of {self.total} prompts")
+        return shortfalls
 
     @property
     def without_styles(self) -> str:
@@ -78,13 +78,13 @@ class Benchmark:
 
     def whole_styles(self, prompts: Sequence[PromptRecord]) -> list[str]:
         """The styles of which every prompt is there, so that their metrics compare with published ones."""
-        found = Counter(style_of(prompt) for prompt in prompts)
-        return [style for style in self.styles if self.per_style is not None and found[style] == self.per_style]
+        numbers = Counter(style_of(prompt) for prompt in prompts)
+        return [style for style in self.styles if self.per_style is not None and numbers[style] == self.per_style]
 
     def style_order(self, prompts: Sequence[PromptRecord]) -> list[str]:
         """The styles of ``prompts``: in the benchmark's own order where it has one, else as they come."""
-        found = dict.fromkeys(style_of(prompt) for prompt in prompts)
-        return [style for style in self.styles if style in found] or list(found)
+        known = dict.fromkeys(style_of(prompt) for prompt in prompts)
+        return [style for style in self.styles if style in known] or list(known)
 
 
 def style_of(prompt: PromptRecord) -> str:
@@ -136,7 +136,7 @@ class PromptValues:
 
     scorer: str
     recipe_id: str
-    values: FloatArray
+    values: Array
     cut: tuple[int, ...] = ()
 
 
@@ -163,12 +163,12 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
     Raises UserError for a score that is not finite, and for one scorer under two recipes.
     """
     place = {name: index for index, names in enumerate(images) for name in names}
-    found: dict[str, tuple[str, list[list[float]]]] = {}
+    scored: dict[str, tuple[str, list[list[float]]]] = {}
     cut: dict[str, set[int]] = {}
     for record in records:
-        if record.scorer not in found:
-            found[record.scorer] = (record.recipe_id, [[] for _ in images])
-        recipe_id, rows = found[record.scorer]
+        if record.scorer not in scored:
+            scored[record.scorer] = (record.recipe_id, [[] for _ in images])
+        recipe_id, rows = scored[record.scorer]
         if record.recipe_id != recipe_id:
             problem = f"scorer {record.scorer!r} stands under the recipes {recipe_id!r} and {record.recipe_id!r}"
             raise UserError(problem, "score the images anew by one of them")
@@ -179,29 +179,29 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
             rows[place[record.sample]].append(value)
             if record.prompt_cut:
                 cut.setdefault(record.scorer, set()).add(place[record.sample])
-    means = {name: np.array([np.mean(row) if row else np.nan for row in rows]) for name, (_, rows) in found.items()}
+    means = {name: np.array([np.mean(row) if row else np.nan for row in rows]) for name, (_, rows) in scored.items()}
     return [
         PromptValues(name, recipe_id, means[name], tuple(sorted(cut.get(name, ()))))
-        for name, (recipe_id, _) in found.items()
+        for name, (recipe_id, _) in scored.items()
     ]
 
 
-def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], found: PromptValues) -> ScorerResult:
+def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], scored: PromptValues) -> ScorerResult:
     """The metrics of one scorer. Raises UserError where no prompt, or none of a style, was scored."""
     labels = np.array([style_of(prompt) for prompt in prompts])
     rows = []
     for style in benchmark.style_order(prompts):
-        values = found.values[labels == style]
+        values = scored.values[labels == style]
         if np.isnan(values).all():
-            problem = f"{found.scorer}: none of the {len(values)} prompts of {style!r} has a scored image"
+            problem = f"{scored.scorer}: none of the {len(values)} prompts of {style!r} has a scored image"
             raise UserError(problem, benchmark.without_styles)
         rows.append(_metrics(style, values, *benchmark.style_mean(values)))
     return ScorerResult(
-        found.scorer, found.recipe_id, tuple(rows), _metrics(OVERALL, found.values, *plain_mean(found.values))
+        scored.scorer, scored.recipe_id, tuple(rows), _metrics(OVERALL, scored.values, *plain_mean(scored.values))
     )
 
 
-def _metrics(style: str, values: FloatArray, mean: float, spread: float | None) -> StyleMetrics:
+def _metrics(style: str, values: Array, mean: float, spread: float | None) -> StyleMetrics:
     there = values[~np.isnan(values)]
     error = float(there.std(ddof=1) / math.sqrt(len(there))) if len(there) > 1 else None
     return StyleMetrics(style, mean, error, spread, len(there), len(values) - len(there))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .benchmark import Benchmark, FloatArray
+from ..bootstrap import Array
+from .benchmark import Benchmark
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 GROUP = 80
@@ -26,7 +27,7 @@ def benchmark() -> Benchmark:
     )
 
 
-def grouped_mean(values: FloatArray) -> tuple[float, float | None]:
+def grouped_mean(values: Array) -> tuple[float, float | None]:
     """Mean and standard deviation (ddof 0) of the means of consecutive groups of 80 prompts; of ten groups of 800.
 
     Groups go by the index of the prompt, so a missing image (NaN) moves no other image to another group. A group

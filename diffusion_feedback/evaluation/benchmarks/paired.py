@@ -67,27 +67,27 @@ def compare_scorers(
     lack different prompts, unless ``allow_missing`` says to compare on those that both have.
     """
     _check_recipes(before, after)
-    known = {found.recipe_id: found for found in before}
-    shared = [(known[found.recipe_id], found) for found in after if found.recipe_id in known]
+    known = {own.recipe_id: own for own in before}
+    shared = [(known[own.recipe_id], own) for own in after if own.recipe_id in known]
     return [_compare(styles, old, new, tie_margin, allow_missing) for old, new in shared]
 
 
 def disagreements(comparisons: Sequence[ScorerComparison]) -> list[Disagreement]:
     """Pairs where one scorer's whole win-rate interval lies above 0.5 and another's win rate below it."""
-    ups = [found for found in comparisons if found.overall.win_rate.low > 0.5]
-    downs = [found for found in comparisons if found.overall.win_rate.win_rate < 0.5]
+    ups = [row for row in comparisons if row.overall.win_rate.low > 0.5]
+    downs = [row for row in comparisons if row.overall.win_rate.win_rate < 0.5]
     return [Disagreement(up, down) for up in ups for down in downs]
 
 
 def _check_recipes(before: Sequence[PromptValues], after: Sequence[PromptValues]) -> None:
-    recipes = {found.scorer: found.recipe_id for found in before}
-    for found in after:
-        other = recipes.get(found.scorer, found.recipe_id)
-        if other != found.recipe_id:
-            problem = f"scorer {found.scorer!r} is {found.recipe_id} here and {other} in the baseline"
+    recipes = {own.scorer: own.recipe_id for own in before}
+    for own in after:
+        other = recipes.get(own.scorer, own.recipe_id)
+        if other != own.recipe_id:
+            problem = f"scorer {own.scorer!r} is {own.recipe_id} here and {other} in the baseline"
             raise UserError(problem, "scores of two recipes cannot be compared: score both runs by the same one")
-    if not {found.recipe_id for found in before} & {found.recipe_id for found in after}:
-        names = [", ".join(found.scorer for found in side) or "none" for side in (after, before)]
+    if not {own.recipe_id for own in before} & {own.recipe_id for own in after}:
+        names = [", ".join(own.scorer for own in side) or "none" for side in (after, before)]
         raise UserError(
             f"no scorer in common: {names[0]} here, {names[1]} in the baseline", "score both runs by the same scorer"
         )
@@ -96,7 +96,7 @@ def _check_recipes(before: Sequence[PromptValues], after: Sequence[PromptValues]
 def _compare(
     styles: Sequence[str], before: PromptValues, after: PromptValues, tie_margin: float, allow_missing: bool
 ) -> ScorerComparison:
-    gaps = [np.isnan(found.values) for found in (before, after)]
+    gaps = [np.isnan(own.values) for own in (before, after)]
     both = ~(gaps[0] | gaps[1])
     if not both.all() and not allow_missing:
         numbers = (

@@ -1,6 +1,6 @@
 """Published results of the HPSv2 benchmark as data, each with its source; none of them was reproduced here.
 
-HPSv2 v2.0 and v2.1 are two scorers: their figures must never stand in one table.
+HPSv2 v2.0 and v2.1 are two scorers: their results must never stand in one table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPREAD = (
 
 @dataclass(frozen=True, slots=True)
 class PublishedResult:
-    """What somebody published: ``styles`` in the order anime, concept-art, paintings, photo (empty where not told)."""
+    """What somebody published: ``styles`` in the order anime, concept-art, paintings, photo (empty where not published)."""
 
     model: str
     styles: tuple[float, ...]
@@ -32,7 +32,7 @@ class PublishedResult:
     reproduced: bool = False
 
     def by_style(self) -> dict[str, float]:
-        """The figures by the names of the styles."""
+        """The means by the names of the styles."""
         return dict(zip(STYLES, self.styles, strict=True)) if self.styles else {}
 
 

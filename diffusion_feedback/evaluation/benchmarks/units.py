@@ -1,4 +1,4 @@
-"""The unit in which benchmarks show a scorer's figures: that of the published tables, told by the recipe of the scores."""
+"""The unit in which benchmarks show a scorer's metrics: that of the published tables, by the recipe of the scores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _HPSV2 = re.compile(r"hps(v2\.[01])/")
 
 def version_of(recipe_id: str) -> str | None:
     """The version, v2.0 or v2.1, where ``recipe_id`` is that of an HPSv2 scorer, else None."""
-    found = _HPSV2.match(recipe_id)
-    return found.group(1) if found else None
+    match = _HPSV2.match(recipe_id)
+    return match.group(1) if match else None
 
 
 def unit_of(recipe_id: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 from ...records import atomic_write
 from ..rendering import Functions, load_template
 
-Kind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
+CardKind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class TokenizerFacts:
 
 
 def write_card(
-    kind: Kind, folder: Path, recipe: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], **facts: object
+    kind: CardKind, folder: Path, recipe: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], **facts: object
 ) -> None:
     """Write README.md for the run in ``folder``; it comes last and marks the run as complete.
 

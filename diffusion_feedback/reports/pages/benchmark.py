@@ -17,9 +17,9 @@ from ..results import case_groups, rate_of
 from .benchmark_tables import means_table, paired_table, published_table, settings_table
 from .folder import write_readme
 
-CASES = 6  # two rows of three
+_CASES = 6  # two rows of three
 
-NOTES = {
+_NOTES = {
     "spread": (
         "Spread of group means",
         "As published for this benchmark: the standard deviation of the means of groups of 80 prompts in their order. It "
@@ -39,7 +39,7 @@ NOTES = {
 }
 
 
-def write_pages(run: BenchmarkRun, comparison: RunComparison | None) -> None:
+def write_benchmark_pages(run: BenchmarkRun, comparison: RunComparison | None) -> None:
     """Write report.html and README.md of one run into its folder."""
     write_report(benchmark_report([run], [comparison] if comparison else []), run.folder / "report.html")
     write_readme("benchmark", run.folder, run=run)
@@ -59,7 +59,7 @@ def benchmark_report(
             tables.append(paired_table(comparisons, recipe))
     boards = [published_table(run, result) for run in runs[:1] for result in run.results]
     benchmark = runs[0].benchmark
-    notes = [NOTES["recipe"]] + ([NOTES["spread"]] if benchmark.spread_name else [])
+    notes = [_NOTES["recipe"]] + ([_NOTES["spread"]] if benchmark.spread_name else [])
     return Report(
         title=title or f"{benchmark.title}: {', '.join(run.name for run in runs)}",
         summary=_summary(runs, baseline),
@@ -79,7 +79,7 @@ def benchmark_report(
         samples=[] if baseline else [group for run in runs for group in _sample_groups(run)],
         setup=settings_table(everyone),
         is_same_seed=_is_same_seed(everyone),
-        notes=notes + ([NOTES["permutation"]] if baseline else []),
+        notes=notes + ([_NOTES["permutation"]] if baseline else []),
     )
 
 
@@ -196,7 +196,7 @@ def _case_groups(comparison: RunComparison, *, of: int) -> list[CaseGroup]:
     """
     first, run = comparison.scorers[0], comparison.run
     rows = _score_rows(comparison, first.recipe_id)
-    number = max(1, min(CASES if of == 1 else CASES // 2, len(rows) // 3))
+    number = max(1, min(_CASES if of == 1 else _CASES // 2, len(rows) // 3))
 
     def case_of(row: CaseRow) -> Case:
         return _case(comparison, row)
@@ -238,7 +238,7 @@ def _sample_groups(run: BenchmarkRun) -> list[SampleGroup]:
     first = run.values[0]
     ordered = sorted(np.flatnonzero(~np.isnan(first.values)).tolist(), key=lambda i: (-first.values[i], i))
     rows = [CaseRow(i, run.prompts[i].prompt, 0, 0.0, float(first.values[i])) for i in ordered]
-    picks = pick_cases(rows, max(1, min(CASES, len(rows) // 3)))
+    picks = pick_cases(rows, max(1, min(_CASES, len(rows) // 3)))
     return [
         SampleGroup(
             title,

@@ -9,7 +9,7 @@ from ..content import Report
 from ..html import write_report
 from .folder import write_readme
 
-NOTES = (
+_NOTES = (
     (
         "Accuracy",
         "Share of pairs on which the scorer prefers the image that people preferred. Labelled ties are left out; equal "
@@ -45,7 +45,7 @@ NOTES = (
 )
 
 
-def write_pages(result: CalibrationResult, folder: Path) -> None:
+def write_calibration_pages(result: CalibrationResult, folder: Path) -> None:
     """Write report.html and README.md into ``folder``."""
     write_report(calibration_report(result), folder / "report.html")
     write_readme("calibration", folder)
@@ -66,5 +66,5 @@ def calibration_report(result: CalibrationResult) -> Report:
         facts=facts,
         calibration=result,
         environment={scorer.name: scorer.recipe_id for scorer in result.scorers},
-        notes=[*NOTES, *notes],
+        notes=[*_NOTES, *notes],
     )

@@ -19,7 +19,7 @@ _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
 
 
-def write_pages(judged: Judged, folder: Path) -> None:
+def write_judge_pages(judged: Judged, folder: Path) -> None:
     """Write report.html and README.md into ``folder``."""
     write_report(judge_report(judged), folder / "report.html")
     a, b = judged.names

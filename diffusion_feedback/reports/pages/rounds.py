@@ -18,15 +18,15 @@ from ..parts import Cell, Table
 from ..results import case_groups, interval_cell, prompt_text, rate_of, win_rate_cell
 from .folder import write_results_readme
 
-Samples = Sequence[tuple[Text, str | Path]]
+DrawnSamples = Sequence[tuple[Text, str | Path]]
 """Prompt and text, or prompt and picture, of every sample."""
 
 _SHOWN = 12  # prompts whose samples stand on the page
 _PICKED = 3  # pictures each of the best, typical and worst cases
 
 
-def write_pages(
-    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], samples_of: Callable[[Path], Samples]
+def write_rounds_pages(
+    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], samples_of: Callable[[Path], DrawnSamples]
 ) -> None:
     """Write report.html and README.md into ``folder``; ``samples_of`` reads the samples that a folder holds."""
     before, after = (samples_of(each.place / "evaluation" / "samples") for each in (rounds[0], rounds[-1]))
@@ -44,7 +44,7 @@ def write_pages(
 
 
 def rounds_report(
-    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], before: Samples, after: Samples
+    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], before: DrawnSamples, after: DrawnSamples
 ) -> Report:
     """The last round against round 0, every round in a table and two figures, and samples ``before`` and ``after``."""
     first, last, settings = rounds[0], rounds[-1], recipe.rounds
@@ -112,7 +112,7 @@ def _rounds_table(rounds: Sequence[RoundMetrics]) -> Table:
     return Table("Round by round", list(known), rows, detail, corner="round")
 
 
-def _texts_table(before: Samples, after: Samples, first: RoundMetrics, last: RoundMetrics) -> Table:
+def _texts_table(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last: RoundMetrics) -> Table:
     rows: dict[str, tuple[Cell, list[Cell]]] = {}
     for place, ((prompt, old), (_, new)) in enumerate(zip(before, after, strict=True)):
         cells = [Cell(str(old), fixed(first.scores[place], 3)), Cell(str(new), fixed(last.scores[place], 3))]
@@ -123,7 +123,7 @@ def _texts_table(before: Samples, after: Samples, first: RoundMetrics, last: Rou
     return Table("Completions", columns, list(rows.values())[:_SHOWN], detail, "prompt", is_text=True)
 
 
-def _cases(before: Samples, after: Samples, first: RoundMetrics, last: RoundMetrics) -> list[CaseGroup]:
+def _cases(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last: RoundMetrics) -> list[CaseGroup]:
     compared = compare([prompt_text(prompt) for prompt, _ in before], first.scores, last.scores)
 
     def case_of(row: CaseRow) -> Case:

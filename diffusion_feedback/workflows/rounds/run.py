@@ -19,7 +19,7 @@ from ...evaluation.rounds import RoundMetrics, measure
 from ...folders import hold_folder
 from ...processes import check_joined
 from ...records import Text
-from ...reports.pages.rounds import write_pages
+from ...reports.pages.rounds import write_rounds_pages
 from .checks import check_rounds
 from .folder import claim, identity_of, read_divergence, write_json
 from .images import ImageModality
@@ -117,7 +117,7 @@ class Rounds:
         result = RoundsResult(self.folder, metrics, models)
         if self.state.is_main_process:
             write_json([each.to_json() for each in metrics], self.folder / "rounds.json")
-            write_pages(self.folder, self.recipe, metrics, self.modality.samples)
+            write_rounds_pages(self.folder, self.recipe, metrics, self.modality.samples)
             logger.info("done: %s", result.report)
         self.state.wait_for_everyone()
         self.state.destroy_process_group()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ...config import Recipe, to_dict
 from ...models.end_tokens import adds_end
-from ...reports.cards.writer import Kind, TokenizerFacts, write_card
+from ...reports.cards.writer import CardKind, TokenizerFacts, write_card
 from ...training.loop import Trainer
 from ...types import TextModel
 
 
-def write_run_card(kind: Kind, trainer: Trainer, recipe: Recipe, **facts: object) -> None:
+def write_run_card(kind: CardKind, trainer: Trainer, recipe: Recipe, **facts: object) -> None:
     """Write the model card of the run that ``trainer`` has ended, which marks it as complete; see ``write_card``."""
     folder = trainer.folder
     facts["effective_batch"] = trainer.effective_batch

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...config import Recipe
 from ...models.lora import trainable
-from ...reports.cards.writer import Kind
+from ...reports.cards.writer import CardKind
 from ...training.order import PairOrder
 from ...training.run_folder import RunFolder
 from ...types import BatchSource, Step
@@ -70,7 +70,7 @@ class Session:
     evaluate: Evaluate
     save: Callable[[nn.Module, Path], None]
     written_files: Sequence[str]
-    card: Kind
+    card: CardKind
     card_facts: Callable[[], Mapping[str, object]] = dict
     evaluates_first: bool = False
     prepare: Callable[[RunFolder], None] = lambda folder: None
