@@ -93,13 +93,24 @@ def room(module: str) -> str:
     return [*module.split("."), "__init__"][1]
 
 
-def imports(module: str) -> Iterator[str]:
-    """Absolute names of all that ``module`` imports anywhere, inside functions too; ``from . import x`` gives x."""
+def nodes(part: ast.AST, *, at_once: bool) -> Iterator[ast.AST]:
+    """``part`` and all in it, or with ``at_once`` without the bodies of functions."""
+    yield part
+    for child in ast.iter_child_nodes(part):
+        if not (at_once and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from nodes(child, at_once=at_once)
+
+
+def imports(module: str, *, at_once: bool = False) -> Iterator[str]:
+    """Absolute names of all that ``module`` imports anywhere, inside functions too; ``from . import x`` gives x.
+
+    With ``at_once`` what it imports as it is imported itself.
+    """
     path = MODULES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     # What the package itself imports for type checkers alone stands above all layers; test_api.py looks after it.
     body = [part for part in tree(path).body if module != PACKAGE or not isinstance(part, ast.If)]
-    for node in (node for part in body for node in ast.walk(part)):
+    for node in nodes(ast.Module(body, []), at_once=at_once):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -131,6 +142,30 @@ def test_imports_go_down(module: str) -> None:
 def test_no_circles() -> None:
     try:
         TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
+
+
+def named_in_the_catalog() -> set[str]:
+    """The modules that the catalog's strings name."""
+    entries = [entry for kind in CATALOG.values() for entry in kind.values()]
+    paths = [getattr(entry, "path", getattr(entry, "load", entry)) for entry in entries]
+    return {str(path).partition(":")[0] for path in paths}
+
+
+def test_the_catalog_names_no_commands_and_no_workflows() -> None:
+    assert named_in_the_catalog() <= set(MODULES)
+    assert not {room(module) for module in named_in_the_catalog()} & {"cli", "workflows"}
+
+
+def test_no_circles_through_the_catalog() -> None:
+    """Its strings are imports too: what it names does not import it at once."""
+    edges = {
+        module: {name for name in imports(module, at_once=True) if name in MODULES} - {module} for module in MODULES
+    }
+    edges[f"{PACKAGE}.catalog"] |= named_in_the_catalog()
+    try:
+        TopologicalSorter(edges).prepare()
     except CycleError as error:
         pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
 

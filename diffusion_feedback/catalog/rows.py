@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
+from .sources import calling
 
 Kind = Literal["pairwise", "unpaired", "pointwise", "ranking", "reward", "policy_gradient", "value_learning"]
 Examples = Literal["pairs", "chosen", "labels", "rollouts", "trajectories"]
@@ -80,6 +81,19 @@ class ObjectiveRow:
 
     def __call__(self, *given: Any, **settings: Any) -> Any:
         return self.function(*given, **settings)
+
+    def check_losses(self, *given: Any, examples: int, **settings: Any) -> None:
+        """Call it once, on ``examples`` examples: settings out of range are refused before the work begins.
+
+        Raises UserError as the function does, and where it fails or does not return one loss for each example.
+        """
+        label = f"objective {self.path}" if isinstance(self.path, str) else f"objective {self.path.__name__}"
+        with calling(label):
+            losses = self.function(*given, **settings)
+        shape = tuple(getattr(losses, "shape", ()))
+        if shape != (examples,):
+            problem = f"{label}: returned {type(losses).__name__} of shape {shape} for {examples} examples"
+            raise UserError(problem, "return a tensor of one loss for each example, never their mean")
 
     @property
     def needs_reference(self) -> bool:

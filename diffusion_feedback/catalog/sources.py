@@ -13,7 +13,7 @@ import pickle
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ from typing import Any
 from ..errors import UserError
 from ..records import content_hash
 
+PACKAGE = __name__.partition(".")[0]
 FORM = "write package.module:attribute, or path/to/file.py:attribute"
 
 
@@ -74,6 +75,12 @@ def source_hash(named: object) -> str:
         held.append(_value(named))
     text = content_hash(_text(written))
     return content_hash(text, *held) if held else text
+
+
+def foreign_hash(*functions: Callable[..., Any]) -> str:
+    """The hash of those of ``functions`` that are a user's own; empty where all are this package's."""
+    own = [each for each in functions if not str(getattr(each, "__module__", "")).startswith(f"{PACKAGE}.")]
+    return content_hash(*map(source_hash, own)) if own else ""
 
 
 def _text(written: Any) -> bytes:

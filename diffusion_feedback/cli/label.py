@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
     labeling, scoring = made_of(arguments, LabelingSettings), made_of(arguments, ScoringSettings)
 
     from ..data.places import check_not_inside
-    from ..labeling.rules import rule_of
+    from ..labeling.rule_specs import rule_of
     from ..processes import process_state
     from ..workflows.image_inputs import open_places
     from ..workflows.labeling import are_pairs, label_images

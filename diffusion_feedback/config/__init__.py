@@ -15,6 +15,7 @@ from .recipe import (
     to_dict,
     to_yaml,
 )
+from .sources import user_sources
 from .wording import known_keys
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "parse",
     "to_dict",
     "to_yaml",
+    "user_sources",
 ]

@@ -8,19 +8,12 @@ preferred is for the panel to say, not for the rule. All of them depend on conte
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
-from operator import index
-from typing import Any
 
 import numpy as np
 
-from ..catalog import check_settings, name_of, names, resolve
-from ..catalog.sources import calling
-from ..documents import parse_yaml
 from ..errors import UserError
 from ..records import content_hash
-from ..specs import split_spec
 from .candidates import Standing
 from .ensembles import ROUNDING
 
@@ -88,57 +81,5 @@ def mu_minus_2sigma() -> Rule:
         target = standing.strengths.mean() - 2 * standing.strengths.std()
         distances = np.abs(standing.strengths[1:] - target)
         return [(0, len(standing) - 1 - int(np.argmin(distances[::-1])))]
-
-    return pick
-
-
-@dataclass(frozen=True, slots=True)
-class NamedRule:
-    """A rule, and the text by which results name it."""
-
-    name: str
-    pick: Rule
-
-    def __call__(self, standing: Standing) -> list[tuple[int, int]]:
-        """The pairs of places that the rule picks."""
-        return self.pick(standing)
-
-
-def rule_of(given: str | Callable[..., Any], label: str) -> NamedRule:
-    """The rule that ``given`` means; ``label``, where it stands, begins the message of a UserError.
-
-    A text is ``NAME[,key=value...]`` with a name of the catalog, "file.py:attribute" or "module:attribute". A user's own
-    rule, named so or handed in, is a function from a ``Standing`` to pairs of places (0 is the best); its keyword-only
-    parameters are its settings. Raises UserError for an unknown rule or setting, and for a bad value.
-    """
-    if not isinstance(given, str):
-        return NamedRule(name_of(given), _own_rule(given, {}, name_of(given)))
-    form = "write NAME,key=value,..."
-    spec = split_spec(given, f"{label} {given}", form)
-    name = given.partition(",")[0]
-    settings: dict[str, Any] = {}
-    for key, value in spec.settings.items():
-        try:
-            settings[key] = parse_yaml(value, label)
-        except UserError as error:
-            raise UserError(f"{label} {given}: {value!r} is no value", form) from error
-    function = resolve("rule", name)
-    check_settings("rule", name, settings)
-    return NamedRule(given, function(**settings) if name in names("rule") else _own_rule(function, settings, name))
-
-
-def _own_rule(function: Callable[..., Any], settings: dict[str, Any], name: str) -> Rule:
-    """A user's rule: what it picks is checked, and whatever it raises is one UserError."""
-    label = f"rule {name}"
-
-    def pick(standing: Standing) -> list[tuple[int, int]]:
-        with calling(label):
-            pairs = [(index(first), index(second)) for first, second in function(standing, **settings)]
-        number = len(standing)
-        for first, second in pairs:
-            if first == second or not (0 <= first < number and 0 <= second < number):
-                problem = f"{label}: picks ({first}, {second}) of {number} candidates of {standing.prompt!r}"
-                raise UserError(problem, f"give two different places, from 0 (the best) to {number - 1}")
-        return pairs
 
     return pick

@@ -15,6 +15,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from torch import Tensor, nn
 
+from ..catalog.sources import foreign_hash
 from ..errors import UserError
 from ..types import Conditioning, ForwardProcess, Tokenizer
 from ..weights import modules_hash
@@ -99,7 +100,8 @@ class LatentDiffusion:
     def _text_settings(self) -> str:
         vocabularies = str([(t.model_max_length, sorted(t.get_vocab().items())) for t in self._tokenizers()])
         zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
-        return vocabularies + ("the empty prompt is zeros" if zeros else "")
+        code = foreign_hash(self.encode_text, self.join, self.call)
+        return vocabularies + ("the empty prompt is zeros" if zeros else "") + code
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:

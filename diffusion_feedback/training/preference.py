@@ -194,12 +194,12 @@ class PreferenceStep:
 
     def check(self) -> None:
         """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
-        parts, one = self.parts, torch.zeros(1)
+        parts, two = self.parts, torch.zeros(2)
         soft = parts.soft_labels and "chosen_probability" in parts.objective.inputs
-        label = {"chosen_probability": torch.ones(1)} if soft else {}
-        pair = PairLogps(policy_chosen=one, policy_rejected=one, reference_chosen=one, reference_rejected=one)
-        logps = pair if parts.objective.sees_both else UnpairedLogps(one, one, one.bool())
-        parts.objective(logps, **label, **parts.settings)
+        label = {"chosen_probability": torch.ones(2)} if soft else {}
+        pairs = PairLogps(policy_chosen=two, policy_rejected=two, reference_chosen=two, reference_rejected=two)
+        logps = pairs if parts.objective.sees_both else UnpairedLogps(two, two, two.bool())
+        parts.objective.check_losses(logps, examples=2, **label, **parts.settings)
 
     def logps(self, network: nn.Module, batch: object) -> Any:
         """Log-probabilities of ``batch`` under policy and reference, on the very same inputs.

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..catalog import ObjectiveRow
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
 from ..objectives.ranking import own_logits, pickscore
 from ..progress import progress
-from ..types import Objective, PreferenceBatch, Ranker, StepOutput
+from ..types import PreferenceBatch, Ranker, StepOutput
 from .steps import Autocast, check_first_loss, weighted_total
 
 
@@ -26,7 +27,7 @@ class RankingStep:
     """
 
     ranker: Ranker[Any]
-    objective: Objective
+    objective: ObjectiveRow
     settings: Mapping[str, Any]
     soft_labels: bool = False
     weighted: bool = True
@@ -34,7 +35,7 @@ class RankingStep:
 
     def check(self) -> None:
         """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
-        self.objective(torch.zeros(1, 2), **self.settings)
+        self.objective.check_losses(torch.zeros(2, 4), examples=2, **self.settings)
 
     def logits(self, network: nn.Module, batch: PreferenceBatch) -> Tensor:
         """Logits of ``batch``, (B, 2B) float32."""
@@ -45,7 +46,7 @@ class RankingStep:
     def losses(self, logits: Tensor, batch: PreferenceBatch) -> Tensor:
         """Per-pair losses (B,), unweighted."""
         soft = {"chosen_probability": batch.chosen_probability.to(logits)} if self.soft_labels else {}
-        return self.objective(logits, **soft, **self.settings)
+        return self.objective(logits, **soft, **self.settings)  # type: ignore[no-any-return]
 
     def __call__(self, network: nn.Module, batch: PreferenceBatch) -> StepOutput:
         """Sum of weighted losses, and per-pair metrics."""

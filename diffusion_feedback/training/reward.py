@@ -50,7 +50,7 @@ class RewardStep:
 
     def check(self) -> None:
         """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
-        self.objective(PairLogps(torch.zeros(1), torch.zeros(1)), **self.settings)
+        self.objective.check_losses(PairLogps(torch.zeros(2), torch.zeros(2)), examples=2, **self.settings)
 
     def scores(self, network: nn.Module, batch: TextBatch) -> PairLogps:
         """Rewards of chosen and rejected completions, each (B,)."""

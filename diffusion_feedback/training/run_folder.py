@@ -25,7 +25,8 @@ import yaml
 from torch import Tensor
 
 from ..catalog import objective_row
-from ..documents import read_yaml
+from ..config import user_sources
+from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
@@ -35,6 +36,7 @@ from . import checkpoints
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
 _ENVIRONMENT = "environment.json"
+_CODE = "code"  # of the user's own, in environment.json
 _FILE_PATTERN = re.compile(r"[\w-][\w.*-]*")
 TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 _RUNS = OutputKind(
@@ -61,6 +63,12 @@ _GEOMETRY = {
     ("text", "max_tokens_per_pass"),
     ("model", "gradient_checkpointing"),
 }
+
+
+def _code(recipe: Mapping[str, Any]) -> dict[str, object]:
+    """Hashes of the user's own code, where the recipe names some."""
+    sources = user_sources(recipe)
+    return {_CODE: sources} if sources else {}
 
 
 def environment() -> dict[str, object]:
@@ -101,6 +109,7 @@ class RunFolder:
         if _RUNS.is_marked(self.path):
             if resume:
                 self._check_same(self._read_recipe(), recipe)
+                self._check_code(recipe)
             elif not overwrite:
                 remedy = "continue it with `resume`, replace it with `overwrite`, or choose another output_dir"
                 raise UserError(f"{self.path}: already holds a run", remedy)
@@ -124,8 +133,8 @@ class RunFolder:
                 own = (*_RUNS.own, *self._recorded_files(), *written_files, _ENVIRONMENT)
                 replace(_RUNS, own=own).claim(self.path, content)
                 with atomic_write(self.path / _ENVIRONMENT) as file:
-                    text = json.dumps({**environment(), "written_files": list(written_files)}, indent=2)
-                    file.write_text(text + "\n", "utf-8")
+                    facts = {**environment(), **_code(recipe), "written_files": list(written_files)}
+                    file.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             else:
                 _RUNS.write_mark(self.path, content)
         except OSError as error:
@@ -153,6 +162,16 @@ class RunFolder:
         name = flat(new).get(("objective", "name"))
         kind = _RUNS if name and objective_row(name).is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
         kind.check_same(self.path, old, new)
+
+    def _check_code(self, recipe: Mapping[str, Any]) -> None:
+        """Raise UserError where the user's own code is not what the run began with."""
+        path, remedy = self.path / _ENVIRONMENT, "start over with `overwrite`, or choose another output_dir"
+        code = user_sources(recipe)
+        before = read_object(path, remedy).get(_CODE, code) if code and path.exists() else code
+        for name, now in code.items():
+            if before.get(name) != now:
+                problem = f"{self.path}: `resume` with another {name}: its file has changed since the run began"
+                raise UserError(problem, f"bring back the file as it was, or {remedy}")
 
     def log(self, row: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""

@@ -102,7 +102,7 @@ class PointwiseStep:
 
     def check(self) -> None:
         """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
-        self.parts.objective(torch.zeros(1), **self.parts.settings)
+        self.parts.objective.check_losses(torch.zeros(2), examples=2, **self.parts.settings)
 
     def __call__(self, network: nn.Module, batch: Any) -> StepOutput:
         """Sum of weighted losses over the chosen samples, and per-example metrics."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..catalog import resolve
+from ..catalog import Named, name_of, resolve
+from ..catalog.sources import calling
 from ..data.prompt_images import PromptImages
 from ..data.scores import read_scores, write_scores
 from ..documents import read_object
 from ..errors import UserError
-from ..evaluation.benchmarks.benchmark import prompts_hash
+from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, make_run
 from ..output_folders import OutputKind
 from ..records import PromptRecord, ScoreRecord, atomic_write
@@ -36,6 +38,19 @@ _RUNS = OutputKind(
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
+
+
+def benchmark_of(named: Named) -> Benchmark:
+    """The benchmark that ``named`` stands for; a user's own bears the name by which its runs find it again.
+
+    Raises UserError for an unknown name, and for a function that makes no benchmark.
+    """
+    name = name_of(named)
+    with calling(f"benchmark {name!r}"):
+        benchmark = resolve("benchmark", named)()
+    if not isinstance(benchmark, Benchmark):
+        raise UserError(f"benchmark {name!r}: makes a {type(benchmark).__name__}", "return a Benchmark")
+    return replace(benchmark, name=name)
 
 
 def check_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
@@ -118,7 +133,7 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
                 row = json.loads(line)
                 images.append(tuple(map(str, row.pop("images"))))
                 prompts.append(PromptRecord(row.pop("prompt"), row))
-        benchmark = resolve("benchmark", settings["benchmark"])()
+        benchmark = benchmark_of(settings["benchmark"])
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})", remedy) from error
     if prompts_hash(prompts) != settings["prompts_hash"]:

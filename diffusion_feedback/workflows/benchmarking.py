@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from .. import __version__
-from ..catalog import name_of, resolve
+from ..catalog import name_of
 from ..data.prompt_images import PromptImages, find_images
 from ..data.prompt_sets import PromptSet, read_prompt_set
 from ..data.tabular import find_metadata
@@ -25,7 +25,16 @@ from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
 from ..reports.pages.benchmark import write_benchmark_pages
 from ..scorers.loading import parse_spec
-from .benchmark_folder import REPORT, check_folder, check_scored, image_names, load_run, open_folder, write_run
+from .benchmark_folder import (
+    REPORT,
+    benchmark_of,
+    check_folder,
+    check_scored,
+    image_names,
+    load_run,
+    open_folder,
+    write_run,
+)
 from .generating import draw_images
 from .sampling import ImageSampler, base_of_lora_run, open_image_sampler, path_of
 from .scoring import listed_scorers, score_items
@@ -84,7 +93,7 @@ def benchmark(
     """
     kinds = (BenchmarkSettings, ModelSource, ImageSampling, ScoringSettings)
     own, source, sampling, scoring = made_of_keywords({"noise": "prompt", **settings}, *kinds)
-    chosen: Benchmark = resolve("benchmark", name)()
+    chosen = benchmark_of(name)
     judges = listed_scorers(scorers) if scorers else list(chosen.scorers)
     _check(model, images, own, scoring)
     with ExitStack() as stack:

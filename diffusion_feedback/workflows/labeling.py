@@ -18,7 +18,7 @@ from ..labeling.candidates import Candidate, join_scores
 from ..labeling.pairs import build_pairs
 from ..labeling.panel import Panel, build_panel, read_calibration
 from ..labeling.relabel import relabel
-from ..labeling.rules import NamedRule, rule_of
+from ..labeling.rule_specs import NamedRule, rule_of
 from ..progress import progress
 from ..records import PairRecord, ScoreRecord
 from ..reports.console import pairs_summary, relabelled_summary

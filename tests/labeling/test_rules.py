@@ -15,6 +15,7 @@ from diffusion_feedback.catalog import check_settings, names, resolve, settings_
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.labeling import rules
 from diffusion_feedback.labeling.candidates import Standing, rank
+from diffusion_feedback.labeling.rule_specs import rule_of
 
 # Few values, so that equal scores are common.
 RAWS = st.lists(
@@ -176,5 +177,5 @@ def test_numbers_of_a_rule_are_read_as_in_recipes(
 ) -> None:
     found: list[float] = []
     monkeypatch.setattr(rules, "random", lambda *, margin: found.append(margin))
-    rules.rule_of(f"random,margin={margin}", "`rule`")
+    rule_of(f"random,margin={margin}", "`rule`")
     assert found == [expected]

@@ -25,11 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from diffusion_feedback.catalog import FAMILIES, names, objectives_for
+from diffusion_feedback.catalog import FAMILIES, names, objective_row, objectives_for
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.images import decode_image
 from diffusion_feedback.data.pickapic import write_pickapic
-from diffusion_feedback.objectives.ranking import pickscore
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.training.ranking import RankingStep
 from diffusion_feedback.types import PreferenceBatch
@@ -265,12 +264,12 @@ def test_a_step_sums_weighted_losses() -> None:
     """Two pairs with d = 0.5 and 0, weights 1/4 and 1, labels 1 and 1/2."""
     batch = PreferenceBatch(["a", "b"], ["a", "b"], [], [], torch.tensor([1.0, 0.5]), torch.tensor([0.25, 1.0]))
     logits = torch.tensor([[1.5, 9.0, 1.0, 9.0], [9.0, 2.0, 9.0, 2.0]])
-    hard = RankingStep(FixedLogits(logits), pickscore, {})
+    hard = RankingStep(FixedLogits(logits), objective_row("pickscore"), {})
     certain, even = 0.4740769841801067, 0.6931471805599453
     assert hard(nn.Identity(), batch).loss.item() == pytest.approx(0.25 * certain + even, abs=1e-6)
-    soft = RankingStep(FixedLogits(logits), pickscore, {}, soft_labels=True)
+    soft = RankingStep(FixedLogits(logits), objective_row("pickscore"), {}, soft_labels=True)
     assert soft(nn.Identity(), batch).loss.item() == pytest.approx(0.25 * certain, abs=1e-6)
-    unweighted = RankingStep(FixedLogits(logits), pickscore, {}, weighted=False)
+    unweighted = RankingStep(FixedLogits(logits), objective_row("pickscore"), {}, weighted=False)
     output = unweighted(nn.Identity(), batch)
     assert output.loss.item() == pytest.approx(certain + even, abs=1e-6)
     assert output.metrics["rewards/margins"].tolist() == [0.5, 0]

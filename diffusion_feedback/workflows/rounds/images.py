@@ -17,7 +17,7 @@ from ...data.scores import write_scores
 from ...errors import UserError
 from ...folders import is_main_process
 from ...generation import generate_images, load_generated, own_noise
-from ...labeling.rules import rule_of
+from ...labeling.rule_specs import rule_of
 from ...prompts import read_prompts
 from ...records import Text, atomic_folder
 from ...types import Denoiser

@@ -20,7 +20,7 @@ from ...generation import COMPLETIONS, complete_prompts, load_completions
 from ...labeling.candidates import join_scores
 from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ...labeling.panel import build_panel
-from ...labeling.rules import rule_of
+from ...labeling.rule_specs import rule_of
 from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, atomic_write, content_hash
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec

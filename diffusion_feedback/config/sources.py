@@ -1,0 +1,34 @@
+"""The user's own code that a recipe names, and its hashes: a run does not go on under code that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..catalog import parts_of
+from ..catalog.sources import is_reference, source_hash
+
+# Keys whose value is a name, with settings behind commas at most; and keys that say who judges, as KIND=SOURCE.
+_NAMES = ("model.family", "optimizer.name", "rounds.rule")
+_JUDGES = ("rollouts.reward", "rounds.scorer", "rounds.labels_from", "rounds.heldout_judge")
+
+
+def user_sources(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that ``recipe`` (of ``to_dict``) names code in, by that code's names.
+
+    Raises UserError where it is not there.
+    """
+    return {name: source_hash(name) for name in _named(recipe) if is_reference(name)}
+
+
+def _named(recipe: Mapping[str, Any]) -> Iterator[str]:
+    for part in parts_of(recipe.get("objective", {})):
+        yield str(part.get("name", ""))
+    for key in (*_NAMES, *_JUDGES):
+        section, _, name = key.partition(".")
+        head = str(recipe.get(section, {}).get(name) or "").split(",")[0]
+        kind, is_judge, source = head.partition("=")
+        if key in _NAMES:
+            yield head
+        elif is_judge and kind.rpartition(":")[2] == "function":
+            yield source
