@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError, nearest
 from .families import FAMILIES
 from .objectives import OBJECTIVES
-from .rows import Family, ObjectiveRow, import_path
+from .rows import Family, ObjectiveRow, import_path, settings_of
 from .sources import is_reference, load_named
 
 __all__ = [
@@ -147,15 +147,6 @@ def resolve(kind: str, named: Named) -> Callable[..., Any]:
     if isinstance(entry, Family):
         raise UserError(f"{kind} {name_of(named)!r}: is a Family", "give a function")
     return import_path(entry) if isinstance(entry, str) else entry
-
-
-def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of ``function``: its recipe schema."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some built-in ones tell nothing of themselves
-        return {}
-    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def objectives_for(family: Named) -> list[str]:

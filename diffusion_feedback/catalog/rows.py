@@ -192,6 +192,15 @@ def import_path(path: str | Callable[..., Any]) -> Callable[..., Any]:
     return value  # type: ignore[no-any-return]
 
 
+def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of ``function``: its recipe schema."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in ones tell nothing of themselves
+        return {}
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
 def _positional(function: Callable[..., Any], label: str) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()

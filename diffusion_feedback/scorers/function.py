@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..catalog import check_settings
 from ..catalog.sources import calling, load_named, source_hash
 from ..documents import parse_yaml
 from ..errors import UserError
@@ -77,6 +76,8 @@ def scorer_from(
     ``logit_scale`` * value is a Bradley-Terry logit, where that is known. The recipe id holds the hash of the source.
     Raises UserError for a function that cannot be called so, and for settings that it does not take.
     """
+    from ..catalog import check_settings  # which names this module
+
     own = name or name_of_function(function)
     if settings:
         check_settings("scorer", function, settings)
@@ -96,6 +97,8 @@ def load(source: str | None, towers: Towers, **settings: Any) -> ImageFunction:
     The hash of its file is part of the recipe id; what that file imports is not. Its scores are no logits until a
     calibration gives a scale. Raises UserError where there is no such function.
     """
+    from ..catalog import check_settings  # which names this module
+
     source = source or ""
     label = f"function={source}"
     function = load_named(source, label)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ...config import Recipe, to_dict
+from ...config import Recipe, to_dict, user_sources
 from ...documents import read_object, read_yaml
 from ...errors import UserError
 from ...folders import ROUNDS, check_outside
@@ -54,14 +54,19 @@ def claim(recipe: Recipe, identity: Mapping[str, str], *, overwrite: bool) -> No
 
 
 def identity_of(recipe: Recipe, prompts: tuple[list[Text], list[Text]]) -> dict[str, str]:
-    """Hashes of ``prompts`` (of the rounds, and held-out) and of the initial model's files, or name on the hub."""
+    """Hashes of ``prompts`` (of the rounds, and held-out), of the initial model's files, or name on the hub, and of the
+    user's own code, where the recipe names some.
+    """
     model = Path(recipe.model.pretrained_model_name_or_path)
     if not model.is_dir():
         own = content_hash(str(model), str(recipe.model.revision))
     else:
         files = sorted(file for file in model.rglob("*") if file.suffix in (".safetensors", ".json", ".bin"))
         own = content_hash(*(part for file in files for part in (str(file.relative_to(model)), file.read_bytes())))
-    return {"prompts": content_hash(repr(prompts)), "model": own}
+    code = user_sources(to_dict(recipe))
+    return {"prompts": content_hash(repr(prompts)), "model": own} | (
+        {"code": content_hash(*code.values())} if code else {}
+    )
 
 
 def _check_same(recipe: Recipe, identity: Mapping[str, str]) -> None:
@@ -72,7 +77,7 @@ def _check_same(recipe: Recipe, identity: Mapping[str, str]) -> None:
     if not isinstance(before, dict):
         raise UserError(f"{folder / _RECIPE}: damaged: not a recipe", remedy)
     _ROUNDS.check_same(folder, before, to_dict(recipe))
-    _IDENTITIES.check_same(folder, {name: known.get(name) for name in identity}, identity)
+    _IDENTITIES.check_same(folder, {name: known.get(name, now) for name, now in identity.items()}, identity)
     beyond = folder / f"round-{recipe.rounds.num_rounds + 1}"
     if beyond.exists():
         problem = f"rounds.num_rounds: got {recipe.rounds.num_rounds}, and {beyond} is there"
