@@ -80,3 +80,12 @@ def test_without_assets_it_says_where_to_run(
     assert main(["demo"]) == 2
     assert "run from the root of a clone" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--num_prompts", "0"], "--num_prompts: got 0"), (["--seed", "-1"], "--seed: got -1")],
+)
+def test_values_out_of_range_are_refused(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", *flags]) == 2
+    assert said in capsys.readouterr().err
