@@ -105,7 +105,8 @@ class TextRecord:
     ``chosen``, the former with a ``label`` (desirable or not); plain text and whole conversations have ``chosen`` alone,
     with an empty prompt. ``margin`` >= 0 says by how much chosen is better; ``chosen_probability`` in [0.5, 1] is the
     share of votes for it; ``template`` goes to the chat template (tools, and its other arguments); ``source`` says where
-    the row was read.
+    the row was read. ``token_ids`` are those of ``chosen`` and ``rejected`` where a model has drawn them, the end token
+    included where it was drawn: a tokenizer may read their text as other tokens.
     """
 
     prompt: Text
@@ -117,6 +118,7 @@ class TextRecord:
     weight: float = 1.0
     template: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    token_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @property
     def is_conversational(self) -> bool:

@@ -134,6 +134,16 @@ class Row:
             raise self.bad("label", column, f"found {shown(value)}; allowed: true, false, 1, 0")
         return found
 
+    def token_ids(self, *columns: str) -> tuple[tuple[int, ...], ...] | None:
+        """Lists of token ids, one for each of ``columns``; None where a column is not there or empty."""
+        cells = [self.get(column) for column in columns]
+        if any(is_blank(cell) for cell in cells):
+            return None
+        for column, cell in zip(columns, cells, strict=True):
+            if not isinstance(cell, list | tuple) or not all(type(token) is int and token >= 0 for token in cell):
+                raise self.bad("text", column, f"found {shown(cell)}, not a list of token ids")
+        return tuple(map(tuple, cells))
+
     def strength(self, *better_worse: str) -> dict[str, Any]:
         """The columns margin, chosen_probability and weight; the difference of two score columns is a margin too."""
         found: dict[str, Any] = {}

@@ -123,6 +123,7 @@ def _history(row: Row) -> tuple[Message, ...]:
 def _pair(row: Row) -> TextRecord:
     """prompt, chosen, rejected. Turns of chosen and rejected may hold the prompt once more (UltraFeedback binarized)."""
     strength = row.strength("score_chosen", "score_rejected")
+    strength["token_ids"] = row.token_ids("chosen_token_ids", "rejected_token_ids")
     prompt, chosen, rejected = _prompt_of(row), row.text("chosen"), row.text("rejected")
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         return _preference(row, prompt, chosen, rejected, **strength)

@@ -33,6 +33,8 @@ def to_row(record: TextRecord) -> dict[str, object]:
         row = {"messages" if record.is_conversational else "text": record.chosen}
     row = {name: _plain(value) for name, value in row.items()}
     row |= {name: value for name, default in _DEFAULTS.items() if (value := getattr(record, name)) != default}
+    if record.token_ids is not None:
+        row |= dict(zip(("chosen_token_ids", "rejected_token_ids"), map(list, record.token_ids), strict=True))
     others = {name: value for name, value in record.template.items() if name != "tools"}
     if "tools" in record.template:
         row["tools"] = record.template["tools"]

@@ -1,7 +1,8 @@
 """Texts to tokens: prompt and completion tokenised together, the end token exactly once, masks that come from lengths.
 
 The prompt ends where its own tokens and those of prompt + completion part, on either side of a pair: a last token that
-merges with the completion belongs to the completion, and neither text loses a character.
+merges with the completion belongs to the completion, and neither text loses a character. Completions that a model has
+drawn keep the tokens that it drew, after the prompt's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..errors import UserError
 from ..records import Message, Text, TextRecord
 from ..types import TokenExample, Tokenizer, TokenSequence
 from .conversations import Conversations, SideText, read_template
+from .token_counts import TokenCounts
 
 UNCUT = 2**31  # a length that no text has
 _AT_ONCE = 1024
@@ -23,49 +25,16 @@ _TAIL = 3  # tokens that may be white space behind a stop token
 
 
 @dataclass(slots=True)
-class TokenCounts:
-    """What was done to the texts: of ``examples``, those whose prompt was cut at its beginning, whose prompt's last token
-    went over to the completion, and that came with the beginning token; of all completions, those cut at their end, those
-    given the tokenizer's end token, those that end by another stop token of their own, and those whose end-of-turn token
-    was scored though the template does not count it in; answers that are not scored; and pairs that are no longer
-    different after the cut.
-    """
-
-    examples: int = 0
-    cut_prompts: int = 0
-    cut_completions: int = 0
-    added_end_tokens: int = 0
-    own_end_tokens: int = 0
-    added_stop_tokens: int = 0
-    cut_alike: int = 0
-    moved_borders: int = 0
-    doubled_begins: int = 0
-    skipped_answers: int = 0
-
-    def notes(self) -> list[str]:
-        """One line for each kind of change that should be known; none where nothing was lost."""
-        said = {
-            "cut_prompts": "prompts were cut at their beginning to fit text.max_length",
-            "cut_completions": "completions were cut at their end, and have no end token",
-            "added_stop_tokens": "turns are followed by a stop token that the template leaves out, and that is scored",
-            "own_end_tokens": "completions end by a stop token of their own, and got no end token behind it",
-            "cut_alike": "pairs are no longer different after the cut",
-            "moved_borders": "prompts end inside a token that goes on in the completion: nobody who gives the prompt alone"
-            " is where training was; let the prompt end before the space, and the completion begin with it",
-            "doubled_begins": "texts came with the beginning token that the tokenizer puts there, and it was kept once",
-            "skipped_answers": "earlier answers are not scored, as the chat template rewrites them once others follow;"
-            " dfb data convert --each_answer makes a row of each answer",
-        }
-        return [f"{getattr(self, name)} {words}" for name, words in said.items() if getattr(self, name)]
-
-
-@dataclass(slots=True)
 class _Side:
-    """Tokens of one side, and the ``spans`` of them (from, to) that are scored; the first begins where the prompt ends."""
+    """Tokens of one side, and the ``spans`` of them (from, to) that are scored; the first begins where the prompt ends.
+
+    ``is_drawn``: a model drew the completion, and ended it or did not.
+    """
 
     ids: list[int]
     spans: list[tuple[int, int]]
     is_moved: bool = False
+    is_drawn: bool = False
 
     @property
     def prompt(self) -> int:
@@ -124,6 +93,16 @@ class Tokenization:
         Prompts lose tokens at their beginning, and are counted, where less than ``max_completion_length`` (1 where it is
         not given) tokens would be left for the completion.
         """
+        room = self.max_completion_length if self.max_completion_length < self.max_length else 1
+        encoded = []
+        for ids, prompt in zip(self._open(prompts), prompts, strict=True):
+            encoded.append(self._cut_left(ids, len(ids), max(0, len(ids) + room - self.max_length)))
+            self.counts.cut_prompts += len(encoded[-1]) < len(ids)
+            self.counts.doubled_begins += isinstance(prompt, str) and prompt in self._doubled
+        return encoded
+
+    def _open(self, prompts: Sequence[Text]) -> list[list[int]]:
+        """Token ids of each prompt as a model completes it, of any length."""
         texts = [
             text
             if isinstance(text, str)
@@ -134,16 +113,11 @@ class Tokenization:
         turns = self._tokenize(
             (text for text, prompt in zip(texts, prompts, strict=True) if not isinstance(prompt, str)), special=False
         )
-        room = self.max_completion_length if self.max_completion_length < self.max_length else 1
-        encoded = []
-        for text, prompt in zip(texts, prompts, strict=True):
-            ids = (plain if isinstance(prompt, str) else turns)[text]
-            if isinstance(prompt, str):
-                ids = ids[: len(ids) - self._around[1]]
-            encoded.append(self._cut_left(ids, len(ids), max(0, len(ids) + room - self.max_length)))
-            self.counts.cut_prompts += len(encoded[-1]) < len(ids)
-            self.counts.doubled_begins += isinstance(prompt, str) and text in self._doubled
-        return encoded
+        behind = self._around[1]
+        return [
+            plain[text][: len(plain[text]) - behind] if isinstance(prompt, str) else turns[text]
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
 
     def _encode(self, records: Sequence[TextRecord]) -> list[TokenExample]:
         planned = [self._plan(record) for record in records]
@@ -173,7 +147,27 @@ class Tokenization:
                 raise UserError(f"{record.source}: one side is a text, the other a conversation", "make both alike")
             if _is_empty(completion):
                 raise UserError(f"{record.source}: {name} is empty", "give a completion, or leave the row out")
-        return [self._plan_side(record, completion) for completion in completions]
+        return self._drawn(record) or [self._plan_side(record, completion) for completion in completions]
+
+    def _drawn(self, record: TextRecord) -> list[SideText | _Side]:
+        """The sides of a record with the tokens that a model drew; none where this tokenizer does not spell them so."""
+        if record.token_ids is None:
+            return []
+        texts = [_single(side) for side in (record.chosen, record.rejected)]
+        spelt = [self._spelling(ids) for ids in record.token_ids]
+        if spelt != texts or not all(record.token_ids) or record.template:
+            self.counts.other_token_ids += 1
+            return []
+        (prompt,) = self._open([record.prompt])
+        ends = [len(prompt) + len(ids) for ids in record.token_ids]
+        return [
+            _Side([*prompt, *ids], [(len(prompt), end)], is_drawn=True)
+            for ids, end in zip(record.token_ids, ends, strict=True)
+        ]
+
+    def _spelling(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def _plan_side(self, record: TextRecord, completion: Text) -> SideText | _Side:
         prompt = record.prompt
@@ -252,7 +246,8 @@ class Tokenization:
     def _example(self, record: TextRecord, sides: list[_Side]) -> TokenExample:
         if not record.is_conversational:
             for side in sides:
-                self._end_once(side, record)
+                if not side.is_drawn:
+                    self._end_once(side, record)
         if record.prompt:
             # One border for both sides, so that they have the same prompt.
             border = min(side.prompt for side in sides)
@@ -367,6 +362,13 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     if one[:most] == other[:most]:
         return most
     return next(position for position in range(most) if one[position] != other[position])
+
+
+def _single(completion: Text | None) -> str | None:
+    """A completion as a text: itself, or the content of its only turn; None for others."""
+    if completion is None or isinstance(completion, str):
+        return completion
+    return completion[0].get("content") if len(completion) == 1 else None
 
 
 def _is_empty(completion: Text) -> bool:

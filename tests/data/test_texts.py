@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffusion_feedback.data.text_output import write_texts
 from diffusion_feedback.data.text_sources import HubTexts
 from diffusion_feedback.data.texts import find_texts, holds_texts, open_prompts, open_texts
 from diffusion_feedback.errors import UserError
@@ -159,6 +160,16 @@ def test_unpaired_and_columns_of_strength(label: bool, tmp_path: Path) -> None:
     assert (record.margin, record.chosen_probability, record.weight) == (0.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_tokens_that_were_drawn_come_along(ending: str, tmp_path: Path) -> None:
+    row = PAIR | {"chosen_token_ids": [1, 2], "rejected_token_ids": [3]}
+    record = only(jsonl(tmp_path / "a.jsonl", row))
+    assert record.token_ids == ((1, 2), (3,))
+    write_texts([record], tmp_path / f"b{ending}")
+    assert only(tmp_path / f"b{ending}").token_ids == record.token_ids
+    assert only(jsonl(tmp_path / "c.jsonl", row | {"rejected_token_ids": None})).token_ids is None
+
+
 def test_what_goes_to_the_chat_template(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "sky"}}}]}
@@ -218,6 +229,8 @@ REFUSED: dict[str, tuple[Any, str, list[str]]] = {
         ["column 'score_chosen'", "1.0", "2.0"],
     ),
     "tools": (PAIR | {"tools": "{oops"}, "json", ["column 'tools'", "not JSON"]),
+    "words for tokens": (PAIR | {"chosen_token_ids": ["a"], "rejected_token_ids": [1]}, "text", ["'chosen_token_ids'"]),
+    "tokens below 0": (PAIR | {"chosen_token_ids": [1], "rejected_token_ids": [-1]}, "text", ["'rejected_token_ids'"]),
     "tools of another kind": (PAIR | {"tools": {"a": 1}}, "turns", ["column 'tools'", "not a list"]),
 }
 

@@ -55,6 +55,51 @@ def test_a_last_token_that_merges_belongs_to_the_completion() -> None:
     assert (example.chosen.prompt_length, example.rejected.prompt_length) == (2, 2)
 
 
+def drawn(tokenizer: Any, *words: tuple[str, ...]) -> Any:
+    return tuple(tuple(tokenizer.convert_tokens_to_ids(each) for each in side) for side in words)
+
+
+@pytest.mark.parametrize("prompt", ["the", ({"role": "user", "content": "the"},)])
+def test_tokens_that_a_model_drew_are_kept(prompt: Any) -> None:
+    """ " cat" is one token, and was drawn as four; of the two only the second came to its end."""
+    tokenization = chat() if isinstance(prompt, tuple) else plain()
+    ids = drawn(tokenization.tokenizer, ("Ġ", "c", "a", "t"), ("Ġdog", "</s>"))
+    sides = (
+        (" cat", " dog")
+        if isinstance(prompt, str)
+        else [({"role": "assistant", "content": w},) for w in (" cat", " dog")]
+    )
+    example = one(tokenization, pair(prompt, *sides, token_ids=ids))
+    assert example.rejected is not None
+    assert words(tokenization, example.chosen, scored=True) == ["_", "c", "a", "t"]
+    assert words(tokenization, example.rejected, scored=True) == ["_dog", "</s>"]
+    (start,) = tokenization.encode_prompts([prompt])
+    assert start == example.chosen.ids[: example.chosen.prompt_length].tolist()
+    assert tokenization.counts.added_end_tokens == tokenization.counts.other_token_ids == 0
+    assert example.pair_id == pair(prompt, *sides).pair_id
+
+
+def test_drawn_tokens_are_cut_like_others() -> None:
+    tokenization = plain(6)
+    ids = drawn(tokenization.tokenizer, ("Ġ", "c", "a", "t"), ("Ġdog", "</s>"))
+    example = one(tokenization, pair("the dog and the", " cat", " dog", token_ids=ids))
+    assert words(tokenization, example.chosen) == ["<s>", "_the", "_", "c", "a", "t"]
+    assert words(tokenization, one(plain(64, 2), pair("the", " cat", " dog", token_ids=ids)).chosen, scored=True) == [
+        "_",
+        "c",
+    ]
+
+
+def test_token_ids_of_another_tokenizer_give_way_to_the_texts() -> None:
+    tokenization = plain()
+    right, other = (drawn(tokenization.tokenizer, (word, "</s>"), ("Ġdog", "</s>")) for word in ("Ġcat", "Ġmat"))
+    for number, (ids, template) in enumerate([(other, {}), (right, {"tools": []}), ((right[0], ()), {})], start=1):
+        example = one(tokenization, pair("the", " cat", " dog", token_ids=ids, template=template))
+        assert words(tokenization, example.chosen, scored=True) == ["_cat", "</s>"]
+        assert tokenization.counts.other_token_ids == number
+    assert "3 pairs have token ids that do not spell their texts" in "".join(tokenization.counts.notes())
+
+
 @settings(max_examples=60)
 @given(prompt=st.text(max_size=30), chosen=st.text(min_size=1, max_size=30), rejected=st.text(min_size=1, max_size=30))
 def test_no_character_is_lost_and_the_end_stands_once(prompt: str, chosen: str, rejected: str) -> None:

@@ -119,10 +119,6 @@ class ImageModality:
         labelled.write(output)
         logger.info("%s\n%s: %s pairs", labelled.summary, output, f"{labelled.num:,}")
 
-    def training_recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe as it is."""
-        return recipe
-
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The LoRA weights of ``run`` merged into the pipeline that it started from, in float32."""
         denoiser = self._load(start)

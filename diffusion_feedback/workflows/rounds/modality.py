@@ -8,7 +8,6 @@ from typing import Protocol
 
 from accelerate import PartialState
 
-from ...config import Recipe
 from ...records import Text
 
 
@@ -56,10 +55,6 @@ class Modality(Protocol):
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> None:
         """Write pairs of the samples by the recipe's rule, and log how many. Raises UserError for none."""
-        ...
-
-    def training_recipe(self, recipe: Recipe) -> Recipe:
-        """The rounds' recipe with what a run on their samples needs besides."""
         ...
 
     def merge(self, run: Path, start: str, folder: Path) -> None:

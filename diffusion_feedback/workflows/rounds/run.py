@@ -157,7 +157,7 @@ class Rounds:
             reference_model_name_or_path=reference if is_other else None,
         )
         recipe = replace(
-            self.modality.training_recipe(self.recipe),
+            self.recipe,
             model=model,
             data=replace(self.recipe.data, train=str(pairs)),
             output_dir=str(place / "run"),

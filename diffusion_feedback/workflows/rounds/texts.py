@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,10 @@ class TextModality:
         write_scores(rows, output)
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> None:
-        """Pairs by the recipe's rule, as rows of prompt, chosen, rejected with their scores; ties are left out."""
+        """Pairs by the recipe's rule, as rows of prompt, chosen, rejected with scores and the tokens that were drawn.
+
+        Ties are left out.
+        """
         rule = rule_of(self.recipe.rounds.rule, "rounds.rule")
         completions, records = load_completions(drawn), read_scores(scores)
         by_name = dict(zip((record.sample for record in records), completions, strict=True))
@@ -168,12 +171,6 @@ class TextModality:
         with atomic_write(output) as file:
             file.write_text("".join(rows), "utf-8")
         logger.info(summary)
-
-    def training_recipe(self, recipe: Recipe) -> Recipe:
-        """A completion that was cut stays cut: it gets no end token that nobody drew."""
-        if recipe.text.max_completion_length is not None:
-            return recipe
-        return replace(recipe, text=replace(recipe.text, max_completion_length=recipe.rollouts.max_new_tokens))
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The adapters of ``run`` merged into the model that it started from, in float32."""
@@ -211,6 +208,8 @@ def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]
             "prompt": chosen.prompt,
             "chosen": completion_text(chosen),
             "rejected": completion_text(rejected),
+            "chosen_token_ids": chosen.token_ids,
+            "rejected_token_ids": rejected.token_ids,
             "score_chosen": sides[0].scores[0],
             "score_rejected": sides[1].scores[0],
             "weight": pair.weight,
