@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ...records import Text
 from ..checking import numbers
 
 _SHOWN = 80  # characters of a text that a message quotes
 
 
-def check_equal_length(prompts: Sequence[Any], completions: Sequence[Any]) -> None:
+def check_equal_length(prompts: Sequence[Text], completions: Sequence[Text]) -> None:
     """Raise ValueError unless there is one prompt for each completion."""
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts, {len(completions)} completions: give one prompt for each completion")
 
 
-def finite(values: Iterable[Any], prompts: Sequence[Any], completions: Sequence[Any], judge: str) -> list[float]:
+def finite(values: Iterable[Any], prompts: Sequence[Text], completions: Sequence[Text], judge: str) -> list[float]:
     """``values`` as floats, one for each of ``completions``.
 
     Raises UserError naming ``judge``, and the prompt and completion where a value is no number or not finite.
@@ -28,7 +29,7 @@ def finite(values: Iterable[Any], prompts: Sequence[Any], completions: Sequence[
     return numbers(values, len(completions), judge, "completion", describe)
 
 
-def quote(text: Any) -> str:
+def quote(text: Text) -> str:
     """The beginning of a text, or of a conversation's last turn, in quotation marks."""
     if not isinstance(text, str):
         text = str(text[-1].get("content")) if text else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
+from ...records import Text
 from ...text_folders import (
     check_vocabulary,
     load_model,
@@ -20,6 +21,7 @@ from ...text_folders import (
     positions_of,
     rows_of,
 )
+from ...types import Tokenizer
 from ...weights import state_hash
 
 _WHAT = "a judge of texts"
@@ -156,7 +158,7 @@ def check_tokens(ids: Sequence[int], model: object, source: str) -> None:
         raise UserError(problem, "leave out the words of that token: the model was not trained on it")
 
 
-def render(prompt: Any, completion: Any, tokenizer: Any, source: str, *, finished: bool = True) -> str:
+def render(prompt: Text, completion: Text, tokenizer: Tokenizer, source: str, *, finished: bool = True) -> str:
     """Prompt and completion as one conversation by the tokenizer's chat template; texts become user and assistant turns.
 
     The last turn stays open where the completion is not ``finished``.
@@ -178,8 +180,8 @@ def render(prompt: Any, completion: Any, tokenizer: Any, source: str, *, finishe
 
 def encode_pairs(
     judge: Classification,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
     finished: Sequence[bool] | None,
     *,
     as_chat: bool,
@@ -189,22 +191,19 @@ def encode_pairs(
     Completions that are not ``finished`` (None: all are) get no end.
     """
     ended = [True] * len(completions) if finished is None else list(finished)
-    sequences: list[list[int]] = [[]] * len(completions)
-    groups: Mapping[bool, list[int]] = {False: [], True: []}
+    plain: dict[int, str] = {}
+    rendered: dict[int, str] = {}
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        groups[as_chat or not (isinstance(prompt, str) and isinstance(completion, str))].append(index)
-    for rendered, indices in groups.items():
-        if not indices:
-            continue
-        texts = [
-            render(prompts[index], completions[index], judge.tokenizer, judge.source, finished=ended[index])
-            if rendered
-            else prompts[index] + completions[index]
-            for index in indices
-        ]
-        encoded = judge.encode(texts, [ended[index] for index in indices], rendered=rendered)
-        for index, ids in zip(indices, encoded, strict=True):
-            sequences[index] = ids
+        if isinstance(prompt, str) and isinstance(completion, str) and not as_chat:
+            plain[index] = prompt + completion
+        else:
+            rendered[index] = render(prompt, completion, judge.tokenizer, judge.source, finished=ended[index])
+    sequences: list[list[int]] = [[]] * len(completions)
+    for texts in (plain, rendered):
+        if texts:
+            encoded = judge.encode(list(texts.values()), [ended[i] for i in texts], rendered=texts is rendered)
+            for index, ids in zip(texts, encoded, strict=True):
+                sequences[index] = ids
     return sequences
 
 

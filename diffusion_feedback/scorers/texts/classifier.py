@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError, nearest
+from ...records import Text
 from .checking import check_equal_length, finite
 from .classification import Classification, encode_pairs, load_classification
 
@@ -28,13 +29,14 @@ class ClassifierScorer:
     reads: str
 
     def score(
-        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool] | None = None
     ) -> list[float]:
         """Log-odds, or probability, of the label for each completion."""
         check_equal_length(prompts, completions)
         if not completions:
             return []
-        read = prompts if self.reads == "text" else ["" if isinstance(text, str) else [] for text in completions]
+        blank: list[Text] = ["" if isinstance(text, str) else () for text in completions]
+        read = prompts if self.reads == "text" else blank
         logits = self.judge.logits(encode_pairs(self.judge, read, completions, finished, as_chat=False)).double()
         odds = self._log_odds(logits)
         values = odds if self.output == "logit" else torch.sigmoid(odds)

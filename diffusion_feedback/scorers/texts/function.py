@@ -14,7 +14,7 @@ import torch
 from ...catalog.sources import calling, load_named, source_hash
 from ...documents import parse_yaml
 from ...errors import UserError
-from ...records import content_hash
+from ...records import Text, content_hash
 from .checking import check_equal_length, finite
 
 
@@ -27,7 +27,7 @@ class FunctionScorer:
     function: Callable[..., Any]
 
     def score(
-        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool] | None = None
     ) -> list[float]:
         """One number for each completion, which is not told whether it was ``finished``.
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from ...documents import read_text
 from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
-from ...records import content_hash
+from ...records import Text, content_hash
 from ...text_folders import check_vocabulary, load_model, load_tokenizer, located, positions_of
 from ...weights import state_hash
 from .checking import check_equal_length
@@ -51,7 +51,7 @@ class LanguageModelJudge:
     template: str
     batch_size: int
 
-    def judge(self, prompts: Sequence[object], firsts: Sequence[object], seconds: Sequence[object]) -> list[float]:
+    def judge(self, prompts: Sequence[Text], firsts: Sequence[Text], seconds: Sequence[Text]) -> list[float]:
         """p(A) / (p(A) + p(B)) for each prompt with the answers in this order, in [0, 1].
 
         Raises UserError for a question beyond the model's window: cut anywhere, it would be another question.
@@ -64,7 +64,7 @@ class LanguageModelJudge:
             preferences += self._answer(questions[start : start + self.batch_size])
         return preferences
 
-    def _question(self, prompt: object, first: object, second: object) -> str:
+    def _question(self, prompt: Text, first: Text, second: Text) -> str:
         texts = {name: _plain(value) for name, value in zip(_FIELDS, (prompt, first, second), strict=True)}
         # Filled in at once: a prompt that speaks of {first} stays as it is.
         question = _FIELD.sub(lambda found: texts[found[1]], self.template)
@@ -154,7 +154,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return max(shared, 1)
 
 
-def _plain(text: Any) -> str:
+def _plain(text: Text) -> str:
     """A text, or the turns of a conversation as text."""
     if isinstance(text, str):
         return text

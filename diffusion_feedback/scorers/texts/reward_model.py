@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...records import Text
 from .checking import check_equal_length, finite
 from .classification import Classification, encode_pairs, load_classification, yes_or_no
 
@@ -21,7 +22,7 @@ class RewardModelScorer:
     as_chat: bool
 
     def score(
-        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool] | None = None
     ) -> list[float]:
         """One reward for each completion, the difference of two being a Bradley-Terry logit.
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -84,7 +83,7 @@ def _check_same(recipe: Recipe, identity: Mapping[str, str]) -> None:
         raise UserError(problem, "ask for all rounds that are there or more, or choose another output_dir")
 
 
-def write_json(content: Any, path: Path) -> None:
+def write_json(content: object, path: Path) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     with atomic_write(path) as file:
         file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

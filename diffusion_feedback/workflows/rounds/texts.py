@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -200,7 +199,7 @@ class TextModality:
         return [(record.prompt, record.completion) for record in load_completions(drawn)]
 
 
-def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]) -> Iterator[dict[str, Any]]:
+def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]) -> Iterator[dict[str, object]]:
     for pair in pairs:
         sides = sorted((pair.first, pair.second), key=lambda candidate: -candidate.raws[0])
         chosen, rejected = (by_name[candidate.name] for candidate in sides)
