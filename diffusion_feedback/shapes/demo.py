@@ -8,9 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -27,7 +25,8 @@ from ..records import atomic_write
 from ..workflows.labeling import label_images
 from ..workflows.settings import LabelingSettings, ScoringSettings
 from ..workflows.training.run import train
-from .page import VerifiedImages, write_page
+from .page import write_demo_pages
+from .result import Demo, VerifiedImages, mean
 from .scenes import parse_caption
 from .settings import DemoSettings
 from .verifier import read_scene
@@ -55,28 +54,7 @@ OWN = frozenset(
 """What a folder of the demo holds."""
 
 
-@dataclass(frozen=True, slots=True)
-class DemoResult:
-    """The folder of a demo and the metrics in its results.json; as text, what they say."""
-
-    folder: Path
-    metrics: dict[str, Any]
-
-    def __str__(self) -> str:
-        ai = "on the embedded scorer's labels: win rate {ai_win_rate:.3f}\n" if "ai_win_rate" in self.metrics else ""
-        text = (
-            "Diffusion-DPO against the base: win rate {win_rate:.3f} "
-            "(95 % interval {win_rate_low:.3f} to {win_rate_high:.3f}, {ties} ties, {num_prompts} held-out prompts)\n"
-            "attribute accuracy {attribute_accuracy_before:.3f} -> {attribute_accuracy_after:.3f}, "
-            "cleanliness {cleanliness_before:.3f} -> {cleanliness_after:.3f}\n"
-            f"{ai}SFT on the chosen images: win rate {{sft_win_rate:.3f}}\n"
-        )
-        return (
-            text.format(**self.metrics) + f"{self.metrics['seconds']:.0f} seconds; open {self.folder / 'report.html'}"
-        )
-
-
-def demo(settings: DemoSettings) -> DemoResult:
+def demo(settings: DemoSettings) -> Demo:
     """Tell the story in ``settings.output_dir``, or go on with one that was interrupted.
 
     Raises UserError where the embedded assets are missing, and for a folder that holds anything else.
@@ -138,11 +116,11 @@ class Story:
             raise UserError(f"{path}: damaged: holds something else than seconds", remedy)
         return stages
 
-    def tell(self) -> DemoResult:
+    def tell(self) -> Demo:
         """Sample, tune, sample again, judge, report."""
-        judged: dict[str, VerifiedImages] = {}
+        images: dict[str, VerifiedImages] = {}
         with self._stage("sample base", f"base model, {len(self.prompts)} held-out prompts"):
-            judged["base"] = self._sample("base", None)
+            images["base"] = self._sample("base", None)
         if "ai" in self.recipes:
             with self._stage("label", "the embedded scorer labels the training pairs"):
                 self._label()
@@ -151,14 +129,14 @@ class Story:
             with self._stage(f"train {method}", f"{method}: {steps} steps of {size} pairs"):
                 train(recipe, resume=(self.folder / method / "recipe.yaml").exists())
             with self._stage(f"sample {method}", f"{method}: the same prompts and seeds"):
-                judged[method] = self._sample(method, str(self.folder / method))
+                images[method] = self._sample(method, str(self.folder / method))
         with self._stage("report", "judging by the exact verifier"):
-            comparisons = {method: self._compare(judged["base"], judged[method]) for method in self.recipes}
-        metrics = _metrics(judged, comparisons, sum(self._stages().values()))
+            comparisons = {method: self._compare(images["base"], images[method]) for method in self.recipes}
+        result = Demo(self.folder, self.recipes, images, comparisons, sum(self._stages().values()))
         with atomic_write(self.folder / "results.json") as file:
-            file.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
-        write_page(self.folder, self.recipes, judged, comparisons, metrics)
-        return DemoResult(self.folder, metrics)
+            file.write_text(json.dumps(result.metrics, indent=2) + "\n", "utf-8")
+        write_demo_pages(result)
+        return result
 
     def _label(self) -> None:
         """The training pairs under the scorer's labels, in place of the annotator's."""
@@ -205,37 +183,6 @@ def _judge(prompts: list[str], images: list[Path]) -> VerifiedImages:
     return VerifiedImages(
         images,
         [reading.score(target) for reading, target in both],
-        [_mean(list(reading.correct(target).values())) for reading, target in both],
+        [mean(list(reading.correct(target).values())) for reading, target in both],
         [reading.cleanliness for reading in readings],
     )
-
-
-def _mean(values: list[float] | list[bool]) -> float:
-    return sum(values) / len(values)
-
-
-def _metrics(judged: dict[str, VerifiedImages], comparisons: dict[str, Comparison], seconds: float) -> dict[str, Any]:
-    """What results.json holds: DPO against the base in full, the other methods beside it."""
-    won = comparisons["dpo"].win_rate
-    metrics: dict[str, Any] = {
-        "win_rate": won.win_rate,
-        "win_rate_low": won.low,
-        "win_rate_high": won.high,
-        "wins": won.wins,
-        "ties": won.ties,
-        "losses": won.losses,
-        "p_value": won.p_value,
-        "num_prompts": won.num,
-    }
-    for name, field in (("attribute_accuracy", "attributes"), ("cleanliness", "cleanliness"), ("score", "scores")):
-        metrics[f"{name}_before"] = _mean(getattr(judged["base"], field))
-        metrics[f"{name}_after"] = _mean(getattr(judged["dpo"], field))
-    for method in comparisons:
-        if method != "dpo":
-            rate = comparisons[method].win_rate
-            metrics[f"{method}_win_rate"] = rate.win_rate
-            metrics[f"{method}_win_rate_low"] = rate.low
-            metrics[f"{method}_win_rate_high"] = rate.high
-            metrics[f"{method}_attribute_accuracy"] = _mean(judged[method].attributes)
-            metrics[f"{method}_cleanliness"] = _mean(judged[method].cleanliness)
-    return {**metrics, "seconds": seconds}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..config import Recipe, to_yaml
+from ..config import to_yaml
 from ..documents import read_object, read_text
 from ..evaluation.comparison import CaseRow, Comparison
 from ..evaluation.statistics import mean_interval
@@ -17,30 +15,16 @@ from ..reports.figures import image_grid
 from ..reports.html import write_report
 from ..reports.pages.folder import write_readme
 from ..reports.results import case_groups, rate_of
+from .result import Demo, VerifiedImages, mean
 
 _CASES = 9  # fills rows of three
 _AGAIN = "start the demo over, with `overwrite`"
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedImages:
-    """What the exact verifier says of one set of images, one value a prompt."""
-
-    images: list[Path]
-    scores: list[float]
-    attributes: list[float]
-    cleanliness: list[float]
-
-
-def write_page(
-    folder: Path,
-    recipes: Mapping[str, Recipe],
-    judged: Mapping[str, VerifiedImages],
-    comparisons: Mapping[str, Comparison],
-    results: Mapping[str, Any],
-) -> None:
-    """Write report.html, README.md and before_after.png into ``folder``."""
-    comparison, before, after = comparisons["dpo"], judged["base"], judged["dpo"]
+def write_demo_pages(demo: Demo) -> None:
+    """Write report.html, README.md and before_after.png into the demo's folder."""
+    recipe = demo.recipes["dpo"]
+    comparison, before, after = demo.comparisons["dpo"], demo.images["base"], demo.images["dpo"]
     report = Report(
         title="Diffusion-DPO on the embedded Stable Diffusion",
         summary=(
@@ -51,11 +35,11 @@ def write_page(
         after_name="Diffusion-DPO",
         headline=rate_of("Diffusion-DPO", comparison.win_rate),
         facts={
-            "held-out prompts": str(results["num_prompts"]),
-            "training pairs a step": str(recipes["dpo"].training.train_batch_size),
-            "steps": str(recipes["dpo"].training.max_train_steps),
-            "seed": str(recipes["dpo"].training.seed),
-            "time": f"{results['seconds'] / 60:.1f} min",
+            "held-out prompts": str(comparison.win_rate.num),
+            "training pairs a step": str(recipe.training.train_batch_size),
+            "steps": str(recipe.training.max_train_steps),
+            "seed": str(recipe.training.seed),
+            "time": f"{demo.seconds / 60:.1f} min",
         },
         metrics=[
             _metric("attribute accuracy", before.attributes, after.attributes, "size, colour, shape, background"),
@@ -65,27 +49,26 @@ def write_page(
         methods=[
             rate_of("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
             *(
-                rate_of("Diffusion-DPO, AI feedback", comparisons[method].win_rate, "on the embedded scorer's labels")
-                for method in comparisons
+                rate_of("Diffusion-DPO, AI feedback", each.win_rate, "on the embedded scorer's labels")
+                for method, each in demo.comparisons.items()
                 if method == "ai"
             ),
-            rate_of("SFT", comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
+            rate_of("SFT", demo.comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
         ],
         score_name="verified score",
         cases=_case_groups(comparison, before, after),
-        curves=_curves(folder),
-        recipe=to_yaml(recipes["dpo"]),
-        environment=read_object(folder / "dpo" / "environment.json", _AGAIN),
+        curves=_curves(demo.folder),
+        recipe=to_yaml(recipe),
+        environment=read_object(demo.folder / "dpo" / "environment.json", _AGAIN),
     )
-    write_report(report, folder / "report.html")
-    write_readme("demo", folder)
-    _before_after(folder, comparison, before, after)
+    write_report(report, demo.folder / "report.html")
+    write_readme("demo", demo.folder)
+    _before_after(demo.folder, comparison, before, after)
 
 
-def _metric(label: str, before: list[float], after: list[float], detail: str) -> Metric:
+def _metric(label: str, before: Sequence[float], after: Sequence[float], detail: str) -> Metric:
     change = mean_interval([b - a for a, b in zip(before, after, strict=True)])
-    means = sum(before) / len(before), sum(after) / len(after)
-    return Metric(label, *means, change.low, change.high, is_share=True, detail=detail)
+    return Metric(label, mean(before), mean(after), change.low, change.high, is_share=True, detail=detail)
 
 
 def _case_groups(comparison: Comparison, before: VerifiedImages, after: VerifiedImages) -> list[CaseGroup]:

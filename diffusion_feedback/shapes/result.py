@@ -1,0 +1,79 @@
+"""What the demo finds out: images of every model, what the exact verifier says of them, and the models compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Recipe
+from ..evaluation.comparison import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedImages:
+    """What the exact verifier says of one set of images, one value a prompt."""
+
+    images: Sequence[Path]
+    scores: Sequence[float]
+    attributes: Sequence[float]
+    cleanliness: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A demo that came to its end in ``folder``, after ``seconds``; as text, its metrics.
+
+    ``recipes`` and ``comparisons`` with the base are by method: "dpo", "sft", and "ai" where it was asked for; ``images``
+    are those of "base" besides.
+    """
+
+    folder: Path
+    recipes: Mapping[str, Recipe]
+    images: Mapping[str, VerifiedImages]
+    comparisons: Mapping[str, Comparison]
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What results.json holds: DPO against the base in full, the other methods beside it."""
+        won = self.comparisons["dpo"].win_rate
+        metrics: dict[str, Any] = {
+            "win_rate": won.win_rate,
+            "win_rate_low": won.low,
+            "win_rate_high": won.high,
+            "wins": won.wins,
+            "ties": won.ties,
+            "losses": won.losses,
+            "p_value": won.p_value,
+            "num_prompts": won.num,
+        }
+        for name, field in (("attribute_accuracy", "attributes"), ("cleanliness", "cleanliness"), ("score", "scores")):
+            metrics[f"{name}_before"] = mean(getattr(self.images["base"], field))
+            metrics[f"{name}_after"] = mean(getattr(self.images["dpo"], field))
+        for method, comparison in self.comparisons.items():
+            if method != "dpo":
+                metrics[f"{method}_win_rate"] = comparison.win_rate.win_rate
+                metrics[f"{method}_win_rate_low"] = comparison.win_rate.low
+                metrics[f"{method}_win_rate_high"] = comparison.win_rate.high
+                metrics[f"{method}_attribute_accuracy"] = mean(self.images[method].attributes)
+                metrics[f"{method}_cleanliness"] = mean(self.images[method].cleanliness)
+        return {**metrics, "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        metrics = self.metrics
+        ai = "on the embedded scorer's labels: win rate {ai_win_rate:.3f}\n" if "ai_win_rate" in metrics else ""
+        text = (
+            "Diffusion-DPO against the base: win rate {win_rate:.3f} "
+            "(95 % interval {win_rate_low:.3f} to {win_rate_high:.3f}, {ties} ties, {num_prompts} held-out prompts)\n"
+            "attribute accuracy {attribute_accuracy_before:.3f} -> {attribute_accuracy_after:.3f}, "
+            "cleanliness {cleanliness_before:.3f} -> {cleanliness_after:.3f}\n"
+            f"{ai}SFT on the chosen images: win rate {{sft_win_rate:.3f}}\n"
+        )
+        return text.format(**metrics) + f"{self.seconds:.0f} seconds; open {self.folder / 'report.html'}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of ``values``, of which there is one at least."""
+    return sum(values) / len(values)
