@@ -42,7 +42,7 @@ from transformers import CLIPConfig, CLIPModel
 from diffusion_feedback.data.image_sets import open_images
 from diffusion_feedback.records import atomic_write
 from diffusion_feedback.scorers.loading import load_scorers
-from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
 from diffusion_feedback.types import ImageHandle, ImageItem
 
@@ -133,7 +133,7 @@ class Bench:
 
     def runner(self, scorers: Sequence[Scorer]) -> Tensor:
         """Cosines of every scorer, one scorer after the other."""
-        batches = list(run(scorers, self.items, batch_size=self.batch_size, workers=self.workers))
+        batches = list(score_batches(scorers, self.items, batch_size=self.batch_size, workers=self.workers))
         return torch.cat([batch.scores[number].raw for number in range(len(scorers)) for batch in batches])
 
     def time(self, ways: Mapping[str, Callable[[], Tensor]], repeats: int) -> None:
@@ -250,7 +250,7 @@ def one_scorer(given: argparse.Namespace, bench: Bench, checkpoint: Path) -> Ben
     bare = BareModel(model, tokenizer, checkpoint, given.device, DTYPES[given.dtype])
     bare.reload()
     view = scorers[0].view
-    list(run(scorers, bench.items[:1]))  # to warm up
+    list(score_batches(scorers, bench.items[:1]))  # to warm up
     views = torch.stack([view(item.handle.open()) for item in bench.items])
     bench = replace(bench, batch_size=best_batch_size(bare, views, given.batch_sizes))
     ways = {
@@ -271,7 +271,7 @@ def three_scorers(given: argparse.Namespace, bench: Bench, checkpoints: Sequence
         f"pickscore={clip_model}",
     ]
     scorers = load_scorers(specs, device=given.device, dtype=DTYPES[given.dtype])
-    list(run(scorers, bench.items[:1]))  # to warm up
+    list(score_batches(scorers, bench.items[:1]))  # to warm up
     ways = {
         "together": lambda: bench.runner(scorers),
         "separate": lambda: torch.cat([bench.runner([scorer]) for scorer in scorers]),

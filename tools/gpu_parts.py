@@ -233,7 +233,7 @@ def scorer(size: str, device: str) -> dict[str, Any]:
     from gpu_models import ImageSetting
 
     from diffusion_feedback.scorers.loading import load_scorers
-    from diffusion_feedback.scorers.runner import run
+    from diffusion_feedback.scorers.runner import score_batches
     from diffusion_feedback.types import ImageItem
 
     count, batch_size, architecture = (256, 64, "ViT-H-14") if size == "full" else (4, 2, "ViT-S-32-alt")
@@ -254,7 +254,7 @@ def scorer(size: str, device: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"runner": [], "bare": []}
     for repeat in range(4):
         start = now(device)
-        list(run(scorers, items, batch_size=batch_size, workers=os.cpu_count() or 4))
+        list(score_batches(scorers, items, batch_size=batch_size, workers=os.cpu_count() or 4))
         middle = now(device)
         with torch.inference_mode():
             for _ in range(0, count, batch_size):

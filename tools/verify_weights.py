@@ -22,7 +22,7 @@ import torch
 from diffusion_feedback.data.image_handles import ImageFile
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers
-from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
 from diffusion_feedback.types import ImageItem
 
@@ -116,7 +116,7 @@ def verify(folder: Path, todo: Sequence[Check], device: str = "cpu") -> list[Out
         group = [check for check in there if check.source == source]
         items = [ImageItem(check.image, check.prompt, ImageFile(folder / check.image)) for check in group]
         try:
-            found = [batch.scores[0] for batch in run([group[0].load(folder, device)], items)]
+            found = [batch.scores[0] for batch in score_batches([group[0].load(folder, device)], items)]
         except UserError as error:
             outcomes += [Outcome(check, None, f"failed: {error.problem}") for check in group]
             continue

@@ -14,7 +14,7 @@ from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset as Dataset
 
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -29,10 +29,10 @@ class LabelPolicy:
     ``half`` keeps are exempt, and 0.5 keeps all. Raises UserError for other values.
     """
 
-    ensemble: str = "mean"
-    ties: str = "drop"
-    tie_margin: float = 0.0
-    min_probability: float = 0.5
+    ensemble: str
+    ties: str
+    tie_margin: float
+    min_probability: float
 
     def __post_init__(self) -> None:
         for name, known in (("ensemble", list(ENSEMBLES)), ("ties", list(TIES))):

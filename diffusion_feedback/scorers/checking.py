@@ -21,11 +21,11 @@ def numbers(values: Iterable[Any], number: int, judge: str, sample: str, describ
     """
     remedy = f"return a list, one number for each {sample}"
     if isinstance(values, (str, bytes, dict)):  # lists of something else: characters, keys
-        raise UserError(f"{judge}: returned {shown(values)}", remedy)
+        raise UserError(f"{judge}: returned {_shown(values)}", remedy)
     try:
         rows = list(islice(values, number + 1))  # what goes on for ever is not read to its end
     except Exception as error:  # what is made while it is read may fail in any way
-        problem = f"{judge}: returned {shown(values)}, of which no list can be made: {first_line(error)}"
+        problem = f"{judge}: returned {_shown(values)}, of which no list can be made: {first_line(error)}"
         raise UserError(problem, remedy) from error
     if len(rows) != number:
         count = len(values) if isinstance(values, Sized) else len(rows)
@@ -41,7 +41,7 @@ def _number(value: Any, judge: str, sample: str, index: int, describe: Callable[
     except OverflowError:
         score = float("inf")
     except Exception as error:  # a number of a stranger's own kind may fail in any way
-        problem = f"{judge}: {shown(value)} for {describe(index)}"
+        problem = f"{judge}: {_shown(value)} for {describe(index)}"
         raise UserError(problem, f"return a number for each {sample}") from error
     if not abs(score) <= _LARGEST:
         problem = f"{judge}: the score of {describe(index)} is {score}"
@@ -49,7 +49,7 @@ def _number(value: Any, judge: str, sample: str, index: int, describe: Callable[
     return score
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """The beginning of a value's own words for itself, or its kind where it has none, as a number of 5,000 digits."""
     try:
         text = repr(value)

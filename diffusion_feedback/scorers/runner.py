@@ -27,7 +27,7 @@ class ScoredBatch:
     scores: Sequence[Scores]
 
 
-def run(
+def score_batches(
     scorers: Sequence[ImageScorer],
     items: Iterable[ImageItem],
     *,

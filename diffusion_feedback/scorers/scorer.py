@@ -96,7 +96,7 @@ class Scorer:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores (N,) float32 of each image against its prompt. Raises ValueError for unequal lengths or no image.
 
-        Images and prompts that fit into memory; ``runner.run`` takes any number of them.
+        Images and prompts that fit into memory; ``runner.score_batches`` takes any number of them.
         """
         check_one_prompt_each(images, prompts)
         with torch.inference_mode():

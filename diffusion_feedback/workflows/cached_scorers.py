@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..progress import progress
 from ..records import content_hash
 from ..scorers.loading import AnyScorer, load_scorers
-from ..scorers.runner import ScoredBatch, run
+from ..scorers.runner import ScoredBatch, score_batches
 from ..scorers.scorer import ImageScorer
 from ..types import ImageItem
 from .settings import ScoringSettings
@@ -115,7 +115,7 @@ class CachedScorers:
         on_transparent: Callable[[ImageItem], object],
         bar: tqdm[Any],
     ) -> None:
-        batches = run(
+        batches = score_batches(
             scorers,
             items,
             batch_size=self.settings.batch_size,

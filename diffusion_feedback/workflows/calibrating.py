@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,13 +19,19 @@ from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calib
 from ..progress import progress
 from ..records import ScoreRecord, atomic_write, content_hash
 from ..reports.pages.calibration import write_calibration_pages
-from ..scorers.loading import label_of
+from ..scorers.loading import AnyScorer, label_of
 from ..types import ImageItem
-from .scoring import listed_scorers, score_items
+from .scoring import Scorers, listed_scorers, score_items
 from .settings import CalibrationSettings, ScoringSettings, made_of_keywords
 
+if TYPE_CHECKING:
+    from ..data.places import Dataset
 
-def calibrate(pairs: Any, *, scorers: Any, tune: Any = None, **settings: Any) -> CalibrationResult:
+Pairs: TypeAlias = "str | Path | Dataset"
+"""Labelled pairs: a path, glob or hub id, or a ``datasets.Dataset``."""
+
+
+def calibrate(pairs: Pairs, *, scorers: Scorers, tune: Pairs | None = None, **settings: Any) -> CalibrationResult:
     """Measure ``scorers`` on labelled ``pairs``, and fit the logit scale of each.
 
     ``pairs``: a path (parquet, glob, folder, hub id, rankings) or a ``datasets.Dataset`` of pairs; ``tune`` are others, on
@@ -40,7 +46,11 @@ def calibrate(pairs: Any, *, scorers: Any, tune: Any = None, **settings: Any) ->
 
 
 def calibrate_scorers(
-    pairs: Any, scorers: Sequence[Any], tune: Any, settings: CalibrationSettings, scoring: ScoringSettings
+    pairs: Pairs,
+    scorers: Sequence[AnyScorer],
+    tune: Pairs | None,
+    settings: CalibrationSettings,
+    scoring: ScoringSettings,
 ) -> CalibrationResult:
     """``calibrate`` under ``settings``. Raises UserError as it does."""
     check_ceiling(settings, scorers)
@@ -73,7 +83,7 @@ def write_calibration(result: CalibrationResult, folder: Path) -> None:
         file.write_text(content + "\n", "utf-8")
 
 
-def check_ceiling(settings: CalibrationSettings, scorers: Sequence[Any]) -> None:
+def check_ceiling(settings: CalibrationSettings, scorers: Sequence[AnyScorer]) -> None:
     """Raise UserError where the ceiling is none of the ``scorers``, before any of them is loaded."""
     names = [label_of(scorer) for scorer in scorers]
     if settings.ceiling_scorer is not None and settings.ceiling_scorer not in names:
@@ -141,7 +151,7 @@ def _judgements(records: Sequence[ScoreRecord], scored: _Scored, tuned: _Scored 
     ]
 
 
-def _read(pairs: Any, split: str, settings: CalibrationSettings) -> _PairSet:
+def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
     """The labelled ``pairs``, ties included; the images stay where they are. Raises UserError as the reader does."""
     reader = open_pairs(
         pairs,

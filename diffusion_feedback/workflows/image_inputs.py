@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
@@ -18,7 +18,13 @@ from ..errors import UserError
 from ..prompts import read_prompts
 from .settings import ImageSettings
 
+if TYPE_CHECKING:
+    from ..data.places import Dataset
+
 logger = logging.getLogger(__name__)
+
+Images: TypeAlias = "str | Path | Image.Image | Dataset | Iterable[str | Path | Image.Image | Dataset]"
+"""Images as users hold them, one by itself or several: see ``open_inputs``."""
 
 Prompts = str | Path | Sequence[str] | None
 """One prompt of all images, a file of prompts, one prompt for each image, or none: those that come with the images."""
@@ -26,7 +32,7 @@ Prompts = str | Path | Sequence[str] | None
 _PROMPT_FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-def open_inputs(images: Any, prompts: Prompts = None, settings: ImageSettings | None = None) -> ImageSet:
+def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings | None = None) -> ImageSet:
     """The images with their prompts; how they were found is noted in the log.
 
     ``images``: a PIL image, the path of an image, folder, glob or pairs (see ``open_image_set``), a ``datasets.Dataset``,
@@ -58,7 +64,7 @@ def open_inputs(images: Any, prompts: Prompts = None, settings: ImageSettings | 
     return dataset_images(given[0], texts)
 
 
-def _listed(images: Any) -> list[Any]:
+def _listed(images: Images) -> list[Any]:
     if isinstance(images, str | Path | Image.Image) or is_dataset(images):
         return [images]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,10 +22,14 @@ from ..labeling.rule_specs import NamedRule, rule_of
 from ..progress import progress
 from ..records import PairRecord, ScoreRecord
 from ..reports.console import pairs_summary, relabelled_summary
+from ..scorers.loading import AnyScorer
 from ..types import ImageItem
-from .image_inputs import Prompts, open_inputs
-from .scoring import listed_scorers, score_items
+from .image_inputs import Images, Prompts, open_inputs
+from .scoring import Scorers, listed_scorers, score_items
 from .settings import ImageSettings, LabelingSettings, ScoringSettings, made_of_keywords
+
+if TYPE_CHECKING:
+    from ..data.places import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +48,21 @@ class LabelledImages:
         """Write a parquet file, whole or not at all."""
         write_pickapic(self.rows(), path, self.columns)
 
-    def dataset(self) -> Any:
+    def dataset(self) -> Dataset:
         """A ``datasets.Dataset``, the images in memory."""
         return pickapic_dataset(self.rows(), self.columns)
 
 
 def label(
-    images: Any,
+    images: Images,
     prompts: Prompts = None,
     *,
-    scorers: Any = None,
-    scores: Any = None,
+    scorers: Scorers | None = None,
+    scores: str | Path | Dataset | None = None,
     use: Sequence[str] = (),
     rule: str | Callable[..., Any] | None = None,
     **settings: Any,
-) -> Any:
+) -> Dataset:
     """Pairs of ``images`` with labels by ``scorers``: a ``datasets.Dataset`` in Pick-a-Pic's columns.
 
     ``images`` and ``prompts`` as for ``score``; of pairs (a file, or a ``datasets.Dataset`` of them) the pairs are kept and
@@ -81,8 +85,8 @@ def label(
 def label_images(
     items: Sequence[ImageItem],
     *,
-    scorers: Sequence[Any] | None,
-    scores: Any = None,
+    scorers: Sequence[AnyScorer] | None,
+    scores: str | Path | Dataset | None = None,
     use: Sequence[str] = (),
     rule: NamedRule | None = None,
     settings: LabelingSettings,
@@ -224,7 +228,7 @@ def _calibration(settings: LabelingSettings) -> Mapping[str, float] | None:
     return read_calibration(given) if isinstance(given, str | Path) else given
 
 
-def _scores_of(items: Sequence[ImageItem], scores: Any, use: Sequence[str]) -> list[ScoreRecord]:
+def _scores_of(items: Sequence[ImageItem], scores: str | Path | Dataset, use: Sequence[str]) -> list[ScoreRecord]:
     """The scores of ``items`` in a table. Raises UserError where it has none of them, or none of a scorer to ``use``."""
     table = read_scores(scores)
     name = scores if isinstance(scores, str | Path) else "`scores`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
@@ -16,15 +16,21 @@ from ..scorers.loading import AnyScorer
 from ..scorers.scorer import ImageScorer
 from ..types import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
-from .image_inputs import Prompts, open_inputs
+from .image_inputs import Images, Prompts, open_inputs
 from .settings import ImageSettings, ScoringSettings, made_of_keywords
 
+if TYPE_CHECKING:
+    from ..data.places import Dataset
+
 logger = logging.getLogger(__name__)
+
+Scorers = AnyScorer | Sequence[AnyScorer]
+"""One scorer or several."""
 
 _NAMED = 20  # bad images that a message names
 
 
-def score(images: Any, prompts: Prompts = None, *, scorers: Any, **settings: Any) -> Any:
+def score(images: Images, prompts: Prompts = None, *, scorers: Scorers, **settings: Any) -> Dataset:
     """Score ``images`` against their prompts: a ``datasets.Dataset`` with the columns of the table that ``score`` writes.
 
     ``images``: PIL images, paths of images, folders or pairs, globs, a ``datasets.Dataset``, or a list of these;
@@ -39,7 +45,7 @@ def score(images: Any, prompts: Prompts = None, *, scorers: Any, **settings: Any
     return score_dataset(score_items(items, listed_scorers(scorers), scoring))
 
 
-def listed_scorers(scorers: Any) -> list[AnyScorer]:
+def listed_scorers(scorers: Scorers) -> list[AnyScorer]:
     """``scorers`` as a list, one by itself too."""
     return list(scorers) if isinstance(scorers, Sequence) and not isinstance(scorers, str) else [scorers]
 

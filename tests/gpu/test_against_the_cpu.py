@@ -23,7 +23,7 @@ from run_results import SGD, assert_close, policy, rows, train
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.data.images import EncodedImage
 from diffusion_feedback.scorers.loading import load_scorers
-from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.types import ImageItem
 
 pytestmark = pytest.mark.gpu
@@ -120,6 +120,6 @@ def test_scores(tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
         ImageItem(str(number), "a cat", EncodedImage(pairs_data.jpeg(40 * number, number), str(number)))
         for number in range(6)
     ]
-    (expected,) = run(load_scorers([f"pickscore={weights}"]), items)
-    (found,) = run(load_scorers([f"pickscore={weights}"], device=DEVICE, dtype=dtype), items)
+    (expected,) = score_batches(load_scorers([f"pickscore={weights}"]), items)
+    (found,) = score_batches(load_scorers([f"pickscore={weights}"], device=DEVICE, dtype=dtype), items)
     torch.testing.assert_close(found.scores[0].raw, expected.scores[0].raw, atol=tolerance, rtol=tolerance)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scored import key_of, logistic, logit, one, panel_and_candidates
+from scored import key_of, logistic, logit, one, panel_and_candidates, policy_of
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.labeling import rules
 from diffusion_feedback.labeling.pairs import LabelledPair, PairCounts, build_pairs
-from diffusion_feedback.labeling.panel import LabelPolicy
 
 RULES = [
     rules.best_worst(),
@@ -36,10 +36,10 @@ tables = st.dictionaries(
 
 
 def built(
-    table: dict[str, dict[str, list[float]]], rule: rules.Rule, *, cap: int | None = None, **policy: object
+    table: dict[str, dict[str, list[float]]], rule: rules.Rule, *, cap: int | None = None, **policy: Any
 ) -> list[LabelledPair]:
     number = len(next(iter(next(iter(table.values())).values())))
-    panel, candidates = panel_and_candidates(table, SCALES[:number], LabelPolicy(**policy))  # type: ignore[arg-type]
+    panel, candidates = panel_and_candidates(table, SCALES[:number], policy_of(**policy))
     return build_pairs(candidates, panel, rule, max_pairs_per_prompt=cap)[0]
 
 
@@ -62,7 +62,7 @@ def sides(pairs: list[LabelledPair]) -> list[tuple[str, str, float]]:
 def test_the_order_of_the_input_does_not_matter(
     table: dict[str, dict[str, list[float]]], rule: rules.Rule, ensemble: str, ties: str, cap: int | None, seed: int
 ) -> None:
-    panel, candidates = panel_and_candidates(table, SCALES, LabelPolicy(ensemble, ties))
+    panel, candidates = panel_and_candidates(table, SCALES, policy_of(ensemble, ties))
     # Some images twice, under another name: nothing but a count may come of it.
     doubled = [replace(candidate, name=f"{candidate.name} again") for candidate in candidates[::2]]
     candidates = candidates + doubled
@@ -166,7 +166,7 @@ def test_every_count_by_hand() -> None:
         "r": {"e": [1.0, 0.0], "f": [0.0, 1.0]},
         "s": {"g": [2.0, 2.0], "h": [2.0, 2.0]},
     }
-    panel, candidates = panel_and_candidates(table, [2.0, 2.0], LabelPolicy("abstain", "drop", min_probability=0.7))
+    panel, candidates = panel_and_candidates(table, [2.0, 2.0], policy_of("abstain", "drop", min_probability=0.7))
     candidates.append(replace(candidates[0], name="copy"))
     pairs, counts = build_pairs(candidates, panel, rules.all_pairs(), max_pairs_per_prompt=1)
     # c over b: (logistic(1) + logistic(0.2)) / 2 = (0.7311 + 0.5498) / 2 = 0.6404, which is not enough.
@@ -189,7 +189,7 @@ def test_every_count_by_hand() -> None:
 
 def test_ranks_alone() -> None:
     """Without a logit scale there are labels, and no probabilities."""
-    panel, candidates = panel_and_candidates(TIED, [None], LabelPolicy(ties="half"))
+    panel, candidates = panel_and_candidates(TIED, [None], policy_of(ties="half"))
     pairs, counts = build_pairs(candidates, panel, rules.all_pairs())
     assert sorted(max(pair.label_0, 1 - pair.label_0) for pair in pairs) == [0.5, 1, 1]
     assert {pair.probability_0 for pair in pairs} == {None}

@@ -6,13 +6,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-from scored import logistic, logit, one, panel_and_candidates, records_of
+from scored import logistic, logit, one, panel_and_candidates, policy_of, records_of
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.labeling.candidates import join_scores, rank
@@ -27,12 +28,12 @@ from diffusion_feedback.labeling.panel import (
 )
 
 
-def verdict(probabilities: list[float], **policy: object) -> Verdicts:
+def verdict(probabilities: list[float], **policy: Any) -> Verdicts:
     """What scorers with these probabilities of image 0, under odd scales of their own, say of one pair."""
     scales = [2.0, 0.5, 40.0, 7.0][: len(probabilities)]
     judges = tuple(Judge(name, f"{name}.1", scale) for name, scale in zip("abcd", scales, strict=False))
     raws = [[logit(p) / scale] for p, scale in zip(probabilities, scales, strict=True)]
-    return Panel(judges, LabelPolicy(**policy)).judge(np.array(raws), np.zeros((len(raws), 1)))  # type: ignore[arg-type]
+    return Panel(judges, policy_of(**policy)).judge(np.array(raws), np.zeros((len(raws), 1)))
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1))
@@ -41,13 +42,13 @@ def test_sigmoid_is_scipy_s(logits: list[float]) -> None:
 
 
 def test_one_scorer() -> None:
-    panel = Panel((Judge("a", "a.1", 100.0),), LabelPolicy("abstain"))
+    panel = Panel((Judge("a", "a.1", 100.0),), policy_of("abstain"))
     found = panel.judge(np.array([[0.21, 0.2, 0.2]]), np.array([[0.2, 0.23, 0.2]]))
     assert found.side.tolist() == [1, -1, 0]
     assert found.agreed.all()
     assert found.probability == pytest.approx([logistic(1), logistic(-3), 0.5])
     assert found.soft == pytest.approx([logistic(1), logistic(-3), 0.5])
-    unscaled = Panel((Judge("a", "a.1", None),), LabelPolicy()).judge(np.array([[3.0, 1, 2]]), np.array([[1.0, 2, 2]]))
+    unscaled = Panel((Judge("a", "a.1", None),), policy_of()).judge(np.array([[3.0, 1, 2]]), np.array([[1.0, 2, 2]]))
     assert (unscaled.side.tolist(), unscaled.probability, unscaled.soft) == ([1, -1, 0], None, None)
 
 
@@ -99,11 +100,11 @@ def test_the_tie_zone_is_closed(ensemble: str, probabilities: list[float], side:
 def test_vote_and_abstain_need_no_scale() -> None:
     raw_0, raw_1 = np.array([[1.0, 5, 2], [1, 0, 2]]), np.array([[0.0, 1, 2], [0, 3, 2]])
     judges = (Judge("a", "a.1", None), Judge("b", "b.1", 3.0))
-    voted = Panel(judges, LabelPolicy("vote")).judge(raw_0, raw_1)
+    voted = Panel(judges, policy_of("vote")).judge(raw_0, raw_1)
     assert (voted.side.tolist(), voted.probability) == ([1, 0, 0], None)
     assert voted.soft is not None
     assert voted.soft.tolist() == [1, 0.5, 0.5]
-    agreed = Panel(judges, LabelPolicy("abstain")).judge(raw_0, raw_1)
+    agreed = Panel(judges, policy_of("abstain")).judge(raw_0, raw_1)
     assert (agreed.side.tolist(), agreed.agreed.tolist()) == ([1, 0, 0], [True, False, True])
 
 
@@ -123,7 +124,7 @@ RAW_TABLES = st.integers(2, 6).flatmap(
 def test_strength_is_the_mean_gain_over_the_others(raws: list[list[float]], ensemble: str) -> None:
     scales = [1.0, 2.0, 0.3]
     table = {"p": {f"{i:02d}": row for i, row in enumerate(raws)}}
-    panel, candidates = panel_and_candidates(table, scales, LabelPolicy(ensemble))
+    panel, candidates = panel_and_candidates(table, scales, policy_of(ensemble))
     standing = rank("p", candidates, panel)
     expected = []
     for i, own in enumerate(raws):
@@ -143,28 +144,28 @@ def test_scores_that_cannot_be_compared() -> None:
     records = records_of(one([1.0, 2.0]), [1.0])
     mixed = [records[0], replace(records[1], recipe_id="a.2")]
     with pytest.raises(UserError, match=r"scorer 'a' has scores under two recipes: 'a.1', 'a.2'"):
-        build_panel(mixed, LabelPolicy())
+        build_panel(mixed, policy_of())
     with pytest.raises(UserError, match=r"recipe 'a.1' has two logit scales: 1.0, 2.0"):
-        build_panel([records[0], replace(records[1], logit_scale=2.0)], LabelPolicy())
+        build_panel([records[0], replace(records[1], logit_scale=2.0)], policy_of())
     with pytest.raises(UserError, match=r"recipe 'a.1' stands under two names: 'a', 'b'"):
-        build_panel([records[0], replace(records[1], scorer="b")], LabelPolicy())
+        build_panel([records[0], replace(records[1], scorer="b")], policy_of())
     for field in ("raw", "score", "logit_scale"):
         for value in (math.nan, math.inf):
             with pytest.raises(UserError, match=rf"01: scorer 'a' gave {value} as {field}"):
-                build_panel([records[0], replace(records[1], **{field: value})], LabelPolicy())
+                build_panel([records[0], replace(records[1], **{field: value})], policy_of())
     for scale in (0.0, -1.0):
         with pytest.raises(UserError, match="allowed: above 0"):
-            build_panel([replace(record, logit_scale=scale) for record in records[:1]], LabelPolicy())
+            build_panel([replace(record, logit_scale=scale) for record in records[:1]], policy_of())
 
 
 @pytest.mark.parametrize(
     ("policy", "scorers", "named"),
     [
-        (LabelPolicy("mean"), 2, "`ensemble` mean"),
-        (LabelPolicy(ties="soft"), 1, "`ties` soft"),
-        (LabelPolicy("abstain", ties="soft"), 2, "`ties` soft"),
-        (LabelPolicy(tie_margin=0.1), 1, "`tie_margin` 0.1"),
-        (LabelPolicy("vote", min_probability=0.6), 2, "`min_probability` 0.6"),
+        (policy_of("mean"), 2, "`ensemble` mean"),
+        (policy_of(ties="soft"), 1, "`ties` soft"),
+        (policy_of("abstain", ties="soft"), 2, "`ties` soft"),
+        (policy_of(tie_margin=0.1), 1, "`tie_margin` 0.1"),
+        (policy_of("vote", min_probability=0.6), 2, "`min_probability` 0.6"),
     ],
 )
 def test_what_needs_a_logit_scale(policy: LabelPolicy, scorers: int, named: str) -> None:
@@ -178,10 +179,10 @@ def test_what_needs_a_logit_scale(policy: LabelPolicy, scorers: int, named: str)
 
 def test_a_calibration_comes_first() -> None:
     records = records_of({"p": {"x": [1.0, 1.0]}}, [4.0, None])
-    panel = build_panel(records, LabelPolicy(), {"a.1": 2.5, "b.1": 0.5})
+    panel = build_panel(records, policy_of(), {"a.1": 2.5, "b.1": 0.5})
     assert panel.judges == (Judge("a", "a.1", 2.5), Judge("b", "b.1", 0.5))
     with pytest.raises(UserError, match=r"of other recipes \(c.1\), not of a.1, b.1"):
-        build_panel(records, LabelPolicy("vote"), {"c.1": 2.0})
+        build_panel(records, policy_of("vote"), {"c.1": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -198,13 +199,13 @@ def test_a_calibration_comes_first() -> None:
 )
 def test_policies_out_of_range(settings: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        LabelPolicy(**settings)  # type: ignore[arg-type]
+        policy_of(**settings)
 
 
 def test_missing_scores_are_counted() -> None:
     table = {"p": {"x": [1.0, 2.0], "y": [3.0, 4.0]}}
     records = records_of(table, [1.0, 1.0])
-    panel = build_panel(records, LabelPolicy())
+    panel = build_panel(records, policy_of())
     images = [(r.sample, r.sample_key, "p") for r in records[:2]]
     found = join_scores(images, reversed(records), panel)
     assert [(c.name, c.scores, c.raws) for c in found] == [("x", (10, 20), (1, 2)), ("y", (30, 40), (3, 4))]
@@ -217,7 +218,7 @@ def test_missing_scores_are_counted() -> None:
 def test_one_image_scored_under_two_names() -> None:
     """The record whose image comes first counts, whatever the order; other recipes are no matter."""
     [record] = records_of(one([1.0]), [1.0])
-    panel = build_panel([record], LabelPolicy())
+    panel = build_panel([record], policy_of())
     other = replace(record, sample="zz", raw=1.5, score=15.0)
     foreign = replace(record, sample="00", recipe_id="b.1", raw=9.0)
     for table in ([record, other, foreign], [foreign, other, record]):

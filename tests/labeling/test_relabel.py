@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-from scored import logistic, one, panel_and_candidates
+from typing import Any
 
-from diffusion_feedback.labeling.panel import LabelPolicy
+import pytest
+from scored import logistic, one, panel_and_candidates, policy_of
+
 from diffusion_feedback.labeling.relabel import RelabelCounts, Relabelled, relabel
 
 # image 0 against image 1 of each pair, and the label that it had
@@ -20,9 +21,9 @@ PAIRS = [
 ]
 
 
-def relabelled(**policy: object) -> Relabelled:
+def relabelled(**policy: Any) -> Relabelled:
     raws = [raw for pair, _ in PAIRS for raw in pair]
-    panel, candidates = panel_and_candidates(one(raws), [1.0], LabelPolicy(**policy))  # type: ignore[arg-type]
+    panel, candidates = panel_and_candidates(one(raws), [1.0], policy_of(**policy))
     return relabel(list(zip(candidates[::2], candidates[1::2], strict=True)), [label for _, label in PAIRS], panel)
 
 
@@ -61,7 +62,7 @@ def test_a_dropped_pair_still_tells_of_agreement() -> None:
 
 def test_a_panel_that_abstains_agrees_with_nobody() -> None:
     table = {"p": {"u": [1.0, 0.0], "v": [0.0, 1.0], "w": [1.0, 1.0], "x": [0.0, 0.0]}}
-    panel, (u, v, w, x) = panel_and_candidates(table, [1.0, 1.0], LabelPolicy("abstain"))
+    panel, (u, v, w, x) = panel_and_candidates(table, [1.0, 1.0], policy_of("abstain"))
     found = relabel([(u, v), (w, x), (x, w)], [1.0, 1.0, 1.0], panel)
     assert found.label_0 == [None, 1, 0]
     assert (found.counts.abstained, found.counts.compared, found.counts.agreed, found.counts.new_ties) == (1, 2, 1, 0)

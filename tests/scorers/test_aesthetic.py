@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers import aesthetic, clip_score
-from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer, Towers
 from diffusion_feedback.types import ImageItem
 
@@ -114,7 +114,7 @@ def test_the_runner_gives_the_same_scores(files: tuple[Path, Path]) -> None:
     scorers = [scorer_of(files, towers), clip_score.load(str(files[1]), towers, form="hessel")]
     named = enumerate(zip(pictures(), PROMPTS, strict=True))
     items = [ImageItem(str(i), prompt, Handle(str(i), image)) for i, (image, prompt) in named]
-    batches = list(run(scorers, items, batch_size=2))
+    batches = list(score_batches(scorers, items, batch_size=2))
     for number, scorer in enumerate(scorers):
         found = torch.cat([batch.scores[number].score for batch in batches])
         torch.testing.assert_close(found, scorer.score(pictures(), PROMPTS), atol=1e-5, rtol=0)

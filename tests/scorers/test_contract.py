@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion_feedback.catalog import names
 from diffusion_feedback.scorers.loading import load_scorers
-from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
 from diffusion_feedback.shapes.renderer import render
 from diffusion_feedback.shapes.scenes import all_scenes
@@ -86,7 +86,7 @@ def items() -> list[ImageItem]:
 def scored(scorers: list[Scorer], items: list[ImageItem], batch_size: int) -> dict[str, dict[str, list[float]]]:
     """Score and raw by scorer and item."""
     found: dict[str, dict[str, list[float]]] = {scorer.name: {} for scorer in scorers}
-    for batch in run(scorers, items, batch_size=batch_size, workers=2):
+    for batch in score_batches(scorers, items, batch_size=batch_size, workers=2):
         for scorer, scores in zip(scorers, batch.scores, strict=True):
             assert scores.score.dtype == scores.raw.dtype == torch.float32
             for item, score, raw in zip(batch.items, scores.score.tolist(), scores.raw.tolist(), strict=True):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers.runner import run
+from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
 from diffusion_feedback.types import ImageItem, Scores
 
@@ -66,7 +66,7 @@ def pictures(levels: Sequence[int], counts: Counter[str]) -> list[ImageItem]:
 def test_every_item_once_and_in_order(batch_size: int) -> None:
     counts: Counter[str] = Counter()
     items = pictures(range(20), counts)
-    batches = list(run([scorer(counts)], items, batch_size=batch_size, workers=3))
+    batches = list(score_batches([scorer(counts)], items, batch_size=batch_size, workers=3))
     assert [item for batch in batches for item in batch.items] == items
     values = [float(value) for batch in batches for value in batch.scores[0].score]
     assert values == [level * 10 + level % 3 for level in range(20)]
@@ -81,7 +81,7 @@ def test_what_is_alike_is_shared() -> None:
         scorer(counts, "c", image="other"),  # another tower on the same view
         scorer(counts, "d", view="w", text="own"),  # nothing alike
     ]
-    list(run(scorers, pictures(range(12), counts), batch_size=4, workers=2))
+    list(score_batches(scorers, pictures(range(12), counts), batch_size=4, workers=2))
     assert counts == {
         "open": 12,
         "view v": 12,
@@ -98,9 +98,11 @@ def test_a_broken_image_stops_or_is_listed() -> None:
     counts: Counter[str] = Counter()
     items = pictures([5, -1, 7, -2, 9], counts)
     with pytest.raises(UserError, match="picture -1: broken"):
-        list(run([scorer(counts)], items, batch_size=2))
+        list(score_batches([scorer(counts)], items, batch_size=2))
     bad: list[str] = []
-    batches = list(run([scorer(counts)], items, batch_size=2, on_bad=lambda item, error: bad.append(item.name)))
+    batches = list(
+        score_batches([scorer(counts)], items, batch_size=2, on_bad=lambda item, error: bad.append(item.name))
+    )
     assert bad == ["p-1", "p-2"]
     assert [item.name for batch in batches for item in batch.items] == ["p5", "p7", "p9"]
 
@@ -115,7 +117,7 @@ def test_scores_that_are_not_finite_are_named(value: float) -> None:
 
     broken = replace(scorer(counts), judge=judge)
     with pytest.raises(UserError, match=r"(?s)p2: score (nan|inf) by a/recipe .*float16 may overflow"):
-        list(run([broken], pictures(range(4), counts), batch_size=4))
+        list(score_batches([broken], pictures(range(4), counts), batch_size=4))
 
 
 def test_score_needs_a_prompt_for_each_image() -> None:

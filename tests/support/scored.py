@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffusion_feedback.labeling.candidates import Candidate, join_scores
 from diffusion_feedback.labeling.panel import LabelPolicy, Panel, build_panel
 from diffusion_feedback.records import ScoreRecord, content_hash
+from diffusion_feedback.workflows.settings import LabelingSettings
 
 Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Raw scores: prompt -> image name -> one for each scorer."""
+
+
+def policy_of(ensemble: Any = "mean", ties: Any = "drop", **settings: Any) -> LabelPolicy:
+    """A policy, by default that of the settings."""
+    return LabelingSettings(ensemble=ensemble, ties=ties, **settings).policy
 
 
 def key_of(name: str) -> str:
@@ -31,7 +38,7 @@ def panel_and_candidates(
     table: Table, scales: Sequence[float | None] = (1.0,), policy: LabelPolicy | None = None
 ) -> tuple[Panel, list[Candidate]]:
     records = records_of(table, scales)
-    panel = build_panel(records, policy or LabelPolicy())
+    panel = build_panel(records, policy or policy_of())
     images = [(name, key_of(name), prompt) for prompt, images in table.items() for name in images]
     return panel, join_scores(images, records, panel)
 

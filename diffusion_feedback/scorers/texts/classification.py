@@ -158,7 +158,9 @@ def check_tokens(ids: Sequence[int], model: object, source: str) -> None:
         raise UserError(problem, "leave out the words of that token: the model was not trained on it")
 
 
-def render(prompt: Text, completion: Text, tokenizer: Tokenizer, source: str, *, finished: bool = True) -> str:
+def conversation_text(
+    prompt: Text, completion: Text, tokenizer: Tokenizer, source: str, *, finished: bool = True
+) -> str:
     """Prompt and completion as one conversation by the tokenizer's chat template; texts become user and assistant turns.
 
     The last turn stays open where the completion is not ``finished``.
@@ -197,7 +199,9 @@ def encode_pairs(
         if isinstance(prompt, str) and isinstance(completion, str) and not as_chat:
             plain[index] = prompt + completion
         else:
-            rendered[index] = render(prompt, completion, judge.tokenizer, judge.source, finished=ended[index])
+            rendered[index] = conversation_text(
+                prompt, completion, judge.tokenizer, judge.source, finished=ended[index]
+            )
     sequences: list[list[int]] = [[]] * len(completions)
     for texts in (plain, rendered):
         if texts:
