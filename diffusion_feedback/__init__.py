@@ -24,31 +24,46 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
     from .progress import set_verbosity
     from .scorers.function import scorer_from
     from .scorers.loading import load_scorer
+    from .workflows.benchmarking import benchmark
     from .workflows.calibrating import calibrate
     from .workflows.checking import check
     from .workflows.converting import convert
+    from .workflows.generating import generate
     from .workflows.labeling import label
+    from .workflows.reporting import report
     from .workflows.scoring import score
     from .workflows.settings import (
+        BenchmarkSettings,
         CalibrationSettings,
         CheckSettings,
+        CompletionSampling,
         ConvertSettings,
+        GenerationSettings,
+        ImageSampling,
         ImageSettings,
         LabelingSettings,
+        ModelSource,
+        ReportSettings,
         ScoringSettings,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchmarkSettings",
     "CalibrationSettings",
     "CheckSettings",
+    "CompletionSampling",
     "ConvertSettings",
     "DataConfig",
+    "GenerationSettings",
+    "ImageSampling",
     "ImageSettings",
     "LabelingSettings",
     "ModelConfig",
+    "ModelSource",
     "Recipe",
+    "ReportSettings",
     "RolloutConfig",
     "RoundsConfig",
     "ScoringSettings",
@@ -56,12 +71,15 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "ValidationConfig",
+    "benchmark",
     "calibrate",
     "check",
     "convert",
+    "generate",
     "label",
     "load_recipe",
     "load_scorer",
+    "report",
     "score",
     "scorer_from",
     "set_verbosity",
@@ -69,14 +87,20 @@ __all__ = [
 
 # Where each public name lives; a test holds this, __all__ and the imports above together.
 _HOMES = {
+    "BenchmarkSettings": "workflows.settings",
     "CalibrationSettings": "workflows.settings",
     "CheckSettings": "workflows.settings",
+    "CompletionSampling": "workflows.settings",
     "ConvertSettings": "workflows.settings",
     "DataConfig": "config",
+    "GenerationSettings": "workflows.settings",
+    "ImageSampling": "workflows.settings",
     "ImageSettings": "workflows.settings",
     "LabelingSettings": "workflows.settings",
     "ModelConfig": "config",
+    "ModelSource": "workflows.settings",
     "Recipe": "config",
+    "ReportSettings": "workflows.settings",
     "RolloutConfig": "config",
     "RoundsConfig": "config",
     "ScoringSettings": "workflows.settings",
@@ -84,12 +108,15 @@ _HOMES = {
     "TrainingConfig": "config",
     "UserError": "errors",
     "ValidationConfig": "config",
+    "benchmark": "workflows.benchmarking",
     "calibrate": "workflows.calibrating",
     "check": "workflows.checking",
     "convert": "workflows.converting",
+    "generate": "workflows.generating",
     "label": "workflows.labeling",
     "load_recipe": "config",
     "load_scorer": "scorers.loading",
+    "report": "workflows.reporting",
     "score": "workflows.scoring",
     "scorer_from": "scorers.function",
     "set_verbosity": "progress",

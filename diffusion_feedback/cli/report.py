@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..workflows.settings import ReportSettings
 from .flags import Flags
-from .settings import add_flags, made_of
+from .settings import add_flags
 
 EPILOG = """examples:
   dfb report runs/bench-base runs/bench-dpo --output report.html
@@ -41,10 +41,10 @@ def build_parser() -> Flags:
 
 def run(argv: Sequence[str]) -> None:
     """Write a page as ``argv`` says. Raises UserError for bad input."""
-    arguments = build_parser().parse_args(argv)
+    given = vars(build_parser().parse_args(argv))
 
     from ..workflows.reporting import report
 
-    page = report(arguments.runs, arguments.output, made_of(arguments, ReportSettings))
+    page = report(given.pop("runs"), given.pop("output"), **given)
     for notice in page.notices:
         print(f"{'ALARM: ' if notice.tone == 'alarm' else ''}{notice.title}\n  {notice.text}")

@@ -17,7 +17,8 @@ def image_samples(images: Sequence[tuple[ImageRecord, Path]], *, in_memory: bool
     """
     import datasets
 
-    files = [{"bytes": path.read_bytes() if in_memory else None, "path": str(path)} for _, path in images]
+    # A path beside the bytes would be taken in their place.
+    files = [{"bytes": p.read_bytes()} if in_memory else {"path": str(p)} for _, p in images]
     columns = {"prompt": [r.prompt for r, _ in images], "seed": [r.seed for r, _ in images], "image": files}
     kinds = {"prompt": datasets.Value("string"), "seed": datasets.Value("int64"), "image": datasets.Image()}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, cast
+from weakref import finalize
 
 from .. import __version__
 from ..catalog import name_of
@@ -43,13 +45,12 @@ from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSett
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class BenchmarkResult:
     """A finished ``run``, and its ``comparison`` with the baseline where there was one; as text it is a table."""
 
     run: BenchmarkRun
     comparison: RunComparison | None
-    _spare: TemporaryDirectory[str] | None = None  # where no folder was named: it lives as long as the result
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -96,28 +97,31 @@ def benchmark(
     chosen = benchmark_of(name)
     judges = listed_scorers(scorers) if scorers else list(chosen.scorers)
     _check(model, images, own, scoring)
+    folder = expand(output_dir if output_dir is not None else mkdtemp(prefix="benchmark-"))
     with ExitStack() as stack:
-        spare = TemporaryDirectory() if output_dir is None else None
-        folder = Path(spare.name) if spare else expand(str(output_dir))
+        if output_dir is None:  # the folder lives as long as the result
+            stack.callback(rmtree, folder, ignore_errors=True)
         before = _baseline(baseline, folder)
         for spec in judges:  # before hours of generating, and before anything is replaced
             if isinstance(spec, str):
                 parse_spec(spec)
         if scoring.device:
             find_device(scoring.device)
-        stack.enter_context(hold_folder(folder, "benchmark"))
-        work = _Work(chosen, name, own, scoring, judges, folder)
-        if model is None:
-            run, records = work.on_images(Path(str(images)), before)
-        else:
-            run, records = work.on_model(model, source, sampling, before)
-        comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
-        if process_state().is_main_process:
-            open_folder(folder, run.settings, overwrite=own.overwrite and model is None)
-            check_scored(run, overwrite=own.overwrite)
-            write_run(run, records, comparison)
-            write_benchmark_pages(run, comparison)
-        return BenchmarkResult(run, comparison, spare)
+        with hold_folder(folder, "benchmark"):
+            work = _Work(chosen, name, own, scoring, judges, folder)
+            if model is None:
+                run, records = work.on_images(Path(str(images)), before)
+            else:
+                run, records = work.on_model(model, source, sampling, before)
+            comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
+            if process_state().is_main_process:
+                open_folder(folder, run.settings, overwrite=own.overwrite and model is None)
+                check_scored(run, overwrite=own.overwrite)
+                write_run(run, records, comparison)
+                write_benchmark_pages(run, comparison)
+        result = BenchmarkResult(run, comparison)
+        finalize(result, stack.pop_all().close)
+        return result
 
 
 def _check(model: Any, images: Any, own: BenchmarkSettings, scoring: ScoringSettings) -> None:

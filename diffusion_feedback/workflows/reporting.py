@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..evaluation.benchmarks.run import BenchmarkRun, check_same_prompts, compare_runs
@@ -13,18 +14,19 @@ from ..reports.content import Report
 from ..reports.html import write_report
 from ..reports.pages.benchmark import benchmark_report
 from .benchmark_folder import load_run
-from .settings import ReportSettings
+from .settings import ReportSettings, made_of_keywords
 
 logger = logging.getLogger(__name__)
 
 
-def report(runs: Sequence[str | Path], output: str | Path, settings: ReportSettings | None = None) -> Report:
+def report(runs: Sequence[str | Path], output: str | Path, **keywords: Any) -> Report:
     """Write a page over benchmark ``runs`` (folders, of one benchmark and one list of prompts) to the file ``output``.
 
-    All are compared with ``settings.baseline``, or the first. Returns what stands on the page. Raises UserError for runs that
-    do not compare, names that are not distinct, and an output that is there already unless it may be replaced.
+    All are compared with the baseline, or the first. ``keywords`` are the fields of ReportSettings. Returns what stands on
+    the page. Raises UserError for runs that do not compare, names that are not distinct, and an output that is there already
+    unless it may be replaced.
     """
-    settings = settings or ReportSettings()
+    (settings,) = made_of_keywords(keywords, ReportSettings)
     page = expand(output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{page}: the output is a page", "give a name that ends in .html")
