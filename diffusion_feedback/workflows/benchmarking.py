@@ -13,7 +13,7 @@ from typing import Any, cast
 from weakref import finalize
 
 from .. import __version__
-from ..catalog import name_of
+from ..catalog import Named, name_of
 from ..data.prompt_images import PromptImages, find_images
 from ..data.prompt_sets import PromptSet, read_prompt_set
 from ..data.tabular import find_metadata
@@ -26,7 +26,7 @@ from ..processes import process_state
 from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
 from ..reports.pages.benchmark import write_benchmark_pages
-from ..scorers.loading import parse_spec
+from ..scorers.loading import AnyScorer, parse_spec
 from .benchmark_folder import (
     REPORT,
     benchmark_of,
@@ -53,7 +53,7 @@ class BenchmarkResult:
     comparison: RunComparison | None
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Mapping[str, Any]:
         """By scorer: mean, standard error and number of prompts, of each style and of all; as in results.json."""
         return cast(dict[str, Any], self.run.to_json(self.comparison)["scorers"])
 
@@ -72,14 +72,14 @@ class BenchmarkResult:
 
 
 def benchmark(
-    name: Any,
+    name: Named,
     *,
-    model: Any = None,
+    model: object = None,
     images: str | Path | None = None,
-    scorers: Any = None,
+    scorers: AnyScorer | Sequence[AnyScorer] | None = None,
     baseline: str | Path | BenchmarkResult | None = None,
     output_dir: str | Path | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> BenchmarkResult:
     """Generate or find the images of a benchmark's prompts, score them, and compare them with the ``baseline``.
 
@@ -124,7 +124,7 @@ def benchmark(
         return result
 
 
-def _check(model: Any, images: Any, own: BenchmarkSettings, scoring: ScoringSettings) -> None:
+def _check(model: object, images: object, own: BenchmarkSettings, scoring: ScoringSettings) -> None:
     if (model is None) == (images is None):
         given = "neither is given" if model is None else "both are given"
         raise UserError(f"`model` or `images`: {given}", "give a model to generate from, or a folder of its images")
@@ -132,7 +132,7 @@ def _check(model: Any, images: Any, own: BenchmarkSettings, scoring: ScoringSett
         raise UserError("`on_bad_image` skip leaves prompts without a score", "give `allow_missing` too")
 
 
-def _baseline(baseline: Any, folder: Path) -> BenchmarkRun | None:
+def _baseline(baseline: str | Path | BenchmarkResult | None, folder: Path) -> BenchmarkRun | None:
     if baseline is None:
         return None
     if isinstance(baseline, BenchmarkResult):
@@ -147,10 +147,10 @@ class _Work:
     """One run of ``benchmark``, which was asked for as ``named``, in ``folder``."""
 
     benchmark: Benchmark
-    named: Any
+    named: Named
     own: BenchmarkSettings
     scoring: ScoringSettings
-    scorers: Sequence[Any]
+    scorers: Sequence[AnyScorer]
     folder: Path
 
     def on_images(self, place: Path, baseline: BenchmarkRun | None) -> tuple[BenchmarkRun, list[ScoreRecord]]:
@@ -165,7 +165,7 @@ class _Work:
         return self._score(found, read.prompts, settings)
 
     def on_model(
-        self, model: Any, source: ModelSource, sampling: ImageSampling, baseline: BenchmarkRun | None
+        self, model: object, source: ModelSource, sampling: ImageSampling, baseline: BenchmarkRun | None
     ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
         """The run on images that are drawn from ``model`` into the folder, and their scores."""
         path = path_of(model)
@@ -187,7 +187,7 @@ class _Work:
         del sampler  # its memory is the scorers' now
         return self._score(find_images(self.folder, read.prompts), read.prompts, settings)
 
-    def _prompts(self, baseline: BenchmarkRun | None) -> tuple[PromptSet, dict[str, Any]]:
+    def _prompts(self, baseline: BenchmarkRun | None) -> tuple[PromptSet, dict[str, object]]:
         """The prompts, and the settings of the run as far as they decide. Raises UserError where ``baseline`` has others."""
         chosen, source = self.benchmark, self.own.prompts or self.benchmark.prompts
         if source is None:
@@ -212,7 +212,7 @@ class _Work:
         apart = f", but those of {', '.join(whole)} do, style by style" if whole else ""
         for line in short:
             logger.warning("note: %s; metrics do not compare with published ones%s", line, apart)
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "benchmark": name_of(self.named),
             "prompts": source,
             "prompts_hash": prompts_hash(read.prompts),
@@ -224,7 +224,7 @@ class _Work:
             "version": __version__,
         }
         if baseline is not None:
-            check_comparable(baseline, chosen.name, settings["prompts_hash"], "this run")
+            check_comparable(baseline, chosen.name, prompts_hash(read.prompts), "this run")
         return read, settings
 
     def _check_styles(self, place: Path, prompts: Sequence[PromptRecord], found: PromptImages) -> None:
@@ -260,7 +260,7 @@ class _Work:
         logger.warning("note: %s", problem)
 
     def _score(
-        self, found: PromptImages, prompts: Sequence[PromptRecord], settings: Mapping[str, Any]
+        self, found: PromptImages, prompts: Sequence[PromptRecord], settings: Mapping[str, object]
     ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
         records = score_items([item for items in found.images for item in items], self.scorers, self.scoring)
         recipes = {record.scorer: record.recipe_id for record in records}
@@ -268,5 +268,5 @@ class _Work:
         return make_run(self.folder, self.benchmark, decided, prompts, image_names(found), records), records
 
 
-def _called(scorer: Any) -> str:
+def _called(scorer: object) -> str:
     return str(getattr(scorer, "name", None) or getattr(scorer, "__name__", type(scorer).__name__))

@@ -18,7 +18,7 @@ from ..likelihoods.conversations import as_turns, read_template
 from ..likelihoods.prompt_ends import open_ended
 from ..likelihoods.tokenization import Tokenization
 from ..models import causal_lm, loaded
-from ..records import Text
+from ..records import Message, Text
 from ..types import GenerativeTextModel, Tokenizer
 from .settings import CompletionSampling, GenerationSettings, ModelSource
 
@@ -42,7 +42,7 @@ class TextSampler:
         return cls(model, sampling)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What a file of completions records besides prompts, seeds and the hash of the model."""
         template = self.sampling.chat_template
         own = {"chat_template": read_template(template)} if template else {}
@@ -85,7 +85,7 @@ class TextSampler:
 
 
 def open_text_sampler(
-    model: Any,
+    model: object,
     source: ModelSource,
     sampling: CompletionSampling,
     generation: GenerationSettings,
@@ -102,12 +102,12 @@ def open_text_sampler(
         return TextSampler.over(
             causal_lm.load(model, revision=source.revision, dtype=load, device=best_device(device)), sampling
         )
-    own = getattr(torch, dtype) if dtype else model.dtype
+    own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
     writer = loaded.over(model, tokenizer, dtype=own, device=find_device(device) if device else None)
     return TextSampler.over(cast(GenerativeTextModel, writer), sampling)
 
 
-def text_prompts(prompts: str | Path | Sequence[Any], *, in_turns: bool = False) -> list[Text]:
+def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_turns: bool = False) -> list[Text]:
     """The different ones of ``prompts``: a list of them, or a file in any of the formats that are trained on.
 
     ``in_turns``: plain ones become the user's turn. What was left aside is noted in the log. Raises UserError for none.
@@ -115,7 +115,7 @@ def text_prompts(prompts: str | Path | Sequence[Any], *, in_turns: bool = False)
     if isinstance(prompts, str | Path):
         texts = open_prompts(prompts, say=lambda line: logger.warning("%s", line))
     else:
-        given = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
+        given: list[Text] = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
         texts = list({repr(prompt): prompt for prompt in given}.values())
     if not texts or not all(texts):
         raise UserError(

@@ -14,18 +14,27 @@ from ..errors import UserError
 from ..folders import expand, hold_folder
 from ..generation import COMPLETIONS, complete_prompts, generate_images
 from ..prompts import ENDINGS, read_prompts, to_prompt
-from ..records import CompletionRecord, ImageRecord, Text
+from ..records import CompletionRecord, ImageRecord, Message, Text
+from ..types import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
 from .sampling import ImageSampler, base_of_lora_run, open_image_sampler, path_of, writes_texts
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords
 
 logger = logging.getLogger(__name__)
 
+Prompts = str | Path | Sequence[str | Sequence[Message]]
+"""A list of texts or conversations, one text, or a file of prompts."""
+
 _OF_IMAGES = ("lora", "variant", *ImageSampling.__slots__)
 
 
 def generate(
-    model: Any, prompts: Any, *, tokenizer: Any = None, output_dir: str | Path | None = None, **settings: Any
+    model: object,
+    prompts: Prompts,
+    *,
+    tokenizer: Tokenizer | None = None,
+    output_dir: str | Path | None = None,
+    **settings: object,
 ) -> Any:
     """Draw one image, or some completions, of each prompt under each seed.
 
@@ -44,11 +53,11 @@ def generate(
     if path is None:
         _refuse(settings, ModelSource.__slots__, "a model that is loaded already", "leave it out")
     else:
-        model, source = base_of_lora_run(path, source)
+        model, source = path, source = base_of_lora_run(path, source)
     is_text = writes_texts(model, source.family)
     unfit, what = (_OF_IMAGES, "writes texts") if is_text else (CompletionSampling.__slots__, "makes images")
-    taken = "" if path is None or Path(model).exists() else "is no folder here, and by its name "
-    name = type(model).__name__ if path is None else model
+    taken = "" if path is None or Path(path).exists() else "is no folder here, and by its name "
+    name = type(model).__name__ if path is None else path
     _refuse(settings, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
     with _place(output_dir) as folder:
         if is_text:
@@ -113,7 +122,7 @@ def _note(notes: Sequence[str]) -> None:
         logger.warning("note: %s", note)
 
 
-def _refuse(settings: Mapping[str, Any], unfit: Sequence[str], what: str, remedy: str) -> None:
+def _refuse(settings: Mapping[str, object], unfit: Sequence[str], what: str, remedy: str) -> None:
     """Raise UserError for the first of ``settings`` that is among the ``unfit`` ones."""
     for name in unfit:
         if name in settings:
@@ -131,16 +140,18 @@ def _place(output_dir: str | Path | None) -> Iterator[Path]:
         yield expand(output_dir)
 
 
-def _named_or_listed(prompts: Any) -> Any:
+def _named_or_listed(prompts: Prompts) -> Path | Sequence[str | Sequence[Message]]:
     """A Path where ``prompts`` names a file, else a list of them. A text that looks like the name of a file is meant as such."""
     if isinstance(prompts, str) and prompts.lower().endswith(ENDINGS) and "\n" not in prompts:
         return Path(prompts)
     return [prompts] if isinstance(prompts, str) else prompts
 
 
-def _captions(prompts: Any) -> list[str]:
+def _captions(prompts: Prompts) -> list[str]:
     """The texts of ``prompts``. Raises UserError for none, and an empty one."""
     given = _named_or_listed(prompts)
     if isinstance(given, Path):
         return [record.prompt for record in read_prompts(given)]
-    return [to_prompt(prompt, f"`prompts`, item {number}").prompt for number, prompt in enumerate(given)]
+    if other := next((prompt for prompt in given if not isinstance(prompt, str)), None):
+        raise UserError(f"`prompts`: holds a {type(other).__name__}", "give texts, as images are drawn of these alone")
+    return [to_prompt(str(prompt), f"`prompts`, item {number}").prompt for number, prompt in enumerate(given)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -42,6 +43,8 @@ from .model_measures import (
     sampling_of,
 )
 from .settings import CompletionSampling
+
+logger = logging.getLogger(__name__)
 
 _RESULTS, _README = "results.json", "README.md"
 _FREE = ("device", "batch_size")  # what a command that goes on may change
@@ -163,7 +166,7 @@ def _completions(arguments: argparse.Namespace, side: int) -> list[CompletionRec
         raise UserError("--prompts: is not given", f"{path} is a model, and needs prompts to complete")
     writer, prompts = load_model(path, arguments), _prompts(arguments)
     for note in writer.notes(prompts):
-        print(f"note: {path}: {note}")
+        logger.warning("note: %s: %s", path, note)
     return complete_prompts(
         prompts,
         Path(arguments.output_dir) / "ab"[side] / COMPLETIONS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..evaluation.benchmarks.run import BenchmarkRun, check_same_prompts, compare_runs
@@ -19,7 +18,7 @@ from .settings import ReportSettings, made_of_keywords
 logger = logging.getLogger(__name__)
 
 
-def report(runs: Sequence[str | Path], output: str | Path, **keywords: Any) -> Report:
+def report(runs: Sequence[str | Path], output: str | Path, **keywords: object) -> Report:
     """Write a page over benchmark ``runs`` (folders, of one benchmark and one list of prompts) to the file ``output``.
 
     All are compared with the baseline, or the first. ``keywords`` are the fields of ReportSettings. Returns what stands on

@@ -51,7 +51,7 @@ class ImageSampler:
         return cls(model, sampling, dtype)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What a manifest of images records besides prompts, seeds and the hash of the model."""
         own = {"noise": "by prompt and seed"} if self.sampling.noise == "prompt" else {}
         return {**self._call, "dtype": self.dtype, **own}
@@ -79,12 +79,12 @@ class ImageSampler:
 
 
 def open_image_sampler(
-    model: Any, source: ModelSource, sampling: ImageSampling, generation: GenerationSettings
+    model: object, source: ModelSource, sampling: ImageSampling, generation: GenerationSettings
 ) -> ImageSampler:
     """A sampler of ``model``: a folder, a hub id, or a pipeline of diffusers that is loaded. Raises UserError."""
     dtype, device = generation.dtype, generation.device
     if not isinstance(model, str):
-        own = getattr(torch, dtype) if dtype else model.dtype
+        own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
         denoiser = cast(Denoiser, loaded.over(model, dtype=own, device=find_device(device) if device else None))
         return ImageSampler.over(denoiser, sampling, str(own).removeprefix("torch."))
     dtype = dtype or "float32"
@@ -100,13 +100,13 @@ def open_image_sampler(
     return ImageSampler.over(denoiser, sampling, dtype)
 
 
-def path_of(model: Any) -> str | None:
+def path_of(model: object) -> str | None:
     """The folder or hub id that ``model`` is or, as the result of a run, has; None where it is loaded already."""
     path = getattr(model, "path", model)
     return str(path) if isinstance(path, str | Path) else None
 
 
-def writes_texts(model: Any, family: str | None = None) -> bool:
+def writes_texts(model: object, family: str | None = None) -> bool:
     """Whether ``model`` writes texts: by its ``family`` where that is given, its class where it is loaded, else by the files
     of its folder.
 
