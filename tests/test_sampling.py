@@ -199,7 +199,7 @@ def test_a_benchmark_of_a_file_is_reported(tmp_path: Path, given: dict[str, Any]
         ({"images": None}, "`model` or `images`: neither is given"),
         ({"tie_margin": -1}, "`tie_margin`: got -1"),
         ({"on_bad_image": "skip"}, "`on_bad_image` skip leaves prompts without a score"),
-        ({"prompts": None}, "benchmark own has no prompts of its own\n  -> give `prompts`"),
+        ({"prompts": None}, "benchmark .*own_benchmark has no prompts of its own\n  -> give `prompts`"),
         ({"scorers": "nobody"}, "nobody"),
     ],
 )
