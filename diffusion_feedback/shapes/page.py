@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import to_yaml
-from ..documents import read_object, read_text
+from ..documents import read_text
 from ..evaluation.comparison import CaseRow, Comparison
 from ..evaluation.statistics import mean_interval
 from ..records import atomic_write, parse_json
 from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Report
 from ..reports.figures import image_grid
 from ..reports.html import write_report
-from ..reports.pages.folder import write_readme
+from ..reports.pages.folder import read_environment, write_readme
 from ..reports.results import case_groups, rate_of
 from .result import Demo, VerifiedImages, mean
 
@@ -59,7 +59,7 @@ def write_demo_pages(demo: Demo) -> None:
         cases=_case_groups(comparison, before, after),
         curves=_curves(demo.folder),
         recipe=to_yaml(recipe),
-        environment=read_object(demo.folder / "dpo" / "environment.json", _AGAIN),
+        environment=read_environment(demo.folder / "dpo", _AGAIN),
     )
     write_report(report, demo.folder / "report.html")
     write_readme("demo", demo.folder)

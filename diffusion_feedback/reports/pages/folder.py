@@ -1,10 +1,11 @@
-"""README.md of the folders that commands leave behind: what came out, and what each file holds."""
+"""What pages say of folders: README.md of what a command leaves behind, and the environment of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...documents import read_object
 from ...records import atomic_write
 from ..rendering import load_template
 
@@ -19,3 +20,12 @@ def write_readme(kind: str, folder: Path, **values: object) -> None:
 def write_results_readme(folder: Path, title: str, results: str, files: Mapping[str, str]) -> None:
     """Write README.md with ``results`` as they were printed, and a table of ``files``: names to what they hold."""
     write_readme("results", folder, title=title, results=results, files=files)
+
+
+def read_environment(run: Path, remedy: str) -> dict[str, str]:
+    """Versions and hardware of the run in the folder ``run``; lists and tables, which are for programs, are left out.
+
+    Raises UserError, with ``remedy``, where they cannot be read.
+    """
+    facts = read_object(run / "environment.json", remedy)
+    return {name: str(value) for name, value in facts.items() if not isinstance(value, list | dict)}

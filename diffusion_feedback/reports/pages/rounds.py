@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...config import Recipe, to_yaml
-from ...documents import read_object
 from ...evaluation.comparison import CaseRow, compare
 from ...evaluation.rounds import RoundMetrics
 from ...folders import ROUNDS
@@ -16,12 +15,13 @@ from ..figures import Point, PointsFigure
 from ..html import fixed, write_report
 from ..parts import Cell, Table
 from ..results import case_groups, interval_cell, prompt_text, rate_of, win_rate_cell
-from .folder import write_results_readme
+from .folder import read_environment, write_results_readme
 
 DrawnSamples = Sequence[tuple[Text, str | Path]]
 """Prompt and text, or prompt and picture, of every sample."""
 
 _SHOWN = 12  # prompts whose samples stand on the page
+_REMEDY = "remove the file, and run the same command again"
 _PICKED = 3  # pictures each of the best, typical and worst cases
 
 
@@ -47,7 +47,7 @@ def rounds_report(
     folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], before: DrawnSamples, after: DrawnSamples
 ) -> Report:
     """The last round against round 0, every round in a table and two figures, and samples ``before`` and ``after``."""
-    first, last, settings = rounds[0], rounds[-1], recipe.rounds
+    first, last, settings, run = rounds[0], rounds[-1], recipe.rounds, folder / "round-1" / "run"
     num_prompts, name = first.reward.num, f"round {last.number}"
     is_text = all(isinstance(shown, str) for _, shown in before)
     by_round = [
@@ -81,7 +81,7 @@ def rounds_report(
         curves=_figures(rounds),
         curves_title="Rounds",
         recipe=to_yaml(recipe),
-        environment=_environment(folder),
+        environment=read_environment(run, _REMEDY) if (run / "environment.json").exists() else {},
         notes=_notes(rounds),
     )
 
@@ -90,12 +90,6 @@ def _reference(recipe: Recipe) -> str:
     kind = recipe.rounds.reference
     words = {"initial": "the initial model", "previous": "the round before", "ema": "an average of the rounds"}
     return words[kind] + (f", decay {recipe.rounds.reference_decay:g}" if kind == "ema" else "")
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    path = folder / "round-1" / "run" / "environment.json"
-    versions = read_object(path, "remove the file, and run the same command again") if path.exists() else {}
-    return {name: str(value) for name, value in versions.items()}
 
 
 def _rounds_table(rounds: Sequence[RoundMetrics]) -> Table:
