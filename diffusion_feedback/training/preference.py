@@ -27,12 +27,6 @@ class Context(Protocol):
         """Arguments of the objective for ``batch``, by their names."""
         ...
 
-    def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
-    ) -> PreferenceStep:
-        """``step`` for this process's ``batches`` of one update, after a look at all of them without gradients."""
-        ...
-
 
 class NoContext:
     """Nothing: each example stands for itself."""
@@ -40,12 +34,6 @@ class NoContext:
     def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """Nothing."""
         return {}
-
-    def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
-    ) -> PreferenceStep:
-        """``step`` as it is."""
-        return step
 
 
 @dataclass(slots=True)
@@ -63,12 +51,6 @@ class RunningMean:
     def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
         """``mean_log_ratio``, a scalar."""
         return {"mean_log_ratio": torch.tensor(self.mean_log_ratio, dtype=torch.float64)}
-
-    def looked(
-        self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
-    ) -> PreferenceStep:
-        """``step`` as it is: the mean is one of updates before."""
-        return step
 
     def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
         """Take the samples of an update into the mean; updates are of one size, so they count alike."""
@@ -276,7 +258,9 @@ class PreferenceStep:
 
     def coupled(self, network: nn.Module, batches: Sequence[object], collect: Collect) -> PreferenceStep:
         """The step for ``batches``, this process's part of one update."""
-        return self.context.looked(self, network, batches, collect)
+        if isinstance(self.context, Population | Divergence):
+            return self.context.looked(self, network, batches, collect)
+        return self
 
     def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
         """Check that policy and reference agree before the first update. Raises UserError when they do not."""
