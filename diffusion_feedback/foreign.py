@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,7 +62,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def apply_template(tokenizer: Any, turns: list[dict[str, Any]], **how: Any) -> Any:
+def apply_template(tokenizer: Any, turns: Sequence[Mapping[str, object]], **how: object) -> Any:
     """What the tokenizer's ``apply_chat_template`` makes of ``turns``: a template is a program of a stranger.
 
     Raises whatever the template raises, TimeoutError where it has not ended within ``TIME_LIMIT``, and ValueError for a

@@ -160,12 +160,12 @@ def parts_of(objective: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(objective.get("terms", [objective]))
 
 
-def needs_reference(objective: Mapping[str, Any]) -> bool:
+def needs_reference(objective: Mapping[str, object]) -> bool:
     """Whether ``objective`` (name and settings) compares the policy with a reference: a sum does where a term does."""
     return any(objective_row(part["name"]).needs_reference for part in parts_of(objective))
 
 
-def check_terms(terms: Any) -> None:
+def check_terms(terms: object) -> None:
     """Refuse ``terms`` of a weighted sum that are no list of {name, weight, settings}, and what cannot be summed.
 
     Raises UserError naming the term.
@@ -190,7 +190,7 @@ def check_terms(terms: Any) -> None:
 _BY_SPEC = frozenset({"scorer", "text_scorer", "pair_judge", "rule"})
 
 
-def check_settings(kind: str, named: Named, settings: Mapping[str, Any]) -> None:
+def check_settings(kind: str, named: Named, settings: Mapping[str, object]) -> None:
     """Refuse ``settings`` that ``named`` does not consume, and missing ones without a default. Raises UserError."""
     schema, name = settings_of(resolve(kind, named)), name_of(named)
     for key in settings:

@@ -79,10 +79,10 @@ class ObjectiveRow:
         """The objective itself."""
         return import_path(self.path)
 
-    def __call__(self, *given: Any, **settings: Any) -> Any:
+    def __call__(self, *given: object, **settings: object) -> Any:
         return self.function(*given, **settings)
 
-    def check_losses(self, *given: Any, examples: int, **settings: Any) -> None:
+    def check_losses(self, *given: object, examples: int, **settings: object) -> None:
         """Call it once, on ``examples`` examples: settings out of range are refused before the work begins.
 
         Raises UserError as the function does, and where it fails or does not return one loss for each example.
@@ -182,7 +182,7 @@ class Family:
         return row.kind in self.kinds and self.why_not(row) is None
 
 
-def import_path(path: str | Callable[..., Any]) -> Callable[..., Any]:
+def import_path(path: str | Callable[..., object]) -> Callable[..., object]:
     """What a path of ours, "module:attribute", names; what is no path, as it is."""
     if callable(path):
         return path
@@ -192,7 +192,7 @@ def import_path(path: str | Callable[..., Any]) -> Callable[..., Any]:
     return value  # type: ignore[no-any-return]
 
 
-def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def settings_of(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of ``function``: its recipe schema."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -201,7 +201,7 @@ def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _positional(function: Callable[..., Any], label: str) -> list[str]:
+def _positional(function: Callable[..., object], label: str) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError) as error:  # some built-in ones tell nothing of themselves

@@ -77,7 +77,7 @@ def source_hash(named: object) -> str:
     return content_hash(text, *held) if held else text
 
 
-def foreign_hash(*functions: Callable[..., Any]) -> str:
+def foreign_hash(*functions: Callable[..., object]) -> str:
     """The hash of those of ``functions`` that are a user's own; empty where all are this package's."""
     own = [each for each in functions if not str(getattr(each, "__module__", "")).startswith(f"{PACKAGE}.")]
     return content_hash(*map(source_hash, own)) if own else ""
@@ -93,7 +93,7 @@ def _text(written: Any) -> bytes:
         return repr(written).encode() if code is None else code.co_code + repr(code.co_consts).encode()
 
 
-def _value(value: Any) -> bytes:
+def _value(value: object) -> bytes:
     if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial):
         return source_hash(value).encode()
     try:

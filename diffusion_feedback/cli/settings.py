@@ -45,7 +45,7 @@ def _default(field: Field[object]) -> str:
     return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
 
 
-def _how(hint: object) -> dict[str, Any]:
+def _how(hint: object) -> dict[str, object]:
     """The arguments of argparse by which a value of type ``hint`` is read."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not types.NoneType)

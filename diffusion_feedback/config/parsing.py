@@ -65,7 +65,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Recipe, Namespac
     return _recipe_of(namespace), namespace
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """The recipe in the YAML file ``path`` with ``overrides``, such as ``{"training.learning_rate": 1e-5}``.
 
     A section, the objective or the optimizer may be overridden as a whole, by a mapping. Raises UserError as a recipe file
@@ -209,7 +209,7 @@ def _check_content(content: Mapping[Any, Any], where: str) -> None:
                 raise UserError(f"{where}: unknown key '{key}.{name}'", nearest(str(name), inner))
 
 
-def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, object]:
     """Check ``settings`` against the signature that ``name`` stands for, and bring numbers to their declared type."""
     name = settings.get("name")
     if not isinstance(name, str):
@@ -227,7 +227,7 @@ def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, **own}
 
 
-def _coerce_term(number: int, term: dict[str, object]) -> dict[str, Any]:
+def _coerce_term(number: int, term: dict[str, object]) -> dict[str, object]:
     """A term of a weighted sum: an objective's name and settings, and its weight."""
     weight = _number(f"objective.terms: weight of term {number}", term.pop("weight"))
     coerced = _coerce("objective", term)

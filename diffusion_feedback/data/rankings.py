@@ -136,7 +136,7 @@ class RankingSource:
                 location = (item, str(self._root / paths[a]), str(self._root / paths[b]))
                 yield Row(source, values, columns, location, self._root)
 
-    def _item(self, cells: Mapping[str, Any], where: str) -> tuple[list[str], list[float]]:
+    def _item(self, cells: Mapping[str, object], where: str) -> tuple[list[str], list[float]]:
         """Paths of the images, and a number each, more for the better. Raises BadRow naming ``where`` and the key."""
         images, order = self._keys
         if absent := [name for name in (images, order) if name not in cells]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..records import CompletionRecord, ImageRecord
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def image_samples(images: Sequence[tuple[ImageRecord, Path]], *, in_memory: bool) -> Any:
+
+def image_samples(images: Sequence[tuple[ImageRecord, Path]], *, in_memory: bool) -> Dataset:
     """A row for each image: prompt, seed, image.
 
     ``in_memory``: the files, as they are, become part of the data set; else they are read when a row is asked for.
@@ -24,7 +27,7 @@ def image_samples(images: Sequence[tuple[ImageRecord, Path]], *, in_memory: bool
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
-def text_samples(records: Sequence[CompletionRecord]) -> Any:
+def text_samples(records: Sequence[CompletionRecord]) -> Dataset:
     """A row for each completion: prompt, completion, seed, sample, is_finished.
 
     Conversations among plain prompts stand as JSON, as a column holds one kind.

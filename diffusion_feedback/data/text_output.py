@@ -41,7 +41,7 @@ def to_row(record: TextRecord) -> dict[str, object]:
     return row | ({"chat_template_kwargs": others} if others else {})
 
 
-def _plain(value: Text | bool) -> Any:
+def _plain(value: Text | bool) -> object:
     return [dict(turn) for turn in value] if isinstance(value, tuple) else value
 
 

@@ -332,7 +332,7 @@ def _single_row(source: str, batch: pa.RecordBatch) -> TextRow:
     return TextRow(source, _present(rows[0]))
 
 
-def _present(cells: dict[str, object]) -> dict[str, Any]:
+def _present(cells: dict[str, object]) -> dict[str, object]:
     """``cells`` without the empty fields of turns: a column of structs gives every turn the fields of all turns."""
     return {name: _without_none(value) if isinstance(value, list) else value for name, value in cells.items()}
 

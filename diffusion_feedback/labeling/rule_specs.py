@@ -28,7 +28,7 @@ class NamedRule:
         return self.pick(standing)
 
 
-def rule_of(given: str | Callable[..., Any], label: str) -> NamedRule:
+def rule_of(given: str | Callable[..., object], label: str) -> NamedRule:
     """The rule that ``given`` means; ``label``, where it stands, begins the message of a UserError.
 
     A text is ``NAME[,key=value...]`` with a name of the catalog, "file.py:attribute" or "module:attribute". A user's own

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +108,7 @@ class TokenLikelihood:
             num_chosen=num_chosen,
         )
 
-    def _to(self, array: NDArray[Any]) -> Tensor:
+    def _to(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _tail_weights(self, inputs: TokenInputs) -> Tensor:

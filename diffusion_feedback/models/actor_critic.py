@@ -49,7 +49,7 @@ class ActorCritic(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read
-    ) -> tuple[Any, Tensor]:
+    ) -> tuple[object, Tensor]:
         """What ``read`` makes of the hidden states, and values (B, T): column t is of the state after token t."""
         values: list[Tensor] = []
 

@@ -51,7 +51,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read) -> object:
         """Ids and positions (B, T), mask (B, T) or (B, 1, T, T) bool, to what ``read`` makes of the hidden states."""
         hidden = trunk_of(self.model)(
             input_ids=input_ids,

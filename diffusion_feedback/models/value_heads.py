@@ -82,7 +82,7 @@ class ValueNetwork(nn.Module):
         self.language_model = language_model
         self.heads = heads
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: ReadValues) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: ReadValues) -> object:
         """As ``LanguageModel.forward``, but ``read`` also gets the value heads."""
         return self.language_model(
             input_ids, attention_mask, position_ids, lambda hidden, head: read(hidden, head, self.heads)

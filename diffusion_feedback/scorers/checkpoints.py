@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -43,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     if path.suffix == ".safetensors":
         return load_file(path)
     with warnings.catch_warnings():

@@ -66,7 +66,7 @@ class ImageFunction:
 
 
 def scorer_from(
-    function: Callable[..., Any], *, name: str | None = None, logit_scale: float | None = None, **settings: Any
+    function: Callable[..., object], *, name: str | None = None, logit_scale: float | None = None, **settings: object
 ) -> ImageFunction:
     """A scorer of images made of ``function``, whose values are larger for better images.
 
@@ -86,12 +86,12 @@ def scorer_from(
     return _made(function, own, recipe, logit_scale, settings)
 
 
-def name_of_function(function: Callable[..., Any]) -> str:
+def name_of_function(function: Callable[..., object]) -> str:
     """The function's own name; that of its class, where it is an object."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def load(source: str | None, towers: Towers, **settings: Any) -> ImageFunction:
+def load(source: str | None, towers: Towers, **settings: object) -> ImageFunction:
     """The function that ``source`` names, as ``path/to/file.py:attribute`` or ``module:attribute``; see ``scorer_from``.
 
     The hash of its file is part of the recipe id; what that file imports is not. Its scores are no logits until a
@@ -116,7 +116,7 @@ def function_name(source: str) -> str:
 
 
 def _made(
-    function: Callable[..., Any], name: str, recipe: str, scale: float | None, settings: dict[str, Any]
+    function: Callable[..., object], name: str, recipe: str, scale: float | None, settings: dict[str, object]
 ) -> ImageFunction:
     label = f"scorer {name}"
     if settings:
@@ -125,7 +125,7 @@ def _made(
     return ImageFunction(name, recipe, judge, reads_prompts, scale)
 
 
-def _called(function: Callable[..., Any], label: str) -> tuple[BatchFunction, bool]:
+def _called(function: Callable[..., object], label: str) -> tuple[BatchFunction, bool]:
     """How ``function`` is called with images and prompts, and whether it reads prompts."""
     try:
         parameters = list(inspect.signature(function).parameters.values())

@@ -6,13 +6,12 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import get_clean_fn
+from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ..errors import UserError
 from ..foreign import reading
@@ -60,7 +59,7 @@ class PromptTokenizer:
         return sum(self.cuts(prompts))
 
 
-def folder_tokenizer(source: str, text: Any) -> PromptTokenizer:
+def folder_tokenizer(source: str, text: CLIPTextConfig) -> PromptTokenizer:
     """The tokenizer beside the weights, or CLIP's standard one for a model of that vocabulary.
 
     Raises UserError where there is none, and where its ids or its end token are not those that the model knows.
@@ -103,7 +102,7 @@ def folder_tokenizer(source: str, text: Any) -> PromptTokenizer:
     )
 
 
-def _encode_cleaned(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+def _encode_cleaned(tokenizer: SimpleTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
     """OpenAI's way to read prompts: broken encodings mended, typographic quotes and full-width signs made plain, HTML
     entities resolved, white space joined, lower case; by the function that open_clip brings along.
 
@@ -118,7 +117,7 @@ def _encode_cleaned(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]
     return lambda prompts: [found.ids for found in bare.encode_batch([clean(prompt) for prompt in prompts])]
 
 
-def _standard_tokenizer() -> Any:
+def _standard_tokenizer() -> object:
     """CLIPTokenizer over OpenAI's vocabulary, from the copy that open_clip brings along."""
     bundled = open_clip.SimpleTokenizer()
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}

@@ -143,7 +143,7 @@ def _identity(state: Mapping[str, Tensor], settings: Mapping[str, object], token
     return content_hash(state_hash(state), json.dumps(settings, sort_keys=True), tokenizer.id)[:12]
 
 
-def _read_clip(source: str) -> Any:
+def _read_clip(source: str) -> CLIPModel:
     config = optional_json(source, "config.json")
     if config is None and Path(source).is_dir():
         raise UserError(f"{source}: holds no config.json", "give the folder of a CLIPModel")

@@ -110,7 +110,7 @@ class Trainer:
         if self.evaluate_first:
             self._evaluate(0)
 
-    def _gate(self, step: Gated[Any], batch: object) -> Mapping[str, float]:
+    def _gate(self, step: Gated[object], batch: object) -> Mapping[str, float]:
         try:
             return step.gate(self.policy, batch)
         except UserError as error:

@@ -262,7 +262,7 @@ class PreferenceStep:
             return self.context.looked(self, network, batches, collect)
         return self
 
-    def gate(self, network: nn.Module, batch: Any) -> dict[str, float]:
+    def gate(self, network: nn.Module, batch: object) -> dict[str, float]:
         """Check that policy and reference agree before the first update. Raises UserError when they do not."""
         with torch.no_grad():
             logps = self.logps(network, batch)

@@ -65,7 +65,7 @@ _GEOMETRY = {
 }
 
 
-def _code(recipe: Mapping[str, Any]) -> dict[str, object]:
+def _code(recipe: Mapping[str, object]) -> dict[str, object]:
     """Hashes of the user's own code, where the recipe names some."""
     sources = user_sources(recipe)
     return {_CODE: sources} if sources else {}
@@ -163,7 +163,7 @@ class RunFolder:
         kind = _RUNS if name and objective_row(name).is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
         kind.check_same(self.path, old, new)
 
-    def _check_code(self, recipe: Mapping[str, Any]) -> None:
+    def _check_code(self, recipe: Mapping[str, object]) -> None:
         """Raise UserError where the user's own code is not what the run began with."""
         path, remedy = self.path / _ENVIRONMENT, "start over with `overwrite`, or choose another output_dir"
         code = user_sources(recipe)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.statistics import proportion_interval
+from ..likelihoods.tokens import TokenLikelihood
 from ..objectives.log_ratios import log_ratios, widen
 from ..objectives.metrics import pair_metrics
 from ..progress import progress
@@ -109,7 +110,7 @@ def implicit_accuracy(
 
 
 def chosen_logps(
-    likelihood: Any,
+    likelihood: TokenLikelihood,
     network: nn.Module,
     batches: Callable[[Sequence[int], int], TextBatch],
     passes: Sequence[Sequence[int]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,7 @@ class TextScorer(Protocol):
         ...
 
     def score(
-        self, prompts: Sequence[Any], completions: Sequence[Any], finished: Sequence[bool] | None = None
+        self, prompts: Sequence[object], completions: Sequence[object], finished: Sequence[bool] | None = None
     ) -> Sequence[float]:
         """One finite number for each completion, in order; prompts and completions are texts or lists of messages.
 
@@ -129,7 +129,7 @@ class PairJudge(Protocol):
         """Names everything that makes the verdict: kind, version, question, precision, hash of the weights."""
         ...
 
-    def judge(self, prompts: Sequence[Any], firsts: Sequence[Any], seconds: Sequence[Any]) -> Sequence[float]:
+    def judge(self, prompts: Sequence[object], firsts: Sequence[object], seconds: Sequence[object]) -> Sequence[float]:
         """Preference in [0, 1] for the completion shown first, one for each prompt.
 
         A judge may favour a place: whoever asks, asks in both orders.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -121,7 +121,7 @@ class Objective(Protocol):
     losses (B,), never their mean.
     """
 
-    def __call__(self, logps: Any, **settings: Any) -> Tensor: ...
+    def __call__(self, logps: object, **settings: object) -> Tensor: ...
 
 
 class Step(Protocol[BatchT_contra]):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -24,6 +24,9 @@ from ..scorers.runner import ScoredBatch, score_batches
 from ..scorers.scorer import ImageScorer
 from ..types import ImageItem
 from .settings import ScoringSettings
+
+if TYPE_CHECKING:
+    from accelerate.state import AcceleratorState
 
 _FLUSH_SECONDS = 10.0  # what a killed process may have to score again
 
@@ -113,7 +116,7 @@ class CachedScorers:
         items: Sequence[ImageItem],
         on_bad: OnBad,
         on_transparent: Callable[[ImageItem], object],
-        bar: tqdm[Any],
+        bar: tqdm[object],
     ) -> None:
         batches = score_batches(
             scorers,
@@ -135,7 +138,7 @@ class CachedScorers:
         for cache in self.caches.values():
             cache.flush()
 
-    def _bar(self, total: int, *, desc: str, initial: int = 0) -> tqdm[Any]:
+    def _bar(self, total: int, *, desc: str, initial: int = 0) -> tqdm[object]:
         # A thousand hashes take less than a second, and a bar that flickers by says nothing.
         delay = 1.0 if desc == "hash images" else 0.0
         hidden = not self.state.is_main_process
@@ -143,7 +146,9 @@ class CachedScorers:
 
 
 @contextmanager
-def open_scorers(scorers: Sequence[AnyScorer], settings: ScoringSettings, state: Any) -> Iterator[CachedScorers]:
+def open_scorers(
+    scorers: Sequence[AnyScorer], settings: ScoringSettings, state: AcceleratorState
+) -> Iterator[CachedScorers]:
     """Load ``scorers`` and open their caches. Raises UserError for bad specs, weights and devices."""
     device = find_device(settings.device) if settings.device else state.device
     loaded = load_scorers(scorers, device=device, dtype=getattr(torch, settings.dtype))

@@ -34,7 +34,7 @@ class Checked:
         return "\n".join(filter(None, (self.report.to_text(), self.rewards)))
 
 
-def check(path: str, **settings: Any) -> Checked:
+def check(path: str, **settings: object) -> Checked:
     """Read all of the data set ``path``, pairs of images or texts in any form, and say what it holds and what is wrong.
 
     ``settings`` are the fields of CheckSettings. Raises UserError for what cannot be read at all, and for a trajectory

@@ -30,7 +30,7 @@ class Converted:
     notes: Sequence[str]
 
 
-def convert(path: str, output: str | Path, **settings: Any) -> Converted:
+def convert(path: str, output: str | Path, **settings: object) -> Converted:
     """Write the data set ``path`` to the file ``output``: pairs with Pick-a-Pic's columns and the images inside, as
     .parquet; texts with TRL's columns, as .jsonl or .parquet.
 

@@ -24,7 +24,7 @@ def at_least(smallest: int, **values: int | None) -> None:
             raise UserError(f"`{name}`: got {value}", f"allowed: {smallest} or more")
 
 
-def check_choices(settings: Any) -> None:
+def check_choices(settings: object) -> None:
     """Raise UserError for the first field of ``settings`` whose value is none of those that its Literal allows."""
     for name, hint in get_type_hints(type(settings)).items():
         value, kinds = getattr(settings, name), get_args(hint) if type(None) in get_args(hint) else (hint,)
@@ -33,13 +33,13 @@ def check_choices(settings: Any) -> None:
                 raise UserError(f"`{name}`: got {value!r}", nearest(str(value), list(get_args(kind))))
 
 
-def _as_floats(settings: Any, *names: str) -> None:
+def _as_floats(settings: object, *names: str) -> None:
     """Make the fields ``names`` floats, as they are recorded alike whether 2 or 2.0 was given."""
     for name in names:
         object.__setattr__(settings, name, float(getattr(settings, name)))
 
 
-def made_of_keywords(keywords: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[Any]:
     """Settings of each of ``kinds``, made of the ``keywords`` that a call was given; each takes those of its fields.
 
     Raises UserError for a keyword that none of them has, and as the settings do.

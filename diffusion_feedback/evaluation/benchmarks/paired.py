@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..statistics import Interval, WinRate, mean_interval, permutation_test, win_rate
@@ -108,7 +108,7 @@ def _compare(
         raise UserError(f"the two runs share no prompt with a {after.scorer} score", "complete both runs")
     labels = np.array(styles)
 
-    def row(style: str, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> StyleComparison:
+    def row(style: str, chosen: NDArray[np.bool_]) -> StyleComparison:
         new, old = after.values[chosen], before.values[chosen]
         difference = new - old
         return StyleComparison(

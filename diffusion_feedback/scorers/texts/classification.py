@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
@@ -145,7 +145,7 @@ def load_classification(
     )
 
 
-def _positions(config: Any) -> int:
+def _positions(config: PreTrainedConfig) -> int:
     # Of RoBERTa's table of positions the first ones belong to padding.
     padded = config.model_type in ("roberta", "xlm-roberta", "camembert")
     return positions_of(config) - (config.pad_token_id + 1 if padded else 0)

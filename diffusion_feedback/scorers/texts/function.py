@@ -43,7 +43,7 @@ class FunctionScorer:
 
 
 def load(
-    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings: Any
+    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings: object
 ) -> FunctionScorer:
     """The function that ``source`` names, as ``module:attribute`` or ``path/to/file.py:attribute``.
 

@@ -17,7 +17,7 @@ from ...types import Adaptable, Reference, TextModel, Tokenizer, Tuned
 from .memory import weight_bytes
 
 
-def load_model(recipe: Recipe, device: torch.device, *, path: str | None = None, **settings: Any) -> Any:
+def load_model(recipe: Recipe, device: torch.device, *, path: str | None = None, **settings: object) -> Any:
     """The model of the recipe's family at ``path`` (the recipe's own unless given), frozen, in the recipe's precision."""
     model = recipe.model
     return resolve("family", model.family)(

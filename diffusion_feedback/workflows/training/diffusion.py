@@ -92,7 +92,7 @@ class DenoisingSteps:
     reference: Reference
     encoders: Encoders
 
-    def training(self) -> Any:
+    def training(self) -> PreferenceStep | PointwiseStep:
         """The step of the recipe's objective."""
         recipe = self.setup.recipe
         likelihood = self._likelihood(

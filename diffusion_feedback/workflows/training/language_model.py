@@ -15,6 +15,7 @@ from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
+from ...training.steps import PointwiseStep
 from ...training.text_heldout import (
     Means,
     chosen_logps,
@@ -100,7 +101,7 @@ def _step(
     reference: FrozenReference | None,
     answers: ReferenceAnswers | None,
     base_hash: str,
-) -> Any:
+) -> PreferenceStep | PointwiseStep:
     recipe = setup.recipe
     # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
     asked = reference.released() if reference is not None and answers is not None else reference

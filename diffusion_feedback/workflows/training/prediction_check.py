@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args
+from typing import get_args
 
 from torch import nn
 
 from ...likelihoods.denoising import DenoisingLikelihood
 from ...noise import DDPMProcess, PredictionType
+from ...types import PreferenceBatch
 
 _NOTHING = 1.05  # noise, velocity and latents have a variance of about 1: the error of predicting nothing
 _FAR_BETTER = 0.5
 
 
-def doubt_prediction(likelihood: DenoisingLikelihood, network: nn.Module, batch: Any) -> str | None:
+def doubt_prediction(likelihood: DenoisingLikelihood, network: nn.Module, batch: PreferenceBatch) -> str | None:
     """What the errors of ``network`` on its first ``batch`` say against the scheduler's prediction type, if anything."""
     process = likelihood.denoiser.process
     if not isinstance(process, DDPMProcess):

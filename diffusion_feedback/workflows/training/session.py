@@ -25,7 +25,7 @@ class Examples(Protocol):
     """What a run learns from, or is evaluated on."""
 
     def __len__(self) -> int: ...
-    def batch(self, indices: Sequence[int], draw: int) -> Any:
+    def batch(self, indices: Sequence[int], draw: int) -> object:
         """The examples at ``indices``; ``draw`` is the epoch."""
         ...
 
