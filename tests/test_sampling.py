@@ -74,6 +74,12 @@ def test_without_a_folder_nothing_stays_on_the_disk(
     assert one["image"].size == images[1]["image"].size
 
 
+def test_what_is_generated_can_be_scored(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
+    images = dfb.generate(tiny_pipelines["sd"], ["a small red circle on a blue background"], **SHORT)
+    scores = dfb.score(images, scorers=["shapes"], cache_dir=str(tmp_path / "cache"), workers=1)
+    assert scores["prompt"] == ["a small red circle on a blue background"] * 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
