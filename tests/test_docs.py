@@ -82,7 +82,7 @@ def test_a_wrong_command_would_be_noticed() -> None:
             refuse_unknown(line)
 
 
-@pytest.mark.parametrize("kind", ["objective", "family", "optimizer", "scorer", "rule", "benchmark"])
+@pytest.mark.parametrize("kind", ["family", "optimizer", "scorer", "rule", "benchmark"])
 def test_the_readme_names_all_that_a_recipe_may_name(kind: str) -> None:
     readme = text(ROOT / "README.md")
     assert [name for name in names(kind) if f"`{name}`" not in readme] == []
