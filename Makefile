@@ -23,7 +23,7 @@ help:
 	@echo "make types   mypy, strict"
 	@echo "make check   test, lint and types"
 	@echo "make format  rewrite the files in the project's format"
-	@echo "make docs    the site of documents, in site/"
+	@echo "make docs    the site of documents, in build/docs"
 	@echo "make lock    lock the newest versions that pyproject.toml allows (requirements/*.txt)"
 	@echo "make newest  install without the lock, run the tests, write docs/newest.md"
 	@echo "make clean   remove the environment and what the tools left"
@@ -103,8 +103,8 @@ types: $(VENV)/.stamp-dev
 check: lint types test
 
 docs: $(VENV)/.stamp-dev
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The site of documents: `make docs` builds it into site/, and a link or a reference that leads nowhere is an error."""
+"""The site of documents: `make docs` builds it into build/docs/, and a link or a reference that leads nowhere is an error."""
 
 import sys
 from pathlib import Path
