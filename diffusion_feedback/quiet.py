@@ -1,7 +1,9 @@
-"""Keeps the remarks and progress bars of transformers off the screen; what matters is said by us, once."""
+"""Keeps the remarks and progress bars of libraries of models off the screen; what matters is said by us, once."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,13 +12,21 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No remarks and no bars from transformers; afterwards they are as they were."""
-    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """No remarks (cut prompts, absent adapter keys) and no bars from transformers, and from diffusers where it is loaded.
+
+    Nor the warning that peft reads an attribute which transformers has renamed. Afterwards all is as it was.
+    """
+    libraries = [logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
-        logging.set_verbosity(level)
-        if has_bars:
-            logging.enable_progress_bar()
+        for library, level, has_bars in before:
+            library.set_verbosity(level)
+            if has_bars:
+                library.enable_progress_bar()

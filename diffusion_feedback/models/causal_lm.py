@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, first_line
 from ..foreign import reading
+from ..quiet import quiet
 from ..text_folders import (
     NO_LIMIT,
     adapter_config,
@@ -32,7 +33,6 @@ from .end_tokens import closing_token_id
 from .lora import save_transformer
 from .lora_targets import add_adapters
 from .output_heads import check_logits, head_of, trunk_of
-from .quiet import quiet
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
 from .text_sampling import complete
 

@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ..errors import UserError
+from ..quiet import quiet
 from ..weights import check_finite, modules_hash
-from .quiet import quiet
 from .saving import TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
 _BICUBIC = 3

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from .quiet import quiet
+from ..quiet import quiet
 
 ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

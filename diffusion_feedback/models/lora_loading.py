@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..foreign import reading
+from ..quiet import quiet
 from .lora_files import FOLDER, LoraFile, read_lora
-from .quiet import quiet
 
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 # What files put before the names of layers: the network that they are for.

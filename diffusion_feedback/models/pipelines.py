@@ -16,9 +16,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 from ..documents import read_yaml
 from ..errors import UserError, first_line
 from ..foreign import check_exists, check_whole, reading
+from ..quiet import quiet
 from ..weights import check_finite
 from .latent_diffusion import modules_of
-from .quiet import quiet
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
 _PATH = "check model.pretrained_model_name_or_path"

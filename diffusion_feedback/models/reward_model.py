@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ..errors import UserError
 from ..foreign import reading
+from ..quiet import quiet
 from ..text_folders import (
     LoadedModel,
     adapter_config,
@@ -33,7 +34,6 @@ from .end_tokens import padding_token
 from .lora import save_transformer
 from .lora_targets import add_adapters
 from .output_heads import trunk_of
-from .quiet import quiet
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
 _HEADS = ("score", "classifier")

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .quiet import quiet
+from ..quiet import quiet
 
 
 class _GumbelNoise:

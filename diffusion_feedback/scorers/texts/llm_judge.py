@@ -123,7 +123,7 @@ def load(
     answered by A or B; it goes through the model's chat template where there is one. Raises UserError for another file
     or model.
     """
-    question = _read_template(template) if template else TEMPLATE
+    question = _read_question(template) if template else TEMPLATE
     located(source, _WHAT, _FOLDER)
     loaded = load_model(source, AutoModelForCausalLM, _WHAT, _FOLDER, is_trained=False, dtype=dtype)
     tokenizer = load_tokenizer(source)
@@ -137,7 +137,7 @@ def load(
     return LanguageModelJudge(source, recipe, model, tokenizer, question, whole_number("batch_size", batch_size))
 
 
-def _read_template(path: str) -> str:
+def _read_question(path: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"template={path}: no such file", "give a file with the question to the judge")
     text = read_text(Path(path), "give a file with the question to the judge").rstrip("\n")
