@@ -31,6 +31,7 @@ from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.workflows.training.accelerator import make_accelerator
 from diffusion_feedback.workflows.training.base_model import load_model
+from diffusion_feedback.workflows.training.given import Setup
 from diffusion_feedback.workflows.training.image_caches import build_encoders, fill_caches
 from diffusion_feedback.workflows.training.image_pairs import ImagePairs
 
@@ -92,8 +93,7 @@ class Start:
         encoders = build_encoders(self.recipe, self.denoiser)
         begin = time.process_time()
         pairs = ImagePairs.load(
-            self.recipe,
-            self.accelerator,
+            Setup(self.recipe, self.accelerator),
             resolution=self.denoiser.resolution,
             count_truncated=self.denoiser.count_truncated,
         )

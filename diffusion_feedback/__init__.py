@@ -46,6 +46,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         ReportSettings,
         ScoringSettings,
     )
+    from .workflows.training.result import Run
+    from .workflows.training.run import train
 
 __version__ = "0.1.0"
 
@@ -66,6 +68,7 @@ __all__ = [
     "ReportSettings",
     "RolloutConfig",
     "RoundsConfig",
+    "Run",
     "ScoringSettings",
     "TextConfig",
     "TrainingConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "score",
     "scorer_from",
     "set_verbosity",
+    "train",
 ]
 
 # Where each public name lives; a test holds this, __all__ and the imports above together.
@@ -103,6 +107,7 @@ _HOMES = {
     "ReportSettings": "workflows.settings",
     "RolloutConfig": "config",
     "RoundsConfig": "config",
+    "Run": "workflows.training.result",
     "ScoringSettings": "workflows.settings",
     "TextConfig": "config",
     "TrainingConfig": "config",
@@ -120,6 +125,7 @@ _HOMES = {
     "score": "workflows.scoring",
     "scorer_from": "scorers.function",
     "set_verbosity": "progress",
+    "train": "workflows.training.run",
 }
 
 

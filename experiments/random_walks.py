@@ -72,6 +72,7 @@ from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.types import TextBatch
+from diffusion_feedback.workflows.training.given import Setup
 from diffusion_feedback.workflows.training.run import build_optimizer, train
 from diffusion_feedback.workflows.training.value_learning import load_trajectories
 
@@ -186,7 +187,7 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
     training, accelerator = recipe.training, Accelerator(cpu=True)
     model = causal_lm.load(recipe.model.pretrained_model_name_or_path)
     model.network.requires_grad_(True)
-    index, _ = load_trajectories(recipe, model)
+    index, _ = load_trajectories(Setup(recipe, accelerator), model)
 
     def batch(indices: Sequence[int], draw: int) -> TextBatch:
         found = index.batch(indices, draw)

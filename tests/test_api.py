@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import torch
 import yaml
+from datasets import Dataset
+from diffusers import StableDiffusionPipeline
+from recipes import MakeRecipe
+from safetensors.torch import load_file
+from text_recipes import MakeTextRecipe
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import diffusion_feedback as dfb
+from diffusion_feedback.cli.main import main
+from diffusion_feedback.objectives.pairwise import hinge
+from diffusion_feedback.types import PairLogps
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE: dict[str, Any] = {
@@ -83,3 +95,202 @@ def test_an_override_that_cannot_be(key: str, value: object, message: str, file:
     with pytest.raises(dfb.UserError, match=f"(?s){message}") as error:
         dfb.load_recipe(file, {key: value})
     assert "--" not in str(error.value)
+
+
+def as_trained(path: Path) -> dict[str, torch.Tensor]:
+    """All weights of a finished run, by file and name."""
+    files = sorted(file for file in path.glob("*.safetensors"))
+    assert files
+    return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = as_trained(first), as_trained(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("form", ["bytes", "images"])
+def test_a_loaded_pipeline_and_a_data_set_give_the_weights_of_the_recipe(
+    form: str, make_recipe: MakeRecipe, tiny_pipelines: dict[str, Path], pair_files: dict[str, Path]
+) -> None:
+    file = make_recipe(model={"lora_rank": 2}, validation={"num_prompts": 0})
+    assert main(["train", "--config", str(file)]) == 0
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipelines["sd"], dtype=torch.float32)
+    before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    data = Dataset.from_parquet(str(pair_files["train"]))
+    if form == "images":
+        data = data.cast_column("jpg_0", datasets.Image()).cast_column("jpg_1", datasets.Image())
+    recipe = dfb.load_recipe(file, {"output_dir": file.with_name("objects"), "data.train": "nowhere"})
+    run = dfb.train(recipe, model=pipeline, train_data=data, validation_data=str(pair_files["validation"]))
+
+    assert_same(file.with_suffix(""), run.path)
+    assert [row["loss"] for row in run.metrics] == [
+        row["loss"] for row in dfb.Run(recipe, file.with_suffix("")).metrics
+    ]
+    assert [row["step"] for row in run.evaluations] == [6]
+    assert run.evaluations[-1]["accuracy"] > 0
+    # The pipeline is as it came, and with the result loaded it makes other images.
+    after = pipeline.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert run.load() is pipeline
+    assert len(pipeline.unet.state_dict()) > len(before)
+
+
+def test_what_was_an_object_is_recorded_and_needed_again(
+    make_recipe: MakeRecipe, tiny_pipelines: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make_recipe(model={"lora_rank": 2}, validation={"num_prompts": 0})
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipelines["sd"], dtype=torch.float32)
+    run = dfb.train(dfb.load_recipe(file), model=pipeline)
+    recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    assert re.fullmatch(
+        r"<StableDiffusionPipeline, given in Python, [0-9a-f]{16}>", recipe["model"]["pretrained_model_name_or_path"]
+    )
+    (run.path / "README.md").unlink()
+    assert main(["train", "--config", str(run.path / "recipe.yaml"), "--resume"]) == 2
+    assert "call train in Python with the same model" in capsys.readouterr().err
+    bias = pipeline.vae.decoder.conv_out.bias
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias += 1
+    with pytest.raises(dfb.UserError, match="another model.pretrained_model_name_or_path"):
+        dfb.train(dfb.load_recipe(file), model=pipeline, resume=True)
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert dfb.train(dfb.load_recipe(file), model=pipeline, resume=True).report.exists()
+
+
+def test_a_loaded_language_model_and_a_data_set_give_the_weights_of_the_recipe(
+    make_text_recipe: MakeTextRecipe, tiny_lm: Path
+) -> None:
+    file = make_text_recipe(validation={"num_prompts": 0})
+    assert main(["train", "--config", str(file)]) == 0
+    data = {f"{name}_data": Dataset.from_json(str(file.with_name(f"{name}.jsonl"))) for name in ("train", "validation")}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_lm), AutoTokenizer.from_pretrained(tiny_lm)
+    recipe = dfb.load_recipe(file, {"output_dir": file.with_name("objects")})
+    run = dfb.train(recipe, model=model, tokenizer=tokenizer, **data)
+    assert_same(file.with_suffix(""), run.path)
+    loaded, trained = run.load().state_dict(), model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.items())
+    kept = run.save(file.with_name("kept"))
+    assert_same(run.path, kept)
+    assert not (kept / "checkpoints").exists()
+    with pytest.raises(dfb.UserError, match="is there already"):
+        run.save(kept)
+
+
+def test_adapters_of_a_loaded_language_model_are_taken_out_again(
+    make_text_recipe: MakeTextRecipe, tiny_lm: Path
+) -> None:
+    file = make_text_recipe(model={"tuning": "lora", "lora_rank": 2}, validation={"num_prompts": 0})
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_lm), AutoTokenizer.from_pretrained(tiny_lm)
+    ids = torch.arange(6)[None] + 5
+    before = model(ids).logits
+    runs = [
+        dfb.train(dfb.load_recipe(file, {"output_dir": file.with_name(name)}), model=model, tokenizer=tokenizer)
+        for name in ("first", "second")
+    ]
+    assert torch.equal(model(ids).logits, before)
+    assert_same(runs[0].path, runs[1].path)
+    tuned = runs[1].load()
+    assert not torch.equal(tuned(ids).logits, before)
+
+
+def steep(logps: PairLogps, *, slope: float) -> torch.Tensor:
+    """The shape of DPO's loss, written by a user."""
+    assert logps.reference_chosen is not None
+    assert logps.reference_rejected is not None
+    chosen = logps.policy_chosen - logps.reference_chosen
+    rejected = logps.policy_rejected - logps.reference_rejected
+    return torch.nn.functional.softplus(-slope * (chosen - rejected))
+
+
+def test_an_objective_of_ones_own(make_text_recipe: MakeTextRecipe) -> None:
+    file = make_text_recipe(validation={"num_prompts": 0})
+    recipe = dfb.load_recipe(file)
+    run = dfb.train(recipe, objective={"name": steep, "slope": 0.1})
+    theirs = dfb.train(
+        dfb.load_recipe(file, {"output_dir": file.with_name("dpo")}), objective={"name": "dpo", "beta": 0.1}
+    )
+    own, other = ([row["loss"] for row in each.metrics] for each in (run, theirs))
+    assert own == pytest.approx(other, rel=1e-5)
+    written = yaml.safe_load((run.path / "recipe.yaml").read_text())["objective"]
+    assert re.fullmatch(r"<.*:steep, given in Python, [0-9a-f]{12}>", written["name"])
+    assert written["slope"] == 0.1
+    run.report.unlink()
+    again = dfb.train(recipe, objective={"name": steep, "slope": 0.1}, resume=True)
+    assert [row["loss"] for row in again.metrics] == own
+    with pytest.raises(dfb.UserError, match="`resume` with another objective"):
+        dfb.train(recipe, objective={"name": hinge, "beta": 0.1}, resume=True)
+    with pytest.raises(dfb.UserError, match="needs a value for 'slope'"):
+        dfb.train(recipe, objective=steep)
+    with pytest.raises(dfb.UserError, match="does not take 'beta'"):
+        dfb.train(recipe, objective={"name": steep, "beta": 0.1})
+
+
+def length(prompts: list[str], completions: list[str]) -> list[float]:
+    """Longer is better."""
+    return [float(len(completion)) for completion in completions]
+
+
+def test_a_reward_of_ones_own(make_text_recipe: MakeTextRecipe, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "def length(prompts, completions):\n    return [float(len(each)) for each in completions]\n"
+    )
+    rollouts = {"num_prompts": 2, "num_generations": 2, "num_ppo_epochs": 1, "max_new_tokens": 3}
+    named = {**rollouts, "reward": f"function={tmp_path / 'rewards.py'}:length"}
+    own = {
+        "objective": {"name": "ppo"},
+        "training": {"gradient_accumulation_steps": 1},
+        "validation": {"num_prompts": 1},
+    }
+    files = [make_text_recipe(name, rollouts=reward, **own) for name, reward in (("a", named), ("b", named))]
+    first = dfb.train(dfb.load_recipe(files[0]))
+    second = dfb.train(dfb.load_recipe(files[1]), reward=length)
+    assert_same(first.path, second.path)
+    assert "length" in yaml.safe_load((second.path / "recipe.yaml").read_text())["rollouts"]["reward"]
+
+
+def test_two_runs_of_another_precision_in_one_program(make_text_recipe: MakeTextRecipe) -> None:
+    file = make_text_recipe(validation={"num_prompts": 0})
+    for name, precision in (("full", "no"), ("half", "bf16"), ("again", "no")):
+        own = {"output_dir": file.with_name(name), "training.mixed_precision": precision}
+        dfb.train(dfb.load_recipe(file, own))
+    assert_same(file.with_name("full"), file.with_name("again"))
+    assert as_trained(file.with_name("full")).keys() == as_trained(file.with_name("half")).keys()
+
+
+def test_a_library_call_says_nothing(make_text_recipe: MakeTextRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = dfb.load_recipe(make_text_recipe(validation={"num_prompts": 0}))
+    planned = dfb.train(recipe, dry_run=True)
+    assert planned.plan[0].startswith("examples ")
+    assert not planned.path.exists()
+    dfb.train(recipe)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_recipe_made_in_python_is_checked(tmp_path: Path) -> None:
+    data = dfb.DataConfig(train="pairs.parquet")
+    recipe = dfb.Recipe(
+        dfb.ModelConfig("somewhere"), data, str(tmp_path), training=dfb.TrainingConfig(learning_rate=-1.0)
+    )
+    with pytest.raises(dfb.UserError, match=r"training.learning_rate: got -1.0"):
+        dfb.train(recipe)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train_data": [1, 2]}, "train_data: is a list.*give a datasets.Dataset"),
+        ({"model": object()}, "model: of a object no family is known"),
+        ({"reward": 3}, "reward: is a int"),
+        ({"resume": True, "overwrite": True}, "`resume` and `overwrite` contradict each other"),
+        ({"objective": "dpoo"}, "unknown objective 'dpoo'"),
+    ],
+)
+def test_objects_that_are_none(given: dict[str, Any], message: str, make_text_recipe: MakeTextRecipe) -> None:
+    with pytest.raises(dfb.UserError, match=f"(?s){message}"):
+        dfb.train(dfb.load_recipe(make_text_recipe()), **given)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..config import RoundsConfig, build_parser, parse, to_yaml
 from ..errors import UserError
+from ..folders import is_main_process
 
 EPILOG = """examples:
   dfb train --config configs/shapes_dpo_lora.yaml
@@ -30,10 +31,10 @@ def run(argv: Sequence[str]) -> None:
     if flags.print_config:
         print(to_yaml(recipe), end="")
         return
-    if flags.resume and flags.overwrite:
-        raise UserError("--resume and --overwrite contradict each other", "give one of them")
     if recipe.rounds != RoundsConfig():
         raise UserError("rounds: means nothing for one training run", "run the recipe with dfb rounds --config")
     from ..workflows.training.run import train
 
-    train(recipe, resume=flags.resume, overwrite=flags.overwrite, dry_run=flags.dry_run)
+    run = train(recipe, resume=flags.resume, overwrite=flags.overwrite, dry_run=flags.dry_run)
+    if is_main_process():
+        print(*run.plan, sep="\n", end="\n" if run.plan else "")

@@ -15,7 +15,7 @@ from .recipe import (
     to_dict,
     to_yaml,
 )
-from .sources import user_sources
+from .sources import is_object, object_name, user_sources
 from .wording import known_keys
 
 __all__ = [
@@ -31,8 +31,10 @@ __all__ = [
     "build_parser",
     "check",
     "checked",
+    "is_object",
     "known_keys",
     "load_recipe",
+    "object_name",
     "parse",
     "to_dict",
     "to_yaml",

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .recipe import SECTIONS, Recipe, plain, to_dict
 from .wording import allowed, explain, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
+_STAND_IN: dict[str, Any] = {"name": "sft"}
 _TOP = [item.name for item in dataclasses.fields(Recipe)]
 # Keys that are paths, or may be: a leading ~ is the home folder.
 _PATHS = (
@@ -81,17 +82,22 @@ def load_recipe(path: str | Path, overrides: Mapping[str, object] | None = None)
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """``recipe`` as it would be read from its own file: checked in the same way. Raises UserError naming the key."""
-    return _recipe_from(to_dict(recipe), "recipe")
+    """``recipe`` as it would be read from its own file: checked in the same way. Raises UserError naming the key.
+
+    The name of its objective may be a function or a row, which no file can hold.
+    """
+    own = recipe.objective if not isinstance(recipe.objective.get("name", ""), str) else None
+    plain = recipe if own is None else dataclasses.replace(recipe, objective=_STAND_IN)
+    return _recipe_from(to_dict(plain), "recipe", own)
 
 
-def _recipe_from(content: dict[str, Any], where: str) -> Recipe:
+def _recipe_from(content: Mapping[str, object], where: str, objective: Mapping[str, object] | None = None) -> Recipe:
     _check_content(content, where)
     try:
         text = yaml.safe_dump(plain(content), sort_keys=False)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: a value cannot be written down: {first_line(error)}", "give plain values") from error
-    return _recipe_of(_read(build_parser(where, ""), ["--config", text], None))
+    return _recipe_of(_read(build_parser(where, ""), ["--config", text], None), objective)
 
 
 def _read(parser: ArgumentParser, argv: Sequence[str], flags: Sequence[str] | None) -> Namespace:
@@ -107,10 +113,12 @@ def _read(parser: ArgumentParser, argv: Sequence[str], flags: Sequence[str] | No
     return namespace
 
 
-def _recipe_of(namespace: Namespace) -> Recipe:
+def _recipe_of(namespace: Namespace, objective: Mapping[str, object] | None = None) -> Recipe:
+    """What was read, checked; ``objective`` is one that was not read."""
     parts = {name: section(**vars(namespace[name])) for name, section in SECTIONS.items()}
-    objective, optimizer = (_coerce(kind, dict(namespace[kind])) for kind in _CATALOGUED)
-    recipe = Recipe(output_dir=namespace.output_dir, objective=objective, optimizer=optimizer, **parts)
+    own, optimizer = _coerce("objective", dict(objective or namespace.objective)), dict(namespace.optimizer)
+    optimizer = _coerce("optimizer", optimizer)
+    recipe = Recipe(output_dir=namespace.output_dir, objective=own, optimizer=optimizer, **parts)
     recipe = _with_homes(recipe)
     check(recipe)
     return recipe
@@ -212,12 +220,12 @@ def _check_content(content: Mapping[Any, Any], where: str) -> None:
 def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, object]:
     """Check ``settings`` against the signature that ``name`` stands for, and bring numbers to their declared type."""
     name = settings.get("name")
-    if not isinstance(name, str):
+    if not isinstance(name, str) and not callable(name):
         raise UserError(f"{kind}.name is missing", f"set {kind}.name, for example in {kind}: {{name: ...}}")
     own = {key: value for key, value in settings.items() if key != "name"}
     check_settings(kind, name, own)
     function = resolve(kind, name)
-    hints = typing.get_type_hints(function)
+    hints = _hints_of(function)
     for key in settings_of(function):
         is_number = hints.get(key) is float or (hints.get(key) == float | None and own.get(key) is not None)
         if is_number and key in own:
@@ -225,6 +233,13 @@ def _coerce(kind: str, settings: dict[str, Any]) -> dict[str, object]:
     if kind == "objective" and "terms" in own:
         own["terms"] = [_coerce_term(number, dict(term)) for number, term in enumerate(own["terms"], 1)]
     return {"name": name, **own}
+
+
+def _hints_of(function: Callable[..., object]) -> dict[str, object]:
+    try:
+        return typing.get_type_hints(function)
+    except (TypeError, NameError):  # a user's own may be an object that can be called, or have types that stand nowhere
+        return {}
 
 
 def _coerce_term(number: int, term: dict[str, object]) -> dict[str, object]:

@@ -18,7 +18,17 @@ def user_sources(recipe: Mapping[str, Any]) -> dict[str, str]:
 
     Raises UserError where it is not there.
     """
-    return {name: source_hash(name) for name in _named(recipe) if is_reference(name)}
+    return {name: source_hash(name) for name in _named(recipe) if is_reference(name) and not is_object(name)}
+
+
+def object_name(what: str, identity: object) -> str:
+    """What a recipe says in the place of a name where an object was handed in: what it was, and which."""
+    return f"<{what}, given in Python, {identity}>"
+
+
+def is_object(name: object) -> bool:
+    """Whether a recipe names an object so, which no file can hold."""
+    return isinstance(name, str) and name.startswith("<") and name.endswith(">")
 
 
 def _named(recipe: Mapping[str, Any]) -> Iterator[str]:

@@ -240,7 +240,11 @@ def open_pairs(
     as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
     """
     source = find_source(path, split=split, revision=revision, streaming=streaming)
-    name = str(path) if isinstance(path, str | Path) else GIVEN
+    name = GIVEN
+    if isinstance(path, str | Path):
+        name = str(path)
+    else:  # a part of a data set lies in the same files as the whole: what it holds is told by its fingerprint
+        split = f"{split} {path._fingerprint}"
     return PairReader(source, name, on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +18,7 @@ from ..prompts import prompt_column
 from ..prompts.rows import read_rows
 from ..prompts.tabular import cell_rows, check_columns, width_problem
 from ..records import parse_json
-from .places import load_hub
+from .places import load_hub, undecoded
 from .rows import BadRow
 from .tables import is_image, next_batch, open_parquet
 
@@ -243,12 +243,13 @@ class ParquetTexts:
 
 @dataclass(frozen=True)
 class HubTexts:
-    """A data set on the hub, or a folder that ``datasets`` reads."""
+    """A data set on the hub, a folder that ``datasets`` reads, or one that is ``given``, loaded already."""
 
     name: str
     split: str
     revision: str | None = None
     streaming: bool = False
+    given: Any = field(default=None, compare=False, repr=False)
 
     @property
     def storage(self) -> str:
@@ -262,6 +263,8 @@ class HubTexts:
 
     @cached_property
     def _data(self) -> Dataset:
+        if self.given is not None:
+            return undecoded(self.given)
         return load_hub(self.name, self.split, self.revision, self.streaming)
 
     @property

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError, visible
 from ..prompts import ENDINGS
@@ -14,7 +15,7 @@ from ..records import Text, TextRecord
 from .folders import find_twins
 from .places import files_of_split, glob_files, hub_id, is_glob, is_saved
 from .rankings import holds_rankings
-from .readers import OnBadRow
+from .readers import GIVEN, OnBadRow
 from .rows import BadRow
 from .tabular import find_metadata
 from .text_cells import Row
@@ -31,6 +32,9 @@ from .text_sources import (
     TextSource,
     file_source,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FORMATS_HELP = (
     "give a file of JSON Lines, JSON, CSV, TSV or parquet, a glob of such files, a folder of them or of save_to_disk, or a"
@@ -170,7 +174,7 @@ def unread_note(unread: Mapping[str, int], pictures: Sequence[str] = ()) -> list
 
 
 def open_texts(
-    path: str | Path,
+    path: str | Path | Dataset,
     *,
     split: str = "train",
     revision: str | None = None,
@@ -180,19 +184,19 @@ def open_texts(
     """Find out what ``path`` is, and open its texts: preferences, unpaired feedback, demonstrations, or plain texts.
 
     A file of JSON Lines, JSON, CSV, TSV (each may be gzipped) or parquet, a glob or folder of such files, a folder of
-    save_to_disk, or a hub id. The format is known by its columns: TRL's (prompt, chosen, rejected; chosen, rejected; prompt, completion, label;
+    save_to_disk, a hub id, or a ``datasets.Dataset``. The format is known by its columns: TRL's (prompt, chosen, rejected; chosen, rejected; prompt, completion, label;
     prompt, completion; messages; text; as texts or as turns), UltraFeedback's, Anthropic HH's, SHP's and others of
     ``text_formats``. ``split`` picks files whose names begin with it, a folder of that name, or the hub's split;
     ``revision`` and ``streaming`` matter for the hub only. Raises UserError for a path that is none of these.
     """
-    sources = find_texts(str(path), split=split, revision=revision, streaming=streaming)
-    reader = TextReader(sources, str(path), on_bad_row=on_bad_row)
+    sources = find_texts(path, split=split, revision=revision, streaming=streaming)
+    reader = TextReader(sources, name_of_data(path), on_bad_row=on_bad_row)
     reader.passed_over = passed_over(path, sources)
     return reader
 
 
 def open_prompts(
-    path: str | Path,
+    path: str | Path | Dataset,
     *,
     split: str = "train",
     revision: str | None = None,
@@ -206,11 +210,11 @@ def open_prompts(
     aside. Raises UserError as
     ``open_texts`` does, and where an example has no prompt.
     """
-    path = Path(path).expanduser()
     sources = _prompt_sources(path, split, revision)
     found: list[Text] = []
     known: set[str] = set()
-    reader = TextReader(sources, str(path), on_bad_row=on_bad_row, prompts_alone=True)
+    name = name_of_data(path)
+    reader = TextReader(sources, name, on_bad_row=on_bad_row, prompts_alone=True)
     reader.passed_over = passed_over(path, sources)
     for record in reader:
         if not record.prompt:
@@ -230,14 +234,22 @@ def open_prompts(
         known.add(key)
     if say is not None:
         for line in [
-            *(f"{path}: {note}" for note in reader.notes()),
+            *(f"{name}: {note}" for note in reader.notes()),
             *(f"left out: {why}" for _, why in reader.skipped),
         ]:
             say(line)
     return found
 
 
-def _prompt_sources(path: Path, split: str, revision: str | None) -> list[TextSource]:
+def name_of_data(given: str | Path | Dataset) -> str:
+    """What messages call the data set ``given``."""
+    return str(given) if isinstance(given, str | Path) else GIVEN
+
+
+def _prompt_sources(given: str | Path | Dataset, split: str, revision: str | None) -> list[TextSource]:
+    if not isinstance(given, str | Path):
+        return find_texts(given, split=split, revision=revision)
+    path = Path(given).expanduser()
     if not path.is_file() or path.suffix.lower() not in ENDINGS:
         return find_texts(str(path), split=split, revision=revision)
     if path.name.lower().endswith(SUFFIXES) and not is_list_of_texts(path):
@@ -249,9 +261,13 @@ def _prompt_sources(path: Path, split: str, revision: str | None) -> list[TextSo
     return [PromptRows(path)]
 
 
-def find_texts(name: str, *, split: str, revision: str | None, streaming: bool = False) -> list[TextSource]:
-    """The sources that ``name`` stands for, by looking at the disk. Raises UserError where it is none."""
-    path = Path(name).expanduser()
+def find_texts(
+    given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool = False
+) -> list[TextSource]:
+    """The sources that ``given`` stands for, by looking at the disk. Raises UserError where it is none."""
+    if not isinstance(given, str | Path):
+        return [HubTexts(GIVEN, split, given=given)]
+    name, path = str(given), Path(given).expanduser()
     if is_saved(path):
         return [HubTexts(str(path), split, revision)]
     if path.is_dir():
@@ -322,11 +338,10 @@ def _is_data(path: Path) -> bool:
     return not path.name.startswith(".") and path.name not in _DESCRIPTIONS and path.is_file()
 
 
-def passed_over(path: str | Path, sources: Sequence[TextSource]) -> list[str]:
+def passed_over(path: str | Path | Dataset, sources: Sequence[TextSource]) -> list[str]:
     """Which files and folders of the folder ``path`` are not among ``sources``, in plain words."""
     read = [source.file for source in sources if isinstance(source, JsonSource | ParquetTexts | CsvSource)]
-    folder = Path(path).expanduser()
-    if not read or not folder.is_dir():
+    if not read or not Path(path).expanduser().is_dir():
         return []
     place = read[0].parent
     others = sorted(each.name + "/" * each.is_dir() for each in place.iterdir() if each not in read)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ from .rows import BadRow
 from .text_cells import Row
 from .text_formats import TextFormat, detect, unknown_columns
 from .text_sources import TextRow, TextSource
-from .texts import find_texts, unread_note
+from .texts import find_texts, name_of_data, unread_note
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _REMEDY = (
     "give rows of prompt and completion (or messages, or text) with reward, a number, or rewards, a list of numbers"
@@ -89,15 +94,15 @@ class TrajectoryReader:
 
 
 def open_trajectories(
-    path: str, *, split: str = "train", revision: str | None = None, on_bad_row: OnBadRow = "error"
+    path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, on_bad_row: OnBadRow = "error"
 ) -> TrajectoryReader:
-    """Open the trajectories at ``path``: a file, a glob, a folder of files, or a hub id, as ``texts.open_texts`` does.
+    """Open the trajectories at ``path``: whatever ``texts.open_texts`` takes.
 
     Each row has a text in one of the forms of single texts (prompt and completion; messages; text), and either ``reward``,
     a number that comes with the last token, or ``rewards``: one for each of the assistant's turns, or for each token of the
     completion; the end token's may be left out and is 0 then. Raises UserError for a path that is none of these.
     """
-    return TrajectoryReader(find_texts(path, split=split, revision=revision), path, on_bad_row=on_bad_row)
+    return TrajectoryReader(find_texts(path, split=split, revision=revision), name_of_data(path), on_bad_row=on_bad_row)
 
 
 def _trajectory(row: Row, form: TextFormat) -> TrajectoryRecord:

@@ -89,6 +89,11 @@ class CausalLM:
         """None: adapters alone are trained."""
         return ()
 
+    @property
+    def library_model(self) -> PreTrainedModel:
+        """The object of its library that all this is made of."""
+        return self.network.model
+
     def trained_parts(self) -> list[nn.Module]:
         """What full tuning trains: of a multimodal model the part for texts and the output head."""
         trunk = trunk_of(self.transformer)

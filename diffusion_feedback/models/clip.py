@@ -70,6 +70,11 @@ class ClipScorer:
         """What a cosine is multiplied by to be a Bradley-Terry logit."""
         return float(self.network.clip.logit_scale.detach().float().exp())
 
+    @property
+    def library_model(self) -> Any:
+        """The object of its library that all this is made of."""
+        return self.network.clip
+
     def trained_parts(self) -> list[nn.Module]:
         """What full tuning trains: both towers, their projections, and the logit scale."""
         return [self.network]

@@ -57,6 +57,11 @@ class LatentDiffusion:
         """The pipeline's networks besides the trainable one."""
         return [module for module in modules_of(self.pipeline).values() if module is not self.network]
 
+    @property
+    def library_model(self) -> DiffusionPipeline:
+        """The object of its library that all this is made of."""
+        return self.pipeline
+
     def trained_parts(self) -> list[nn.Module]:
         """What full tuning trains."""
         return [self.network]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..types import Denoiser, TextModel, Tokenizer
 from . import causal_lm, reward_model, sd, sdxl
+from .lora import remove
+from .quiet import quiet
 
 _PIPELINES: Mapping[type[Any], tuple[str, Callable[..., Denoiser]]] = {
     StableDiffusionPipeline: ("sd", sd.over),
@@ -50,6 +55,23 @@ def over(
     if tokenizer is None:
         raise UserError(f"model: a {type(model).__name__} came without its tokenizer", "give tokenizer as well")
     return build(model, tokenizer, dtype=dtype, device=device)
+
+
+def with_result(model: Any, folder: Path) -> DiffusionPipeline | PeftModel:
+    """The loaded ``model`` with the adapters that a run on it has left in ``folder``: what is used from there on."""
+    if isinstance(model, DiffusionPipeline):
+        with quiet():
+            model.load_lora_weights(folder)
+        return model
+    return PeftModel.from_pretrained(model, folder)
+
+
+def without_adapters(model: object) -> None:
+    """Take the adapters of a run out of the loaded ``model`` again, which is then as it came."""
+    parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
+    for part in parts:
+        if isinstance(part, nn.Module):
+            remove(part)
 
 
 def _family(model: object) -> tuple[str, Callable[..., Denoiser | TextModel]]:

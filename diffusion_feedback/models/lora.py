@@ -90,6 +90,18 @@ def _modules(network: nn.Module, targets: Sequence[str]) -> list[str]:
     return found
 
 
+def remove(network: nn.Module) -> None:
+    """Take what ``add`` has added out of ``network`` and all that it holds, which computes what it computed before."""
+    for name, module in list(network.named_modules()):
+        # peft's names of what it has put its own layers around.
+        own = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+        if own is not None:
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, own)
+    for module in network.modules():
+        vars(module).pop("peft_config", None)
+
+
 def is_adapted(network: nn.Module) -> bool:
     """Whether ``network`` carries adapters."""
     return bool(getattr(network, "peft_config", None))

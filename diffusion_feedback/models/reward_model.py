@@ -99,6 +99,11 @@ class RewardModel:
         """The head, which starts from random numbers."""
         return (self.network.head_name,)
 
+    @property
+    def library_model(self) -> PreTrainedModel:
+        """The object of its library that all this is made of."""
+        return self.network.model
+
     def trained_parts(self) -> list[nn.Module]:
         """What full tuning trains: of a multimodal model the part for texts and the head."""
         trunk = trunk_of(self.transformer)

@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor
 
 from ..catalog import objective_row
-from ..config import user_sources
+from ..config import is_object, user_sources
 from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS
@@ -160,7 +160,9 @@ class RunFolder:
 
     def _check_same(self, old: Mapping[str, object], new: Mapping[str, object]) -> None:
         name = flat(new).get(("objective", "name"))
-        kind = _RUNS if name and objective_row(name).is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
+        # Of an objective that is an object nobody can tell here whether examples depend on each other.
+        is_coupled = name is not None and (is_object(name) or objective_row(name).is_coupled)
+        kind = _RUNS if is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
         kind.check_same(self.path, old, new)
 
     def _check_code(self, recipe: Mapping[str, object]) -> None:

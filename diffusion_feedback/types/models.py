@@ -57,6 +57,11 @@ class Tuned(Saved, Protocol):
         """What is trained and called, as loaded."""
         ...
 
+    @property
+    def library_model(self) -> Any:
+        """The object of diffusers or transformers that all this is made of."""
+        ...
+
     def trained_parts(self) -> Sequence[nn.Module]:
         """What full tuning trains."""
         ...

@@ -62,6 +62,16 @@ def load(
     return FunctionScorer(source, recipe, _by_name(function, source))
 
 
+def over(function: Callable[..., object], name: str | None = None) -> FunctionScorer:
+    """The judge that ``function`` itself is, called as one that is named; ``name`` (its own by default) stands in results.
+
+    The hash of its source and of what it holds is part of the recipe id. Raises UserError for another signature.
+    """
+    own = str(name or getattr(function, "__qualname__", type(function).__qualname__))
+    recipe = f"function.1/{own}/{source_hash(function)[:12]}"
+    return FunctionScorer(own, recipe, _by_name(function, own))
+
+
 def _by_name(function: Callable[..., object], source: str) -> Callable[..., object]:
     """``function`` so that it can be called with ``prompts`` and ``completions`` by name."""
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ...config import Recipe, to_yaml
@@ -12,6 +15,20 @@ from ...errors import UserError, first_line
 from ...folders import expand
 from ...processes import check_joined, num_launched
 from ...training.run_folder import TRACKED, RunFolder
+
+
+@contextmanager
+def own_accelerate() -> Iterator[None]:
+    """Leave accelerate as it was found: it keeps one state a process, and the next run may want another precision.
+
+    Where a caller has an ``Accelerator`` of its own, or several processes work together, the state stays.
+    """
+    is_ours = not AcceleratorState._shared_state and num_launched() == 1
+    try:
+        yield
+    finally:
+        if is_ours:
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def check_trackers(recipe: Recipe) -> None:

@@ -14,10 +14,20 @@ from ...config import Recipe
 from ...errors import UserError
 from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
 from ...types import Adaptable, Reference, TextModel, Tokenizer, Tuned
+from .given import Setup
 from .memory import weight_bytes
 
 
-def load_model(recipe: Recipe, device: torch.device, *, path: str | None = None, **settings: object) -> Any:
+def base_model(setup: Setup, **settings: object) -> Any:
+    """The model that is tuned, frozen, in the recipe's precision: the one that was given, or that the recipe names.
+
+    ``settings`` are further ones of the family's loader.
+    """
+    own = setup.model()
+    return own if own is not None else load_model(setup.recipe, setup.accelerator.device, None, **settings)
+
+
+def load_model(recipe: Recipe, device: torch.device, path: str | None = None, **settings: object) -> Any:
     """The model of the recipe's family at ``path`` (the recipe's own unless given), frozen, in the recipe's precision."""
     model = recipe.model
     return resolve("family", model.family)(

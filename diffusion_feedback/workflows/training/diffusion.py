@@ -22,7 +22,7 @@ from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
 from ...types import BatchSource, Denoiser, PreferenceBatch, Reference
-from .base_model import FrozenReference, frozen_reference, load_model, make_trainable
+from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .given import Setup
 from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches
 from .image_pairs import ImagePairs
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def diffusion_session(setup: Setup) -> Session:
     """Load the model, its reference and the pairs. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
-    denoiser: Denoiser = load_model(recipe, accelerator.device)
+    denoiser: Denoiser = base_model(setup)
     base_hash = denoiser.model_hash()
     reference = frozen_reference(recipe, denoiser, base_hash, accelerator.device)
     make_trainable(recipe, denoiser)
@@ -46,8 +46,7 @@ def diffusion_session(setup: Setup) -> Session:
     step = steps.training()
     step.check()
     pairs = ImagePairs.load(
-        recipe,
-        accelerator,
+        setup,
         resolution=encoders.images.resolution,
         count_truncated=denoiser.count_truncated,
         on_pair=cache_streamed(recipe, encoders),

@@ -1,26 +1,47 @@
-"""What a run is given besides its recipe: a device and processes, and objects in place of what the recipe names."""
+"""What a run is given besides its recipe: objects in place of what the recipe names, a device and processes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
-from ...catalog import ObjectiveRow, objective_row
-from ...config import Recipe
+from ...catalog import ObjectiveRow, name_of, objective_row
+from ...catalog.sources import source_hash
+from ...config import Recipe, checked, is_object, object_name
+from ...data.places import is_dataset
+from ...errors import UserError
+from ...models.loaded import family_of
+from ...models.loaded import over as over_model
+from ...scorers.texts.function import over as over_function
+from ...types import TextScorer, Tokenizer, Tuned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """Objects that a caller hands in; what is None is loaded by the name in the recipe."""
+    """Objects that a caller hands in; what is None is loaded by the name in the recipe.
+
+    Args:
+        model: A diffusers pipeline, a transformers model, or what a family's loader returns.
+        tokenizer: The tokenizer of a transformers model.
+        train_data: A ``datasets.Dataset``.
+        validation_data: Another one.
+        reward: A function of prompts and completions, or a text scorer.
+    """
 
     model: Any = None
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     train_data: Any = None
     validation_data: Any = None
-    reward: Any = None
+    reward: TextScorer | None = None
+
+
+NOTHING = Given()
+"""All is loaded by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +50,15 @@ class Setup:
 
     recipe: Recipe
     accelerator: Accelerator
-    given: Given = field(default_factory=Given)
+    given: Given = NOTHING
+
+    def model(self) -> Tuned | None:
+        """What is tuned over the model that was given, in the recipe's precision; None where none was."""
+        own: Tuned | None = self.given.model
+        if own is None or _is_ready(own):
+            return own
+        dtype, device = getattr(torch, self.recipe.model.dtype), self.accelerator.device
+        return over_model(self.given.model, self.given.tokenizer, dtype=dtype, device=device)
 
     @property
     def objective(self) -> ObjectiveRow:
@@ -37,6 +66,104 @@ class Setup:
         return objective_row(self.recipe.objective["name"])
 
     @property
-    def objective_settings(self) -> Mapping[str, Any]:
+    def objective_settings(self) -> Mapping[str, object]:
         """The settings of the recipe's objective."""
         return {key: value for key, value in self.recipe.objective.items() if key != "name"}
+
+    def data(self, *, heldout: bool) -> Any:
+        """The training or the held-out data: a data set that was given, else the recipe's path; None where there is none."""
+        own = self.given.validation_data if heldout else self.given.train_data
+        if own is not None:
+            return own
+        return self.recipe.data.validation if heldout else self.recipe.data.train
+
+
+def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tuple[Recipe, Given]:
+    """``recipe`` with all that was handed in by name or as a path, checked, and the rest as objects.
+
+    Where an object takes the place of a name, the recipe says what it was, in angle brackets. Raises UserError for objects
+    of the wrong kind, and as a recipe file does.
+    """
+    objects: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    keys: dict[str, object] = {}
+    for name, key in (("train_data", "data.train"), ("validation_data", "data.validation")):
+        if name in objects:
+            keys[key] = _path(objects, name) or _mark_of_data(objects[name], name)
+    if "reward" in objects:
+        keys["rollouts.reward"] = _path(objects, "reward") or _mark_of_reward(objects)
+    if "model" in objects:
+        keys["model.pretrained_model_name_or_path"] = _path(objects, "model") or _mark_of_model(objects)
+        if "model" in objects and not _is_ready(objects["model"]):
+            keys["model.family"] = family_of(objects["model"])
+    recipe = _with(recipe, keys)
+    if objective is not None:
+        whole = objective if isinstance(objective, Mapping) else {"name": objective}
+        recipe = replace(recipe, objective=dict(whole))
+    return checked(recipe), Given(**objects)
+
+
+def recorded(recipe: Recipe) -> Recipe:
+    """``recipe`` as it is written down: an objective that is no name is told by name, module and source."""
+    name = recipe.objective["name"]
+    if isinstance(name, str):
+        return recipe
+    function = name.function if isinstance(name, ObjectiveRow) else name
+    mark = object_name(name_of(name), source_hash(function)[:12])
+    return replace(recipe, objective={**recipe.objective, "name": mark})
+
+
+def check_all_given(recipe: Recipe, given: Given) -> None:
+    """Raise UserError where a recipe was recorded with an object that is not given this time."""
+    places = {
+        "model.pretrained_model_name_or_path": (recipe.model.pretrained_model_name_or_path, given.model, "model"),
+        "data.train": (recipe.data.train, given.train_data, "train_data"),
+        "data.validation": (recipe.data.validation, given.validation_data, "validation_data"),
+        "rollouts.reward": (recipe.rollouts.reward, given.reward, "reward"),
+    }
+    for key, (value, own, parameter) in places.items():
+        if own is None and is_object(value):
+            problem = f"{key}: {str(value)[1:-1]}, which no recipe can hold"
+            raise UserError(problem, f"call train in Python with the same {parameter}")
+
+
+def _path(objects: dict[str, object], name: str) -> str | None:
+    """A name or path among ``objects``, which is taken out of them."""
+    value = objects[name]
+    if not isinstance(value, str | os.PathLike):
+        return None
+    del objects[name]
+    return str(value)
+
+
+def _mark_of_data(data: object, name: str) -> str:
+    if not (is_dataset(data) and isinstance(data, Sized)):
+        problem = f"{name}: is a {type(data).__name__}"
+        raise UserError(problem, "give a datasets.Dataset (Dataset.from_list makes one of rows), or a path")
+    return object_name("datasets.Dataset", f"{len(data)} rows")
+
+
+def _mark_of_reward(objects: dict[str, object]) -> str:
+    reward = objects["reward"]
+    if not hasattr(reward, "score"):
+        if not callable(reward):
+            raise UserError(f"reward: is a {type(reward).__name__}", "give a function of prompts and completions")
+        reward = objects["reward"] = over_function(reward)
+    return object_name("reward", getattr(reward, "recipe_id", ""))
+
+
+def _mark_of_model(objects: dict[str, Any]) -> str:
+    model = objects["model"]
+    own: Tuned = model if _is_ready(model) else over_model(model, objects.get("tokenizer"))
+    return object_name(type(model).__name__, own.model_hash())
+
+
+def _is_ready(model: object) -> bool:
+    """Whether it is what a family's loader returns, and no library's own object."""
+    return hasattr(model, "model_hash")
+
+
+def _with(recipe: Recipe, keys: Mapping[str, object]) -> Recipe:
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
+    return recipe

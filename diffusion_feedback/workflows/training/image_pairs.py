@@ -21,6 +21,7 @@ from ...training.order import PairOrder
 from ...training.sources import PairSource, UnpairedSource
 from ...types import PreferenceBatch
 from .examples import check_apart, say_skipped
+from .given import Setup
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ class ImagePairs:
     @classmethod
     def load(
         cls,
-        recipe: Recipe,
-        accelerator: Accelerator,
+        setup: Setup,
         *,
         resolution: int,
         count_truncated: Callable[[Sequence[str]], int],
@@ -53,9 +53,10 @@ class ImagePairs:
         ``on_pair`` sees every pair as it is read. Raises UserError as the reader does, for held-out pairs that are training
         pairs, and where there are fewer pairs than one step takes.
         """
-        train = load_pairs(recipe, accelerator, resolution=resolution, on_pair=on_pair)
+        recipe, accelerator = setup.recipe, setup.accelerator
+        train = load_pairs(setup, resolution=resolution, on_pair=on_pair)
         assert train is not None
-        heldout = load_pairs(recipe, accelerator, resolution=resolution, heldout=True, on_pair=on_pair)
+        heldout = load_pairs(setup, resolution=resolution, heldout=True, on_pair=on_pair)
         if heldout is not None:
             check_apart("pairs", *([pair.pair_id for pair in index.pairs] for index in (train, heldout)))
         if count := count_truncated(sorted({pair.prompt for pair in train.pairs})):
@@ -112,8 +113,7 @@ def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> P
 
 
 def load_pairs(
-    recipe: Recipe,
-    accelerator: Accelerator,
+    setup: Setup,
     *,
     resolution: int,
     heldout: bool = False,
@@ -124,12 +124,12 @@ def load_pairs(
     Notes what is left out, and what a square of ``resolution`` px takes away. ``on_pair`` sees every pair as it is
     read. Held-out ties are dropped: they have no side to agree with. Raises UserError as the reader does.
     """
-    data = recipe.data
-    path = data.validation if heldout else data.train
-    if path is None:
+    data, accelerator = setup.recipe.data, setup.accelerator
+    given = setup.data(heldout=heldout)
+    if given is None:
         return None
     reader = open_pairs(
-        path,
+        given,
         split=data.validation_split if heldout else data.split,
         revision=data.revision,
         streaming=data.streaming,
@@ -142,7 +142,7 @@ def load_pairs(
         index = _build(reader, expand(data.cache_dir) / "index", accelerator)
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     index = index.head(limit) if limit else index
-    _say_left_out(path, reader, index, resolution)
+    _say_left_out(reader.name, reader, index, resolution)
     return index
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -25,7 +24,7 @@ from ...training.text_heldout import (
     token_metrics,
 )
 from ...types import GenerativeTextModel
-from .base_model import FrozenReference, frozen_reference, load_model, make_trainable
+from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .card import tokenizer_facts
 from .given import Setup
 from .reference_answers import ReferenceAnswers
@@ -40,7 +39,7 @@ def language_model_session(setup: Setup) -> Session:
     """Load the model, its reference and the texts. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
     _check_batch(setup)  # before minutes of loading, not after
-    model: GenerativeTextModel = load_model(recipe, accelerator.device)
+    model: GenerativeTextModel = base_model(setup)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=recipe.text.share_prompt)
     reference = None
@@ -122,7 +121,7 @@ class TextEvaluation:
     """Metrics on the held-out texts, and completions of fixed prompts on fixed seeds."""
 
     setup: Setup
-    step: Any
+    step: PreferenceStep | PointwiseStep
     texts: TokenBatches
     samples: CompletionSamples
 

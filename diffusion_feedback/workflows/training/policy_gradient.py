@@ -22,7 +22,7 @@ from ...training.order import PairOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining
 from ...types import GenerativeTextModel, TokenSequence
-from .base_model import FrozenReference, frozen_reference, load_model, make_trainable
+from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .card import tokenizer_facts
 from .examples import check_apart
 from .given import Setup
@@ -46,12 +46,12 @@ class Prompts:
     heldout: RolloutPrompts | None
 
     @classmethod
-    def load(cls, recipe: Recipe, model: GenerativeTextModel, algorithm: PolicyGradient) -> Prompts:
+    def load(cls, setup: Setup, model: GenerativeTextModel, algorithm: PolicyGradient) -> Prompts:
         """Raises UserError for bad rows, too few prompts, and held-out ones that are training prompts."""
-        tokenization = build_tokenization(recipe, model, room_for=recipe.rollouts.max_new_tokens)
-        train = load_prompts(recipe, tokenization, algorithm)
+        tokenization = build_tokenization(setup.recipe, model, room_for=setup.recipe.rollouts.max_new_tokens)
+        train = load_prompts(setup, tokenization, algorithm)
         assert train is not None
-        heldout = load_prompts(recipe, tokenization, algorithm, heldout=True)
+        heldout = load_prompts(setup, tokenization, algorithm, heldout=True)
         if heldout is not None:
             check_apart("prompts", train.names, heldout.names)
         return cls(tokenization, algorithm, train, heldout)
@@ -72,9 +72,9 @@ def policy_gradient_session(setup: Setup) -> Session:
     recipe, accelerator = setup.recipe, setup.accelerator
     rollouts, device = recipe.rollouts, accelerator.device
     algorithm: PolicyGradient = setup.objective.function(**setup.objective_settings)
-    model: GenerativeTextModel = load_model(recipe, device)
+    model: GenerativeTextModel = base_model(setup)
     base_hash = model.model_hash()
-    prompts = Prompts.load(recipe, model, algorithm)
+    prompts = Prompts.load(setup, model, algorithm)
     order = PairOrder(len(prompts.train), rollouts.num_prompts, recipe.training.seed)
     completions = rollouts.num_prompts * rollouts.num_generations // rollouts.num_mini_batches
     pretraining = load_pretraining(recipe, model, completions)
@@ -82,7 +82,7 @@ def policy_gradient_session(setup: Setup) -> Session:
     if algorithm.kl_coef > 0:
         reference = frozen_reference(recipe, model, base_hash, device, model.tokenizer)
     adapters = make_trainable(recipe, model)
-    judge = CompletionJudge(recipe, model, device)
+    judge = CompletionJudge(setup, model)
     network: nn.Module = model.network
     if algorithm.learns_values:
         network = ActorCritic(model.network, seed=recipe.training.seed)

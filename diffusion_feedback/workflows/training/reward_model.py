@@ -10,7 +10,7 @@ from ...likelihoods.rewards import SequenceRewards
 from ...training.reward import RewardStep, reward_accuracy
 from ...training.run_folder import RunFolder
 from ...types import TextModel
-from .base_model import load_model, make_trainable
+from .base_model import base_model, make_trainable
 from .card import tokenizer_facts
 from .given import Setup
 from .session import Session
@@ -22,7 +22,7 @@ from .token_batches import TokenBatches, passes_over
 def reward_model_session(setup: Setup) -> Session:
     """Load the model (a head that it lacks is drawn from the recipe's seed) and the pairs. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
-    model: TextModel = load_model(recipe, accelerator.device, seed=recipe.training.seed)
+    model: TextModel = base_model(setup, seed=recipe.training.seed)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=False)
     adapters = make_trainable(recipe, model)

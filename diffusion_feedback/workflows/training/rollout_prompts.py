@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...config import Recipe
-from ...data.texts import open_prompts, open_texts
+from ...data.texts import name_of_data, open_prompts, open_texts
 from ...errors import UserError
 from ...likelihoods.conversations import as_turns
 from ...likelihoods.tokenization import Tokenization
@@ -21,6 +21,7 @@ from ...training.rollout_batches import Pretraining, RolloutBatch
 from ...training.token_rollouts import drawn_sequence
 from ...types import GenerativeTextModel, TokenSequence
 from ..completing import plain_note
+from .given import Setup
 from .tokenization import length_of
 
 log = logging.getLogger(__name__)
@@ -78,18 +79,19 @@ def encode_prompts(
 
 
 def load_prompts(
-    recipe: Recipe, tokenization: Tokenization, algorithm: PolicyGradient, *, heldout: bool = False
+    setup: Setup, tokenization: Tokenization, algorithm: PolicyGradient, *, heldout: bool = False
 ) -> RolloutPrompts | None:
     """The prompts to train on, or the held-out ones; None where a recipe names no held-out ones.
 
     Notes what was left aside. Raises UserError for bad rows, and where there are fewer prompts than an iteration takes.
     """
-    data, rollouts = recipe.data, recipe.rollouts
-    path = data.validation if heldout else data.train
-    if path is None:
+    recipe, data, rollouts = setup.recipe, setup.recipe.data, setup.recipe.rollouts
+    given = setup.data(heldout=heldout)
+    if given is None:
         return None
+    path = name_of_data(given)
     split = data.validation_split if heldout else data.split
-    texts = open_prompts(path, split=split, revision=data.revision, on_bad_row=data.on_bad_row, say=log.warning)
+    texts = open_prompts(given, split=split, revision=data.revision, on_bad_row=data.on_bad_row, say=log.warning)
     if recipe.text.chat_template is not None:
         texts = as_turns(texts)
     for note in plain_note(texts, tokenization.tokenizer, "text.chat_template, or "):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -22,6 +21,7 @@ from ...training.rollout_batches import Pretraining, RolloutSource
 from ...training.rollouts import RolloutSampler
 from ...training.token_rollouts import TokenCodec, completion_ids, draws_sequences, ends_in
 from ...types import GenerativeTextModel, TextScorer, TokenSequence
+from .given import Setup
 from .memory import weight_bytes
 from .rollout_prompts import RolloutPrompts
 
@@ -32,9 +32,10 @@ class CompletionJudge:
     Where policy and scorer have one frozen base, it is held once; ``num_bytes`` is what the scorer takes besides.
     """
 
-    def __init__(self, recipe: Recipe, model: GenerativeTextModel, device: torch.device) -> None:
-        self.scorer: TextScorer = load_text_scorer(recipe.rollouts.reward, device)
-        self.spec, self.tokenizer = recipe.rollouts.reward, model.tokenizer
+    def __init__(self, setup: Setup, model: GenerativeTextModel) -> None:
+        self.spec, self.tokenizer = setup.recipe.rollouts.reward, model.tokenizer
+        own: TextScorer | None = setup.given.reward
+        self.scorer = own if own is not None else load_text_scorer(self.spec, setup.accelerator.device)
         self.end_token_ids = frozenset(model.end_token_ids)
         judge = getattr(getattr(self.scorer, "judge", None), "model", None)
         self.num_bytes = 0

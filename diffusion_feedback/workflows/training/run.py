@@ -1,72 +1,126 @@
-"""A training run from its recipe to its folder, for the commands that train."""
+"""A training run from its recipe to its folder."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn, optim
 
 from ...catalog import resolve
-from ...config import Recipe, to_dict, to_yaml
+from ...config import Recipe, is_object, to_dict, to_yaml
 from ...errors import UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
+from ...models.loaded import without_adapters
 from ...processes import check_alike, num_launched
 from ...records import content_hash
 from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
 from ...training.loop import Trainer
 from ...training.run_folder import RunFolder
-from .accelerator import make_accelerator, start_trackers
+from ...types import TextScorer, Tokenizer
+from .accelerator import make_accelerator, own_accelerate, start_trackers
 from .card import write_run_card
-from .given import Setup
+from .given import NOTHING, Given, Setup, accept, check_all_given, recorded
 from .memory import estimate
+from .result import Run
 from .session import Session
 from .sessions import open_session
 
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False) -> None:
-    """Train ``recipe``, or with ``dry_run`` only say what would be done. Raises UserError for bad input."""
-    with nullcontext() if dry_run else hold_folder(expand(recipe.output_dir), "dfb train"):
-        accelerator = run_training(recipe, resume=resume, overwrite=overwrite, dry_run=dry_run)
+def train(
+    recipe: Recipe,
+    *,
+    model: object = None,
+    tokenizer: Tokenizer | None = None,
+    train_data: object = None,
+    validation_data: object = None,
+    objective: str | Callable[..., object] | Mapping[str, object] | None = None,
+    reward: str | Callable[..., object] | TextScorer | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Run:
+    """Train as ``recipe`` says, in its folder. What is None is loaded by the name in the recipe.
+
+    Args:
+        recipe: From ``load_recipe``, or made in Python; it is checked in the same way.
+        model: A loaded diffusers pipeline or transformers model, or the path of one. Full tuning changes its weights;
+            adapters are taken out again at the end.
+        tokenizer: The tokenizer of a transformers model.
+        train_data: A ``datasets.Dataset`` in any of the forms that files may have (Pick-a-Pic's columns for images;
+            prompt, chosen and rejected, or others, for texts), or a path.
+        validation_data: The same for held-out data.
+        objective: A name, a function of log-probabilities, or a mapping of ``name`` (one of the two) and settings. It
+            replaces the recipe's objective, settings and all.
+        reward: For rollouts: a function of lists of prompts and completions that returns one number for each, or a spec.
+        resume: Go on from the newest checkpoint in the recipe's folder; objects must be the same as before.
+        overwrite: Replace the run in the recipe's folder.
+        dry_run: Load everything, and say in ``Run.plan`` what would be trained.
+
+    Raises UserError for bad input, Interrupted for a run that was stopped after a checkpoint.
+    """
+    if resume and overwrite:
+        raise UserError("`resume` and `overwrite` contradict each other", "give one of them")
+    names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
+    recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
+    path = expand(recipe.output_dir)
+    with nullcontext() if dry_run else hold_folder(path, "dfb train"), own_accelerate(), restored(recipe, given):
+        if dry_run:
+            return Run(recorded(recipe), path, _planned(recipe, given), given)
+        accelerator = run_training(recipe, given, resume=resume, overwrite=overwrite)
         if accelerator is not None:
             accelerator.end_training()
+    return Run(recorded(recipe), path, given=given)
+
+
+@contextmanager
+def restored(recipe: Recipe, given: Given) -> Iterator[None]:
+    """A model that was given is without adapters again at the end."""
+    try:
+        yield
+    finally:
+        if given.model is not None and recipe.model.tuning == "lora":
+            without_adapters(getattr(given.model, "library_model", given.model))
+
+
+def _planned(recipe: Recipe, given: Given) -> list[str]:
+    check_all_given(recipe, given)
+    session = open_session(Setup(recipe, make_accelerator(recipe), given))
+    build_optimizer(recipe, session.parameters())
+    return [*describe(session), *estimate(session)]
 
 
 def run_training(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False
+    recipe: Recipe, given: Given = NOTHING, *, resume: bool = False, overwrite: bool = False
 ) -> Accelerator | None:
     """``train``, after which trackers and the group of processes are still there; None where nothing was trained."""
-    folder, is_done = RunFolder(expand(recipe.output_dir)), False
-    if not dry_run:
-        if overwrite:
-            check_outside(folder.path, inputs_of(recipe))
-        folder.check_free(to_dict(recipe), resume=resume, overwrite=overwrite)
-        is_done = resume and folder.is_complete()
+    check_all_given(recipe, given)
+    written = recorded(recipe)
+    folder = RunFolder(expand(recipe.output_dir))
+    if overwrite:
+        check_outside(folder.path, inputs_of(recipe))
+    folder.check_free(to_dict(written), resume=resume, overwrite=overwrite)
+    is_done = resume and folder.is_complete()
     if is_done and num_launched() == 1:
         log.info("%s: already complete", folder.path)
         return None
     accelerator = make_accelerator(recipe)
-    if not dry_run:
-        check_alike(accelerator, _beginning(recipe, folder, resume=resume, overwrite=overwrite))
+    check_alike(accelerator, _beginning(written, folder, resume=resume, overwrite=overwrite))
     if is_done:
         log.info("%s: already complete", folder.path)
         return accelerator
-    session = open_session(Setup(recipe, accelerator))
+    session = open_session(Setup(recipe, accelerator, given))
     optimizer = build_optimizer(recipe, session.parameters())
-    if dry_run:
-        for line in [*describe(session), *estimate(session)]:
-            log.info(line)
-        return None
     if accelerator.is_main_process:
-        folder.open(to_dict(recipe), session.written_files, resume=resume, overwrite=overwrite)
+        folder.open(to_dict(written), session.written_files, resume=resume, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    start_trackers(recipe, accelerator, folder)
+    start_trackers(written, accelerator, folder)
     trainer = _fit(session, optimizer, folder)
     _finish(session, trainer)
     log.info("done: %s (see %s)", folder.path, folder.path / "README.md")
@@ -134,7 +188,7 @@ def _write_result(session: Session, trainer: Trainer) -> None:
         with trainer.result() as network:
             session.save(network, trainer.folder.path)
             facts = session.card_facts()
-        write_run_card(session.card, trainer, session.recipe, **facts)
+        write_run_card(session.card, trainer, recorded(session.recipe), **facts)
     session.accelerator.wait_for_everyone()
 
 
@@ -147,10 +201,15 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
         "data.train": data.train,
         "data.validation": data.validation,
         "rollouts.ptx_data": rollouts.ptx_data,
-        "rollouts.reward": parse_text_spec(rollouts.reward, "text_scorer").source if rollouts.reward else None,
+        "rollouts.reward": _place_of(rollouts.reward),
         "rounds.heldout_prompts": recipe.rounds.heldout_prompts,
         "rounds.reward_recipe": recipe.rounds.reward_recipe,
     }
+
+
+def _place_of(reward: str) -> str | None:
+    """Where the judge lies that the spec ``reward`` names."""
+    return parse_text_spec(reward, "text_scorer").source if reward and not is_object(reward) else None
 
 
 def describe(session: Session) -> list[str]:

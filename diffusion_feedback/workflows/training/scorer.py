@@ -16,7 +16,7 @@ from ...records import PairRecord
 from ...training.ranking import RankingStep, ranking_accuracy
 from ...training.run_folder import RunFolder
 from ...types import TrainableScorer
-from .base_model import load_model, make_whole_trainable
+from .base_model import base_model, make_whole_trainable
 from .given import Setup
 from .image_pairs import ImagePairs
 from .session import Session
@@ -26,7 +26,7 @@ from .steps import judging_settings
 def scorer_session(setup: Setup) -> Session:
     """Load the model and the pairs. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
-    scorer: TrainableScorer = load_model(recipe, accelerator.device)
+    scorer: TrainableScorer = base_model(setup)
     base_hash = scorer.model_hash()
     make_whole_trainable(recipe, scorer)
     views = _build_views(recipe, scorer)
@@ -42,8 +42,7 @@ def scorer_session(setup: Setup) -> Session:
             views.cache.close()
 
     pairs = ImagePairs.load(
-        recipe,
-        accelerator,
+        setup,
         resolution=scorer.resolution,
         count_truncated=scorer.count_truncated,
         on_pair=cut if recipe.data.streaming else None,

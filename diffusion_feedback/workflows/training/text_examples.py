@@ -18,6 +18,7 @@ from ...likelihoods.tokenization import Tokenization
 from ...records import TextRecord, content_hash
 from ...types import TokenExample
 from .examples import check_apart, say_skipped
+from .given import Setup
 
 Fit = Callable[[TextRecord], TextRecord | None]
 
@@ -60,14 +61,14 @@ class TextData:
     heldout_pairs: TokenIndex | None = None
 
 
-def load_texts(recipe: Recipe, tokenization: Tokenization) -> TextData:
+def load_texts(setup: Setup, tokenization: Tokenization) -> TextData:
     """Read, fit to the objective and tokenise training and held-out texts.
 
     Held-out ties are dropped: they have no side to agree with. Raises UserError for bad rows, rows that do not fit the
     objective, and held-out examples that are training examples.
     """
-    notes: list[str] = []
-    examples, has_turns = _examples(recipe, tokenization, notes, heldout=False)
+    recipe, notes = setup.recipe, list[str]()
+    examples, has_turns = _examples(setup, tokenization, notes, heldout=False)
     train = _index(recipe, examples, notes, heldout=False)
     is_unpaired = objective_row(recipe.objective["name"]).learns_from == "labels"
     if is_unpaired and len({example.label for example in train.examples}) == 1:
@@ -75,9 +76,9 @@ def load_texts(recipe: Recipe, tokenization: Tokenization) -> TextData:
         notes.append(f"note: every completion is {word}: nothing says what it is better or worse than")
     elif recipe.objective["name"] == "kto":
         notes += _kto_weights(recipe, train)
-    if recipe.data.validation is None:
+    if setup.data(heldout=True) is None:
         return TextData(train, None, notes, has_turns)
-    examples, _ = _examples(recipe, tokenization, notes, heldout=True)
+    examples, _ = _examples(setup, tokenization, notes, heldout=True)
     heldout = _index(recipe, examples, notes, heldout=True)
     check_apart("examples", *([example.pair_id for example in index.examples] for index in (train, heldout)))
     are_apart = examples[0].rejected is not None and heldout.examples[0].rejected is None
@@ -98,28 +99,26 @@ def _kto_weights(recipe: Recipe, train: TokenIndex) -> list[str]:
 
 
 def _examples(
-    recipe: Recipe, tokenization: Tokenization, notes: list[str], *, heldout: bool
+    setup: Setup, tokenization: Tokenization, notes: list[str], *, heldout: bool
 ) -> tuple[list[TokenExample], bool]:
     """Examples of the rows that fit the objective, and whether they are conversations."""
-    data, learns_from = recipe.data, objective_row(recipe.objective["name"]).learns_from
-    path = data.validation if heldout else data.train
-    assert path is not None
+    recipe, data = setup.recipe, setup.recipe.data
     reader = open_texts(
-        path,
+        setup.data(heldout=heldout),
         split=data.validation_split if heldout else data.split,
         revision=data.revision,
         on_bad_row=data.on_bad_row,
     )
     left_out = Counter[str]()
-    records = list(_fitting(reader, _FITS[learns_from], left_out))
+    records = list(_fitting(reader, _FITS[setup.objective.learns_from], left_out))
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     examples, unfit = encode(
         tokenization, first_of(records, limit) if limit else records, skip=data.on_bad_row == "skip"
     )
-    say_skipped(path, [reason for _, reason in reader.skipped] + unfit)
+    say_skipped(reader.name, [reason for _, reason in reader.skipped] + unfit)
     _note_left_out(left_out, notes, heldout=heldout)
     odd = [*reader.notes(), *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
-    notes += [f"note             {path}: {note}" for note in odd]
+    notes += [f"note             {reader.name}: {note}" for note in odd]
     return examples, records[0].is_conversational
 
 

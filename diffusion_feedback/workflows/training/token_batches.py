@@ -45,7 +45,7 @@ class TokenBatches:
         """
         recipe, accelerator = setup.recipe, setup.accelerator
         tokenization = build_tokenization(recipe, model)
-        data = load_texts(recipe, tokenization)
+        data = load_texts(setup, tokenization)
         order = _build_order(recipe, data, accelerator)
         return cls(recipe, accelerator, tokenization, data, order, lengths_of(data.train, share_prompt=share_prompt))
 

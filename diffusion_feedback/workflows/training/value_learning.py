@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ...config import Recipe
 from ...data.trajectories import TrajectoryIndex, index_trajectories, open_trajectories
 from ...likelihoods.tokenization import UNCUT, Tokenization
 from ...likelihoods.tokens import TokenLikelihood
@@ -21,7 +20,7 @@ from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep, heldout_figures
 from ...types import GenerativeTextModel, TokenExample
-from .base_model import load_model, make_trainable
+from .base_model import base_model, make_trainable
 from .examples import check_apart, say_skipped
 from .given import Setup
 from .memory import weight_bytes
@@ -35,14 +34,14 @@ log = logging.getLogger(__name__)
 def value_learning_session(setup: Setup) -> Session:
     """Load the model, give it its heads, and load the trajectories. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
-    model: GenerativeTextModel = load_model(recipe, accelerator.device)
+    model: GenerativeTextModel = base_model(setup)
     path = recipe.model.pretrained_model_name_or_path
     network = value_heads.attach(model.network, path, seed=recipe.training.seed)
     base_hash = content_hash(model.model_hash(), value_heads.heads_hash(network.heads))
     adapters = make_trainable(recipe, model)
     step = _step(setup, network)
     step.check()
-    trajectories = Trajectories.load(recipe, model)
+    trajectories = Trajectories.load(setup, model)
     train, heldout = trajectories.train, trajectories.heldout
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
     order = PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
@@ -117,30 +116,30 @@ class Trajectories:
     are_conversations: bool
 
     @classmethod
-    def load(cls, recipe: Recipe, model: GenerativeTextModel) -> Trajectories:
+    def load(cls, setup: Setup, model: GenerativeTextModel) -> Trajectories:
         """Read and tokenise training and held-out trajectories.
 
         Raises UserError for bad rows, and where the held-out trajectories are the training ones: two walks may well take
         the same path, but the same file twice is what must not be.
         """
-        train, are_conversations = load_trajectories(recipe, model)
-        if recipe.data.validation is None:
+        train, are_conversations = load_trajectories(setup, model)
+        if setup.data(heldout=True) is None:
             return cls(train, None, are_conversations)
-        heldout, _ = load_trajectories(recipe, model, heldout=True)
+        heldout, _ = load_trajectories(setup, model, heldout=True)
         ids = ([each.pair_id for each in index.trajectories] for index in (train, heldout))
         check_apart("trajectories", *ids, may_share=True)
         return cls(train, heldout, are_conversations)
 
 
 def load_trajectories(
-    recipe: Recipe, model: GenerativeTextModel, *, heldout: bool = False
+    setup: Setup, model: GenerativeTextModel, *, heldout: bool = False
 ) -> tuple[TrajectoryIndex, bool]:
     """The training or the held-out trajectories as tokens, and whether they are conversations."""
-    data, text = recipe.data, recipe.text
-    path = data.validation if heldout else data.train
-    assert path is not None
+    recipe, data = setup.recipe, setup.recipe.data
     split = data.validation_split if heldout else data.split
-    reader = open_trajectories(path, split=split, revision=data.revision, on_bad_row=data.on_bad_row)
+    reader = open_trajectories(
+        setup.data(heldout=heldout), split=split, revision=data.revision, on_bad_row=data.on_bad_row
+    )
     length = length_of(recipe, model)
     set_chat_template(recipe, model.tokenizer)
     # No tokenised trajectory is cut: one that is too long is refused by name.
@@ -151,10 +150,12 @@ def load_trajectories(
         turns.extend(record.is_conversational for record in records[:1])
         return tokenization.encode(records)
 
-    index = index_trajectories(reader, encode, max_length=length, max_completion_length=text.max_completion_length)
-    say_skipped(path, [reason for _, reason in reader.skipped])
+    index = index_trajectories(
+        reader, encode, max_length=length, max_completion_length=recipe.text.max_completion_length
+    )
+    say_skipped(reader.name, [reason for _, reason in reader.skipped])
     for note in [*reader.notes(), *tokenization.counts.notes()]:
-        log.warning("note             %s: %s", path, note)
+        log.warning("note             %s: %s", reader.name, note)
     limit = data.max_validation_pairs if heldout else data.max_train_pairs
     return index.head(limit) if limit else index, any(turns)
 

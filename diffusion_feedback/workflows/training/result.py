@@ -1,0 +1,85 @@
+"""What a training run gives back: its folder, its metrics, and the tuned model as its own library loads it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...catalog import resolve
+from ...config import Recipe
+from ...errors import UserError
+from ...models.loaded import with_result
+from ...training.run_folder import RunFolder
+from .given import Given
+
+Row = dict[str, Any]
+_VALIDATION = "validation/"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Args:
+        recipe: What was trained, with all defaults; an object in the place of a name stands there in angle brackets.
+        path: The run's folder.
+        plan: Lines on what is trained, by how many steps, and on the memory that it takes; of a dry run alone.
+    """
+
+    recipe: Recipe
+    path: Path
+    plan: Sequence[str] = ()
+    given: Given = field(default_factory=Given, repr=False)
+
+    @property
+    def metrics(self) -> list[Row]:
+        """One row a step, from the first one: ``step``, ``loss``, ``grad_norm``, ``lr`` and what the objective tells."""
+        return [row for row in self._rows() if row["step"] and not _is_evaluation(row)]
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """One row an evaluation: ``step``, and metrics on held-out data."""
+        rows = (row for row in self._rows() if _is_evaluation(row))
+        return [{key.removeprefix(_VALIDATION): value for key, value in row.items()} for row in rows]
+
+    def _rows(self) -> list[Row]:
+        return RunFolder(self.path).read_metrics()
+
+    @property
+    def report(self) -> Path:
+        """The model card, which is written last."""
+        return self.path / "README.md"
+
+    def load(self) -> Any:
+        """The tuned model: a diffusers pipeline or a transformers model, in float32, on the CPU.
+
+        Where the model was handed in as an object and tuned by adapters, it is that object, with the adapters on. Raises
+        UserError for a run that is not finished.
+        """
+        if not self.report.exists():
+            raise UserError(f"{self.path}: the run is not finished", "train it with `resume`")
+        model, load = self.recipe.model, resolve("family", self.recipe.model.family)
+        own = self.given.model
+        is_whole = any(self.path.glob("model_index.json")) or any(self.path.glob("model*.safetensors*"))
+        if own is not None and not is_whole:
+            return with_result(getattr(own, "library_model", own), self.path)
+        if is_whole or not any(self.path.glob("pytorch_lora_weights.safetensors")):
+            return load(str(self.path)).library_model
+        base = load(model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant)
+        base.load_lora(str(self.path))
+        return base.library_model
+
+    def save(self, path: str | Path) -> Path:
+        """Copy the result to ``path``: weights, recipe, metrics and card, without checkpoints. Raises UserError where it is."""
+        target = Path(path).expanduser()
+        if target.exists():
+            raise UserError(f"{target}: is there already", "choose another path")
+        shutil.copytree(self.path, target, ignore=shutil.ignore_patterns("checkpoints", ".*"))
+        return target
+
+
+def _is_evaluation(row: Row) -> bool:
+    return any(key.startswith(_VALIDATION) for key in row)
