@@ -145,3 +145,11 @@ def test_a_loaded_scorer() -> None:
     scorer = dfb.load_scorer(SHAPES)
     caption = "a small red circle on a blue background"
     assert scorer.score([Image.new("RGB", (64, 64), "red")], [caption]).shape == (1,)
+
+
+def test_functions_see_rgb_pictures_of_every_mode() -> None:
+    scorer = dfb.scorer_from(by_image)
+    base = Image.effect_noise((16, 16), 60).convert("RGB")
+    for mode in ("RGBA", "CMYK", "P", "L", "LA"):
+        image = base.convert(mode)
+        assert scorer.score([image], ["a cat"]).item() == pytest.approx(by_image(image.convert("RGB"), ""))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..catalog.sources import calling, load_named, source_hash
 from ..documents import parse_yaml
 from ..errors import UserError
+from ..pixels import to_rgb
 from ..records import content_hash
 from ..types import Scores
 from .checking import numbers
@@ -40,8 +41,8 @@ class ImageFunction:
 
     @property
     def view(self) -> Callable[[Image.Image], Image.Image]:
-        """The image itself."""
-        return lambda image: image
+        """The image upright in RGB."""
+        return to_rgb
 
     def cuts(self, prompts: Sequence[str]) -> list[bool]:
         """Nothing is known to be cut."""
@@ -50,7 +51,7 @@ class ImageFunction:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores (N,) float32. Raises ValueError for unequal lengths or no image, UserError where the function fails."""
         check_one_prompt_each(images, prompts)
-        return self.judge_views(images, prompts, SharedFeatures()).score
+        return self.judge_views([self.view(image) for image in images], prompts, SharedFeatures()).score
 
     def judge_views(self, views: Sequence[Image.Image], prompts: Sequence[str], shared: SharedFeatures) -> Scores:
         """What the function says. Raises UserError where it fails, gives another count, or no finite number."""
