@@ -13,10 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
+from ..quiet import quiet
 from ..types import Denoiser, TextModel, Tokenizer
 from . import causal_lm, reward_model, sd, sdxl
 from .lora import remove
-from .quiet import quiet
 
 _PIPELINES: Mapping[type[Any], tuple[str, Callable[..., Denoiser]]] = {
     StableDiffusionPipeline: ("sd", sd.over),
