@@ -95,6 +95,17 @@ def test_a_row_hands_over_soft_labels(recipe: Callable[..., Path], capsys: pytes
     assert "takes hard labels only" in capsys.readouterr().err
 
 
+def test_an_objective_handed_in_is_the_one_of_its_file(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    name = f"{OBJECTIVE}:margin_dpo"
+    _run("train", "--config", recipe(objective={"name": name, "beta": 100.0, "margin": 1.0}))
+    own: dict[str, Any] = {"__name__": "own_objective"}
+    exec(compile(OBJECTIVE.read_text(), str(OBJECTIVE), "exec"), own)
+    objective = {"name": own["margin_dpo"], "beta": 100.0, "margin": 1.0}
+    loaded = dfb.load_recipe(tmp_path / "recipe.yaml", {"output_dir": str(tmp_path / "python")})
+    run = dfb.train(loaded, objective=objective)
+    assert [row["loss"] for row in run.metrics if row["step"]] == losses(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("own", "words"),
     [
