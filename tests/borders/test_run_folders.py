@@ -323,7 +323,7 @@ def test_trackers_are_checked_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("accelerate.tracking._available_trackers", ["tensorboard"])
     monkeypatch.setattr(
-        "diffusion_feedback.workflows.training.diffusion.load_model", lambda *_, **__: pytest.fail("loaded")
+        "diffusion_feedback.workflows.training.diffusion.base_model", lambda *_, **__: pytest.fail("loaded")
     )
     recipe = make_recipe()
     assert main(["train", "--config", str(recipe), "--training.report_to", given]) == 2
