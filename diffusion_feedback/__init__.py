@@ -29,7 +29,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
     from .workflows.checking import check
     from .workflows.converting import convert
     from .workflows.generating import generate
+    from .workflows.judging import judge
     from .workflows.labeling import label
+    from .workflows.rounds import rounds
     from .workflows.reporting import report
     from .workflows.scoring import score
     from .workflows.settings import (
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
         GenerationSettings,
         ImageSampling,
         ImageSettings,
+        JudgeSettings,
         LabelingSettings,
         ModelSource,
         ReportSettings,
@@ -61,6 +64,7 @@ __all__ = [
     "GenerationSettings",
     "ImageSampling",
     "ImageSettings",
+    "JudgeSettings",
     "LabelingSettings",
     "ModelConfig",
     "ModelSource",
@@ -79,10 +83,12 @@ __all__ = [
     "check",
     "convert",
     "generate",
+    "judge",
     "label",
     "load_recipe",
     "load_scorer",
     "report",
+    "rounds",
     "score",
     "scorer_from",
     "set_verbosity",
@@ -100,6 +106,7 @@ _HOMES = {
     "GenerationSettings": "workflows.settings",
     "ImageSampling": "workflows.settings",
     "ImageSettings": "workflows.settings",
+    "JudgeSettings": "workflows.settings",
     "LabelingSettings": "workflows.settings",
     "ModelConfig": "config",
     "ModelSource": "workflows.settings",
@@ -118,9 +125,11 @@ _HOMES = {
     "check": "workflows.checking",
     "convert": "workflows.converting",
     "generate": "workflows.generating",
+    "judge": "workflows.judging",
     "label": "workflows.labeling",
     "load_recipe": "config",
     "load_scorer": "scorers.loading",
+    "rounds": "workflows.rounds",
     "report": "workflows.reporting",
     "score": "workflows.scoring",
     "scorer_from": "scorers.function",

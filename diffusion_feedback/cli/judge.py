@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from ..workflows.settings import CompletionSampling
+from ..workflows.settings import JudgeSettings
 from .flags import Flags
 from .sampling import add_completion_flags
-from .settings import made_of
+from .settings import add_flags
 
 EPILOG = """examples:
   dfb judge runs/text_dpo assets/captions-lm --prompts assets/captions/validation.jsonl \\
@@ -34,7 +32,7 @@ judgements.jsonl, results.json, report.html and README.md. Run the same command 
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
         prog="dfb judge",
@@ -46,41 +44,29 @@ def build_parser() -> argparse.ArgumentParser:
     add("b", metavar="B", help="what A is compared with")
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--prompts", help="held-out prompts, in any form of dfb generate; not needed for two files of completions")
-    add("--judge", nargs="+", action="extend", default=[], metavar="SPEC", help="who judges, see below")
-    add("--tie_margin", "--tie-margin", type=float, default=0.0, help="scores this close count as a tie (default 0)")
+    add("--judge", dest="judges", nargs="+", action="extend", default=[], metavar="SPEC", help="who judges, see below")
     add("--texts", help="held-out texts on which each model's perplexity is measured")
     add("--reference", help="model from which the divergence of A and B is measured")
     add("--names", nargs=2, metavar=("A", "B"), help="what the two are called (default: their folders)")
-    add("--seed", type=int, default=0, help="seed of the samples (default 0)")
+    helps = {
+        "tie_margin": "scores this close count as a tie",
+        "seed": "seed of the samples",
+        "batch_size": "completions at once",
+        "dtype": "precision of models and judges (default float32)",
+        "device": "cuda, cpu, ...; the best one there is by default",
+        "overwrite": "replace what is in the folder",
+    }
+    add_flags(parser, JudgeSettings, helps)
     add_completion_flags(parser)
-    add("--batch_size", "--batch-size", type=int, default=16, help="completions at once (default 16)")
-    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision of models and judges")
-    add("--device", help="cuda, cpu, ...; the best one there is by default")
-    add("--overwrite", action="store_true", help="replace what is in the folder")
     return parser
 
 
 def run(argv: Sequence[str]) -> None:
     """Judge as ``argv`` says. Raises UserError for bad input."""
-    arguments = build_parser().parse_args(argv)
-    vars(arguments).update(asdict(made_of(arguments, CompletionSampling)))
-    _check(arguments)
+    given = vars(build_parser().parse_args(argv))
+
     from ..workflows.judging import judge
 
-    judge(arguments)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    from ..errors import UserError
-
-    if not (arguments.judge or arguments.texts or arguments.reference):
-        raise UserError("nothing to measure", "give --judge, --texts or --reference")
-    for flag, low in (("batch_size", 1), ("seed", 0)):
-        if getattr(arguments, flag) < low:
-            raise UserError(f"--{flag}: got {getattr(arguments, flag)}", f"allowed: {low} or more")
-    if not arguments.tie_margin >= 0:
-        raise UserError(f"--tie_margin: got {arguments.tie_margin}", "allowed: 0 or more, in the unit of the scores")
-    bends = arguments.temperature == 0 or arguments.top_k > 0 or arguments.top_p < 1
-    if arguments.reference and bends:
-        problem = "--reference: no divergence can be told of samples with temperature 0, top_k or top_p"
-        raise UserError(problem, "draw with all tokens at a temperature above 0, or leave --reference out")
+    result = judge(given.pop("a"), given.pop("b"), **given)
+    print(result)
+    print(f"{result.folder}: results.json, report.html, README.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,7 @@ class TrajectoryBatch:
         return len(self.pair_ids)
 
 
+@runtime_checkable
 class TextScorer(Protocol):
     """Judges completions of prompts: a reward model, a classifier, a function. Larger is better."""
 

@@ -1,4 +1,4 @@
-"""Completions and who judges them: scores, and divergence from another model, for the commands that compare."""
+"""Completions and who judges them: scores, and divergence from another model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> li
     keys = [(prompt_name(record.prompt), record.completion, record.is_finished) for record in records]
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     asked = [records[place] for place in sorted(first.values())]
-    found = scorer.score(
+    scores = scorer.score(
         [record.prompt for record in asked],
         [completion_text(record) for record in asked],
         [record.is_finished for record in asked],
     )
-    by_place = dict(zip(sorted(first.values()), found, strict=True))
+    by_place = dict(zip(sorted(first.values()), scores, strict=True))
     return [by_place[first[key]] for key in keys]
 
 
@@ -44,23 +44,23 @@ def completion_text(record: CompletionRecord) -> Text:
 
 
 def divergence_of(
-    writer: TextSampler, reference: nn.Module, records: Sequence[CompletionRecord]
+    sampler: TextSampler, reference: nn.Module, records: Sequence[CompletionRecord]
 ) -> dict[str, list[float]]:
-    """Estimates of KL(writer || reference) on completions that ``writer`` drew with all tokens allowed, nats.
+    """Estimates of KL(sampler || reference) on completions that ``sampler`` drew with all tokens allowed, nats.
 
     ``log_ratio`` and ``token_kl`` for every completion, ``exact`` for every prompt where there are few enough.
     """
-    model, sampling = writer.model, writer.sampling
+    model, sampling = sampler.model, sampler.sampling
     device = next(model.network.parameters()).device
-    prompts = writer.encode([record.prompt for record in records])
+    prompts = sampler.encode([record.prompt for record in records])
     sequences = [sequence_of(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
     likelihood = TokenLikelihood(device, temperature=sampling.temperature)
-    found = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
-    figures = {"log_ratio": found.log_ratio.tolist(), "token_kl": found.token_kl.tolist()}
+    sampled = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
+    estimates = {"log_ratio": sampled.log_ratio.tolist(), "token_kl": sampled.token_kl.tolist()}
     vocabulary, ends = int(model.transformer.get_output_embeddings().weight.shape[0]), model.end_token_ids
     if num_prefixes(vocabulary, len(ends), sampling.max_new_tokens) <= _MOST_PREFIXES:
         different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
-        figures["exact"] = [
+        estimates["exact"] = [
             exact_divergence(
                 model.network,
                 reference,
@@ -72,7 +72,7 @@ def divergence_of(
             )
             for _, prompt in sorted(different.items())
         ]
-    return figures
+    return estimates
 
 
 def sequence_of(prompt: Sequence[int], completion: Sequence[int]) -> TokenSequence:

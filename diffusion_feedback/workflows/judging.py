@@ -1,186 +1,259 @@
-"""What ``dfb judge`` does: completions of both models, verdicts, perplexities, divergences."""
+"""Two language models, or their completions, judged against each other on the same prompts."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import torch
-
-from ..catalog import names, resolve
-from ..devices import find_device
 from ..documents import read_object
 from ..errors import UserError
-from ..evaluation.judged import Judged, Verdict
-from ..evaluation.judging import (
-    clustered_mean,
-    clustered_win_rate,
-    outcomes_of_both_orders,
-    outcomes_of_scores,
-    position_bias,
-)
-from ..folders import check_outside, hold_folder
-from ..generation import COMPLETIONS, complete_prompts, load_completions
-from ..records import CompletionRecord, Text, TextRecord, atomic_write
+from ..evaluation.judged import Distance, Fluency, Judged, Verdict
+from ..evaluation.statistics import Interval, WinRate
+from ..folders import check_outside, expand, hold_folder
+from ..generation import COMPLETIONS, load_completions
+from ..output_folders import OutputKind
+from ..records import CompletionRecord, atomic_write, content_hash
 from ..reports.console import judge_summary
 from ..reports.pages.judge import write_judge_pages
 from ..scorers.texts.checking import quote
-from ..scorers.texts.loading import parse_text_spec
-from ..types import PairJudge, TextScorer
 from .completing import text_prompts
-from .completion_scores import completion_text, prompt_name, score_records
-from .model_measures import (
-    check_models,
-    holds_completions,
-    load_model,
-    measure_distance,
-    measure_fluency,
-    read_texts,
-    sampling_of,
+from .generating import complete
+from .model_measures import Contender, measure_distance, measure_fluency, read_texts
+from .settings import CompletionSampling, JudgeSettings, made_of_keywords
+from .verdicts import check_judge, load_judge, name_of_judge, verdict_of
+
+_COMPARISONS = OutputKind(
+    mark="results.json",  # until all is measured it holds the settings alone
+    own=("README.md", "judgements.jsonl", "report.html", *(f"{side}/{COMPLETIONS}" for side in "ab")),
+    free={("device",), ("batch_size",)},
+    foreign="is there and holds no comparison",
+    changed="holds a comparison with {key} {old}, not {new}",
 )
-from .settings import CompletionSampling
-
-logger = logging.getLogger(__name__)
-
-_RESULTS, _README = "results.json", "README.md"
-_FREE = ("device", "batch_size")  # what a command that goes on may change
+_SIDES = ("a", "b")
 
 
-def judge(arguments: argparse.Namespace) -> None:
-    """Do what the command's flags say, and print the figures. Raises UserError for bad input."""
-    folder = Path(arguments.output_dir)
-    called = _names(arguments)
-    check_models(arguments)
-    for spec in arguments.judge:
-        parse_text_spec(spec, _kind(spec))  # before minutes of sampling, not after
-    texts = read_texts(arguments)
-    check_outside(folder, _inputs(arguments))
-    with hold_folder(folder, "dfb judge"):
-        _compare(arguments, folder, called, texts)
+@dataclass(frozen=True, slots=True)
+class JudgeResult:
+    """What was measured of A and B, in ``folder``; as text it is a summary.
+
+    ``judged`` has everything, the completions too; what follows are its parts by judge, or by name of the model.
+    """
+
+    judged: Judged
+    folder: Path
+    _spare: TemporaryDirectory[str] | None = None  # where no folder was named: it lives as long as the result
+
+    @property
+    def win_rates(self) -> dict[str, WinRate]:
+        """By judge: how often A wins, ties counting half, with a 95 % interval over prompts."""
+        return {verdict.spec: verdict.win_rate for verdict in self.judged.verdicts}
+
+    @property
+    def scores(self) -> dict[str, tuple[Interval, Interval]]:
+        """By judge that scores: the mean scores of A and B, with 95 % intervals over prompts."""
+        return {verdict.spec: verdict.means for verdict in self.judged.verdicts if verdict.means is not None}
+
+    @property
+    def perplexities(self) -> dict[str, Fluency]:
+        """By model: perplexity a token and bits a byte on the held-out texts."""
+        return dict(self.judged.fluency)
+
+    @property
+    def divergences(self) -> dict[str, Distance]:
+        """By model: KL from the reference on its own completions, nats a completion."""
+        return dict(self.judged.distance)
+
+    @property
+    def report(self) -> Path:
+        """The page with tables and completions side by side."""
+        return self.folder / "report.html"
+
+    def __str__(self) -> str:
+        return judge_summary(self.judged)
 
 
-def _compare(arguments: argparse.Namespace, folder: Path, called: tuple[str, str], texts: Sequence[TextRecord]) -> None:
-    settings = _settings(arguments)
-    _claim(folder, arguments, settings)
-    device = _device(arguments)
-    if not all(map(holds_completions, (arguments.a, arguments.b))):
-        for spec in arguments.judge:
-            _load_judge(spec, arguments, device)  # one that cannot be loaded is told before minutes of sampling
-    sides = (_completions(arguments, 0), _completions(arguments, 1))
-    if sides[0]:
-        _check_aligned(called, *sides)
-    verdicts = [_verdict(spec, *sides, arguments, device) for spec in arguments.judge]
-    _write_judgements(folder / "judgements.jsonl", sides, verdicts)
-    fluency, notes = measure_fluency(arguments, called, texts)
-    judged = Judged(
-        names=called,
-        completions=sides,
-        verdicts=verdicts,
-        fluency=fluency,
-        distance=measure_distance(arguments, called, sides),
-        settings=settings,
-        notes=notes,
-    )
-    with atomic_write(folder / _RESULTS) as file:
-        file.write_text(json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
-    write_judge_pages(judged, folder)
-    print(judge_summary(judged))
-    print(f"{folder}: results.json, report.html, README.md")
+def judge(
+    a: Any,
+    b: Any,
+    prompts: Any = None,
+    *,
+    judges: Any = (),
+    texts: str | Path | None = None,
+    reference: Any = None,
+    names: Sequence[str] | None = None,
+    output_dir: str | Path | None = None,
+    **settings: Any,
+) -> JudgeResult:
+    """Compare two language models on the same ``prompts``: win rates, mean scores, perplexity, divergence.
+
+    ``a``, ``b`` and ``reference``: a folder or hub id, the result of ``train``, or (model, tokenizer) of transformers that
+    are loaded; ``a`` and ``b`` may be completions of the same prompts and seeds. ``prompts``: a list of texts or
+    conversations, or a file. ``judges``: specs such as "reward_model=FOLDER", functions of prompts and completions, loaded
+    scorers of texts, or judges that compare two completions. Perplexity is measured on the held-out ``texts`` (a file of
+    any format that is trained on), KL, in nats a completion, from ``reference``. ``settings`` are the fields of
+    JudgeSettings and CompletionSampling.
+
+    The same call goes on in ``output_dir`` after a kill. Raises UserError for settings that are out of range or contradict
+    each other, models, prompts and judges that cannot be read, and a folder that holds another comparison.
+    """
+    own, sampling = made_of_keywords(settings, JudgeSettings, CompletionSampling)
+    listed = list(judges) if isinstance(judges, list | tuple) else [judges]
+    first, second = _names(a, b, names)
+    sides = Contender.of(a, first, sampling, own), Contender.of(b, second, sampling, own)
+    origin = None if reference is None else Contender.of(reference, _described(reference), sampling, own)
+    place = None if texts is None else str(texts)
+    comparison = _Comparison(sides, prompts, listed, place, origin, names, own, sampling)
+    comparison.check()
+    records = read_texts(place)
+    spare = TemporaryDirectory() if output_dir is None else None
+    folder = Path(spare.name) if spare else expand(str(output_dir))
+    check_outside(folder, comparison.inputs())
+    with hold_folder(folder, "judge"):
+        _claim(folder, comparison.recorded(), overwrite=own.overwrite)
+        completions = comparison.completions(folder)
+        verdicts = [verdict_of(each, *completions, own) for each in listed]
+        _write_judgements(folder / "judgements.jsonl", completions, verdicts)
+        fluency, notes = measure_fluency(sides, records)
+        judged = Judged(
+            names=(first, second),
+            completions=completions,
+            verdicts=verdicts,
+            fluency=fluency,
+            distance=measure_distance(sides, completions, origin),
+            settings=comparison.recorded(),
+            notes=notes,
+        )
+        _COMPARISONS.write_mark(folder, json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n")
+        write_judge_pages(judged, folder)
+    return JudgeResult(judged, folder, spare)
 
 
-def _names(arguments: argparse.Namespace) -> tuple[str, str]:
-    if arguments.names:
-        first, second = arguments.names
-    else:
-        paths = [Path(arguments.a), Path(arguments.b)]
-        paths = [path.parent if path.name == COMPLETIONS else path for path in paths]
-        first, second = (path.name or str(path) for path in paths)
-        if first == second:
-            first, second = (str(path) for path in paths)
+def _described(given: Any) -> str:
+    """A path as it is; of what is loaded, its class."""
+    path = getattr(given, "path", given)
+    return str(path) if isinstance(path, str | Path) else type(given[0] if isinstance(given, tuple) else given).__name__
+
+
+def _names(a: Any, b: Any, names: Sequence[str] | None) -> tuple[str, str]:
+    """What the two are called: by default their folders."""
+    if names is not None and len(names) != 2:
+        raise UserError(f"`names`: got {len(names)}", "give two, of A and of B")
+    paths = [Path(_described(given)) for given in (a, b)]
+    paths = [path.parent if path.name == COMPLETIONS else path for path in paths]
+    first, second = names or (path.name or str(path) for path in paths)
+    if first == second and not names:
+        first, second = (str(path) for path in paths)
     if first == second:
-        raise UserError(f"A and B would both be called {first!r}", "give two different ones, or --names")
+        raise UserError(f"A and B would both be called {first!r}", "give two different ones, or `names`")
     return first, second
 
 
-def _kind(spec: str) -> str:
-    return "pair_judge" if spec.partition("=")[0] in names("pair_judge") else "text_scorer"
-
-
-def _device(arguments: argparse.Namespace) -> torch.device:
-    if arguments.device:
-        return find_device(arguments.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, object]:
-    """All flags but those that change no figure; of two files of completions, none that says how to draw."""
-    unused = {"overwrite", "output_dir"}
-    if all(map(holds_completions, (arguments.a, arguments.b))):
-        unused |= {*CompletionSampling.__slots__, "prompts", "seed"}
-    return {name: value for name, value in vars(arguments).items() if name not in unused}
-
-
-def _inputs(arguments: argparse.Namespace) -> dict[str, str | None]:
-    named = {f"--{name}": getattr(arguments, name) for name in ("prompts", "texts", "reference")}
-    return {"A": arguments.a, "B": arguments.b, **named}
-
-
-def _claim(folder: Path, arguments: argparse.Namespace, settings: Mapping[str, object]) -> None:
-    """Make sure that nothing of others and no other comparison is in the folder."""
-    own = {"a", "b", "judgements.jsonl", _RESULTS, "report.html", _README}
-    others = [path for path in folder.glob("[!.]*") if path.name not in own]
-    others += [path for name in "ab" for path in (folder / name).glob("[!.]*") if path.name != COMPLETIONS]
+def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+    """Make ``folder`` one of this comparison. Raises UserError where it holds another, or anything of others."""
+    others = [path for side in _SIDES for path in (folder / side).glob("[!.]*") if path.name != COMPLETIONS]
     if others:
         raise UserError(f"{folder}: is there and holds {min(others).name}", "choose another output_dir")
-    if arguments.overwrite:
-        for name in (_RESULTS, _README, "judgements.jsonl", "report.html", f"a/{COMPLETIONS}", f"b/{COMPLETIONS}"):
-            (folder / name).unlink(missing_ok=True)
-    elif (folder / _RESULTS).is_file():
-        remedy = "remove the file, or --overwrite to start over"
-        before = read_object(folder / _RESULTS, remedy, ["settings"])["settings"]
-        if not isinstance(before, dict):
-            raise UserError(f"{folder / _RESULTS}: damaged: 'settings' is no object", remedy)
-        now = json.loads(json.dumps(settings))
-        changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
-        if changed:
-            key = changed[0]
-            problem = f"{folder}: holds a comparison with {key} {before.get(key)!r}, not {now[key]!r}"
-            raise UserError(problem, "choose another output_dir, or --overwrite to start over")
+    _COMPARISONS.check_own(folder)
+    mark = json.dumps({"settings": settings}, indent=2) + "\n"
+    if overwrite or not _COMPARISONS.is_marked(folder):
+        _COMPARISONS.claim(folder, mark)
+        return
+    path, remedy = folder / _COMPARISONS.mark, "choose another output_dir, or `overwrite` to start over"
+    content = read_object(path, remedy, ["settings"])
+    before, now = content["settings"], json.loads(json.dumps(settings))
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: damaged: 'settings' is no object", remedy)
+    if "judges" not in content:  # it failed or was killed: what it drew is checked by its own settings
+        _COMPARISONS.write_mark(folder, mark)
+    else:  # what an older version did not record is no difference
+        _COMPARISONS.check_same(folder, {key: before.get(key) for key in now}, now)
 
 
-# --- completions -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What was asked for."""
 
+    sides: tuple[Contender, Contender]
+    prompts: Any
+    judges: Sequence[Any]
+    texts: str | None
+    reference: Contender | None
+    names: Sequence[str] | None
+    own: JudgeSettings
+    sampling: CompletionSampling
 
-def _completions(arguments: argparse.Namespace, side: int) -> list[CompletionRecord]:
-    """The completions of A (0) or B (1): read, or drawn; none where nothing needs them."""
-    path = (arguments.a, arguments.b)[side]
-    if holds_completions(path):
-        return load_completions(path)
-    if not (arguments.judge or arguments.reference):
-        return []
-    if not arguments.prompts:
-        raise UserError("--prompts: is not given", f"{path} is a model, and needs prompts to complete")
-    writer, prompts = load_model(path, arguments), _prompts(arguments)
-    for note in writer.notes(prompts):
-        logger.warning("note: %s: %s", path, note)
-    return complete_prompts(
-        prompts,
-        Path(arguments.output_dir) / "ab"[side] / COMPLETIONS,
-        sampler=writer,
-        seeds=[arguments.seed],
-        num_samples=arguments.num_samples,
-        model_hash=writer.model.model_hash(),
-        settings=writer.settings,
-        batch_size=arguments.batch_size,
-    )
+    def check(self) -> None:
+        """Raise UserError for what can be seen to be wrong before minutes of sampling."""
+        if not (self.judges or self.texts or self.reference):
+            raise UserError("nothing to measure", "name judges, or give `texts` or `reference`")
+        own = self.sampling
+        if self.reference and (own.temperature == 0 or own.top_k > 0 or own.top_p < 1):
+            problem = "`reference`: no divergence can be told of samples with temperature 0, top_k or top_p"
+            raise UserError(problem, "draw with all tokens at a temperature above 0, or leave `reference` out")
+        for side in self.sides:
+            for name, value in (("texts", self.texts), ("reference", self.reference)):
+                if value and side.holds_completions:
+                    problem = f"`{name}`: {side.path} holds completions, not a model"
+                    raise UserError(problem, f"leave `{name}` out, or give the model")
+        for judge in self.judges:
+            check_judge(judge)
+        called = [name_of_judge(judge) for judge in self.judges]
+        if repeated := next((name for name in called if called.count(name) > 1), None):
+            raise UserError(f"the judge {repeated!r} is given twice", "give each judge once, under a name of its own")
 
+    def inputs(self) -> dict[str, str | None]:
+        """The paths that are read, by the parameters that name them."""
+        reference = None if self.reference is None else self.reference.path
+        prompts = str(self.prompts) if isinstance(self.prompts, str | Path) else None
+        named = {"`prompts`": prompts, "`texts`": self.texts, "`reference`": reference}
+        return {"A": self.sides[0].path, "B": self.sides[1].path, **named}
 
-def _prompts(arguments: argparse.Namespace) -> list[Text]:
-    return text_prompts(arguments.prompts, in_turns=sampling_of(arguments).wants_turns)
+    def recorded(self) -> dict[str, object]:
+        """All settings that a result depends on; of two files of completions, none that says how to draw."""
+        a, b = (side.path or f"{side.name}, a loaded {type(side.model).__name__}" for side in self.sides)
+        is_file = isinstance(self.prompts, str | Path) or self.prompts is None
+        settings: dict[str, object] = {"a": a, "b": b}
+        if not all(side.holds_completions for side in self.sides):
+            settings["prompts"] = (
+                (self.prompts and str(self.prompts)) if is_file else content_hash(repr(list(self.prompts)))
+            )
+            settings |= {"seed": self.own.seed, **asdict(self.sampling)}
+        return settings | {
+            "judge": [name_of_judge(judge) for judge in self.judges],
+            "texts": self.texts,
+            "reference": None if self.reference is None else self.reference.name,
+            "names": None if self.names is None else list(self.names),
+            "tie_margin": self.own.tie_margin,
+            "dtype": self.own.dtype or "float32",
+            "device": self.own.device,
+            "batch_size": self.own.batch_size,
+        }
+
+    def completions(self, folder: Path) -> tuple[list[CompletionRecord], list[CompletionRecord]]:
+        """The completions of A and of B: read, or drawn into ``folder``; none where nothing needs them."""
+        if not all(side.holds_completions for side in self.sides):
+            for judge in self.judges:
+                load_judge(judge, self.own)  # one that cannot be loaded is named before minutes of sampling
+        a, b = (self._completions(side, folder / name) for side, name in zip(self.sides, _SIDES, strict=True))
+        if a:
+            _check_aligned([side.name for side in self.sides], a, b)
+        return a, b
+
+    def _completions(self, side: Contender, folder: Path) -> list[CompletionRecord]:
+        if side.holds_completions:
+            return load_completions(str(side.path))
+        if not (self.judges or self.reference):
+            return []
+        if self.prompts is None:
+            raise UserError(
+                "`prompts`: is not given", f"{side.path or side.name} is a model, and needs prompts to complete"
+            )
+        prompts = text_prompts(self.prompts, in_turns=self.sampling.wants_turns)
+        return complete(prompts, side.open(), folder, self.own.generation)
 
 
 def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequence[CompletionRecord]) -> None:
@@ -190,60 +263,20 @@ def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequ
         raise UserError(f"{called[0]} has {len(a)} completions, {called[1]} has {len(b)}", remedy)
     for one, other in zip(a, b, strict=True):
         if one.identity != other.identity or one.prompt != other.prompt:
-            problem = " where ".join(
-                f"{name} has {_draw(each)}" for name, each in zip(called, (one, other), strict=True)
-            )
-            raise UserError(problem, remedy)
+            which = (f"{name} has {_draw(each)}" for name, each in zip(called, (one, other), strict=True))
+            raise UserError(" where ".join(which), remedy)
 
 
 def _draw(record: CompletionRecord) -> str:
     return f"prompt {record.prompt_index} ({quote(record.prompt)}), seed {record.seed}, sample {record.sample}"
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
-
-
-def _verdict(
-    spec: str,
-    a: Sequence[CompletionRecord],
-    b: Sequence[CompletionRecord],
-    arguments: argparse.Namespace,
-    device: torch.device,
-) -> Verdict:
-    prompts = [prompt_name(record.prompt) for record in a]
-    loaded = _load_judge(spec, arguments, device)
-    if _kind(spec) == "text_scorer":
-        scorer = cast(TextScorer, loaded)
-        # Both at once, so that equal completions get the very same score.
-        scores = score_records(scorer, [*a, *b])
-        first, second = scores[: len(a)], scores[len(a) :]
-        outcomes = outcomes_of_scores(first, second, tie_margin=arguments.tie_margin)
-        means = clustered_mean(first, prompts), clustered_mean(second, prompts)
-        rate = clustered_win_rate(outcomes, prompts)
-        return Verdict(spec, scorer.recipe_id, first, second, outcomes, rate, means)
-    judge = cast(PairJudge, loaded)
-    texts = [record.prompt for record in a], [completion_text(r) for r in a], [completion_text(r) for r in b]
-    a_first, b_first = judge.judge(*texts), judge.judge(texts[0], texts[2], texts[1])
-    outcomes = outcomes_of_both_orders(a_first, b_first)
-    rate = clustered_win_rate(outcomes, prompts)
-    bias = position_bias(a_first, b_first, prompts) if len(set(prompts)) > 1 else None
-    return Verdict(spec, judge.recipe_id, a_first, b_first, outcomes, rate, bias=bias)
-
-
-def _load_judge(spec: str, arguments: argparse.Namespace, device: torch.device) -> TextScorer | PairJudge:
-    given = parse_text_spec(spec, _kind(spec))
-    loaded: TextScorer | PairJudge = resolve(_kind(spec), given.kind)(
-        given.source, device, getattr(torch, arguments.dtype), **given.settings
-    )
-    return loaded
-
-
 def _write_judgements(
-    path: Path, sides: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]], verdicts: Sequence[Verdict]
+    path: Path, completions: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]], verdicts: Sequence[Verdict]
 ) -> None:
     """One row for each prompt and sample: both completions, and what every judge says of them."""
     rows = []
-    for place, (a, b) in enumerate(zip(*sides, strict=True)):
+    for place, (a, b) in enumerate(zip(*completions, strict=True)):
         said = {
             verdict.spec: {"a": verdict.a[place], "b": verdict.b[place], "outcome": verdict.outcomes[place]}
             for verdict in verdicts

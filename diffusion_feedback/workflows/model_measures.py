@@ -1,11 +1,12 @@
-"""What ``dfb judge`` measures of each model alone: perplexity on texts, divergence from a reference."""
+"""Language models that are compared, and what is measured of each alone: perplexity, divergence from a reference."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,95 +18,111 @@ from ..generation import COMPLETIONS
 from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
-from ..types import TokenSequence
+from ..types import Tokenizer, TokenSequence
 from .completing import TextSampler, open_text_sampler
 from .completion_scores import divergence_of, prompt_name
-from .settings import CompletionSampling, GenerationSettings, ModelSource
+from .sampling import path_of
+from .settings import CompletionSampling, JudgeSettings, ModelSource
 
 
-def holds_completions(path: str) -> bool:
-    """Whether ``path`` holds completions, not a model."""
-    given = Path(path)
-    has_model = any((given / name).is_file() for name in ("config.json", "adapter_config.json"))
-    return given.suffix == ".jsonl" or (not has_model and (given / COMPLETIONS).is_file())
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A language model by the ``name`` that a comparison gives it, or completions that one has drawn.
+
+    ``model``: a folder or hub id, completions, or a transformers model that is loaded, with its ``tokenizer``.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Tokenizer | None
+    sampling: CompletionSampling
+    settings: JudgeSettings
+
+    @classmethod
+    def of(cls, given: Any, name: str, sampling: CompletionSampling, settings: JudgeSettings) -> Contender:
+        """``given``: a path or hub id, the result of a run, or (model, tokenizer)."""
+        if isinstance(given, tuple):
+            model, tokenizer = given
+            return cls(name, model, tokenizer, sampling, settings)
+        path = path_of(given)
+        if path is None:
+            problem = f"{name}: a {type(given).__name__}, which is no path, and comes without its tokenizer"
+            raise UserError(problem, "give (model, tokenizer)")
+        return cls(name, path, None, sampling, settings)
+
+    @property
+    def path(self) -> str | None:
+        """Where it lies; None for a model that is loaded."""
+        return self.model if isinstance(self.model, str) else None
+
+    @property
+    def holds_completions(self) -> bool:
+        """Whether these are completions, not a model."""
+        if self.path is None:
+            return False
+        given = Path(self.path)
+        has_model = any((given / name).is_file() for name in ("config.json", "adapter_config.json"))
+        return given.suffix == ".jsonl" or (not has_model and (given / COMPLETIONS).is_file())
+
+    def open(self) -> TextSampler:
+        """The model, ready to draw; loaded at each call, so that two need not be in memory at once."""
+        source, generation = ModelSource(), self.settings.generation
+        return open_text_sampler(self.model, source, self.sampling, generation, tokenizer=self.tokenizer)
 
 
-def sampling_of(arguments: argparse.Namespace) -> CompletionSampling:
-    """How completions are drawn, as the arguments say."""
-    return CompletionSampling(**{name: getattr(arguments, name) for name in CompletionSampling.__slots__})
-
-
-def load_model(path: str, arguments: argparse.Namespace) -> TextSampler:
-    """The language model at ``path``, drawing as the arguments say."""
-    generation = GenerationSettings(dtype=arguments.dtype, device=arguments.device)
-    return open_text_sampler(path, ModelSource(), sampling_of(arguments), generation)
-
-
-def check_models(arguments: argparse.Namespace) -> None:
-    """Raise UserError where a model is to be measured, and completions were given."""
-    for path in (arguments.a, arguments.b):
-        for flag in ("texts", "reference"):
-            if getattr(arguments, flag) and holds_completions(path):
-                problem = f"--{flag}: {path} holds completions, not a model"
-                raise UserError(problem, f"leave --{flag} out, or give the model")
-
-
-def read_texts(arguments: argparse.Namespace) -> list[TextRecord]:
-    """The texts of ``--texts``; none where it is not given. Raises UserError for fewer than two, or bad ones."""
-    records = list(open_texts(arguments.texts)) if arguments.texts else []
+def read_texts(path: str | None) -> list[TextRecord]:
+    """The texts of ``path``; none where it is None. Raises UserError for fewer than two, or bad ones."""
+    records = list(open_texts(path)) if path else []
     if len(records) == 1:
-        raise UserError(f"--texts: {arguments.texts} holds one text", "give two or more: one gives no interval")
+        raise UserError(f"`texts`: {path} holds one text", "give two or more: one gives no interval")
     return records
 
 
 def measure_fluency(
-    arguments: argparse.Namespace, called: Sequence[str], records: Sequence[TextRecord]
+    contenders: Sequence[Contender], records: Sequence[TextRecord]
 ) -> tuple[dict[str, Fluency], list[str]]:
     """Perplexity of each model on ``records``, and what should be known of it."""
     if not records:
         return {}, []
-    found: dict[str, Fluency] = {}
+    fluency: dict[str, Fluency] = {}
     notes: list[str] = []
     vocabularies = []
-    for name, path in zip(called, (arguments.a, arguments.b), strict=True):
-        writer = load_model(path, arguments)
-        tokenization = Tokenization(writer.model.tokenizer, writer.model.window, None, arguments.chat_template)
+    for contender in contenders:
+        sampler, template = contender.open(), contender.sampling.chat_template
+        tokenizer = sampler.model.tokenizer
+        tokenization = Tokenization(tokenizer, sampler.model.window, None, template)
         sequences = [example.chosen for example in tokenization.encode(records)]
-        losses, tokens = _losses(writer, sequences, arguments.batch_size)
-        whole = Tokenization(writer.model.tokenizer, UNCUT, None, arguments.chat_template).encode(records)
+        losses, tokens = _losses(sampler, sequences, contender.settings.batch_size)
+        whole = Tokenization(tokenizer, UNCUT, None, template).encode(records)
         size = sum(
-            len(_kept_text(writer, sequence).encode())
+            len(
+                sampler.decode(sequence.ids[sequence.scored].tolist()).encode()
+            )  # what was scored of a text that was cut
             if sequence.num_scored < example.chosen.num_scored
             else sum(len(text.encode()) for text in _scored_texts(record))
             for record, sequence, example in zip(records, sequences, whole, strict=True)
         )
-        found[name] = Fluency(perplexity(losses, tokens), sum(losses) / size / math.log(2), sum(tokens))
-        notes += [f"{name}: {note}" for note in tokenization.counts.notes()]
-        vocabularies.append(writer.model.tokenizer.get_vocab())
+        fluency[contender.name] = Fluency(perplexity(losses, tokens), sum(losses) / size / math.log(2), sum(tokens))
+        notes += [f"{contender.name}: {note}" for note in tokenization.counts.notes()]
+        vocabularies.append(tokenizer.get_vocab())
     if vocabularies[0] != vocabularies[1]:
         notes.append("note: the two tokenizers differ: compare bits a byte, not perplexities a token")
-    return found, notes
+    return fluency, notes
 
 
-def _losses(writer: TextSampler, sequences: Sequence[TokenSequence], batch_size: int) -> tuple[list[float], list[int]]:
+def _losses(sampler: TextSampler, sequences: Sequence[TokenSequence], batch_size: int) -> tuple[list[float], list[int]]:
     """Negative log-likelihood of each completion, nats, and its number of tokens."""
-    likelihood = TokenLikelihood(next(writer.model.network.parameters()).device)
+    likelihood = TokenLikelihood(next(sampler.model.network.parameters()).device)
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     losses = [0.0] * len(sequences)
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             inputs = likelihood.prepare_sequences([sequences[index] for index in chunk])
-            logps = likelihood.logps(writer.model.network, inputs).double().tolist()
+            logps = likelihood.logps(sampler.model.network, inputs).double().tolist()
             for index, logp in zip(chunk, logps, strict=True):
                 losses[index] = -logp
     return losses, [sequence.num_scored for sequence in sequences]
-
-
-def _kept_text(writer: TextSampler, sequence: TokenSequence) -> str:
-    """What was scored of a text that was cut."""
-    kept = sequence.ids[sequence.scored].tolist()
-    return str(writer.model.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _scored_texts(record: TextRecord) -> list[str]:
@@ -116,30 +133,30 @@ def _scored_texts(record: TextRecord) -> list[str]:
 
 
 def measure_distance(
-    arguments: argparse.Namespace, called: Sequence[str], sides: Sequence[Sequence[CompletionRecord]]
+    contenders: Sequence[Contender], completions: Sequence[Sequence[CompletionRecord]], reference: Contender | None
 ) -> dict[str, Distance]:
-    """KL of each model from ``--reference`` on its own completions."""
-    if not arguments.reference:
+    """KL of each model from ``reference`` on its own ``completions``."""
+    if reference is None:
         return {}
-    reference = load_model(arguments.reference, arguments)
-    found: dict[str, Distance] = {}
-    for name, path, records in zip(called, (arguments.a, arguments.b), sides, strict=True):
-        writer = load_model(path, arguments)
-        if writer.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
-            problem = f"--reference: {arguments.reference} and {path} have different tokenizers"
+    origin = reference.open()
+    distance: dict[str, Distance] = {}
+    for contender, records in zip(contenders, completions, strict=True):
+        sampler = contender.open()
+        if sampler.model.tokenizer.get_vocab() != origin.model.tokenizer.get_vocab():
+            problem = f"`reference`: {reference.name} and {contender.path or contender.name} have different tokenizers"
             raise UserError(problem, "measure against a model with the same tokens")
         prompts = [prompt_name(record.prompt) for record in records]
-        figures = divergence_of(writer, reference.model.network, records)
-        found[name] = _as_distance(figures, prompts)
-    return found
+        estimates = divergence_of(sampler, origin.model.network, records)
+        distance[contender.name] = _as_distance(estimates, prompts)
+    return distance
 
 
-def _as_distance(figures: Mapping[str, Sequence[float]], prompts: Sequence[str]) -> Distance:
-    exact = figures.get("exact")
+def _as_distance(estimates: Mapping[str, Sequence[float]], prompts: Sequence[str]) -> Distance:
+    exact = estimates.get("exact")
     return Distance(
-        clustered_mean(figures["token_kl"], prompts),
-        standard_error(figures["token_kl"], prompts),
-        clustered_mean(figures["log_ratio"], prompts).value,
-        standard_error(figures["log_ratio"], prompts),
+        clustered_mean(estimates["token_kl"], prompts),
+        standard_error(estimates["token_kl"], prompts),
+        clustered_mean(estimates["log_ratio"], prompts).value,
+        standard_error(estimates["log_ratio"], prompts),
         sum(exact) / len(exact) if exact else None,
     )

@@ -307,6 +307,35 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSettings:
+    """How two language models are compared.
+
+    Scores that differ by ``tie_margin`` or less, in their own unit, count as a tie. Completions are drawn under ``seed``,
+    ``batch_size`` at once. ``dtype`` is that of models and judges; None is float32, or that of a model that is loaded.
+    """
+
+    tie_margin: float = 0.0
+    seed: int = 0
+    batch_size: int = 16
+    dtype: DType | None = None
+    device: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values out of range."""
+        check_choices(self)
+        _as_floats(self, "tie_margin")
+        check_tie_margin(self.tie_margin)
+        at_least(1, batch_size=self.batch_size)
+        at_least(0, seed=self.seed)
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """How completions are drawn."""
+        return GenerationSettings(seeds=(self.seed,), dtype=self.dtype, device=self.device, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSettings:
     """How benchmark runs are shown: ``names``, one a run, the baseline first, are their folders' by default."""
 

@@ -22,7 +22,7 @@ from diffusion_feedback.likelihoods.prompt_ends import open_ended
 from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.models.end_tokens import closing_token_id
 from diffusion_feedback.records import TextRecord
-from diffusion_feedback.scorers.texts.classification import render
+from diffusion_feedback.scorers.texts.classification import conversation_text
 from diffusion_feedback.types import TokenSequence
 
 JAPANESE = ("首都は東京です", "東京と京都", "東 京", "a b c", "answer one", "the end", "Q: A: apple Paris")
@@ -226,7 +226,7 @@ def test_judges_and_models_outlive_such_templates(name: str, monkeypatch: pytest
     # What closes a turn is asked of every template, and what tells nothing closes none.
     assert closing_token_id(tokenizer) is None
     with pytest.raises(UserError) as caught:
-        render((USER,), (ANSWER,), tokenizer, "judge")
+        conversation_text((USER,), (ANSWER,), tokenizer, "judge")
     assert says in caught.value.problem
 
 

@@ -182,6 +182,9 @@ def test_an_interrupted_command_goes_on(world: Path, tmp_path: Path) -> None:
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files}
     for name, kept in itertools.zip_longest(files, (0.3, 0.6), fillvalue=None):
         path = tmp_path / "out" / str(name)
+        if name == "results.json":  # as it stands until all is measured
+            path.write_text(json.dumps({"settings": json.loads(path.read_text())["settings"]}))
+            continue
         path.unlink() if kept is None else path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     assert main(argv) == 0
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == before
@@ -201,7 +204,7 @@ def test_bad_input_is_refused(world: Path, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / f"out{abs(hash(message))}"
         assert main(command(world, out, *more)) == 2
         assert message in capsys.readouterr().err
-        assert not (out / "results.json").exists()
+        assert not (out / "results.json").exists() or "judges" not in results(out)
 
 
 def test_completions_that_do_not_match(world: Path, tmp_path: Path, capsys: Any) -> None:

@@ -72,10 +72,11 @@ def _check_same(recipe: Recipe, identity: Mapping[str, str]) -> None:
     folder = Path(recipe.output_dir)
     remedy = "bring the file back, choose another output_dir, or `overwrite` to start over"
     before = read_yaml(folder / _RECIPE, remedy)
-    known = read_object(folder / ROUNDS, remedy)
+    known = read_object(folder / ROUNDS, remedy, ["prompts", "model"])
     if not isinstance(before, dict):
         raise UserError(f"{folder / _RECIPE}: damaged: not a recipe", remedy)
     _ROUNDS.check_same(folder, before, to_dict(recipe))
+    # An older version did not record the code.
     _IDENTITIES.check_same(folder, {name: known.get(name, now) for name, now in identity.items()}, identity)
     beyond = folder / f"round-{recipe.rounds.num_rounds + 1}"
     if beyond.exists():

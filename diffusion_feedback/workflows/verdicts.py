@@ -1,0 +1,81 @@
+"""Judges of completions, by name or as objects, and their verdicts on two models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..catalog import names, resolve
+from ..devices import best_device
+from ..evaluation.judged import Verdict
+from ..evaluation.judging import (
+    clustered_mean,
+    clustered_win_rate,
+    outcomes_of_both_orders,
+    outcomes_of_scores,
+    position_bias,
+)
+from ..records import CompletionRecord
+from ..scorers.texts import function
+from ..scorers.texts.loading import parse_text_spec
+from ..types import PairJudge, TextScorer
+from .completion_scores import completion_text, prompt_name, score_records
+from .settings import JudgeSettings
+
+
+def name_of_judge(judge: Any) -> str:
+    """What ``judge`` is called in results: its spec, its own name, or that of its class or function."""
+    if isinstance(judge, str):
+        return judge
+    own = getattr(judge, "name", None) or getattr(judge, "__qualname__", None)
+    return str(own or type(judge).__qualname__)
+
+
+def check_judge(judge: Any) -> None:
+    """Raise UserError for a spec of an unknown kind or with unknown settings. Loads nothing."""
+    if isinstance(judge, str):
+        parse_text_spec(judge, _kind(judge))
+
+
+def load_judge(judge: Any, settings: JudgeSettings) -> TextScorer | PairJudge:
+    """``judge`` itself where it is loaded, a scorer that calls it where it is a function, else what its spec names.
+
+    Raises UserError where that cannot be loaded.
+    """
+    if isinstance(judge, str):
+        spec, dtype = parse_text_spec(judge, _kind(judge)), getattr(torch, settings.dtype or "float32")
+        build = resolve(_kind(judge), spec.kind)
+        loaded: TextScorer | PairJudge = build(spec.source, best_device(settings.device), dtype, **spec.settings)
+        return loaded
+    if hasattr(judge, "score") or hasattr(judge, "judge"):
+        given: TextScorer | PairJudge = judge
+        return given
+    return function.over(judge)
+
+
+def _kind(spec: str) -> str:
+    return "pair_judge" if spec.partition("=")[0] in names("pair_judge") else "text_scorer"
+
+
+def verdict_of(
+    judge: Any, a: Sequence[CompletionRecord], b: Sequence[CompletionRecord], settings: JudgeSettings
+) -> Verdict:
+    """What ``judge`` says of ``a`` against ``b``, completion by completion; one that compares is asked in both orders."""
+    loaded, name = load_judge(judge, settings), name_of_judge(judge)
+    prompts = [prompt_name(record.prompt) for record in a]
+    if isinstance(loaded, TextScorer):
+        # Both at once, so that equal completions get the very same score.
+        scores = score_records(loaded, [*a, *b])
+        first, second = scores[: len(a)], scores[len(a) :]
+        outcomes = outcomes_of_scores(first, second, tie_margin=settings.tie_margin)
+        means = clustered_mean(first, prompts), clustered_mean(second, prompts)
+        return Verdict(
+            name, loaded.recipe_id, first, second, outcomes, clustered_win_rate(outcomes, prompts), means=means
+        )
+    texts = [record.prompt for record in a], [completion_text(r) for r in a], [completion_text(r) for r in b]
+    a_first, b_first = loaded.judge(*texts), loaded.judge(texts[0], texts[2], texts[1])
+    outcomes = outcomes_of_both_orders(a_first, b_first)
+    bias = position_bias(a_first, b_first, prompts) if len(set(prompts)) > 1 else None
+    return Verdict(name, loaded.recipe_id, a_first, b_first, outcomes, clustered_win_rate(outcomes, prompts), bias=bias)
