@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; _HOMES says the same to
     from .workflows.generating import generate
     from .workflows.judging import judge
     from .workflows.labeling import label
-    from .workflows.rounds import rounds
     from .workflows.reporting import report
+    from .workflows.rounds import rounds
     from .workflows.scoring import score
     from .workflows.settings import (
         BenchmarkSettings,

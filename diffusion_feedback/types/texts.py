@@ -122,6 +122,7 @@ class TextScorer(Protocol):
         ...
 
 
+@runtime_checkable
 class PairJudge(Protocol):
     """Compares two completions of one prompt, as a reader does who is shown both."""
 

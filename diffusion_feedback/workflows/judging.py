@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import cast
+from weakref import finalize
 
 from ..documents import read_object
 from ..errors import UserError
@@ -16,15 +19,15 @@ from ..evaluation.statistics import Interval, WinRate
 from ..folders import check_outside, expand, hold_folder
 from ..generation import COMPLETIONS, load_completions
 from ..output_folders import OutputKind
-from ..records import CompletionRecord, atomic_write, content_hash
+from ..records import CompletionRecord, TextRecord, atomic_write, content_hash
 from ..reports.console import judge_summary
 from ..reports.pages.judge import write_judge_pages
 from ..scorers.texts.checking import quote
 from .completing import text_prompts
-from .generating import complete
+from .generating import Prompts, complete
 from .model_measures import Contender, measure_distance, measure_fluency, read_texts
 from .settings import CompletionSampling, JudgeSettings, made_of_keywords
-from .verdicts import check_judge, load_judge, name_of_judge, verdict_of
+from .verdicts import Judge, check_judge, load_judge, name_of_judge, verdict_of
 
 _COMPARISONS = OutputKind(
     mark="results.json",  # until all is measured it holds the settings alone
@@ -36,7 +39,7 @@ _COMPARISONS = OutputKind(
 _SIDES = ("a", "b")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class JudgeResult:
     """What was measured of A and B, in ``folder``; as text it is a summary.
 
@@ -45,7 +48,6 @@ class JudgeResult:
 
     judged: Judged
     folder: Path
-    _spare: TemporaryDirectory[str] | None = None  # where no folder was named: it lives as long as the result
 
     @property
     def win_rates(self) -> dict[str, WinRate]:
@@ -77,16 +79,16 @@ class JudgeResult:
 
 
 def judge(
-    a: Any,
-    b: Any,
-    prompts: Any = None,
+    a: object,
+    b: object,
+    prompts: Prompts | None = None,
     *,
-    judges: Any = (),
+    judges: Judge | Sequence[Judge] = (),
     texts: str | Path | None = None,
-    reference: Any = None,
+    reference: object = None,
     names: Sequence[str] | None = None,
     output_dir: str | Path | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> JudgeResult:
     """Compare two language models on the same ``prompts``: win rates, mean scores, perplexity, divergence.
 
@@ -101,7 +103,7 @@ def judge(
     each other, models, prompts and judges that cannot be read, and a folder that holds another comparison.
     """
     own, sampling = made_of_keywords(settings, JudgeSettings, CompletionSampling)
-    listed = list(judges) if isinstance(judges, list | tuple) else [judges]
+    listed: list[Judge] = list(judges) if isinstance(judges, list | tuple) else [cast(Judge, judges)]
     first, second = _names(a, b, names)
     sides = Contender.of(a, first, sampling, own), Contender.of(b, second, sampling, own)
     origin = None if reference is None else Contender.of(reference, _described(reference), sampling, own)
@@ -109,36 +111,25 @@ def judge(
     comparison = _Comparison(sides, prompts, listed, place, origin, names, own, sampling)
     comparison.check()
     records = read_texts(place)
-    spare = TemporaryDirectory() if output_dir is None else None
-    folder = Path(spare.name) if spare else expand(str(output_dir))
+    folder = expand(output_dir if output_dir is not None else mkdtemp(prefix="judge-"))
     check_outside(folder, comparison.inputs())
-    with hold_folder(folder, "judge"):
-        _claim(folder, comparison.recorded(), overwrite=own.overwrite)
-        completions = comparison.completions(folder)
-        verdicts = [verdict_of(each, *completions, own) for each in listed]
-        _write_judgements(folder / "judgements.jsonl", completions, verdicts)
-        fluency, notes = measure_fluency(sides, records)
-        judged = Judged(
-            names=(first, second),
-            completions=completions,
-            verdicts=verdicts,
-            fluency=fluency,
-            distance=measure_distance(sides, completions, origin),
-            settings=comparison.recorded(),
-            notes=notes,
-        )
-        _COMPARISONS.write_mark(folder, json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n")
-        write_judge_pages(judged, folder)
-    return JudgeResult(judged, folder, spare)
+    with ExitStack() as stack:
+        if output_dir is None:  # the folder lives as long as the result
+            stack.callback(rmtree, folder, ignore_errors=True)
+        with hold_folder(folder, "judge"):
+            _claim(folder, comparison.recorded(), overwrite=own.overwrite)
+            result = JudgeResult(comparison.measure(folder, records), folder)
+        finalize(result, stack.pop_all().close)
+        return result
 
 
-def _described(given: Any) -> str:
+def _described(given: object) -> str:
     """A path as it is; of what is loaded, its class."""
     path = getattr(given, "path", given)
     return str(path) if isinstance(path, str | Path) else type(given[0] if isinstance(given, tuple) else given).__name__
 
 
-def _names(a: Any, b: Any, names: Sequence[str] | None) -> tuple[str, str]:
+def _names(a: object, b: object, names: Sequence[str] | None) -> tuple[str, str]:
     """What the two are called: by default their folders."""
     if names is not None and len(names) != 2:
         raise UserError(f"`names`: got {len(names)}", "give two, of A and of B")
@@ -178,8 +169,8 @@ class _Comparison:
     """What was asked for."""
 
     sides: tuple[Contender, Contender]
-    prompts: Any
-    judges: Sequence[Any]
+    prompts: Prompts | None
+    judges: Sequence[Judge]
     texts: str | None
     reference: Contender | None
     names: Sequence[str] | None
@@ -215,12 +206,11 @@ class _Comparison:
     def recorded(self) -> dict[str, object]:
         """All settings that a result depends on; of two files of completions, none that says how to draw."""
         a, b = (side.path or f"{side.name}, a loaded {type(side.model).__name__}" for side in self.sides)
-        is_file = isinstance(self.prompts, str | Path) or self.prompts is None
         settings: dict[str, object] = {"a": a, "b": b}
         if not all(side.holds_completions for side in self.sides):
-            settings["prompts"] = (
-                (self.prompts and str(self.prompts)) if is_file else content_hash(repr(list(self.prompts)))
-            )
+            is_list = not (self.prompts is None or isinstance(self.prompts, str | Path))
+            named = None if self.prompts is None else str(self.prompts)
+            settings["prompts"] = content_hash(repr(self.prompts)) if is_list else named
             settings |= {"seed": self.own.seed, **asdict(self.sampling)}
         return settings | {
             "judge": [name_of_judge(judge) for judge in self.judges],
@@ -232,6 +222,25 @@ class _Comparison:
             "device": self.own.device,
             "batch_size": self.own.batch_size,
         }
+
+    def measure(self, folder: Path, texts: Sequence[TextRecord]) -> Judged:
+        """Everything that was asked for, written to ``folder``; the judgements are there before anything else is measured."""
+        completions = self.completions(folder)
+        verdicts = [verdict_of(judge, *completions, self.own) for judge in self.judges]
+        _write_judgements(folder / "judgements.jsonl", completions, verdicts)
+        fluency, notes = measure_fluency(self.sides, texts)
+        judged = Judged(
+            names=(self.sides[0].name, self.sides[1].name),
+            completions=completions,
+            verdicts=verdicts,
+            fluency=fluency,
+            distance=measure_distance(self.sides, completions, self.reference),
+            settings=self.recorded(),
+            notes=notes,
+        )
+        _COMPARISONS.write_mark(folder, json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n")
+        write_judge_pages(judged, folder)
+        return judged
 
     def completions(self, folder: Path) -> tuple[list[CompletionRecord], list[CompletionRecord]]:
         """The completions of A and of B: read, or drawn into ``folder``; none where nothing needs them."""

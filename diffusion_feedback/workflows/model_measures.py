@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,13 +32,13 @@ class Contender:
     """
 
     name: str
-    model: Any
+    model: object
     tokenizer: Tokenizer | None
     sampling: CompletionSampling
     settings: JudgeSettings
 
     @classmethod
-    def of(cls, given: Any, name: str, sampling: CompletionSampling, settings: JudgeSettings) -> Contender:
+    def of(cls, given: object, name: str, sampling: CompletionSampling, settings: JudgeSettings) -> Contender:
         """``given``: a path or hub id, the result of a run, or (model, tokenizer)."""
         if isinstance(given, tuple):
             model, tokenizer = given

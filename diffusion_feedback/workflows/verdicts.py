@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 
@@ -24,8 +24,11 @@ from ..types import PairJudge, TextScorer
 from .completion_scores import completion_text, prompt_name, score_records
 from .settings import JudgeSettings
 
+# A spec, a scorer or judge that is loaded, or a function of prompts and completions.
+Judge = str | TextScorer | PairJudge | Callable[..., object]
 
-def name_of_judge(judge: Any) -> str:
+
+def name_of_judge(judge: Judge) -> str:
     """What ``judge`` is called in results: its spec, its own name, or that of its class or function."""
     if isinstance(judge, str):
         return judge
@@ -33,13 +36,13 @@ def name_of_judge(judge: Any) -> str:
     return str(own or type(judge).__qualname__)
 
 
-def check_judge(judge: Any) -> None:
+def check_judge(judge: Judge) -> None:
     """Raise UserError for a spec of an unknown kind or with unknown settings. Loads nothing."""
     if isinstance(judge, str):
         parse_text_spec(judge, _kind(judge))
 
 
-def load_judge(judge: Any, settings: JudgeSettings) -> TextScorer | PairJudge:
+def load_judge(judge: Judge, settings: JudgeSettings) -> TextScorer | PairJudge:
     """``judge`` itself where it is loaded, a scorer that calls it where it is a function, else what its spec names.
 
     Raises UserError where that cannot be loaded.
@@ -49,10 +52,7 @@ def load_judge(judge: Any, settings: JudgeSettings) -> TextScorer | PairJudge:
         build = resolve(_kind(judge), spec.kind)
         loaded: TextScorer | PairJudge = build(spec.source, best_device(settings.device), dtype, **spec.settings)
         return loaded
-    if hasattr(judge, "score") or hasattr(judge, "judge"):
-        given: TextScorer | PairJudge = judge
-        return given
-    return function.over(judge)
+    return judge if isinstance(judge, TextScorer | PairJudge) else cast(TextScorer, function.over(judge))
 
 
 def _kind(spec: str) -> str:
@@ -60,7 +60,7 @@ def _kind(spec: str) -> str:
 
 
 def verdict_of(
-    judge: Any, a: Sequence[CompletionRecord], b: Sequence[CompletionRecord], settings: JudgeSettings
+    judge: Judge, a: Sequence[CompletionRecord], b: Sequence[CompletionRecord], settings: JudgeSettings
 ) -> Verdict:
     """What ``judge`` says of ``a`` against ``b``, completion by completion; one that compares is asked in both orders."""
     loaded, name = load_judge(judge, settings), name_of_judge(judge)
