@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -117,8 +118,10 @@ def judge(
         if output_dir is None:  # the folder lives as long as the result
             stack.callback(rmtree, folder, ignore_errors=True)
         with hold_folder(folder, "judge"):
-            _claim(folder, comparison.recorded(), overwrite=own.overwrite)
-            result = JudgeResult(comparison.measure(folder, records), folder)
+            recorded = comparison.recorded()
+            _check_free(folder, recorded, overwrite=own.overwrite)
+            claim = cache(partial(_claim, folder, recorded, overwrite=own.overwrite))  # once, when something is written
+            result = JudgeResult(comparison.measure(folder, records, claim), folder)
         finalize(result, stack.pop_all().close)
         return result
 
@@ -143,25 +146,31 @@ def _names(a: object, b: object, names: Sequence[str] | None) -> tuple[str, str]
     return first, second
 
 
-def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Make ``folder`` one of this comparison. Raises UserError where it holds another, or anything of others."""
+def _check_free(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+    """Raise UserError where ``folder`` holds another comparison, or anything of others. Writes nothing."""
     others = [path for side in _SIDES for path in (folder / side).glob("[!.]*") if path.name != COMPLETIONS]
     if others:
         raise UserError(f"{folder}: is there and holds {min(others).name}", "choose another output_dir")
     _COMPARISONS.check_own(folder)
-    mark = json.dumps({"settings": settings}, indent=2) + "\n"
     if overwrite or not _COMPARISONS.is_marked(folder):
-        _COMPARISONS.claim(folder, mark)
         return
     path, remedy = folder / _COMPARISONS.mark, "choose another output_dir, or `overwrite` to start over"
     content = read_object(path, remedy, ["settings"])
     before, now = content["settings"], json.loads(json.dumps(settings))
     if not isinstance(before, dict):
         raise UserError(f"{path}: damaged: 'settings' is no object", remedy)
-    if "judges" not in content:  # it failed or was killed: what it drew is checked by its own settings
-        _COMPARISONS.write_mark(folder, mark)
-    else:  # what an older version did not record is no difference
+    if "judges" in content:  # else it failed or was killed, and what it drew is checked by its own settings
+        # What an older version did not record is no difference.
         _COMPARISONS.check_same(folder, {key: before.get(key) for key in now}, now)
+
+
+def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+    """Make ``folder`` one of this comparison, which has found all that it reads."""
+    mark = json.dumps({"settings": settings}, indent=2) + "\n"
+    if overwrite or not _COMPARISONS.is_marked(folder):
+        _COMPARISONS.claim(folder, mark)
+    elif "judges" not in read_object(folder / _COMPARISONS.mark, ""):
+        _COMPARISONS.write_mark(folder, mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +232,14 @@ class _Comparison:
             "batch_size": self.own.batch_size,
         }
 
-    def measure(self, folder: Path, texts: Sequence[TextRecord]) -> Judged:
-        """Everything that was asked for, written to ``folder``; the judgements are there before anything else is measured."""
-        completions = self.completions(folder)
+    def measure(self, folder: Path, texts: Sequence[TextRecord], claim: Callable[[], None]) -> Judged:
+        """Everything that was asked for, written to ``folder``, which ``claim`` makes ours.
+
+        The judgements are there before anything else is measured.
+        """
+        completions = self.completions(folder, claim)
         verdicts = [verdict_of(judge, *completions, self.own) for judge in self.judges]
+        claim()
         _write_judgements(folder / "judgements.jsonl", completions, verdicts)
         fluency, notes = measure_fluency(self.sides, texts)
         judged = Judged(
@@ -242,17 +255,19 @@ class _Comparison:
         write_judge_pages(judged, folder)
         return judged
 
-    def completions(self, folder: Path) -> tuple[list[CompletionRecord], list[CompletionRecord]]:
+    def completions(
+        self, folder: Path, claim: Callable[[], None]
+    ) -> tuple[list[CompletionRecord], list[CompletionRecord]]:
         """The completions of A and of B: read, or drawn into ``folder``; none where nothing needs them."""
         if not all(side.holds_completions for side in self.sides):
             for judge in self.judges:
                 load_judge(judge, self.own)  # one that cannot be loaded is named before minutes of sampling
-        a, b = (self._completions(side, folder / name) for side, name in zip(self.sides, _SIDES, strict=True))
+        a, b = (self._completions(side, folder / name, claim) for side, name in zip(self.sides, _SIDES, strict=True))
         if a:
             _check_aligned([side.name for side in self.sides], a, b)
         return a, b
 
-    def _completions(self, side: Contender, folder: Path) -> list[CompletionRecord]:
+    def _completions(self, side: Contender, folder: Path, claim: Callable[[], None]) -> list[CompletionRecord]:
         if side.holds_completions:
             return load_completions(str(side.path))
         if not (self.judges or self.reference):
@@ -262,7 +277,9 @@ class _Comparison:
                 "`prompts`: is not given", f"{side.path or side.name} is a model, and needs prompts to complete"
             )
         prompts = text_prompts(self.prompts, in_turns=self.sampling.wants_turns)
-        return complete(prompts, side.open(), folder, self.own.generation)
+        sampler = side.open()
+        claim()
+        return complete(prompts, sampler, folder, self.own.generation)
 
 
 def _check_aligned(called: Sequence[str], a: Sequence[CompletionRecord], b: Sequence[CompletionRecord]) -> None:
