@@ -116,21 +116,21 @@ def read_object(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str
     except UserError as error:
         raise UserError(error.problem, remedy) from error
     try:
-        found = json.loads(text, object_pairs_hook=unique_keys)
+        content = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: not JSON ({first_line(error)})", remedy) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged: holds a {type(found).__name__}, and an object is wanted", remedy)
-    absent = [key for key in needed if key not in found]
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged: holds a {type(content).__name__}, and an object is wanted", remedy)
+    absent = [key for key in needed if key not in content]
     if absent:
         raise UserError(f"{path}: damaged: has no {absent[0]!r}", remedy)
-    return found
+    return content
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """A JSON object's ``pairs`` as a mapping. Raises ValueError for a key that stands twice: one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"two values of {next(name for name in names if names.count(name) > 1)!r} in one object")
-    return found
+    return content

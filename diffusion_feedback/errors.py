@@ -55,7 +55,7 @@ def visible(text: str) -> str:
     A terminal or a page would obey them: names of files and texts of strangers could colour, hide or turn round what
     stands beside them. Line breaks and tabs stay, and so do joiners, which scripts and emoji need.
     """
-    return _CONTROLS.sub(lambda found: _written_out(found[0]), text)
+    return _CONTROLS.sub(lambda match: _written_out(match[0]), text)
 
 
 # ESC, NUL, DEL and their like; halves of characters, which nothing can print; what turns the direction of writing.

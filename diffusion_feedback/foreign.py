@@ -69,10 +69,10 @@ def apply_template(tokenizer: Any, turns: Sequence[Mapping[str, object]], **how:
     text that is far too long to be tokenised.
     """
     with _in_time():
-        found = tokenizer.apply_chat_template(turns, **how)
-    if isinstance(found, str) and len(found) > MOST_CHARACTERS:
-        raise ValueError(f"it makes {len(found):,} characters of one conversation")
-    return found
+        rendered = tokenizer.apply_chat_template(turns, **how)
+    if isinstance(rendered, str) and len(rendered) > MOST_CHARACTERS:
+        raise ValueError(f"it makes {len(rendered):,} characters of one conversation")
+    return rendered
 
 
 @contextmanager

@@ -50,9 +50,9 @@ def _requirements(owner: str) -> list[Requirement]:
         lines = metadata.requires(owner) or []
     except metadata.PackageNotFoundError:
         return []
-    found = [Requirement(line) for line in lines]
+    requirements = [Requirement(line) for line in lines]
     environment: Mapping[str, str] = {"extra": ""}
-    return [one for one in found if one.marker is None or one.marker.evaluate(dict(environment))]
+    return [one for one in requirements if one.marker is None or one.marker.evaluate(dict(environment))]
 
 
 def _version(name: str) -> str | None:

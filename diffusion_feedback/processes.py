@@ -35,8 +35,8 @@ _PLAIN = "start plain data parallel processes: `accelerate launch --multi_gpu --
 
 def num_launched() -> int:
     """How many processes a launcher says that it has started; 1 without a launcher."""
-    found = (os.environ.get(name, "") for name in _SIZES)
-    return next((int(value) for value in found if value.isdigit() and int(value) > 0), 1)
+    values = (os.environ.get(name, "") for name in _SIZES)
+    return next((int(value) for value in values if value.isdigit() and int(value) > 0), 1)
 
 
 def check_launch(command: str) -> None:

@@ -38,14 +38,14 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
-        found = json.loads(text, object_pairs_hook=unique_keys)
+        content = json.loads(text, object_pairs_hook=unique_keys)
         if "\\ud" in text.lower():
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(content, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})", remedy) from error
-    return found
+    return content
 
 
 @dataclass(frozen=True, slots=True)

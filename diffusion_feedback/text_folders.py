@@ -66,8 +66,8 @@ def located(path: str, what: str, remedy: str) -> str:
         raise UserError(f"{path}: a file, and not the folder of {what}", remedy)
     if not any((folder / name).is_file() for name in ("config.json", _ADAPTER)):
         is_pipeline = (folder / "model_index.json").is_file()
-        found = "is a diffusers pipeline" if is_pipeline else "has no config.json"
-        raise UserError(f"{path}: not {what}, it {found}", remedy)
+        fault = "is a diffusers pipeline" if is_pipeline else "has no config.json"
+        raise UserError(f"{path}: not {what}, it {fault}", remedy)
     return str(folder)
 
 
@@ -117,14 +117,14 @@ def load_model(
     with quiet(), _explained(path, what, remedy, "config.json"):
         if is_adapter(path):
             return _adapted(path, auto, what, remedy, settings, is_trained=is_trained)
-        model, found = auto.from_pretrained(
+        model, notes = auto.from_pretrained(
             _place(path), revision=revision, output_loading_info=True, trust_remote_code=False, **settings
         )
         is_quantised = bool(getattr(model, "is_quantized", False))
         # A way of quantising that transformers does not know leaves its mark in the config, and weights without their scales.
         if (is_quantised and is_trained) or (not is_quantised and getattr(model.config, "quantization_config", None)):
             raise UserError(f"{path}: {_quantisation(path) or 'its weights are quantised'}", _WHOLE_WEIGHTS)
-        return LoadedModel(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]), False)
+        return LoadedModel(model, frozenset(notes["missing_keys"]), frozenset(notes["unexpected_keys"]), False)
 
 
 def load_config(path: str, what: str, remedy: str, *, revision: str | None = None) -> PreTrainedConfig:
@@ -173,10 +173,10 @@ def _adapted(
     wrap = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     config.inference_mode = True
     adapted = wrap(loaded.model, config)
-    found = adapted.load_adapter(str(folder), "default", torch_device="cpu")
-    odd = sorted(found.missing_keys) or sorted(found.unexpected_keys)
+    notes = adapted.load_adapter(str(folder), "default", torch_device="cpu")
+    odd = sorted(notes.missing_keys) or sorted(notes.unexpected_keys)
     if odd:
-        kind = "are missing" if found.missing_keys else "have no place in its base"
+        kind = "are missing" if notes.missing_keys else "have no place in its base"
         raise UserError(f"{path}: {len(odd)} weights of the adapter {kind}, the first is {odd[0]!r}", _WHOLE_ADAPTER)
     whole = {key for key in loaded.missing if not any(_ends(key, name) for name in config.modules_to_save or ())}
     if not isinstance(adapted.base_model, BaseTuner):
@@ -223,20 +223,22 @@ def _explained(path: str, what: str, remedy: str, config_name: str) -> Iterator[
 
 def _quantisation(path: str) -> str | None:
     """What the folder's config.json says of quantised weights; None where it says nothing."""
-    found = _json(path, "config.json").get("quantization_config")
-    if not isinstance(found, dict):
+    quantisation = _json(path, "config.json").get("quantization_config")
+    if not isinstance(quantisation, dict):
         return None
-    method = found.get("quant_method", "an unnamed method")
-    bits = found.get("bits") or (4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else None)
+    method = quantisation.get("quant_method", "an unnamed method")
+    bits = quantisation.get("bits") or (
+        4 if quantisation.get("load_in_4bit") else 8 if quantisation.get("load_in_8bit") else None
+    )
     return f"its weights are quantised ({method}{f', {bits} bit' if bits else ''}; quantization_config in config.json)"
 
 
 def _json(path: str, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((expand(path) / name).read_text("utf-8"))
+        content = json.loads((expand(path) / name).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def rows_of(model: PreTrainedModel) -> int:

@@ -253,15 +253,15 @@ def _look_up(
     batch_size: int,
 ) -> dict[str, Entry]:
     """The entries of ``wanted``: from the cache, and the absent ones by ``encode``, ``batch_size`` at a time."""
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     if cache is not None:
         cache.missing(wanted)
-        found = {key: entry for key in wanted if (entry := cache.get(key)) is not None}
-    absent = [key for key in wanted if key not in found]
+        entries = {key: entry for key in wanted if (entry := cache.get(key)) is not None}
+    absent = [key for key in wanted if key not in entries]
     for start in range(0, len(absent), batch_size):
         chunk = absent[start : start + batch_size]
-        found.update(encode({key: wanted[key] for key in chunk}))
-    return found
+        entries.update(encode({key: wanted[key] for key in chunk}))
+    return entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,9 +283,9 @@ class CachedImageEncoder:
         """Latents (N, C, h, w) and sizes (N, 6), float32 on the CPU."""
         keys = [self._key(image, view) for image, view in zip(images, views, strict=True)]
         wanted = dict(zip(keys, zip(images, views, strict=True), strict=True))
-        found = _look_up(self.cache, wanted, self._encoded, self.batch_size)
-        latents = torch.stack([found[key]["latents"] for key in keys])
-        return EncodedImages(latents.float(), torch.stack([found[key]["sizes"] for key in keys]))
+        entries = _look_up(self.cache, wanted, self._encoded, self.batch_size)
+        latents = torch.stack([entries[key]["latents"] for key in keys])
+        return EncodedImages(latents.float(), torch.stack([entries[key]["sizes"] for key in keys]))
 
     def _key(self, image: ImageHandle, view: ImageView) -> str:
         return content_hash(image.key, json.dumps([self.resolution, *map(float, view.crop), view.flip]))
@@ -321,8 +321,8 @@ class CachedTextEncoder:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Named tensors, one row a prompt."""
         wanted = {content_hash(prompt): prompt for prompt in prompts}
-        found = _look_up(self.cache, wanted, self._encoded, self.batch_size)
-        rows = [found[content_hash(prompt)] for prompt in prompts]
+        entries = _look_up(self.cache, wanted, self._encoded, self.batch_size)
+        rows = [entries[content_hash(prompt)] for prompt in prompts]
         return {name: _float32(torch.stack([row[name] for row in rows])) for name in rows[0]}
 
     def fill(self, prompts: Iterable[str]) -> None:

@@ -84,7 +84,7 @@ class TwinCaptions:
     def unused(self, stems: Sequence[str]) -> list[str]:
         """Where the captions stand that name none of the images."""
         known = set(stems)
-        lost = [each.where for (_, stem), found in self._by_stem.items() if stem not in known for each in found]
+        lost = [each.where for (_, stem), captions in self._by_stem.items() if stem not in known for each in captions]
         return lost + [caption.where for caption in self._elsewhere]
 
     def of(self, stem: str, images: tuple[Path | None, Path | None]) -> Any:
@@ -96,9 +96,9 @@ class TwinCaptions:
         texts = [
             (image or side / f"{stem}.png").with_suffix(".txt") for image, side in zip(images, self._sides, strict=True)
         ]
-        found = [[*_beside(texts[n]), *self._by_stem.get((self._sides[n].name, stem), [])] for n in (0, 1)]
-        own = [*found[0], *self._by_stem.get((None, stem), [])]
-        told = [each for each in [*own, *found[1]] if each.text is not None and each.text != ""]
+        captions = [[*_beside(texts[n]), *self._by_stem.get((self._sides[n].name, stem), [])] for n in (0, 1)]
+        own = [*captions[0], *self._by_stem.get((None, stem), [])]
+        told = [each for each in [*own, *captions[1]] if each.text is not None and each.text != ""]
         unread = next((each.text for each in told if isinstance(each.text, BadRow)), None)
         if unread is not None:
             return unread

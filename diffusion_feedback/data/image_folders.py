@@ -78,7 +78,7 @@ def list_images(folder: Path, *, recursive: bool = True, tables: Sequence[str] =
     out would change every mean. Files in ``<stem>.txt`` beside an image, and ``tables``, which the caller reads, are
     not counted as passed over. Raises UserError for a folder that cannot be read and a name that is not UTF-8.
     """
-    found = FolderImages(folder)
+    contents = FolderImages(folder)
     names: list[str] = []
     for path, is_folder in _entries(folder, recursive):
         name = path.relative_to(folder).as_posix()
@@ -88,19 +88,19 @@ def list_images(folder: Path, *, recursive: bool = True, tables: Sequence[str] =
             raise UserError(f"{str(path)!a}: the name is not UTF-8", "rename the file") from error
         if path.name.startswith(".") or path.name in _NOT_MINE:
             if is_folder or is_image_name(path):
-                found.hidden.append(name)
+                contents.hidden.append(name)
         elif is_folder:
-            found.subfolders.append(name)
+            contents.subfolders.append(name)
         elif is_image_name(path):
             names.append(name)
         else:
-            found.other.append(name)
-    found.names = natural_order(names)
+            contents.other.append(name)
+    contents.names = natural_order(names)
     captions = {str(PurePath(name).with_suffix(".txt")) for name in names}
-    kept = [name for name in found.other if name not in captions and name not in tables]
-    found.other = natural_order(kept)
-    found.hidden, found.subfolders = natural_order(found.hidden), natural_order(found.subfolders)
-    return found
+    kept = [name for name in contents.other if name not in captions and name not in tables]
+    contents.other = natural_order(kept)
+    contents.hidden, contents.subfolders = natural_order(contents.hidden), natural_order(contents.subfolders)
+    return contents
 
 
 def _entries(folder: Path, recursive: bool) -> Iterable[tuple[Path, bool]]:

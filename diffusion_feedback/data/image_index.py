@@ -107,15 +107,15 @@ class ImageIndex:
         """The facts of an image of a ``row`` of ``source``. Raises BadRow where it is not there, or cannot be used."""
         where = row.where(SIDES[side])
         if row.part is not None:
-            found = self._of_part(row, row.part, side, source)
+            facts = self._of_part(row, row.part, side, source)
         elif (file := image_file(row.values.get(SIDES[side]), row.folder, where)) is not None:
-            found = self._of_file(file, where)
+            facts = self._of_file(file, where)
         else:
             data = read_image(row.values.get(SIDES[side]), row.folder, where)
-            found = inspect(data, where, decode=self._decode)
-        if found.problem:
-            raise BadRow("image", f"{where}: {found.problem}")
-        return found
+            facts = inspect(data, where, decode=self._decode)
+        if facts.problem:
+            raise BadRow("image", f"{where}: {facts.problem}")
+        return facts
 
     def close(self, *, is_whole: bool) -> None:
         """Write what is new. ``is_whole``: all rows have passed, so that what was not met is of no more use."""

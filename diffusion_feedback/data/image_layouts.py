@@ -65,17 +65,17 @@ def _geneval_prompt(metadata: Path) -> str:
     return prompt.strip()
 
 
-def prompts_in_names(found: FolderImages) -> Layout | None:
+def prompts_in_names(images: FolderImages) -> Layout | None:
     """T2I-CompBench's ``a red bench and a blue car_000003.png``; None unless every image but grids is named so."""
-    grids = [name for name in found.names if _GRID.fullmatch(PurePath(name).stem)]
-    names = [name for name in found.names if name not in set(grids)]
+    grids = [name for name in images.names if _GRID.fullmatch(PurePath(name).stem)]
+    names = [name for name in images.names if name not in set(grids)]
     matches = [_PROMPT_IN_NAME.fullmatch(PurePath(name).stem) for name in names]
     pairs = [(name, match["prompt"].strip()) for name, match in zip(names, matches, strict=True) if match is not None]
     if not names or len(pairs) < len(names):
         return None
     rest = f"; {len(grids)} grids are left out" if grids else ""
     example = f"{pairs[0][0]} -> {pairs[0][1]!r}"
-    return Layout(pairs, f"{found.folder}: prompts read from the names of the files, as {example}{rest}")
+    return Layout(pairs, f"{images.folder}: prompts read from the names of the files, as {example}{rest}")
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -69,8 +69,8 @@ def _prompts_of(cells: Mapping[str, object], where: str) -> list[str]:
     """The prompts of a row: a text, or a list of texts; "" where no column has one."""
     columns = {name.lower(): name for name in cells}
     named = (columns[name] for name in PROMPT_COLUMNS if name in columns)
-    found = next((cells[column] for column in named if cells[column] is not None), "")
-    prompts: list[Any] = found if isinstance(found, list) and found else [found]
+    cell = next((cells[column] for column in named if cells[column] is not None), "")
+    prompts: list[Any] = cell if isinstance(cell, list) and cell else [cell]
     if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
         raise UserError(f"{where}: found {wrong[0]!r}, not a prompt", "give the prompt as text, or a list of texts")
     return [str(prompt).strip() for prompt in prompts]

@@ -32,8 +32,8 @@ def join_prompts(folder: Path, names: Sequence[str], prompts: Sequence[PromptRec
     if column is not None:
         return _by_file(folder, names, prompts, column)
     column = next((name for name in prompts[0].extra if name.lower() == "id"), None)
-    if column is not None and (found := _by_id(folder, names, prompts, column)) is not None:
-        return found
+    if column is not None and (by_id := _by_id(folder, names, prompts, column)) is not None:
+        return by_id
     texts = [record.prompt for record in prompts]
     joined = _by_number(names, texts) or _by_order(folder, names, texts) or _by_subfolder(folder, names, texts)
     if joined is None:
@@ -63,7 +63,7 @@ def _by_file(
     for name in names:
         by_base[PurePath(name).name].append(name)
     known = set(names)
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     unknown = []
     for given, own in texts.items():
         likely = [given] if given in known else by_base.get(PurePath(given).name, [])
@@ -72,13 +72,13 @@ def _by_file(
         elif len(likely) > 1:
             raise UserError(f"{folder}: several files are named {PurePath(given).name}", "name the folder of each too")
         else:
-            found.setdefault(likely[0], []).extend(own)
-    if absent := [name for name in names if name not in found]:
+            by_name.setdefault(likely[0], []).extend(own)
+    if absent := [name for name in names if name not in by_name]:
         problem = (
             f"{folder}: no prompt names {absent[0]} in its column {column!r} ({len(absent)} of {len(names)} images)"
         )
         raise UserError(problem, "name every image once, or take the others out of the folder")
-    pairs = [(name, prompt) for name in names for prompt in found[name]]
+    pairs = [(name, prompt) for name in names for prompt in by_name[name]]
     left = f"; {len(unknown)} prompts are of no image here, the first: {unknown[0]}" if unknown else ""
     return pairs, f"{folder}: prompts joined by the file names in column {column!r}{left}"
 
@@ -136,7 +136,7 @@ def _by_order(folder: Path, names: Sequence[str], texts: Sequence[str]) -> tuple
         )
     _check_samples(folder, names, texts)
     plain = [
-        re.sub(r"\d+", lambda found: str(int(found[0])), PurePath(name).with_suffix("").as_posix()) for name in names
+        re.sub(r"\d+", lambda match: str(int(match[0])), PurePath(name).with_suffix("").as_posix()) for name in names
     ]
     for place in range(len(names) - 1):
         if plain[place] == plain[place + 1] and PurePath(names[place]).stem != PurePath(names[place + 1]).stem:
@@ -154,11 +154,11 @@ def _check_samples(folder: Path, names: Sequence[str], texts: Sequence[str]) -> 
     As when images were made for the first prompts of a file only: their number may be that of all prompts by chance.
     """
     matches = [_SAMPLE.fullmatch(PurePath(name).stem) for name in names]
-    found = [(int(match["index"]), int(match["sample"])) for match in matches if match is not None]
-    numbers, samples = [number for number, _ in found], sorted({sample for _, sample in found})
+    numbered = [(int(match["index"]), int(match["sample"])) for match in matches if match is not None]
+    numbers, samples = [number for number, _ in numbered], sorted({sample for _, sample in numbered})
     distinct = sorted(set(numbers))
-    is_grid = sorted(found) == [(number, sample) for number in distinct for sample in samples]
-    if len(found) < len(names) or not is_grid or not 1 < len(distinct) < len(names):
+    is_grid = sorted(numbered) == [(number, sample) for number in distinct for sample in samples]
+    if len(numbered) < len(names) or not is_grid or not 1 < len(distinct) < len(names):
         return
     if any(each != list(range(each[0], each[0] + len(each))) or each[0] > 1 for each in (distinct, samples)):
         return

@@ -73,16 +73,16 @@ def open_image_set(
     given = _Given(records, prompt, split, revision)
     places = [place for path in paths for place in _expand(path)]
     files = [user_path(place) for place in places if _is_image(place)]
-    found: list[ImageSet] = []
+    sets: list[ImageSet] = []
     if files:
-        found.append(_of_files(files, given))
-    found += [_open(place, given) for place in places if not _is_image(place)]
-    if len(places) > 1 and len(found) > 1:
-        found = [_named(one, place) for one, place in zip(found, _names(files, places), strict=True)]
-    items = [item for one in found for item in one.items]
+        sets.append(_of_files(files, given))
+    sets += [_open(place, given) for place in places if not _is_image(place)]
+    if len(places) > 1 and len(sets) > 1:
+        sets = [_named(one, place) for one, place in zip(sets, _names(files, places), strict=True)]
+    items = [item for one in sets for item in one.items]
     _check_once(items)
-    notes = tuple(note for one in found for note in one.notes if note)
-    groups = [group for one in found for group in one.groups or [""] * len(one.items)]
+    notes = tuple(note for one in sets for note in one.notes if note)
+    groups = [group for one in sets for group in one.groups or [""] * len(one.items)]
     return ImageSet(items, notes, tuple(groups))
 
 
@@ -111,10 +111,10 @@ def _expand(path: str) -> list[str]:
     """``path``, or what a glob of images or folders stands for; globs of pairs are left to their reader."""
     if user_path(path).exists() or not is_glob(path):
         return [path]
-    found = natural_order(glob.glob(str(user_path(path)), recursive=True))
-    if not found and is_image_name(path):
+    paths = natural_order(glob.glob(str(user_path(path)), recursive=True))
+    if not paths and is_image_name(path):
         raise UserError(f"{path}: no file has such a name", "check the path")
-    return [path] if not found or all(name.endswith(".parquet") for name in found) else found
+    return [path] if not paths or all(name.endswith(".parquet") for name in paths) else paths
 
 
 def _is_image(path: str) -> bool:
@@ -125,14 +125,14 @@ def _names(files: Sequence[Path], places: Sequence[str]) -> list[str]:
     return ([""] if files else []) + [place for place in places if not _is_image(place)]
 
 
-def _named(found: ImageSet, place: str) -> ImageSet:
+def _named(image_set: ImageSet, place: str) -> ImageSet:
     """``found`` with names that begin with the path, as given, so that those of several folders differ."""
-    is_pairs = any(isinstance(item.handle, PairImage) for item in found.items)
+    is_pairs = any(isinstance(item.handle, PairImage) for item in image_set.items)
     root = place.rstrip("/")
     if not root or is_pairs:
-        return ImageSet(found.items, found.notes, (root or "single images",) * len(found.items))
-    items = [replace(item, name=f"{root}/{item.name}") for item in found.items]
-    return ImageSet(items, found.notes, (root,) * len(items))
+        return ImageSet(image_set.items, image_set.notes, (root or "single images",) * len(image_set.items))
+    items = [replace(item, name=f"{root}/{item.name}") for item in image_set.items]
+    return ImageSet(items, image_set.notes, (root,) * len(items))
 
 
 def _check_once(items: Sequence[ImageItem]) -> None:
@@ -174,15 +174,15 @@ def _of_folder(folder: Path, given: _Given) -> ImageSet:
         given.refuse(folder)
         return _of_layout(folder, layout)
     if metadata is None and find_twins(folder) is None and not is_saved(folder):
-        found = list_images(folder)
+        contents = list_images(folder)
         if subfolders := _with_metadata(folder):
             given.refuse(folder)
-            return _of_subfolders(folder, subfolders, found)
-        if found.names:
-            return _plain(found, given)
+            return _of_subfolders(folder, subfolders, contents)
+        if contents.names:
+            return _plain(contents, given)
         if not any(folder.rglob("*.parquet")):
             remedy = "give a folder of images, or preference pairs: a parquet file, or a folder in a form of pairs"
-            note = f" ({found.note})" if found.note else ""
+            note = f" ({contents.note})" if contents.note else ""
             raise UserError(f"{folder}: no images, and no pairs in this folder{note}", remedy)
     given.refuse(folder)
     return _checked(_of_pairs(str(folder), given.split, given.revision), folder)
@@ -201,7 +201,7 @@ def _with_metadata(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _of_subfolders(folder: Path, subfolders: Sequence[Path], found: FolderImages) -> ImageSet:
+def _of_subfolders(folder: Path, subfolders: Sequence[Path], contents: FolderImages) -> ImageSet:
     sets = [_of_metadata(metadata) for place in subfolders if (metadata := find_metadata(place)) is not None]
     items = [
         replace(item, name=f"{place.name}/{item.name}")
@@ -209,7 +209,7 @@ def _of_subfolders(folder: Path, subfolders: Sequence[Path], found: FolderImages
         for item in one.items
     ]
     inside = {place.name for place in subfolders}
-    loose = [name for name in found.names if name.partition("/")[0] not in inside]
+    loose = [name for name in contents.names if name.partition("/")[0] not in inside]
     note = f"{folder}: {len(subfolders)} folders with metadata of their own"
     if loose:
         note += f"; {len(loose)} images outside of them are left out, the first: {loose[0]}"
@@ -248,18 +248,18 @@ def _of_layout(folder: Path, layout: Layout) -> ImageSet:
     return ImageSet(items, (layout.note,))
 
 
-def _plain(found: FolderImages, given: _Given) -> ImageSet:
-    folder = found.folder
+def _plain(contents: FolderImages, given: _Given) -> ImageSet:
+    folder = contents.folder
     note = ""
     if given.prompts is not None:
-        pairs, note = join_prompts(folder, found.names, given.prompts)
+        pairs, note = join_prompts(folder, contents.names, given.prompts)
     elif given.prompt is not None:
-        pairs = [(name, given.prompt.strip()) for name in found.names]
+        pairs = [(name, given.prompt.strip()) for name in contents.names]
     else:
-        pairs = [(name, caption_beside(folder / name).strip()) for name in found.names]
-        if not any(prompt for _, prompt in pairs) and (layout := prompts_in_names(found)) is not None:
+        pairs = [(name, caption_beside(folder / name).strip()) for name in contents.names]
+        if not any(prompt for _, prompt in pairs) and (layout := prompts_in_names(contents)) is not None:
             pairs, note = layout.pairs, layout.note
-    captions = [name for name in found.names if (folder / name).with_suffix(".txt").is_file()]
+    captions = [name for name in contents.names if (folder / name).with_suffix(".txt").is_file()]
     over = ""
     if captions and (given.prompts is not None or given.prompt is not None):
         over = (
@@ -267,7 +267,7 @@ def _plain(found: FolderImages, given: _Given) -> ImageSet:
         )
     items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in pairs]
     tops = [name.partition("/")[0] if "/" in name else "." for name, _ in pairs]
-    return ImageSet(items, (found.note, over, note), tuple(tops) if len(set(tops)) > 1 else ())
+    return ImageSet(items, (contents.note, over, note), tuple(tops) if len(set(tops)) > 1 else ())
 
 
 def _of_files(files: Sequence[Path], given: _Given) -> ImageSet:
@@ -279,8 +279,8 @@ def _of_files(files: Sequence[Path], given: _Given) -> ImageSet:
     names = natural_order(path.as_posix() for path in files)
     if len(set(names)) < len(names):
         raise UserError(f"{next(n for n in names if names.count(n) > 1)}: is given twice", "give every image once")
-    found = FolderImages(Path(), names)
-    one = _plain(found, given)
+    contents = FolderImages(Path(), names)
+    one = _plain(contents, given)
     return ImageSet(one.items, one.notes)
 
 

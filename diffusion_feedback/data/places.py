@@ -28,10 +28,10 @@ def stamp_of(file: Path) -> tuple[int, int]:
     Raises UserError where the file is gone.
     """
     try:
-        found = file.stat()
+        status = file.stat()
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({reason(error)})", "put the file in its place") from error
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def check_regular(file: Path) -> os.stat_result:
@@ -105,8 +105,8 @@ def glob_files(name: str, suffixes: Sequence[str]) -> list[Path]:
     """The files that the glob ``name`` stands for and that end in one of ``suffixes``, sorted."""
     if "\0" in name:  # which no file's name holds, and the disk will not be asked for
         return []
-    found = glob.glob(str(Path(name).expanduser()), recursive=True)
-    return sorted(Path(file) for file in found if file.lower().endswith(tuple(suffixes)))
+    names = glob.glob(str(Path(name).expanduser()), recursive=True)
+    return sorted(Path(file) for file in names if file.lower().endswith(tuple(suffixes)))
 
 
 def hub_id(name: str, suffixes: Sequence[str]) -> str | None:

@@ -55,13 +55,13 @@ def find_images(folder: Path, prompts: Sequence[PromptRecord], read: Sequence[Pr
         raise UserError(f"{folder}: no such folder", "give a folder of images")
     metadata = find_metadata(folder)
     read = read or prompts
-    found = _by_prompt(metadata, prompts, read) if metadata is not None else _by_place(folder, prompts, read)
-    if not any(found.images):
+    matched = _by_prompt(metadata, prompts, read) if metadata is not None else _by_place(folder, prompts, read)
+    if not any(matched.images):
         where = metadata or folder
-        example = found.missing[0] if found.missing else "00000.png"
-        note = f" ({found.note})" if found.note else ""
+        example = matched.missing[0] if matched.missing else "00000.png"
+        note = f" ({matched.note})" if matched.note else ""
         raise UserError(f"{where}: holds no image of the benchmark's prompts{note}", f"the first would be {example}")
-    return found
+    return matched
 
 
 def _places(prompts: Sequence[PromptRecord], is_by_style: bool) -> Iterator[tuple[str, int]]:
@@ -108,21 +108,21 @@ def _by_place(folder: Path, prompts: Sequence[PromptRecord], read: Sequence[Prom
     missing = []
     most = max((len(files[place]) for place in places if place in files), default=1)
     for owner, (style, index) in zip(_owners(prompts, read), places, strict=True):
-        found = natural_order(files.pop((style, index), {}).values())
-        images[owner] += [ImageItem(name, prompts[owner].prompt, ImageFile(folder / name)) for name in found]
-        if len(found) < most:
+        names = natural_order(files.pop((style, index), {}).values())
+        images[owner] += [ImageItem(name, prompts[owner].prompt, ImageFile(folder / name)) for name in names]
+        if len(names) < most:
             place = f"{style}/{index:05d}" if style else f"{index:05d}"
-            missing.append(f"{place}.png" if not found else f"{place}: {len(found)} of {most} images")
+            missing.append(f"{place}.png" if not names else f"{place}: {len(names)} of {most} images")
     left += [name for samples in files.values() for name in samples.values()]
     notes = "; ".join(listing.note for listing in listings if listing.note)
     return PromptImages(tuple(map(tuple, images)), tuple(missing), tuple(natural_order(left)), notes)
 
 
-def _check_start(folder: Path, places: Sequence[tuple[str, int]], found: set[tuple[str, int]]) -> None:
+def _check_start(folder: Path, places: Sequence[tuple[str, int]], present: set[tuple[str, int]]) -> None:
     """Raise UserError where the images are numbered from 1: each would be taken for that of the next prompt."""
     for style in {style for style, _ in places}:
         number = 1 + max(index for own, index in places if own == style)
-        if (style, number) in found and (style, 0) not in found and number > 1:
+        if (style, number) in present and (style, 0) not in present and number > 1:
             problem = f"{folder / style}: its images are numbered from 1 to {number}"
             raise UserError(problem, "number them from 0, as places in the list of prompts are counted")
 

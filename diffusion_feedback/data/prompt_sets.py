@@ -51,17 +51,17 @@ def read_prompt_set(
     file and row for what is missing or not valid, and the files to put in place where the hub cannot be reached.
     """
     named = _find_files(source, files)
-    found: list[PromptRecord] = []
+    records: list[PromptRecord] = []
     for style, path in named.items():
         rows = list(read_rows(path))
         if not rows:
             raise UserError(f"{path}: holds no prompts", "put one prompt on each line, or one in each row")
         # A file that is given by hand may be the one of a style: photo.json.
         own = style or (path.stem if path.stem in files else "")
-        found.extend(_to_prompt(row, where, own, style_columns, style_of) for where, row in rows)
-    first = {prompt.prompt: prompt for prompt in reversed(found)}
-    kept = [prompt for prompt in found if not unique or first[prompt.prompt] is prompt]
-    return PromptSet(tuple(kept), tuple(named.values()), tuple(found))
+        records.extend(_to_prompt(row, where, own, style_columns, style_of) for where, row in rows)
+    first = {prompt.prompt: prompt for prompt in reversed(records)}
+    kept = [prompt for prompt in records if not unique or first[prompt.prompt] is prompt]
+    return PromptSet(tuple(kept), tuple(named.values()), tuple(records))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ def _in_folder(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
     if not files:
         raise UserError(f"{folder}: is a folder", "give the file of the prompts")
     places = {style: (folder / file, folder / Path(file).name) for style, file in files.items()}
-    found = {style: next((path for path in paths if path.is_file()), None) for style, paths in places.items()}
-    if missing := [Path(files[style]).name for style, path in found.items() if path is None]:
+    by_style = {style: next((path for path in paths if path.is_file()), None) for style, paths in places.items()}
+    if missing := [Path(files[style]).name for style, path in by_style.items() if path is None]:
         raise UserError(f"{folder}: {', '.join(missing)} missing", f"put them there: {_names(files.values())}")
-    return {style: path for style, path in found.items() if path is not None}
+    return {style: path for style, path in by_style.items() if path is not None}
 
 
 def _download(repository: str, file: str, all_files: Sequence[str]) -> Path:

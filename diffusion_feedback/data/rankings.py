@@ -44,10 +44,10 @@ def _first_object(file: Path) -> Mapping[str, object]:
     try:
         with open_text(file) as text:
             head = text.read(_HEAD)
-        found, _ = json.JSONDecoder().raw_decode(head[head.index("{") :])
+        first, _ = json.JSONDecoder().raw_decode(head[head.index("{") :])
     except (UserError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return first if isinstance(first, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class RankingSource:
             return images, order
         if images is None and order is None and keys >= set(_PREFERRED):
             return _PREFERRED
-        found = ", ".join(map(repr, keys)) or "nothing"
+        listed = ", ".join(map(repr, keys)) or "nothing"
         lacks = "order of the images" if images is not None or "path1" in keys or "path2" in keys else "list of images"
-        raise UserError(f"{self.file}: no {lacks} among {found}", _FORMATS_HELP)
+        raise UserError(f"{self.file}: no {lacks} among {listed}", _FORMATS_HELP)
 
     @property
     def unused(self) -> Sequence[str]:
@@ -114,8 +114,8 @@ class RankingSource:
     def _paths(self, cells: Mapping[str, object]) -> list[Any]:
         if self._keys == _PREFERRED:
             return [cells.get(name) for name in _PREFERRED]
-        found = cells.get(self._keys[0])
-        return list(found) if isinstance(found, list) else []
+        cell = cells.get(self._keys[0])
+        return list(cell) if isinstance(cell, list) else []
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
         """Every two images of every item, in the file's order; an item that is not valid is one bad row."""

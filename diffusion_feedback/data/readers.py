@@ -83,8 +83,8 @@ class ReadCounts:
             (self.not_different, "not different (are_different false)"),
             (self.bad.total(), "bad"),
         ]
-        found = [f"{count} {name}" for count, name in named if count]
-        return f"{self.rows} rows" + (f", of which {', '.join(found)}" if found else "")
+        counts = [f"{count} {name}" for count, name in named if count]
+        return f"{self.rows} rows" + (f", of which {', '.join(counts)}" if counts else "")
 
 
 class PairReader:
@@ -215,8 +215,8 @@ def _files_outside(row: Row, pair: PairRecord | KnownPair) -> list[str]:
     if isinstance(pair, KnownPair):
         files = [Path(image.file) for image in pair.images if image.file]
     else:
-        found = [image_file(row.values[field], row.folder, row.where(field)) for field in SIDES]
-        files = [file for file in found if file is not None]
+        images = [image_file(row.values[field], row.folder, row.where(field)) for field in SIDES]
+        files = [file for file in images if file is not None]
     return [str(file) for file in files if is_outside(file, row.folder)]
 
 

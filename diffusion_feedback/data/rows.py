@@ -104,18 +104,18 @@ class PairSource(Protocol):
         ...
 
 
-def match_columns(wanted: Mapping[str, Sequence[str]], found: Sequence[str], where: str) -> dict[str, str]:
+def match_columns(wanted: Mapping[str, Sequence[str]], columns_there: Sequence[str], where: str) -> dict[str, str]:
     """Our field names to the names among ``found``; ``wanted`` lists the names that each needed field may have.
 
     Optional fields are added where they are found. Raises UserError naming ``where``, the missing column, and the
     nearest name that was found.
     """
-    columns = {name: name for name in OPTIONAL_FIELDS if name in found}
+    columns = {name: name for name in OPTIONAL_FIELDS if name in columns_there}
     for field, names in wanted.items():
-        column = next((name for name in names if name in found), None)
+        column = next((name for name in names if name in columns_there), None)
         if column is None:
             problem = f"{where}: no column {' or '.join(map(repr, names))}"
-            raise UserError(problem, f"rename or add the column; {nearest(names[0], list(found))}")
+            raise UserError(problem, f"rename or add the column; {nearest(names[0], list(columns_there))}")
         columns[field] = column
     return columns
 
@@ -180,8 +180,8 @@ def check_labels(row: Row) -> tuple[str, float, float]:
     if isinstance(prompt, BadRow):
         raise prompt
     if not isinstance(prompt, str) or not prompt.strip():
-        found = "no caption" if prompt is None else f"found {prompt!r}, not a caption"
-        raise BadRow("caption", f"{row.where('prompt')}: {found if prompt != '' else 'the caption is empty'}")
+        reason = "no caption" if prompt is None else f"found {prompt!r}, not a caption"
+        raise BadRow("caption", f"{row.where('prompt')}: {reason if prompt != '' else 'the caption is empty'}")
     return prompt, _label(row), _weight(row)
 
 
@@ -220,8 +220,8 @@ def _label(row: Row) -> float:
     if "label_1" in row.values:
         label_1 = _number(row, "label_1")
         if not abs(label_0 + label_1 - 1) < 1e-6:
-            found = f"found {label_1!r} beside {row.columns.get('label_0', 'label_0')!r} {label_0!r}"
-            raise BadRow("label", f"{row.where('label_1')}: {found}; the two must add up to 1")
+            reason = f"found {label_1!r} beside {row.columns.get('label_0', 'label_0')!r} {label_0!r}"
+            raise BadRow("label", f"{row.where('label_1')}: {reason}; the two must add up to 1")
     return label_0
 
 
@@ -230,8 +230,8 @@ def _weight(row: Row) -> float:
         return 1.0
     number = _number(row, "num_example_per_prompt")
     if not (number >= 1 and number.is_integer()):
-        found = row.values.get("num_example_per_prompt")
-        raise BadRow("label", f"{row.where('num_example_per_prompt')}: found {found!r}, not a whole number from 1 up")
+        value = row.values.get("num_example_per_prompt")
+        raise BadRow("label", f"{row.where('num_example_per_prompt')}: found {value!r}, not a whole number from 1 up")
     return 1 / number
 
 

@@ -12,15 +12,15 @@ def square_notes(sizes: Sequence[tuple[int, int]], resolutions: Sequence[int]) -
     cut = [size for size in sizes if lost[size] > 0]
     if cut:
         mean, worst = sum(lost[size] for size in cut) / len(cut), max(cut, key=lambda size: lost[size])
-        found = f"{len(cut):,} of {len(sizes):,} images are not square: a square of each is trained on"
+        note = f"{len(cut):,} of {len(sizes):,} images are not square: a square of each is trained on"
         lines.append(
-            f"{found}, which leaves out {mean:.1%} of their area on average, {lost[worst]:.1%} at worst"
+            f"{note}, which leaves out {mean:.1%} of their area on average, {lost[worst]:.1%} at worst"
             f" ({worst[0]} x {worst[1]})"
         )
     for resolution in resolutions:
         small = [size for size in sizes if min(size) < resolution]
         if small:
             least = min(small, key=min)
-            found = f"{len(small):,} of {len(sizes):,} images are enlarged when trained at {resolution} px"
-            lines.append(f"{found}, the smallest from {least[0]} x {least[1]}")
+            note = f"{len(small):,} of {len(sizes):,} images are enlarged when trained at {resolution} px"
+            lines.append(f"{note}, the smallest from {least[0]} x {least[1]}")
     return lines

@@ -92,14 +92,14 @@ class Row:
         if "role" not in turn and "from" in turn:
             rest = {key: part for key, part in turn.items() if key not in ("from", "value")}
             turn = {"role": turn["from"], "content": turn.get("value"), **rest}
-        found = dict(turn)
+        own = dict(turn)
         try:
-            _take_role(found)
-            _take_calls(found)
-            _take_content(found)
+            _take_role(own)
+            _take_calls(own)
+            _take_content(own)
         except ValueError as error:
             raise self.bad("turns", column, f"turn {number}: {error}") from error
-        return found
+        return own
 
     def reply(self, column: str) -> Text:
         """A completion: a text that says something, or turns of which the first is the assistant's."""
@@ -129,10 +129,10 @@ class Row:
     def truth(self, column: str) -> bool:
         """True or false; also 1 or 0, as tables hold them."""
         value = self.raw(column)
-        found = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
-        if found is None:
+        answer = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+        if answer is None:
             raise self.bad("label", column, f"found {shown(value)}; allowed: true, false, 1, 0")
-        return found
+        return answer
 
     def token_ids(self, *columns: str) -> tuple[tuple[int, ...], ...] | None:
         """Lists of token ids, one for each of ``columns``; None where a column is not there or empty."""
@@ -146,25 +146,25 @@ class Row:
 
     def strength(self, *better_worse: str) -> dict[str, Any]:
         """The columns margin, chosen_probability and weight; the difference of two score columns is a margin too."""
-        found: dict[str, Any] = {}
+        numbers: dict[str, Any] = {}
         for column, allowed, is_allowed in _STRENGTHS:
             value = self.number(column)
             if value is not None:
                 if not is_allowed(value):
                     raise self.bad("score", column, f"found {value!r}; allowed: {allowed}")
-                found[column] = value
-        if better_worse and "margin" not in found:
+                numbers[column] = value
+        if better_worse and "margin" not in numbers:
             better, worse = (self.number(column) for column in better_worse)
             if better is not None and worse is not None:
                 if better < worse:
                     beside = f"found {better!r} beside {better_worse[1]} {worse!r}: the rejected text scored higher"
                     raise self.bad("score", better_worse[0], beside)
-                found["margin"] = better - worse
-        return found
+                numbers["margin"] = better - worse
+        return numbers
 
     def template(self) -> dict[str, Any]:
         """What goes to the chat template: ``tools`` and ``chat_template_kwargs``; either may be JSON text."""
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for column, kind in (("chat_template_kwargs", dict), ("tools", list)):
             value = self.get(column)
             if isinstance(value, str):
@@ -175,8 +175,8 @@ class Row:
             if value is not None and not isinstance(value, kind):
                 raise self.bad("turns", column, f"found {shown(value)}, not a {kind.__name__}")
             if value:
-                found |= value if isinstance(value, dict) else {column: value}
-        return found
+                settings |= value if isinstance(value, dict) else {column: value}
+        return settings
 
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # what is learnt from it is float32
@@ -245,12 +245,12 @@ def _take_content(turn: dict[str, object]) -> None:
 
 def _json_object(text: object, what: str) -> dict[str, object]:
     try:
-        found = parse_json(text, what, "") if isinstance(text, str) else text
+        content = parse_json(text, what, "") if isinstance(text, str) else text
     except UserError as error:
         raise ValueError(f"found {shown(text)}; {error.problem}") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(content, Mapping):
         raise ValueError(f"found {shown(text)}, not {what} as an object of JSON")
-    return dict(found)
+    return dict(content)
 
 
 def shown(value: object) -> str:

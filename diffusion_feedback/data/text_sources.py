@@ -103,8 +103,8 @@ class JsonSource:
 
     @cached_property
     def _items(self) -> list[Any]:
-        found: list[Any] = parse_json(b"".join(self._lines()), str(self.file), "write a JSON list of objects")
-        return found
+        items: list[Any] = parse_json(b"".join(self._lines()), str(self.file), "write a JSON list of objects")
+        return items
 
     def _lines(self) -> Iterator[bytes]:
         yield from _lines(self.file)
@@ -167,13 +167,13 @@ def _cell(name: str, cell: str) -> object:
             return cell
     if name in _LISTS and cell.lstrip().startswith(("[", "{")):
         try:
-            found = parse_json(cell, name, "")
+            value = parse_json(cell, name, "")
         except UserError:
             return cell
-        is_list = isinstance(found, list) and (
-            name in ("rewards", "history") or all(isinstance(x, dict) for x in found)
+        is_list = isinstance(value, list) and (
+            name in ("rewards", "history") or all(isinstance(x, dict) for x in value)
         )
-        return found if is_list else cell
+        return value if is_list else cell
     return cell
 
 

@@ -60,8 +60,8 @@ class TextCounts:
 
     def __str__(self) -> str:
         named = [(self.silent, "without a preference, or marked as no good"), (self.bad.total(), "bad")]
-        found = [f"{count:,} {name}" for count, name in named if count]
-        return f"{self.rows:,} rows" + (f", of which {', '.join(found)}" if found else "")
+        counts = [f"{count:,} {name}" for count, name in named if count]
+        return f"{self.rows:,} rows" + (f", of which {', '.join(counts)}" if counts else "")
 
 
 class TextReader:
@@ -211,7 +211,7 @@ def open_prompts(
     ``open_texts`` does, and where an example has no prompt.
     """
     sources = _prompt_sources(path, split, revision)
-    found: list[Text] = []
+    prompts: list[Text] = []
     known: set[str] = set()
     name = name_of_data(path)
     reader = TextReader(sources, name, on_bad_row=on_bad_row, prompts_alone=True)
@@ -230,7 +230,7 @@ def open_prompts(
             raise UserError(problem, "completions are drawn without them: leave these columns out")
         key = repr(record.prompt)
         if not unique or key not in known:
-            found.append(record.prompt)
+            prompts.append(record.prompt)
         known.add(key)
     if say is not None:
         for line in [
@@ -238,7 +238,7 @@ def open_prompts(
             *(f"left out: {why}" for _, why in reader.skipped),
         ]:
             say(line)
-    return found
+    return prompts
 
 
 def name_of_data(given: str | Path | Dataset) -> str:

@@ -121,14 +121,14 @@ class TokenIndex:
 
 def unpair(examples: Iterable[TokenExample]) -> list[TokenExample]:
     """Pairs as two labelled completions each, the chosen one desirable; labelled completions stay as they are."""
-    found: list[TokenExample] = []
+    singles: list[TokenExample] = []
     for example in examples:
         if example.rejected is None:
-            found.append(example)
+            singles.append(example)
             continue
         for name, side, label in (("chosen", example.chosen, True), ("rejected", example.rejected, False)):
-            found.append(TokenExample(content_hash(example.pair_id, name), side, label=label, weight=example.weight))
-    return found
+            singles.append(TokenExample(content_hash(example.pair_id, name), side, label=label, weight=example.weight))
+    return singles
 
 
 def _check_alike(rows: Sequence[TokenExample]) -> None:

@@ -118,8 +118,8 @@ def _trajectory(row: Row, form: TextFormat) -> TrajectoryRecord:
 def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
     given = [name for name in ("reward", "rewards") if row.get(name) is not None]
     if len(given) != 1:
-        found = "both" if given else "neither"
-        raise BadRow("missing", f"{row.source}: found {found} of the columns 'reward' and 'rewards'; one is needed")
+        present = "both" if given else "neither"
+        raise BadRow("missing", f"{row.source}: found {present} of the columns 'reward' and 'rewards'; one is needed")
     if given == ["reward"]:
         value = row.number("reward")
         assert value is not None
@@ -131,10 +131,10 @@ def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
 
 
 def _item(row: Row, number: int, value: object) -> float:
-    found = Row(row.source, {f"rewards[{number}]": value}).number(f"rewards[{number}]")
-    if found is None:
+    number_there = Row(row.source, {f"rewards[{number}]": value}).number(f"rewards[{number}]")
+    if number_there is None:
         raise row.bad("score", "rewards", f"item {number} is empty (null)")
-    return found
+    return number_there
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class Trajectory:
     weight: float = 1.0
 
 
-def place_rewards(found: TrajectoryRecord, sequence: TokenSequence) -> NDArray[np.float32]:
+def place_rewards(trajectory: TrajectoryRecord, sequence: TokenSequence) -> NDArray[np.float32]:
     """One reward for each scored token: a total at the last, a turn's at its last token. Raises BadRow where they do not fit.
 
     Scored tokens that follow each other without a gap are a turn. As many rewards as turns belong to the turns, as many as
@@ -159,16 +159,16 @@ def place_rewards(found: TrajectoryRecord, sequence: TokenSequence) -> NDArray[n
     scored = np.flatnonzero(sequence.scored)
     last_of_turn = np.append(np.diff(scored) > 1, True)
     placed = np.zeros(len(scored), np.float32)
-    count, turns = len(found.rewards), int(last_of_turn.sum())
-    if found.is_total:
-        placed[-1] = found.rewards[0]
+    count, turns = len(trajectory.rewards), int(last_of_turn.sum())
+    if trajectory.is_total:
+        placed[-1] = trajectory.rewards[0]
     elif count == turns:
-        placed[last_of_turn] = found.rewards
+        placed[last_of_turn] = trajectory.rewards
     elif count in (len(scored), len(scored) - 1):
-        placed[:count] = found.rewards
+        placed[:count] = trajectory.rewards
     else:
         wanted = f"{turns} (one a turn) or {len(scored)} (one a token, the end token included)"
-        raise BadRow("label", f"{found.record.source}, column 'rewards': {count} numbers, expected {wanted}")
+        raise BadRow("label", f"{trajectory.record.source}, column 'rewards': {count} numbers, expected {wanted}")
     return placed
 
 
@@ -197,12 +197,12 @@ class TrajectoryIndex:
 
     def batch(self, indices: Sequence[int], draw: int) -> TrajectoryBatch:
         """The trajectories of ``indices``."""
-        found = [self.trajectories[index] for index in indices]
+        trajectories = [self.trajectories[index] for index in indices]
         return TrajectoryBatch(
-            pair_ids=[each.pair_id for each in found],
-            sequences=[each.sequence for each in found],
-            rewards=[each.rewards for each in found],
-            weight=torch.tensor([each.weight for each in found]),
+            pair_ids=[each.pair_id for each in trajectories],
+            sequences=[each.sequence for each in trajectories],
+            rewards=[each.rewards for each in trajectories],
+            weight=torch.tensor([each.weight for each in trajectories]),
             draw=draw,
         )
 
@@ -220,13 +220,13 @@ def index_trajectories(
     cut: what remained would have another reward. Raises UserError as the reader does.
     """
     kept: list[Trajectory] = []
-    for found, example in _encoded(reader, encode):
+    for trajectory, example in _encoded(reader, encode):
         try:
-            rewards = _fitting(found, example.chosen, max_length, max_completion_length)
+            rewards = _fitting(trajectory, example.chosen, max_length, max_completion_length)
         except BadRow as error:
-            reader.leave_out(found.record.source, error)
+            reader.leave_out(trajectory.record.source, error)
         else:
-            kept.append(Trajectory(found.record.pair_id, example.chosen, rewards, example.weight))
+            kept.append(Trajectory(trajectory.record.pair_id, example.chosen, rewards, example.weight))
     reader.require(len(kept))
     return TrajectoryIndex(sorted(kept, key=lambda each: (each.pair_id, each.rewards.tobytes(), each.weight)))
 
@@ -236,25 +236,25 @@ def _encoded(
 ) -> Iterator[tuple[TrajectoryRecord, TokenExample]]:
     records = list(reader)
     try:
-        yield from zip(records, encode([found.record for found in records]), strict=True)
+        yield from zip(records, encode([trajectory.record for trajectory in records]), strict=True)
         return
     except UserError:
         if reader.on_bad_row == "error":
             raise
     # Some row cannot be tokenised, and such rows are to be left out: one at a time, to find it.
-    for found in records:
+    for trajectory in records:
         try:
-            (example,) = encode([found.record])
+            (example,) = encode([trajectory.record])
         except UserError as error:
-            reader.leave_out(found.record.source, BadRow("text", error.problem))
+            reader.leave_out(trajectory.record.source, BadRow("text", error.problem))
         else:
-            yield found, example
+            yield trajectory, example
 
 
 def _fitting(
-    found: TrajectoryRecord, sequence: TokenSequence, max_length: int, max_completion_length: int | None
+    trajectory: TrajectoryRecord, sequence: TokenSequence, max_length: int, max_completion_length: int | None
 ) -> NDArray[np.float32]:
-    source, completion = found.record.source, len(sequence) - sequence.prompt_length
+    source, completion = trajectory.record.source, len(sequence) - sequence.prompt_length
     if len(sequence) > max_length:
         raise BadRow("text", f"{source}: {len(sequence)} tokens, more than the {max_length} of text.max_length")
     if max_completion_length is not None and completion > max_completion_length:
@@ -262,4 +262,4 @@ def _fitting(
         raise BadRow("text", f"{problem} of text.max_completion_length")
     if not sequence.num_scored:
         raise BadRow("text", f"{source}: no token of the completion is learnt from")
-    return place_rewards(found, sequence)
+    return place_rewards(trajectory, sequence)

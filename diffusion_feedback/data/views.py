@@ -25,13 +25,13 @@ class CachedViews:
 
     def __call__(self, images: Sequence[ImageHandle]) -> Tensor:
         """Pictures (N, 3, S, S) uint8, on the CPU."""
-        found: dict[str, Tensor] = {}
+        views: dict[str, Tensor] = {}
         if self.cache is not None:
             self.cache.missing(image.key for image in images)  # looks for what other processes have added
         for image in images:
-            if image.key not in found:
-                found[image.key] = self._view(image)
-        return torch.stack([found[image.key] for image in images])
+            if image.key not in views:
+                views[image.key] = self._view(image)
+        return torch.stack([views[image.key] for image in images])
 
     def _view(self, image: ImageHandle) -> Tensor:
         entry = self.cache.get(image.key) if self.cache is not None else None

@@ -67,10 +67,10 @@ def complete_prompts(
     make_folder(path.parent)
     if overwrite:
         path.unlink(missing_ok=True)
-    found = _resume(path, wanted, prompts, model_hash, settings, batch_size)
-    with progress(total=len(wanted), initial=len(found), unit="text", desc="complete", delay=1.0) as bar:
+    completions = _resume(path, wanted, prompts, model_hash, settings, batch_size)
+    with progress(total=len(wanted), initial=len(completions), unit="text", desc="complete", delay=1.0) as bar:
         # Batches are cut from the whole request, so that an interrupted run hands the sampler the same ones.
-        for start in range(len(found), len(wanted), batch_size):
+        for start in range(len(completions), len(wanted), batch_size):
             batch = wanted[start : start + batch_size]
             texts = [prompts[index] for index, _, _ in batch]
             drawn = sampler(texts, [draw_seed(prompts[i], seed, sample) for i, seed, sample in batch])
@@ -81,10 +81,10 @@ def complete_prompts(
                 for (i, seed, sample), one in zip(batch, drawn, strict=True)
             ]
             _append(path, records)
-            found += records
+            completions += records
             bar.update(len(records))
     sweep_beside(path)
-    return found
+    return completions
 
 
 def load_completions(path: Path | str) -> list[CompletionRecord]:
@@ -152,25 +152,25 @@ def _resume(
 
 def _check_same_run(
     path: Path,
-    found: CompletionRecord,
+    record: CompletionRecord,
     identity: tuple[int, int, int],
     prompts: Sequence[Text],
     model_hash: str,
     settings: Mapping[str, object],
     remedy: str,
 ) -> None:
-    if found.model_hash != model_hash:
-        problem = f"{path}: holds completions of model {found.model_hash!r}, this run is of {model_hash!r}"
+    if record.model_hash != model_hash:
+        problem = f"{path}: holds completions of model {record.model_hash!r}, this run is of {model_hash!r}"
         raise UserError(problem, remedy)
-    for key in sorted({*found.settings, *settings}):
-        old, new = found.settings.get(key, "unset"), settings.get(key, "unset")
+    for key in sorted({*record.settings, *settings}):
+        old, new = record.settings.get(key, "unset"), settings.get(key, "unset")
         if old != new:
             raise UserError(
                 f"{path}: holds completions made with {key} = {old!r}, this run has {key} = {new!r}", remedy
             )
-    if found.identity != identity or found.prompt != prompts[identity[0]]:
+    if record.identity != identity or record.prompt != prompts[identity[0]]:
         place = "prompt {}, seed {}, sample {}"
-        problem = f"{path}: holds {place.format(*found.identity)} where this run has {place.format(*identity)}"
-        if found.identity == identity:
-            problem = f"{path}: prompt {identity[0]} was {found.prompt!r}, this run has {prompts[identity[0]]!r}"
+        problem = f"{path}: holds {place.format(*record.identity)} where this run has {place.format(*identity)}"
+        if record.identity == identity:
+            problem = f"{path}: prompt {identity[0]} was {record.prompt!r}, this run has {prompts[identity[0]]!r}"
         raise UserError(problem, remedy)

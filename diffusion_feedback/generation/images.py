@@ -175,13 +175,13 @@ def load_generated(folder: Path | str) -> list[tuple[ImageRecord, Path]]:
     if not (folder / METADATA).is_file():
         raise UserError(f"{folder}: no {METADATA}", "give a folder of generated images")
     records, _ = _read_rows(folder / METADATA)
-    found = [(record, folder / record.file_name) for record in records]
-    for record, path in found:
+    images = [(record, folder / record.file_name) for record in records]
+    for record, path in images:
         if not path.is_file():
             raise UserError(f"{folder / METADATA}: {record.file_name} is missing", "run the generation again")
-    if not found:
+    if not images:
         raise UserError(f"{folder / METADATA}: holds no images", "run the generation again")
-    return found
+    return images
 
 
 def _write_images(folder: Path, batch: Sequence[ImageRecord], sampler: Sampler) -> None:
@@ -223,20 +223,20 @@ def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> _Manifest:
     return manifest
 
 
-def _check_same_run(folder: Path, found: ImageRecord, wanted: ImageRecord | None) -> None:
+def _check_same_run(folder: Path, record: ImageRecord, wanted: ImageRecord | None) -> None:
     remedy = "use another folder, or `overwrite` to replace its images"
     if wanted is None:
-        raise UserError(f"{folder}: holds {found.file_name}, which this run does not request", remedy)
-    if found.model_hash != wanted.model_hash:
-        problem = f"{folder}: holds images of model {found.model_hash!r}, this run is of {wanted.model_hash!r}"
+        raise UserError(f"{folder}: holds {record.file_name}, which this run does not request", remedy)
+    if record.model_hash != wanted.model_hash:
+        problem = f"{folder}: holds images of model {record.model_hash!r}, this run is of {wanted.model_hash!r}"
         raise UserError(problem, remedy)
     absent = "unset"
-    for key in sorted({*found.settings, *wanted.settings}):
-        old, new = found.settings.get(key, absent), wanted.settings.get(key, absent)
+    for key in sorted({*record.settings, *wanted.settings}):
+        old, new = record.settings.get(key, absent), wanted.settings.get(key, absent)
         if old != new:
             raise UserError(f"{folder}: holds images made with {key} = {old!r}, this run has {key} = {new!r}", remedy)
-    if (found.prompt, found.seed) != (wanted.prompt, wanted.seed):
-        problem = f"{folder}: {found.file_name} shows {found.prompt!r}, this run has {wanted.prompt!r} in that place"
+    if (record.prompt, record.seed) != (wanted.prompt, wanted.seed):
+        problem = f"{folder}: {record.file_name} shows {record.prompt!r}, this run has {wanted.prompt!r} in that place"
         raise UserError(problem, remedy)
 
 

@@ -84,11 +84,11 @@ def join_scores(
     Raises UserError saying how many samples lack a score of a judge, and which is the first.
     """
     position = {judge.recipe_id: number for number, judge in enumerate(panel.judges)}
-    found: dict[tuple[str, str], list[ScoreRecord | None]] = {}
+    by_sample: dict[tuple[str, str], list[ScoreRecord | None]] = {}
     for record in records:
         if record.recipe_id not in position:
             continue
-        row = found.setdefault((record.sample_key, record.prompt), [None] * len(position))
+        row = by_sample.setdefault((record.sample_key, record.prompt), [None] * len(position))
         known = row[position[record.recipe_id]]
         if known is None or (record.sample, record.raw, record.score) < (known.sample, known.raw, known.score):
             row[position[record.recipe_id]] = record
@@ -96,7 +96,7 @@ def join_scores(
     missing: list[tuple[str, str]] = []
     nothing: list[ScoreRecord | None] = [None] * len(position)
     for name, key, prompt in samples:
-        row = found.get((key, prompt), nothing)
+        row = by_sample.get((key, prompt), nothing)
         scored = [record for record in row if record is not None]
         if len(scored) < len(position):
             number = next(i for i, record in enumerate(row) if record is None)

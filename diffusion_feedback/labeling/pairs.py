@@ -89,18 +89,18 @@ def build_pairs(
         for i, (first, second) in enumerate(picked)
         if outcomes[i] == "pair"
     ]
-    found = Counter(outcomes)
+    tally = Counter(outcomes)
     counts = PairCounts(
         prompts=len(groups),
         candidates=given,
         identical=given - sum(map(len, groups.values())),
         lonely_prompts=sum(len(group) < 2 for group in groups.values()),
         picked=len(picked),
-        abstained=found["abstained"],
+        abstained=tally["abstained"],
         ties=int(np.sum((verdicts.side == 0) & verdicts.agreed)),
-        ties_dropped=found["tie"],
-        improbable=found["improbable"],
-        capped=found["capped"],
+        ties_dropped=tally["tie"],
+        improbable=tally["improbable"],
+        capped=tally["capped"],
         pairs=len(pairs),
         mean_probability=mean_probability(verdicts, outcomes),
     )

@@ -124,22 +124,22 @@ def build_panel(
     recipes or scales, a recipe under two names, a score that is not finite, a calibration of other recipes alone, and a
     policy that needs a logit scale where a scorer has none.
     """
-    found: dict[str, Judge] = {}
+    by_name: dict[str, Judge] = {}
     for record in records:
         for what, value in (("raw", record.raw), ("score", record.score), ("logit_scale", record.logit_scale)):
             if value is not None and not math.isfinite(value):
                 problem = f"{record.sample}: scorer {record.scorer!r} gave {value} as {what}"
                 raise UserError(problem, "score the sample again")
         judge = Judge(record.scorer, record.recipe_id, record.logit_scale)
-        known = found.setdefault(record.scorer, judge)
+        known = by_name.setdefault(record.scorer, judge)
         if known.recipe_id != judge.recipe_id:
             problem = f"scorer {judge.scorer!r} has scores under two recipes: {known.recipe_id!r}, {judge.recipe_id!r}"
             raise UserError(problem, "score all samples under one recipe: such scores cannot be compared")
         if known.logit_scale != judge.logit_scale:
             problem = f"recipe {judge.recipe_id!r} has two logit scales: {known.logit_scale}, {judge.logit_scale}"
             raise UserError(problem, "score all samples again")
-    names = {judge.recipe_id: judge.scorer for judge in found.values()}
-    for judge in found.values():
+    names = {judge.recipe_id: judge.scorer for judge in by_name.values()}
+    for judge in by_name.values():
         if (other := names[judge.recipe_id]) != judge.scorer:
             problem = f"recipe {judge.recipe_id!r} stands under two names: {judge.scorer!r}, {other!r}"
             raise UserError(problem, "a recipe judges once; leave one of the names out")
@@ -147,7 +147,7 @@ def build_panel(
     if scales and not scales.keys() & names.keys():
         problem = f"the calibration is of other recipes ({', '.join(scales)}), not of {', '.join(names)}"
         raise UserError(problem, "calibrate the same scorers, weights and precision")
-    judges = [Judge(j.scorer, j.recipe_id, scales.get(j.recipe_id, j.logit_scale)) for j in found.values()]
+    judges = [Judge(j.scorer, j.recipe_id, scales.get(j.recipe_id, j.logit_scale)) for j in by_name.values()]
     panel = Panel(tuple(sorted(judges, key=lambda judge: judge.scorer)), policy)
     _check_scales(panel, judges)
     return panel

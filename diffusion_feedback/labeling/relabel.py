@@ -62,7 +62,7 @@ def relabel(
     old_tie = (old_side == 0) & labelled
     new_tie = (verdicts.side == 0) & verdicts.agreed
     compared = (old_side != 0) & (verdicts.side != 0)
-    found = Counter(outcomes)
+    tally = Counter(outcomes)
     counts = RelabelCounts(
         num=len(pairs),
         agreed=int(np.sum(compared & (old_side == verdicts.side))),
@@ -71,10 +71,10 @@ def relabel(
         new_ties=int(new_tie.sum()),
         both_tied=int(np.sum(old_tie & new_tie)),
         unlabelled=int(np.sum(~labelled)),
-        abstained=found["abstained"],
-        ties_dropped=found["tie"],
-        improbable=found["improbable"],
-        pairs=found["pair"],
+        abstained=tally["abstained"],
+        ties_dropped=tally["tie"],
+        improbable=tally["improbable"],
+        pairs=tally["pair"],
         mean_probability=mean_probability(verdicts, outcomes),
     )
     kept = [label if outcome == "pair" else None for label, outcome in zip(labels, outcomes, strict=True)]

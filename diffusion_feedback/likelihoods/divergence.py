@@ -61,8 +61,8 @@ def _next_logps(network: nn.Module, inputs: TokenInputs, temperature: float) -> 
     def read(hidden: Tensor, head: nn.Module) -> Tensor:
         return torch.log_softmax(head(hidden.flatten(0, 1)[inputs.read]).float() / temperature, -1)
 
-    found: Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
-    return found
+    logps: Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
+    return logps
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -120,5 +120,5 @@ def _last_logps(network: nn.Module, ids: Tensor, temperature: float) -> Tensor:
         return torch.log_softmax(head(hidden[:, -1]).double() / temperature, -1)
 
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    found: Tensor = network(ids, torch.ones_like(ids, dtype=torch.bool), positions, read)
-    return found.cpu()
+    logps: Tensor = network(ids, torch.ones_like(ids, dtype=torch.bool), positions, read)
+    return logps.cpu()

@@ -132,7 +132,7 @@ class _TiledLogps(torch.autograd.Function):
             top = hidden.new_full((rows, 1), -torch.inf, dtype=wide)
             total, dot = (torch.zeros_like(top) for _ in range(2))
             pull = hidden.new_zeros(hidden.shape, dtype=wide) if is_direct else None
-            found = torch.zeros_like(top)
+            chosen_logits = torch.zeros_like(top)
             kept: list[Tensor] = []
             for tile in _tiles(rows, vocabulary, hidden.device, kept_bytes):
                 logits = _logits(hidden, weight, bias, tile, cap)
@@ -141,7 +141,7 @@ class _TiledLogps(torch.autograd.Function):
                     kept.append(logits)
                 is_here = (targets >= tile.start) & (targets < tile.stop)
                 local = (targets - tile.start).clamp(0, logits.shape[1] - 1)[:, None]
-                found += torch.where(is_here[:, None], logits.gather(1, local), 0)
+                chosen_logits += torch.where(is_here[:, None], logits.gather(1, local), 0)
                 new_top = torch.maximum(top, logits.amax(1, keepdim=True))
                 shrink = (top - new_top).exp()
                 shifted = logits - new_top if is_kept else logits.sub_(new_top)
@@ -161,10 +161,10 @@ class _TiledLogps(torch.autograd.Function):
             entropies = total.log() - dot / total if entropy else torch.zeros_like(total)
             if pull is not None:
                 own = weight[targets].to(wide)
-                pull = (own if cap is None else own * _bend(found, cap)) - pull / total
+                pull = (own if cap is None else own * _bend(chosen_logits, cap)) - pull / total
             ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropies, pull, *kept)
             ctx.entropy, ctx.kept_bytes, ctx.cap = entropy, kept_bytes, cap
-            return (found - normaliser).squeeze(1), entropies.squeeze(1)
+            return (chosen_logits - normaliser).squeeze(1), entropies.squeeze(1)
 
     @staticmethod
     @once_differentiable

@@ -20,7 +20,7 @@ def open_ended(tokenizer: Tokenizer, prompts: Sequence[Text]) -> list[str]:
     may be one token: "東" and "京" are 東京. Each prompt is tried with a letter, or with what the vocabulary holds behind
     its last character. A prompt that ends with any other letter or sign ends as texts do, and is not asked about.
     """
-    found: list[str] = []
+    prompts_open: list[str] = []
     words: dict[str, list[str]] = {}
     for prompt in prompts[:_MOST_PROMPTS]:
         if not isinstance(prompt, str) or not prompt:
@@ -35,8 +35,8 @@ def open_ended(tokenizer: Tokenizer, prompts: Sequence[Text]) -> list[str]:
             continue
         own = _ids(tokenizer, prompt)
         if any(common_prefix(own, _ids(tokenizer, prompt + rest)) < len(own) for rest in rests):
-            found.append(prompt)
-    return found
+            prompts_open.append(prompt)
+    return prompts_open
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -46,11 +46,11 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _words(tokenizer: Tokenizer) -> dict[str, list[str]]:
     """What stands behind each wide character within the vocabulary's tokens, the shortest first."""
-    found: dict[str, set[str]] = {}
+    rests_of: dict[str, set[str]] = {}
     for text in tokenizer.batch_decode([[number] for number in range(len(tokenizer))]):
         wide = text.strip()
         if len(wide) > 1 and "\ufffd" not in wide:
             for at in range(len(wide) - 1):
                 if unicodedata.east_asian_width(wide[at]) == "W":
-                    found.setdefault(wide[at], set()).add(wide[at + 1 :])
-    return {character: sorted(rests, key=lambda rest: (len(rest), rest)) for character, rests in found.items()}
+                    rests_of.setdefault(wide[at], set()).add(wide[at + 1 :])
+    return {character: sorted(rests, key=lambda rest: (len(rest), rest)) for character, rests in rests_of.items()}

@@ -223,7 +223,7 @@ class Tokenization:
         if special and self._around[0]:
             front = self._around[0]
             # Texts that were rendered before come with what the tokenizer puts in front of them.
-            self._doubled = {text for text, found in ids.items() if found[front : 2 * front] == found[:front]}
+            self._doubled = {text for text, tokens in ids.items() if tokens[front : 2 * front] == tokens[:front]}
             ids |= {text: ids[text][front:] for text in self._doubled}
         return ids
 

@@ -129,8 +129,8 @@ class TokenLikelihood:
         A sequence without a scored token gets a zero that can be differentiated. Raises UserError where the network does
         not take shared rows.
         """
-        found = self.token_logps(network, inputs).logps
-        weighted = found if inputs.weights is None else found * inputs.weights
+        logps = self.token_logps(network, inputs).logps
+        weighted = logps if inputs.weights is None else logps * inputs.weights
         # Each token has a place of its own, so that the sums are the same in every run.
         table = weighted.new_zeros(len(inputs.sequences) * inputs.longest)
         return (

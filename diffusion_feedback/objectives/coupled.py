@@ -25,8 +25,8 @@ def _ranks(values: Tensor) -> Tensor:
 def _partners(values: Tensor, others: Tensor, positions: Tensor) -> Tensor:
     """For the ``positions`` in ``values`` (N,): that of ``others`` (N,) which has the same rank; no gradient."""
     ordered, _ = torch.sort(others)
-    found: Tensor = ordered[_ranks(values)[positions]].detach()
-    return found
+    partners: Tensor = ordered[_ranks(values)[positions]].detach()
+    return partners
 
 
 def _whole(logps: PairLogps, population: PairLogps | None, positions: Tensor | None) -> tuple[PairLogps, Tensor]:

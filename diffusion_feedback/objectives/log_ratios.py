@@ -63,12 +63,12 @@ def lengths(logps: PairLogps) -> tuple[Tensor, Tensor]:
     """
     like = widen(logps.policy_chosen).detach()
     given = (logps.chosen_length, logps.rejected_length)
-    found = [torch.ones_like(like) if length is None else length.to(like) for length in given]
-    if any(length.shape != like.shape for length in found):
-        shapes = [tuple(length.shape) for length in found]
+    lengths_like = [torch.ones_like(like) if length is None else length.to(like) for length in given]
+    if any(length.shape != like.shape for length in lengths_like):
+        shapes = [tuple(length.shape) for length in lengths_like]
         raise ValueError(f"lengths must have shape {tuple(like.shape)}, got {shapes}")
     # A completion that was cut away whole has no tokens: its log-probability 0 is its mean too.
-    chosen, rejected = (length.clamp(min=1) for length in found)
+    chosen, rejected = (length.clamp(min=1) for length in lengths_like)
     return chosen, rejected
 
 

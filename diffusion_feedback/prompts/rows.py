@@ -63,11 +63,11 @@ def _json_row(line: str, where: str) -> dict[str, object]:
 def _read_json(path: Path) -> Iterator[tuple[str, str | Cells]]:
     remedy = 'write a JSON list of prompts: ["a cat", "a dog"], or of objects: [{"prompt": "a cat"}]'
     with open_text(path) as file:
-        found = parse_json(file.read(), str(path), remedy)
-    if not isinstance(found, list):
-        kind = "an object" if isinstance(found, dict) else repr(found)[:60]
+        content = parse_json(file.read(), str(path), remedy)
+    if not isinstance(content, list):
+        kind = "an object" if isinstance(content, dict) else repr(content)[:60]
         raise UserError(f"{path}: holds {kind}, not a list", remedy)
-    for number, row in enumerate(found):
+    for number, row in enumerate(content):
         if not isinstance(row, str | dict):
             raise UserError(f"{path}, item {number}: found {repr(row)[:60]}, not a prompt", remedy)
         yield f"{path}, item {number}", row

@@ -119,8 +119,8 @@ def _text_config(state: Mapping[str, Tensor], source: str) -> BlipTextConfig:
 
 def _shape(state: Mapping[str, Tensor], name: str, dimensions: int, source: str) -> tuple[int, ...]:
     if name not in state or state[name].ndim != dimensions:
-        found = f"is {tuple(state[name].shape)}" if name in state else "is missing"
-        raise UserError(f"{source}: weights of another architecture: {name} {found}", "give this scorer's weights")
+        fault = f"is {tuple(state[name].shape)}" if name in state else "is missing"
+        raise UserError(f"{source}: weights of another architecture: {name} {fault}", "give this scorer's weights")
     return tuple(state[name].shape)
 
 

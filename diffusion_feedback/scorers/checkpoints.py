@@ -26,20 +26,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give the file of the weights")
     try:
-        found = _read(path)
+        content = _read(path)
     except Exception as error:  # a stranger's bytes: the unpickler may fail in any way
         raise _refusal(path, error) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
         raise UserError(f"{path}: holds no state dict (tensors by name)", "give the file of the weights")
-    for name, value in found.items():
+    for name, value in content.items():
         if value.layout != torch.strided or value.is_complex() or value.is_quantized:
             kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
             raise UserError(
                 f"{path}: {name} is no plain tensor ({kind})", "give weights of real numbers, not quantized"
             )
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in content.items()}
 
 
 def _read(path: Path) -> object:

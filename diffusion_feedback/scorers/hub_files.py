@@ -49,7 +49,7 @@ def optional_json(source: str, name: str) -> dict[str, Any] | None:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "make the file readable") from error
-    found = parse_json(data, str(path), "correct the file, or save the model again")
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {type(found).__name__}, not an object", "save the model again")
-    return found
+    content = parse_json(data, str(path), "correct the file, or save the model again")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, not an object", "save the model again")
+    return content

@@ -114,7 +114,7 @@ def _encode_cleaned(tokenizer: SimpleTokenizer) -> Callable[[Sequence[str]], lis
     bare.no_truncation()
     bare.no_padding()
     clean = get_clean_fn("lower")
-    return lambda prompts: [found.ids for found in bare.encode_batch([clean(prompt) for prompt in prompts])]
+    return lambda prompts: [encoding.ids for encoding in bare.encode_batch([clean(prompt) for prompt in prompts])]
 
 
 def _standard_tokenizer() -> object:

@@ -161,8 +161,8 @@ def _read_clip(source: str) -> CLIPModel:
             source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     shapes = [str(part[0]) for part in notes["mismatched_keys"]]
-    found = {"of another shape": shapes, "missing": notes["missing_keys"], "unknown": notes["unexpected_keys"]}
-    wrong = [f"{len(names)} {what} ({sorted(names)[0]})" for what, names in found.items() if names]
+    faults = {"of another shape": shapes, "missing": notes["missing_keys"], "unknown": notes["unexpected_keys"]}
+    wrong = [f"{len(names)} {what} ({sorted(names)[0]})" for what, names in faults.items() if names]
     if wrong:
         problem = f"{source}: weights of another architecture than config.json says: {', '.join(wrong)}"
         raise UserError(problem, "give the folder of a CLIPModel as save_pretrained wrote it")

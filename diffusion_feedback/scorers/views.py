@@ -168,8 +168,8 @@ def crop_view(config: Mapping[str, object] | None, image_size: int, source: str)
     return CropView(image_size, resize, mean=mean, std=std)
 
 
-def _foreign(source: str, found: str, wanted: str) -> UserError:
-    return UserError(f"{source}: {found}", f"CLIP scorers are preprocessed with {wanted}; correct the file")
+def _foreign(source: str, problem: str, wanted: str) -> UserError:
+    return UserError(f"{source}: {problem}", f"CLIP scorers are preprocessed with {wanted}; correct the file")
 
 
 def _channels(values: Any, key: str, source: str) -> Channels:
@@ -200,8 +200,8 @@ def _resampler() -> str:
     image = Image.fromarray(np.stack([probe, probe[::-1], 255 - probe], -1).astype(np.uint8))
     sizes = ((11, 23), (29, 7), (64, 23), (29, 61))
     scaled = (image.resize(size, Image.Resampling.BICUBIC).tobytes() for size in sizes)
-    found = hashlib.sha256(b"".join(scaled)).hexdigest()[:8]
-    return "pil12" if found == _PIL_12 else f"pil-{found}"
+    digest = hashlib.sha256(b"".join(scaled)).hexdigest()[:8]
+    return "pil12" if digest == _PIL_12 else f"pil-{digest}"
 
 
 def _levels(image: Image.Image) -> Tensor:

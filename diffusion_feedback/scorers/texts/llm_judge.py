@@ -67,7 +67,7 @@ class LanguageModelJudge:
     def _question(self, prompt: Text, first: Text, second: Text) -> str:
         texts = {name: _plain(value) for name, value in zip(_FIELDS, (prompt, first, second), strict=True)}
         # Filled in at once: a prompt that speaks of {first} stays as it is.
-        question = _FIELD.sub(lambda found: texts[found[1]], self.template)
+        question = _FIELD.sub(lambda match: texts[match[1]], self.template)
         if not self.tokenizer.chat_template:
             return question
         turn = [{"role": "user", "content": question}]
