@@ -99,7 +99,7 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Tokenizer:
         return tokenizer
 
 
-def load_model(
+def load_network(
     path: str,
     auto: type[PreTrainedModel],
     what: str,
@@ -128,7 +128,7 @@ def load_model(
 
 
 def load_config(path: str, what: str, remedy: str, *, revision: str | None = None) -> PreTrainedConfig:
-    """transformers' configuration of the model at ``path``. Raises UserError as ``load_model``."""
+    """transformers' configuration of the model at ``path``. Raises UserError as ``load_network``."""
     with quiet(), _explained(path, what, remedy, "config.json"):
         return AutoConfig.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
 
@@ -169,7 +169,7 @@ def _adapted(
     folder = expand(path)
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise UserError(f"{path}: the adapter's weights are not there ({SAFETENSORS_WEIGHTS_NAME})", _WHOLE_ADAPTER)
-    loaded = load_model(base, auto, what, remedy, revision=config.revision, is_trained=is_trained, **settings)
+    loaded = load_network(base, auto, what, remedy, revision=config.revision, is_trained=is_trained, **settings)
     wrap = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     config.inference_mode = True
     adapted = wrap(loaded.model, config)

@@ -18,7 +18,7 @@ from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.shapes.captions import prompt_of, reward
 from diffusion_feedback.shapes.renderer import degrade, render
 from diffusion_feedback.shapes.scenes import Scene, split_scenes
-from diffusion_feedback.shapes.verifier import score
+from diffusion_feedback.shapes.verifier import exact_scores
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FACTS = json.loads((ASSETS / "facts.json").read_text())
@@ -55,7 +55,7 @@ def test_labels_and_their_noise(pairs: dict[str, list[dict[str, object]]]) -> No
     sample = rows[::40]
     for side in ("0", "1"):
         images = [Image.open(io.BytesIO(row[f"jpg_{side}"])) for row in sample]  # type: ignore[arg-type]
-        again = score(images, [str(row["caption"]) for row in sample])
+        again = exact_scores(images, [str(row["caption"]) for row in sample])
         stored = np.array([row[f"score_{side}"] for row in sample], float)
         assert np.mean(np.abs(again - stored) < 0.15) > 0.9
     differences = np.array([row["score_0"] - row["score_1"] for row in rows])  # type: ignore[operator]

@@ -124,7 +124,7 @@ def label_groups(groups: dict[str, list[Image.Image]], seed: int) -> tuple[list[
     scores: dict[str, list[float]] = {"score_0": [], "score_1": []}
     for number, (prompt, images) in enumerate(groups.items()):
         rng = np.random.default_rng([seed, 13, number])
-        verified = verifier.score(images, [prompt] * len(images))
+        verified = verifier.exact_scores(images, [prompt] * len(images))
         order = np.argsort(-verified, kind="stable")
         for better, worse in zip(order[: len(order) // 2], order[::-1], strict=False):
             first, second = (better, worse) if rng.random() < 0.5 else (worse, better)

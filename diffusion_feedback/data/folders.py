@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError
 from .captions import CAPTION_FILES, TwinCaptions, stem_of
 from .image_folders import METADATA_NAMES, FolderImages, list_images, natural_order
-from .rows import Location, Part, Row, listed, match_columns, read_image, read_path
+from .rows import Location, PairRow, Part, listed, match_columns, read_image, read_path
 from .tabular import columns_of, place_in, read_table
 
 TWINS = (("chosen", "rejected"), ("win", "lose"), ("w", "l"))
@@ -102,7 +102,7 @@ class ImageFolderSource:
         told = [(unnamed, f"images that no row of {self.metadata.name} names"), (tables, "other metadata tables")]
         return [f"{folder}: passed over {len(names)} {what}: {listed(names)}" for names, what in told if names]
 
-    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the metadata table. Raises UserError for a broken line, or a column that no row has."""
         columns = self._columns
         defaults = {} if "label_0" in columns else {"label_0": 1.0}
@@ -111,7 +111,7 @@ class ImageFolderSource:
                 cells = {name: cell for name, cell in cells.items() if cell != "" or name not in _MAY_BE_EMPTY}
             values = {field: cells[name] for field, name in columns.items() if name in cells} | defaults
             location = (str(values.get("image_0")), str(values.get("image_1")))
-            yield Row(place_in(self.metadata, number), values, columns, location, self.metadata.parent)
+            yield PairRow(place_in(self.metadata, number), values, columns, location, self.metadata.parent)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of the file names in ``location``."""
@@ -176,7 +176,7 @@ class TwinFolderSource:
             lines.append(f"{self.chosen.parent}: passed over {len(lost)} captions that name no image: {listed(lost)}")
         return lines
 
-    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every stem of either folder, in natural order; a side that is missing is None."""
         columns = {"image_0": self.chosen.name, "image_1": self.rejected.name, "prompt": "caption"}
         folder = self.chosen.parent
@@ -185,7 +185,7 @@ class TwinFolderSource:
             names = [None if path is None else str(path.relative_to(folder)) for path in (first, second)]
             prompt = self._captions.of(stem, (first, second))
             values = {"prompt": prompt, "image_0": names[0], "image_1": names[1], "label_0": 1.0}
-            yield Row(str(first or self.chosen / stem), values, columns, (str(first), str(second)), folder)
+            yield PairRow(str(first or self.chosen / stem), values, columns, (str(first), str(second)), folder)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images at the paths in ``location``."""

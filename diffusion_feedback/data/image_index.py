@@ -18,7 +18,7 @@ from ..errors import UserError, is_out_of_memory
 from ..records import atomic_write, content_hash
 from .images import FORMATS, ImageHeader, image_header
 from .places import check_regular, reason, stamp_of
-from .rows import SIDES, BadRow, PairSource, Part, Row, image_file, read_image, read_path
+from .rows import SIDES, BadRow, PairRow, PairSource, Part, image_file, read_image, read_path
 
 VERSION = 1
 """To be raised whenever the same bytes would give other facts."""
@@ -103,7 +103,7 @@ class ImageIndex:
             self._unknown.append(part)
         return is_known
 
-    def facts(self, row: Row, side: int, source: PairSource) -> ImageFacts:
+    def facts(self, row: PairRow, side: int, source: PairSource) -> ImageFacts:
         """The facts of an image of a ``row`` of ``source``. Raises BadRow where it is not there, or cannot be used."""
         where = row.where(SIDES[side])
         if row.part is not None:
@@ -150,7 +150,7 @@ class ImageIndex:
             self._save_files(self._files | self._met)
         return _from_row(known)
 
-    def _of_part(self, row: Row, part: Part, side: int, source: PairSource) -> ImageFacts:
+    def _of_part(self, row: PairRow, part: Part, side: int, source: PairSource) -> ImageFacts:
         self._go_to(part, row.position // _SEGMENT)
         place = 2 * (row.position % _SEGMENT) + side
         known = self._new.get(place) or (self._known[place] if place < len(self._known) else None)
@@ -158,7 +158,7 @@ class ImageIndex:
             known = self._new[place] = self._look(row, side, source)
         return _from_row(known) if known["file"] is None else self._of_file(Path(known["file"]), row.where(SIDES[side]))
 
-    def _look(self, row: Row, side: int, source: PairSource) -> dict[str, Any]:
+    def _look(self, row: PairRow, side: int, source: PairSource) -> dict[str, Any]:
         """What stands in a table for an image: its facts, or the file that it lies in."""
         where, cell = row.where(SIDES[side]), row.values.get(SIDES[side])
         try:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from ..errors import UserError
 from ..prompts import prompt_column
-from ..prompts.rows import read_table
+from ..prompts.rows import read_lines
 from .image_folders import FolderImages, list_images, natural_order
 from .image_metadata import FILE_COLUMNS
 from .image_prompts import Pairing
@@ -21,14 +21,14 @@ _GRID = re.compile(r"(?P<prompt>.*)-grid-\d{4,}")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FolderLayout:
     """Images with their prompts, names relative to the folder, and a line on what was found and left out."""
 
     pairs: list[Pairing]
     note: str
 
 
-def read_geneval(folder: Path) -> Layout | None:
+def read_geneval(folder: Path) -> FolderLayout | None:
     """``00000/metadata.jsonl`` with ``00000/samples/0000.png``, or one such folder; None for any other folder.
 
     ``grid.png`` and whatever else lies outside of samples/ is left out. Raises UserError for a prompt that is not there.
@@ -44,18 +44,18 @@ def read_geneval(folder: Path) -> Layout | None:
     taken = {name for name, _ in pairs}
     left = [name for name in list_images(folder).names if name not in taken]
     rest = f"; {len(left)} images outside of {_SAMPLES}/ are left out, the first: {left[0]}" if left else ""
-    return Layout(pairs, f"{folder}: GenEval's layout, {len(places)} prompts{rest}")
+    return FolderLayout(pairs, f"{folder}: GenEval's layout, {len(places)} prompts{rest}")
 
 
 def _is_geneval(folder: Path) -> bool:
     if not (folder / _METADATA).is_file() or not (folder / _SAMPLES).is_dir():
         return False
-    first = next(read_table(folder / _METADATA), None)
+    first = next(read_lines(folder / _METADATA), None)
     return first is not None and not {name.lower() for name in first[1]} & set(FILE_COLUMNS)
 
 
 def _geneval_prompt(metadata: Path) -> str:
-    rows = list(read_table(metadata))
+    rows = list(read_lines(metadata))
     if len(rows) != 1:
         raise UserError(f"{metadata}: {len(rows)} lines", "give the one line of the prompt of this folder")
     cells = rows[0][1]
@@ -65,7 +65,7 @@ def _geneval_prompt(metadata: Path) -> str:
     return prompt.strip()
 
 
-def prompts_in_names(images: FolderImages) -> Layout | None:
+def prompts_in_names(images: FolderImages) -> FolderLayout | None:
     """T2I-CompBench's ``a red bench and a blue car_000003.png``; None unless every image but grids is named so."""
     grids = [name for name in images.names if _GRID.fullmatch(PurePath(name).stem)]
     names = [name for name in images.names if name not in set(grids)]
@@ -75,7 +75,7 @@ def prompts_in_names(images: FolderImages) -> Layout | None:
         return None
     rest = f"; {len(grids)} grids are left out" if grids else ""
     example = f"{pairs[0][0]} -> {pairs[0][1]!r}"
-    return Layout(pairs, f"{images.folder}: prompts read from the names of the files, as {example}{rest}")
+    return FolderLayout(pairs, f"{images.folder}: prompts read from the names of the files, as {example}{rest}")
 
 
 def _folders(folder: Path) -> Iterator[Path]:

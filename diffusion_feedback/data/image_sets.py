@@ -16,7 +16,7 @@ from ..types import ImageItem
 from .folders import find_twins
 from .image_folders import METADATA_NAMES, FolderImages, is_image_name, list_images, natural_order
 from .image_handles import ImageFile, PairImage
-from .image_layouts import Layout, prompts_in_names, read_geneval
+from .image_layouts import FolderLayout, prompts_in_names, read_geneval
 from .image_metadata import names_one_image, read_image_rows
 from .image_prompts import join_prompts
 from .places import is_glob, is_saved, read_regular, reason, user_path
@@ -241,7 +241,7 @@ def _listed(metadata: Path) -> Iterator[ImageItem]:
             yield ImageItem(row.name, prompt, ImageFile(row.file))
 
 
-def _of_layout(folder: Path, layout: Layout) -> ImageSet:
+def _of_layout(folder: Path, layout: FolderLayout) -> ImageSet:
     items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in layout.pairs]
     if not items:
         raise UserError(f"{layout.note}, and no image", "put the images in their places")

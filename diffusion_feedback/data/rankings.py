@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..prompts.rows import read_rows
 from ..prompts.tabular import open_text
 from .image_folders import is_image_name
-from .rows import BadRow, Location, Part, Row, read_path
+from .rows import BadRow, Location, PairRow, Part, read_path
 
 _IMAGES = ("image_path", "file_path", "generations")
 _ORDERS: Mapping[str, int] = {"rank": -1, "ranking": -1, "human_preference": 1}
@@ -117,7 +117,7 @@ class RankingSource:
         cell = cells.get(self._keys[0])
         return list(cell) if isinstance(cell, list) else []
 
-    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every two images of every item, in the file's order; an item that is not valid is one bad row."""
         columns = {"image_0": self._keys[0], "image_1": self._keys[0], "label_0": self._keys[1], "prompt": "prompt"}
         for item, (where, cells) in enumerate(read_rows(self.file)):
@@ -127,14 +127,14 @@ class RankingSource:
                 paths, order = self._item(cells, where)
             except BadRow as error:
                 # to_record raises what stands in place of the prompt.
-                yield Row(where, {"prompt": error}, columns, None, self._root)
+                yield PairRow(where, {"prompt": error}, columns, None, self._root)
                 continue
             for a, b in combinations(range(len(paths)), 2):
                 label = 0.5 if order[a] == order[b] else float(order[a] > order[b])
                 values = {"prompt": cells.get("prompt"), "image_0": paths[a], "image_1": paths[b], "label_0": label}
                 source = f"{where}, images {a} and {b}"
                 location = (item, str(self._root / paths[a]), str(self._root / paths[b]))
-                yield Row(source, values, columns, location, self._root)
+                yield PairRow(source, values, columns, location, self._root)
 
     def _item(self, cells: Mapping[str, object], where: str) -> tuple[list[str], list[float]]:
         """Paths of the images, and a number each, more for the better. Raises BadRow naming ``where`` and the key."""

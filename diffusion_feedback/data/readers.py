@@ -19,8 +19,8 @@ from .rows import (
     SIDES,
     BadRow,
     Location,
+    PairRow,
     PairSource,
-    Row,
     check_different,
     check_labels,
     image_file,
@@ -144,7 +144,7 @@ class PairReader:
         """``scan`` without the images: what ``index`` knows of them is not read again."""
         yield from self._pass(self.source.rows(index.is_known), lambda row: _known(row, index, self.source))
 
-    def _pass(self, rows: Iterator[Row], make: Callable[[Row], Pair]) -> Iterator[tuple[Pair, Location | None]]:
+    def _pass(self, rows: Iterator[PairRow], make: Callable[[PairRow], Pair]) -> Iterator[tuple[Pair, Location | None]]:
         self.counts, self.skipped = ReadCounts(), []
         for row in rows:
             self.counts.rows += 1
@@ -176,7 +176,7 @@ class PairReader:
             )
         raise UserError(problem, "give data with labelled pairs" if self.counts.rows else "the data holds no rows")
 
-    def _usable(self, row: Row, make: Callable[[Row], Pair]) -> Pair | None:
+    def _usable(self, row: PairRow, make: Callable[[PairRow], Pair]) -> Pair | None:
         match unlabelled(row):
             case "unlabelled":
                 self.counts.unlabelled += 1
@@ -201,14 +201,14 @@ class PairReader:
         return pair if self.ties == "soft" else replace(pair, label_0=1.0)
 
 
-def _known(row: Row, index: ImageIndex, source: PairSource) -> KnownPair:
+def _known(row: PairRow, index: ImageIndex, source: PairSource) -> KnownPair:
     prompt, label_0, weight = check_labels(row)
     first, second = (index.facts(row, side, source) for side in (0, 1))
     check_different(row, first.key == second.key)
     return KnownPair(prompt, (first, second), label_0, weight, row.source)
 
 
-def _files_outside(row: Row, pair: PairRecord | KnownPair) -> list[str]:
+def _files_outside(row: PairRow, pair: PairRecord | KnownPair) -> list[str]:
     """Files of the images of ``row`` that do not lie in its folder; a data set that has none lies nowhere."""
     if row.folder is None:
         return []

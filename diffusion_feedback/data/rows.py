@@ -43,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PairRow:
     """One raw row. ``values`` are by our names for the fields, ``columns`` gives the file's names for them.
 
     Images are bytes, a ``{"bytes", "path"}`` mapping, or the path of a file, relative to ``folder``, where the data set
@@ -92,7 +92,7 @@ class PairSource(Protocol):
         """Names of the columns that nothing is read from."""
         ...
 
-    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row, one after the other; without the images' cells in parts of which all is known already.
 
         Raises UserError for what is wrong with a whole file.
@@ -167,14 +167,14 @@ def read_path(file: Path, where: str) -> bytes:
         raise BadRow("image", f"{where}: cannot read {file} ({reason(error)})") from error
 
 
-def unlabelled(row: Row) -> Literal["unlabelled", "not_different"] | None:
+def unlabelled(row: PairRow) -> Literal["unlabelled", "not_different"] | None:
     """Why ``row`` carries no preference by its own account (has_label or are_different is false), or None."""
     if _is_false(row.values.get("has_label")):
         return "unlabelled"
     return "not_different" if _is_false(row.values.get("are_different")) else None
 
 
-def check_labels(row: Row) -> tuple[str, float, float]:
+def check_labels(row: PairRow) -> tuple[str, float, float]:
     """Caption, vote share for image 0, and weight of a labelled ``row``. Raises BadRow."""
     prompt = row.values.get("prompt")
     if isinstance(prompt, BadRow):
@@ -185,14 +185,14 @@ def check_labels(row: Row) -> tuple[str, float, float]:
     return prompt, _label(row), _weight(row)
 
 
-def check_different(row: Row, is_same: bool) -> None:
+def check_different(row: PairRow, is_same: bool) -> None:
     """Raise BadRow where both sides are the same image."""
     if is_same:
         columns = " and ".join(repr(row.columns.get(field, field)) for field in SIDES)
         raise BadRow("identical", f"{row.source}, columns {columns}: both sides are the same image")
 
 
-def to_record(row: Row, *, decode: bool) -> PairRecord:
+def to_record(row: PairRow, *, decode: bool) -> PairRecord:
     """Check a labelled ``row`` and make it a pair; ``decode`` also decodes both images. Raises BadRow."""
     prompt, label_0, weight = check_labels(row)
     images = [read_image(row.values.get(field), row.folder, row.where(field)) for field in SIDES]
@@ -213,7 +213,7 @@ def check_image(data: bytes, where: str) -> ImageHeader:
         raise BadRow("image", error.problem) from error
 
 
-def _label(row: Row) -> float:
+def _label(row: PairRow) -> float:
     label_0 = _number(row, "label_0")
     if not 0 <= label_0 <= 1:
         raise BadRow("label", f"{row.where('label_0')}: found {row.values.get('label_0')!r}, not a number from 0 to 1")
@@ -225,7 +225,7 @@ def _label(row: Row) -> float:
     return label_0
 
 
-def _weight(row: Row) -> float:
+def _weight(row: PairRow) -> float:
     if "num_example_per_prompt" not in row.values:
         return 1.0
     number = _number(row, "num_example_per_prompt")
@@ -235,7 +235,7 @@ def _weight(row: Row) -> float:
     return 1 / number
 
 
-def _number(row: Row, field: str) -> float:
+def _number(row: PairRow, field: str) -> float:
     """The field as a float; NaN for what is not a number, which then fails the caller's range check."""
     try:
         return float(row.values.get(field))  # type: ignore[arg-type]

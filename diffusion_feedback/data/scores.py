@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from ..prompts.rows import read_table
+from ..prompts.rows import read_lines
 from ..records import ScoreRecord, atomic_write
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _text_table(path: Path) -> pa.Table:
     """The rows of a CSV or JSON Lines file; the empty cell of a logit scale is none."""
     numbers = {field.name for field in SCHEMA if field.type == pa.float64()}
     rows = []
-    for number, cells in read_table(path):
+    for number, cells in read_lines(path):
         row = dict(cells)
         for name in numbers & row.keys():
             try:

@@ -17,7 +17,7 @@ from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import check_whole, reading
 from ..prompts.tabular import check_columns
 from .places import check_regular, load_hub, stamp_of, undecoded
-from .rows import SIDES, Location, Part, Row, match_columns, read_image
+from .rows import SIDES, Location, PairRow, Part, match_columns, read_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +36,7 @@ _OPEN_FILES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TableLayout:
     """Which column of a table holds what; ``labels`` are values that stand for a missing label column."""
 
     format: str
@@ -45,7 +45,7 @@ class Layout:
     unused: Sequence[str] = ()
 
     @classmethod
-    def of(cls, schema: pa.Schema, where: str) -> Layout:
+    def of(cls, schema: pa.Schema, where: str) -> TableLayout:
         """Recognise the layout of a table. Raises UserError naming ``where`` for a missing column or a wrong type."""
         check_columns(schema.names, where)
         images_0_1 = {*PICKAPIC["image_0"], *PICKAPIC["image_1"]}
@@ -73,10 +73,10 @@ class Layout:
         folder: Path | None,
         part: Part | None,
         position: int,
-    ) -> Row:
+    ) -> PairRow:
         """The cells of one row under our names."""
         values = {name: cells[column] for name, column in self.columns.items() if column in cells}
-        return Row(source, values | dict(self.labels), self.columns, location, folder, part, position)
+        return PairRow(source, values | dict(self.labels), self.columns, location, folder, part, position)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -179,13 +179,13 @@ class ParquetSource:
     notes: Sequence[str] = ()
 
     @cached_property
-    def _heads(self) -> list[tuple[Layout, int, tuple[int, int]]]:
+    def _heads(self) -> list[tuple[TableLayout, int, tuple[int, int]]]:
         """Layout, number of rows, and size and time of change of each file."""
         heads = []
         for file in self.files:
             stamp = stamp_of(file)
             with open_parquet(file) as parquet:
-                layout = Layout.of(parquet.schema_arrow, str(file))
+                layout = TableLayout.of(parquet.schema_arrow, str(file))
                 heads.append((layout, parquet.metadata.num_rows, stamp))
         return heads
 
@@ -209,7 +209,7 @@ class ParquetSource:
         """Rows of all files."""
         return sum(number for _, number, _ in self._heads)
 
-    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of every file. Raises UserError for a file that cannot be read or lacks a column."""
         for number, (layout, num_rows, _) in enumerate(self._heads):
             part = Part((self.files[number],), num_rows)
@@ -217,7 +217,7 @@ class ParquetSource:
             with open_parquet(self.files[number]) as parquet:
                 yield from self._rows_of(number, parquet, columns, part)
 
-    def _rows_of(self, number: int, parquet: pq.ParquetFile, columns: Sequence[str], part: Part) -> Iterator[Row]:
+    def _rows_of(self, number: int, parquet: pq.ParquetFile, columns: Sequence[str], part: Part) -> Iterator[PairRow]:
         file, layout, position = self.files[number], self._heads[number][0], 0
         for group in range(parquet.num_row_groups):
             in_group = 0
@@ -296,10 +296,10 @@ class HubSource:
         return load_hub(self.name, self.split, self.revision, self.streaming)
 
     @cached_property
-    def _layout(self) -> Layout:
-        return Layout.of(self._data.features.arrow_schema, f"{self.name}, split {self.split!r}")
+    def _layout(self) -> TableLayout:
+        return TableLayout.of(self._data.features.arrow_schema, f"{self.name}, split {self.split!r}")
 
-    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[Row]:
+    def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the split. Raises UserError where the hub cannot be reached or a column is missing."""
         files, layout = tuple(self.files), self._layout
         part = Part(files, len(self._data)) if files else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..prompts.rows import read_table as read_lines
+from ..prompts.rows import read_lines
 from ..prompts.tabular import check_columns
 from .image_folders import METADATA_NAMES
 from .tables import next_batch, open_parquet

@@ -24,7 +24,7 @@ _TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TextCells:
     """One row by column; every reading checks what it reads, and raises BadRow naming file, row, column and value.
 
     ``asked`` gathers the columns that were read, so that the others can be told.

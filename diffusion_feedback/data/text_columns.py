@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..records import Text, TextRecord
-from .text_cells import Row, shown
+from .text_cells import TextCells, shown
 
 # Words that a model should have read before its answer, by the names that data sets give them.
 PROMPT_LIKE = frozenset({
@@ -16,7 +16,7 @@ PROMPT_LIKE = frozenset({
 LABELS = frozenset({"label", "labels", "kto_tag", "preference", "winner"})
 
 
-def refuse_unread(row: Row, record: TextRecord, form: str) -> None:
+def refuse_unread(row: TextCells, record: TextRecord, form: str) -> None:
     """Raise BadRow for a column of ``row`` that was not read though it changes what ``record`` means.
 
     Words of a prompt are needed unless the record holds them already. A prompt that was only guessed, as what two texts

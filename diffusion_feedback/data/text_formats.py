@@ -11,10 +11,10 @@ from ..errors import UserError
 from ..records import Message, Text, TextRecord
 from .implicit_prompts import split_texts, split_turns, unescape_dialogue
 from .rows import BadRow
-from .text_cells import Row, is_blank, shown
+from .text_cells import TextCells, is_blank, shown
 from .text_columns import refuse_unread
 
-Read = Callable[[Row], TextRecord | None]
+Read = Callable[[TextCells], TextRecord | None]
 _IMAGE_NAME = re.compile(r"\s*[^\n]{1,200}\.(png|jpe?g|webp|gif|bmp|tiff?|avif)\s*", re.IGNORECASE)
 
 
@@ -28,7 +28,7 @@ class TextFormat:
     needs: tuple[str, ...]
     make: Read
 
-    def read(self, row: Row) -> TextRecord | None:
+    def read(self, row: TextCells) -> TextRecord | None:
         """The record of ``row``; None as ``make``. Raises BadRow too where a column beside what was read says more."""
         record = self.make(row)
         if record is not None:
@@ -59,7 +59,7 @@ def unknown_columns(name: str, columns: Set[str]) -> UserError:
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def _preference(row: Row, prompt: Text, chosen: Text, rejected: Text, **strength: Any) -> TextRecord:
+def _preference(row: TextCells, prompt: Text, chosen: Text, rejected: Text, **strength: Any) -> TextRecord:
     if chosen == rejected:
         raise BadRow("identical", f"{row.source}, columns 'chosen' and 'rejected': both are the same text")
     if isinstance(chosen, str) and isinstance(rejected, str) and all(map(_IMAGE_NAME.fullmatch, (chosen, rejected))):
@@ -76,13 +76,13 @@ def _assistant(text: str) -> tuple[Message, ...]:
     return ({"role": "assistant", "content": text},)
 
 
-def _system(row: Row) -> str | None:
+def _system(row: TextCells) -> str | None:
     """The words of a column system (or system_prompt), which may be empty; None where there are none."""
     given = [row.string(name, blank=True) for name in ("system", "system_prompt") if row.get(name) is not None]
     return next((text for text in given if text.strip()), "" if given else None)
 
 
-def _under_system(row: Row, turns: Sequence[Message]) -> tuple[Message, ...]:
+def _under_system(row: TextCells, turns: Sequence[Message]) -> tuple[Message, ...]:
     """``turns`` after the system's turn, where a column gives one that is not there already."""
     system = _system(row)
     if not (system or "").strip() or (turns and turns[0] == {"role": "system", "content": system}):
@@ -92,7 +92,7 @@ def _under_system(row: Row, turns: Sequence[Message]) -> tuple[Message, ...]:
     return ({"role": "system", "content": system}, *turns)
 
 
-def _prompt_of(row: Row) -> Text:
+def _prompt_of(row: TextCells) -> Text:
     """The column prompt, as turns where a system's words stand beside it."""
     prompt = row.text("prompt", blank=True)
     if isinstance(prompt, str) and _system(row) is None:
@@ -100,7 +100,7 @@ def _prompt_of(row: Row) -> Text:
     return _under_system(row, _prompt_turns(prompt))
 
 
-def _question(row: Row, column: str) -> tuple[Message, ...]:
+def _question(row: TextCells, column: str) -> tuple[Message, ...]:
     """The user's question with what belongs to it: Alpaca's input, Dolly's context; system; history."""
     words = row.string(column)
     for name in ("input", "context") if column == "instruction" else ():
@@ -109,7 +109,7 @@ def _question(row: Row, column: str) -> tuple[Message, ...]:
     return _under_system(row, (*_history(row), *_user(words)))
 
 
-def _history(row: Row) -> tuple[Message, ...]:
+def _history(row: TextCells) -> tuple[Message, ...]:
     """LLaMA-Factory's earlier turns: a list of [question, answer]."""
     turns: list[Message] = []
     given = row.get("history")
@@ -120,7 +120,7 @@ def _history(row: Row) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _pair(row: Row) -> TextRecord:
+def _pair(row: TextCells) -> TextRecord:
     """prompt, chosen, rejected. Turns of chosen and rejected may hold the prompt once more (UltraFeedback binarized)."""
     strength = row.strength("score_chosen", "score_rejected")
     strength["token_ids"] = row.token_ids("chosen_token_ids", "rejected_token_ids")
@@ -130,7 +130,7 @@ def _pair(row: Row) -> TextRecord:
     return _preference(row, *_as_turns(row, prompt, chosen, rejected), **strength)
 
 
-def _as_turns(row: Row, prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+def _as_turns(row: TextCells, prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """The three as turns; where the assistant is not first in chosen and rejected, their prompt is in them."""
     sides = [_assistant(side) if isinstance(side, str) else side for side in (chosen, rejected)]
     if all(side[0]["role"] != "assistant" for side in sides):
@@ -146,7 +146,7 @@ def _as_turns(row: Row, prompt: Text, chosen: Text, rejected: Text) -> tuple[Tex
 def _asked(question: str, better: str = "chosen", worse: str = "rejected") -> Read:
     """A question and two answers, as turns (Intel's orca_dpo_pairs, LLaMA-Factory's ranking, OpenRLHF)."""
 
-    def read(row: Row) -> TextRecord:
+    def read(row: TextCells) -> TextRecord:
         prompt = _prompt_of(row) if question == "prompt" else _question(row, question)
         chosen, rejected = row.text(better), row.text(worse)
         strength = row.strength("score_chosen", "score_rejected")
@@ -168,7 +168,7 @@ def _joined(prompt: tuple[Message, ...], inner: tuple[Message, ...]) -> tuple[Me
     return inner if prompt in (inner[: len(prompt)], inner[len(inner) - len(prompt) :]) else prompt + inner
 
 
-def _implicit(row: Row) -> TextRecord:
+def _implicit(row: TextCells) -> TextRecord:
     """chosen, rejected: whole texts or conversations that begin with the same prompt."""
     strength = row.strength("score_chosen", "score_rejected")
     chosen, rejected = row.text("chosen"), row.text("rejected")
@@ -194,21 +194,21 @@ def _implicit(row: Row) -> TextRecord:
     )
 
 
-def _pair_after_turns(row: Row) -> TextRecord:
+def _pair_after_turns(row: TextCells) -> TextRecord:
     """conversations, chosen, rejected: the turns so far, and two answers, as texts or one turn each."""
     prompt = _under_system(row, row.turns("conversations"))
     chosen, rejected = row.text("chosen"), row.text("rejected")
     return _preference(row, *_as_turns(row, prompt, chosen, rejected), **row.strength())
 
 
-def _completions(row: Row) -> TextRecord | None:
+def _completions(row: TextCells) -> TextRecord | None:
     """instruction, completions with overall_score (UltraFeedback): the best against the worst; all alike says nothing."""
     prompt, completions = row.string("instruction"), row.raw("completions")
     if not isinstance(completions, list):
         raise row.bad("text", "completions", "not a list of completions")
     scored: list[tuple[float, str]] = []
     for number, item in enumerate(completions):
-        inner = Row(f"{row.source}, completion {number}", item if isinstance(item, dict) else {})
+        inner = TextCells(f"{row.source}, completion {number}", item if isinstance(item, dict) else {})
         score = inner.number("overall_score")
         if score is not None:
             scored.append((score, inner.string("response")))
@@ -221,7 +221,7 @@ def _completions(row: Row) -> TextRecord | None:
     return _preference(row, _user(prompt), *sides, margin=best[0] - worst[0])
 
 
-def _shp(row: Row) -> TextRecord:
+def _shp(row: TextCells) -> TextRecord:
     """history, human_ref_A, human_ref_B, labels (Stanford SHP): labels 1 prefers A, 0 prefers B."""
     sides = _assistant(row.string("human_ref_A")), _assistant(row.string("human_ref_B"))
     label = row.number("labels")
@@ -234,22 +234,22 @@ def _shp(row: Row) -> TextRecord:
 # --- single texts ----------------------------------------------------------------------------------------------------
 
 
-def _demonstration(row: Row) -> TextRecord:
+def _demonstration(row: TextCells) -> TextRecord:
     """prompt, completion."""
     return _single(row, None)
 
 
-def _unpaired(row: Row) -> TextRecord:
+def _unpaired(row: TextCells) -> TextRecord:
     """prompt, completion, label: whether the completion is desirable."""
     return _single(row, row.truth("label"))
 
 
-def _response(row: Row) -> TextRecord:
+def _response(row: TextCells) -> TextRecord:
     """prompt, response: the same as prompt, completion."""
     return _single(row, None, "response")
 
 
-def _single(row: Row, label: bool | None, column: str = "completion") -> TextRecord:
+def _single(row: TextCells, label: bool | None, column: str = "completion") -> TextRecord:
     prompt, completion = _prompt_of(row), row.reply(column)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         prompt = _prompt_turns(prompt)
@@ -258,7 +258,7 @@ def _single(row: Row, label: bool | None, column: str = "completion") -> TextRec
     return TextRecord(prompt, completion, label=label, weight=weight, template=row.template(), source=row.source)
 
 
-def _tag(row: Row) -> bool | None:
+def _tag(row: TextCells) -> bool | None:
     """LLaMA-Factory's kto_tag: whether the completion is desirable; None where there is none."""
     return None if row.get("kto_tag") is None else row.truth("kto_tag")
 
@@ -266,7 +266,7 @@ def _tag(row: Row) -> bool | None:
 def _answered(question: str, answer: str) -> Read:
     """A question and its answer, as turns; ng_translation 1 (kunishou/hh-rlhf-49k-ja) says that a row is no good."""
 
-    def read(row: Row) -> TextRecord | None:
+    def read(row: TextCells) -> TextRecord | None:
         if str(row.get("ng_translation") or "0").strip().lower() in ("1", "1.0", "true"):
             return None
         sides = _question(row, question), _assistant(row.string(answer))
@@ -277,7 +277,7 @@ def _answered(question: str, answer: str) -> Read:
 
 
 def _conversation(column: str) -> Read:
-    def read(row: Row) -> TextRecord:
+    def read(row: TextCells) -> TextRecord:
         turns = _under_system(row, row.turns(column))
         if not any(turn["role"] == "assistant" for turn in turns):
             raise row.bad("turns", column, "no turn of the assistant: there is nothing to learn")
@@ -291,11 +291,11 @@ def _conversation(column: str) -> Read:
     return read
 
 
-def _text(row: Row) -> TextRecord:
+def _text(row: TextCells) -> TextRecord:
     return TextRecord("", row.string("text"), weight=row.strength().get("weight", 1.0), source=row.source)
 
 
-def _prompt(row: Row) -> TextRecord:
+def _prompt(row: TextCells) -> TextRecord:
     prompt = _prompt_of(row)
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise row.bad("empty", "prompt", f"found {row.get('prompt')!r}, an empty text")

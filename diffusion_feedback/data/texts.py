@@ -18,7 +18,7 @@ from .rankings import holds_rankings
 from .readers import GIVEN, OnBadRow
 from .rows import BadRow
 from .tabular import find_metadata
-from .text_cells import Row
+from .text_cells import TextCells
 from .text_formats import TextFormat, detect, unknown_columns
 from .text_sources import (
     CSV_SUFFIXES,
@@ -130,7 +130,7 @@ class TextReader:
         if isinstance(cells, BadRow):
             raise cells
         assert form is not None
-        row = Row(source, cells)
+        row = TextCells(source, cells)
         record = form.read(row)
         if record is not None:
             self.counts.unread.update(row.unread())

@@ -17,7 +17,7 @@ from ..records import TextRecord
 from ..types import TokenExample, TokenSequence, TrajectoryBatch
 from .readers import OnBadRow
 from .rows import BadRow
-from .text_cells import Row
+from .text_cells import TextCells
 from .text_formats import TextFormat, detect, unknown_columns
 from .text_sources import TextRow, TextSource
 from .texts import find_texts, name_of_data, unread_note
@@ -71,7 +71,7 @@ class TrajectoryReader:
     def _trajectory(self, row: TextRow, form: TextFormat) -> TrajectoryRecord:
         if isinstance(row.cells, BadRow):
             raise row.cells
-        cells = Row(row.source, row.cells)
+        cells = TextCells(row.source, row.cells)
         record = _trajectory(cells, form)
         self.unread.update(cells.unread())
         return record
@@ -105,7 +105,7 @@ def open_trajectories(
     return TrajectoryReader(find_texts(path, split=split, revision=revision), name_of_data(path), on_bad_row=on_bad_row)
 
 
-def _trajectory(row: Row, form: TextFormat) -> TrajectoryRecord:
+def _trajectory(row: TextCells, form: TextFormat) -> TrajectoryRecord:
     """The trajectory of ``row``. Raises BadRow naming file, row and column."""
     rewards, is_total = _rewards(row)
     record = form.read(row)
@@ -115,7 +115,7 @@ def _trajectory(row: Row, form: TextFormat) -> TrajectoryRecord:
     return TrajectoryRecord(record, rewards, is_total)
 
 
-def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
+def _rewards(row: TextCells) -> tuple[tuple[float, ...], bool]:
     given = [name for name in ("reward", "rewards") if row.get(name) is not None]
     if len(given) != 1:
         present = "both" if given else "neither"
@@ -130,8 +130,8 @@ def _rewards(row: Row) -> tuple[tuple[float, ...], bool]:
     return tuple(_item(row, number, value) for number, value in enumerate(values)), False
 
 
-def _item(row: Row, number: int, value: object) -> float:
-    number_there = Row(row.source, {f"rewards[{number}]": value}).number(f"rewards[{number}]")
+def _item(row: TextCells, number: int, value: object) -> float:
+    number_there = TextCells(row.source, {f"rewards[{number}]": value}).number(f"rewards[{number}]")
     if number_there is None:
         raise row.bad("score", "rewards", f"item {number} is empty (null)")
     return number_there

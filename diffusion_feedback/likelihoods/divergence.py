@@ -16,7 +16,7 @@ _ROWS = 512  # prefixes in one forward pass of the enumeration
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class SampledDivergence:
     """Two estimates of KL(policy || reference) for each of S samples of the policy, nats, (S,) float64 on the CPU.
 
     ``log_ratio`` sums log p - log q of the tokens that were drawn (k1 of Schulman, 2020: unbiased, of any sign).
@@ -36,7 +36,7 @@ def sampled_divergence(
     *,
     likelihood: TokenLikelihood,
     batch_size: int = 16,
-) -> Divergence:
+) -> SampledDivergence:
     """Both estimates for ``samples``, drawn from ``policy`` at the likelihood's temperature, all tokens allowed.
 
     Of samples that were cut, the divergence is that of the tokens drawn. Raises ValueError for no samples.
@@ -52,7 +52,7 @@ def sampled_divergence(
         rows, targets = chunk[inputs.rows.cpu()], inputs.targets[:, None]
         ratios.index_add_(0, rows, (p.gather(1, targets) - q.gather(1, targets)).squeeze(1).double().cpu())
         kls.index_add_(0, rows, _kl(p, q).double().cpu())
-    return Divergence(ratios, kls)
+    return SampledDivergence(ratios, kls)
 
 
 def _next_logps(network: nn.Module, inputs: TokenInputs, temperature: float) -> Tensor:

@@ -21,7 +21,7 @@ from ..text_folders import (
     adapter_config,
     check_vocabulary,
     is_adapter,
-    load_model,
+    load_network,
     load_tokenizer,
     located,
     positions_of,
@@ -300,7 +300,9 @@ def load(
     if is_adapter(path) and adapter_config(path).task_type == TaskType.SEQ_CLS:
         raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
     with quiet():
-        loaded = load_model(path, AutoModelForCausalLM, _WHAT, _FOLDER, revision=revision, variant=variant, dtype=dtype)
+        loaded = load_network(
+            path, AutoModelForCausalLM, _WHAT, _FOLDER, revision=revision, variant=variant, dtype=dtype
+        )
     model = loaded.model
     if "score.weight" in loaded.unexpected:
         raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)

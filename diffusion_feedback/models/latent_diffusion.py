@@ -181,7 +181,7 @@ class LatentDiffusion:
         """Write LoRA weights (``load_lora_weights``) or the whole pipeline (``from_pretrained``) to ``folder``."""
         with quiet(), self._calling(network), saving(folder) as beside:
             if lora.is_adapted(network):
-                lora.save(self.pipeline, network, beside, name=self.network_name)
+                lora.save_lora(self.pipeline, network, beside, name=self.network_name)
             else:
                 self.pipeline.save_pretrained(beside)
 

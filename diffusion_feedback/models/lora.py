@@ -150,7 +150,7 @@ def _save_adapter(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def save(pipeline: DiffusionPipeline, network: ModelMixin, folder: Path, *, name: str) -> None:
+def save_lora(pipeline: DiffusionPipeline, network: ModelMixin, folder: Path, *, name: str) -> None:
     """Write the adapter of ``network`` so that plain ``load_lora_weights`` reads it, and all others at the same strength.
 
     Some tools (ComfyUI, older diffusers) read no alpha and take it to be the rank. So the factor sqrt(alpha / rank) is

@@ -21,7 +21,7 @@ from ..text_folders import (
     check_vocabulary,
     is_adapter,
     load_config,
-    load_model,
+    load_network,
     load_tokenizer,
     located,
     rows_of,
@@ -224,10 +224,10 @@ def _checked(
 
 def _load(path: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> LoadedModel:
     if is_adapter(path) and adapter_config(path).task_type != TaskType.SEQ_CLS:
-        return _under_new_head(load_model(path, AutoModelForCausalLM, "a language model", _FOLDER, dtype=dtype), path)
+        return _under_new_head(load_network(path, AutoModelForCausalLM, "a language model", _FOLDER, dtype=dtype), path)
     if not is_adapter(path):
         _check_labels(path, load_config(path, _WHAT, _FOLDER, revision=revision))
-    return load_model(
+    return load_network(
         path,
         AutoModelForSequenceClassification,
         _WHAT,

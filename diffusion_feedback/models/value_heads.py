@@ -99,7 +99,7 @@ def attach(language_model: nn.Module, path: str, *, seed: int) -> ValueNetwork:
     vocab_size, hidden_size = projection.shape
     heads = ValueHeads(hidden_size, vocab_size, seed=seed)
     if (Path(path) / FILE_NAME).is_file():
-        load_into(heads, Path(path))
+        load_value_heads(heads, Path(path))
     return ValueNetwork(language_model, heads.to(projection.device))
 
 
@@ -109,7 +109,7 @@ def heads_hash(heads: ValueHeads) -> str:
     return content_hash(*(part for name, value in state.items() for part in (name, value.cpu().numpy().tobytes())))
 
 
-def save(heads: ValueHeads, folder: Path) -> None:
+def save_value_heads(heads: ValueHeads, folder: Path) -> None:
     """Write ``value_heads.safetensors``, targets included, into ``folder``, which also holds the language model."""
     state = {name: value.detach().cpu().contiguous() for name, value in heads.state_dict().items()}
     sizes = {"hidden_size": heads.hidden_size, "vocab_size": heads.vocab_size}
@@ -117,8 +117,8 @@ def save(heads: ValueHeads, folder: Path) -> None:
         save_file(state, beside / FILE_NAME, metadata={"value_heads": json.dumps(sizes)})
 
 
-def load_into(heads: ValueHeads, folder: Path) -> None:
-    """Read what ``save`` wrote into ``heads``. Raises UserError where there is no such file, or it does not fit."""
+def load_value_heads(heads: ValueHeads, folder: Path) -> None:
+    """Read what ``save_value_heads`` wrote into ``heads``. Raises UserError where there is no such file, or it does not fit."""
     path = folder / FILE_NAME
     state = _read(path)
     wanted = {name: tuple(value.shape) for name, value in heads.state_dict().items()}

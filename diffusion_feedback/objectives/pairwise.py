@@ -6,7 +6,7 @@ labels, only those with ``margin`` margins. Notation: that of ``log_ratios``; b_
 
 For diffusion models a log-probability is -1/2 of a mean squared error, so that beta 5000 is a slope of 2500 per unit of
 error; for texts it is a sum over tokens. Where ``f_divergence_type`` is a setting, h stands for f'(e^h) (see
-``divergences``). All functions raise UserError for settings out of range and, but for ``bradley_terry``, for a missing
+``divergences``). All functions raise UserError for settings out of range and, but for ``preference_divergence``, for a missing
 reference.
 """
 
@@ -311,7 +311,7 @@ def apo_down(logps: PairLogps, *, beta: float) -> Tensor:
     return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
 
 
-def bradley_terry(logps: PairLogps, chosen_probability: Tensor | None = None) -> Tensor:
+def preference_divergence(logps: PairLogps, chosen_probability: Tensor | None = None) -> Tensor:
     """Divergence of the prediction sigmoid(d) from the label, d = policy_chosen - policy_rejected; no reference is used.
 
     p log(p / sigmoid(d)) + (1 - p) log((1 - p) / sigmoid(-d)), with p = ``chosen_probability`` (B,) in [0, 1], or 1: the

@@ -83,10 +83,10 @@ class Actions:
 
 @dataclass(frozen=True, slots=True)
 class ActionLosses:
-    """Losses (B,) of completions, and figures, each 1-D and detached: per token (N,), or per completion (B,)."""
+    """Losses (B,) of completions, and metrics, each 1-D and detached: per token (N,), or per completion (B,)."""
 
     total: Tensor
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class PolicyGradient(Protocol):
@@ -225,13 +225,13 @@ class PPO:
         values, reach = widen(actions.values), self.cliprange_value
         value = clipped_value_loss(values, actions.old_values, actions.returns, cliprange_value=reach)
         moved = (values.detach() - actions.old_values).abs() > reach
-        figures = {
+        metrics = {
             "loss/policy_avg": policy.detach(),
             "loss/value_avg": value.detach(),
             "val/clipfrac_avg": moved.to(value),
             **_ratio_figures(ratio, actions.advantages, log, low=self.cliprange, high=self.cliprange),
         }
-        return ActionLosses(per_completion(policy + self.vf_coef * value, actions.lengths), figures)
+        return ActionLosses(per_completion(policy + self.vf_coef * value, actions.lengths), metrics)
 
     def counts(self, lengths: Tensor) -> Tensor:
         """Tokens: the loss is a mean over tokens."""
@@ -285,13 +285,13 @@ class GRPO:
         log = log_ratio(actions.policy, actions.old)
         ratio = log.exp()
         policy = clipped_policy_loss(ratio, actions.advantages, low=self.epsilon, high=high)
-        figures = {
+        metrics = {
             "loss/policy_avg": policy.detach(),
             **_ratio_figures(ratio, actions.advantages, log, low=self.epsilon, high=high),
         }
         if actions.reference is not None:
             policy = policy + self.beta * k3(actions.policy, actions.reference)
-        return ActionLosses(per_completion(policy, actions.lengths) / actions.lengths, figures)
+        return ActionLosses(per_completion(policy, actions.lengths) / actions.lengths, metrics)
 
     def counts(self, lengths: Tensor) -> Tensor:
         """One each: the loss is a mean over completions."""
@@ -350,11 +350,11 @@ class RLOO:
         log = log_ratio(*whole)
         ratio = log.exp()
         losses = clipped_policy_loss(ratio, advantages, low=self.epsilon, high=self.epsilon)
-        figures = {
+        metrics = {
             "loss/policy_avg": losses.detach(),
             **_ratio_figures(ratio, advantages, log, low=self.epsilon, high=self.epsilon),
         }
-        return ActionLosses(losses, figures)
+        return ActionLosses(losses, metrics)
 
     def counts(self, lengths: Tensor) -> Tensor:
         """One each: the loss is a mean over completions."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..types import PairLogps
 from .labels import label_entropy, label_probability
 from .log_ratios import widen
-from .pairwise import bradley_terry
+from .pairwise import preference_divergence
 
 
 def own_logits(logits: Tensor) -> PairLogps:
@@ -28,12 +28,12 @@ def own_logits(logits: Tensor) -> PairLogps:
 
 
 def pickscore(logits: Tensor, chosen_probability: Tensor | None = None) -> Tensor:
-    """PickScore's objective: ``bradley_terry`` on each prompt's two images, 0 where the scorer predicts the label.
+    """PickScore's objective: ``preference_divergence`` on each prompt's two images, 0 where the scorer predicts the label.
 
     For labels 0, 1 and 1/2 it is the published loss, 2-way cross entropy with + log(1/2) for ties; other labels have
     their entropy taken off in the same way, which changes no gradient. (Sec. 3, arXiv:2305.01569.)
     """
-    return bradley_terry(own_logits(logits), chosen_probability)
+    return preference_divergence(own_logits(logits), chosen_probability)
 
 
 def pickscore_in_batch(logits: Tensor, chosen_probability: Tensor | None = None) -> Tensor:

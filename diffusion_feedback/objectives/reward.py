@@ -29,7 +29,7 @@ def bradley_terry(
 
     With ``use_margin`` m is ``margin`` (B,) >= 0, by how much chosen is known to be better, else 0. With
     ``chosen_probability`` (B,) in [0, 1] the first part is the divergence from that label, as in
-    ``pairwise.bradley_terry``. c = ``center_rewards_coefficient`` >= 0 keeps rewards near 0, which the first part does
+    ``pairwise.preference_divergence``. c = ``center_rewards_coefficient`` >= 0 keeps rewards near 0, which the first part does
     not: it only sees differences; 0.01 is usual.
 
     Raises UserError for a coefficient out of range, ValueError for a margin of another shape. Reward model: Eq. 1,
@@ -45,5 +45,5 @@ def bradley_terry(
         shifted = dataclasses.replace(scores, policy_chosen=chosen - margin.to(chosen), policy_rejected=rejected)
     else:
         shifted = scores
-    losses = pairwise.bradley_terry(shifted, chosen_probability)
+    losses = pairwise.preference_divergence(shifted, chosen_probability)
     return losses + center_rewards_coefficient * (chosen + rejected).square()

@@ -18,7 +18,7 @@ from .tabular import cell_rows, check_columns, open_text, width_problem
 Cells = Mapping[str, Any]
 
 
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and row of a JSON Lines, CSV or TSV file. Raises UserError naming file and line."""
     if path.suffix.lower() != ".jsonl":
         yield from _table_rows(path)
@@ -82,7 +82,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_table(path: Path) -> Iterator[tuple[str, str | Cells]]:
-    for number, row in read_table(path):
+    for number, row in read_lines(path):
         yield f"{path}, line {number}", row
 
 

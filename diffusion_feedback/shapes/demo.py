@@ -26,7 +26,7 @@ from ..workflows.labeling import label_images
 from ..workflows.settings import LabelingSettings, ScoringSettings
 from ..workflows.training.run import train
 from .page import write_demo_pages
-from .result import Demo, VerifiedImages, mean
+from .result import Demo, VerifiedImages, average
 from .scenes import parse_caption
 from .settings import DemoSettings
 from .verifier import read_scene
@@ -183,6 +183,6 @@ def _judge(prompts: list[str], images: list[Path]) -> VerifiedImages:
     return VerifiedImages(
         images,
         [reading.score(target) for reading, target in both],
-        [mean(list(reading.correct(target).values())) for reading, target in both],
+        [average(list(reading.correct(target).values())) for reading, target in both],
         [reading.cleanliness for reading in readings],
     )

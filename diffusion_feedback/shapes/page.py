@@ -15,7 +15,7 @@ from ..reports.figures import image_grid
 from ..reports.html import write_report
 from ..reports.pages.folder import read_environment, write_readme
 from ..reports.results import case_groups, rate_of
-from .result import Demo, VerifiedImages, mean
+from .result import Demo, VerifiedImages, average
 
 _CASES = 9  # fills rows of three
 _AGAIN = "start the demo over, with `overwrite`"
@@ -68,7 +68,7 @@ def write_demo_pages(demo: Demo) -> None:
 
 def _metric(label: str, before: Sequence[float], after: Sequence[float], detail: str) -> Metric:
     change = mean_interval([b - a for a, b in zip(before, after, strict=True)])
-    return Metric(label, mean(before), mean(after), change.low, change.high, is_share=True, detail=detail)
+    return Metric(label, average(before), average(after), change.low, change.high, is_share=True, detail=detail)
 
 
 def _case_groups(comparison: Comparison, before: VerifiedImages, after: VerifiedImages) -> list[CaseGroup]:

@@ -50,15 +50,15 @@ class Demo:
             "num_prompts": won.num,
         }
         for name, field in (("attribute_accuracy", "attributes"), ("cleanliness", "cleanliness"), ("score", "scores")):
-            metrics[f"{name}_before"] = mean(getattr(self.images["base"], field))
-            metrics[f"{name}_after"] = mean(getattr(self.images["dpo"], field))
+            metrics[f"{name}_before"] = average(getattr(self.images["base"], field))
+            metrics[f"{name}_after"] = average(getattr(self.images["dpo"], field))
         for method, comparison in self.comparisons.items():
             if method != "dpo":
                 metrics[f"{method}_win_rate"] = comparison.win_rate.win_rate
                 metrics[f"{method}_win_rate_low"] = comparison.win_rate.low
                 metrics[f"{method}_win_rate_high"] = comparison.win_rate.high
-                metrics[f"{method}_attribute_accuracy"] = mean(self.images[method].attributes)
-                metrics[f"{method}_cleanliness"] = mean(self.images[method].cleanliness)
+                metrics[f"{method}_attribute_accuracy"] = average(self.images[method].attributes)
+                metrics[f"{method}_cleanliness"] = average(self.images[method].cleanliness)
         return {**metrics, "seconds": self.seconds}
 
     def __str__(self) -> str:
@@ -74,6 +74,6 @@ class Demo:
         return text.format(**metrics) + f"{self.seconds:.0f} seconds; open {self.folder / 'report.html'}"
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean of ``values``, of which there is one at least."""
+def average(values: Sequence[float]) -> float:
+    """The average of ``values``, of which there is one at least."""
     return sum(values) / len(values)

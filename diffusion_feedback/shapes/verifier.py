@@ -177,7 +177,7 @@ def read_pixels(levels: NDArray[np.uint8]) -> Reading:
     return Reading(Scene(size, color, shape, background), _cleanliness(pixels, template, color, background))
 
 
-def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> FloatArray:
+def exact_scores(images: Sequence[Image.Image], prompts: Sequence[str]) -> FloatArray:
     """Verified score of each image against its caption, (N,), in [0, 1]. Raises ValueError for foreign captions."""
     pairs = zip(images, prompts, strict=True)
     return np.array([read_scene(image).score(parse_caption(prompt)) for image, prompt in pairs], np.float32)

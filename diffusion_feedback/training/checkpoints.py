@@ -28,15 +28,17 @@ _STATE = "optimizer.pt"
 def existing(folder: Path) -> list[Path]:
     """Whole checkpoints in ``folder``, oldest first; what else lies there (copies, notes) is none and is left alone."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    return sorted(found, key=step_number)
 
 
-def step_of(checkpoint: Path) -> int:
+def step_number(checkpoint: Path) -> int:
     """The step after which ``checkpoint`` was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int
+) -> Path:
     """Write ``step-N`` beside and rename it, all on the disk before it bears its name; keep the newest ``keep``.
 
     Raises UserError where that fails; what was there before is then still there.
@@ -67,13 +69,13 @@ def fingerprint(checkpoint: Path) -> str:
 
 def remedy_for(checkpoint: Path) -> str:
     """How to go on where ``checkpoint`` cannot be used."""
-    before = [path for path in existing(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    before = [path for path in existing(checkpoint.parent) if step_number(path) < step_number(checkpoint)]
     if not before:
         return "there is no checkpoint before it: start over with --overwrite"
     return f"remove the folder {checkpoint}, and --resume goes on from {before[-1].name}, the checkpoint before it"
 
 
-def load(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]]:
+def load_checkpoint(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]]:
     """Step, tensors by the name of their file, and state of ``checkpoint``.
 
     Raises UserError naming the file that is missing, differs from its checksum, or cannot be read, and how to go on.
@@ -97,7 +99,7 @@ def load(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]], dict[str,
                 tensors[name.removesuffix(".safetensors")] = load_file(checkpoint / name)
     if not isinstance(state, dict) or "optimizer" not in state:
         raise UserError(f"{checkpoint / _STATE}: holds no state of an optimizer", remedy)
-    return step_of(checkpoint), tensors, state
+    return step_number(checkpoint), tensors, state
 
 
 def _checksums(checkpoint: Path, remedy: str) -> dict[str, str | None]:

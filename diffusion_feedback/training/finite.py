@@ -47,7 +47,7 @@ class Watch:
         return found
 
 
-def explain(culprits: Sequence[str]) -> str:
+def culprits_named(culprits: Sequence[str]) -> str:
     """A sentence on ``culprits``, the examples of all processes."""
     if not culprits:
         return "; the loss of every example is a number"

@@ -24,7 +24,7 @@ def implicit_accuracy(
 ) -> dict[str, float]:
     """Accuracy of the implicit reward on held-out pairs, ties half, with its Wilson interval, and the two errors apart.
 
-    Timesteps and noise are those of draw 0 under the step's own seed, so every look asks the same questions.
+    Timesteps and noise are those of draw 0 under the step's own seed, so every evaluation asks the same questions.
     (Implicit reward: Eq. 8, arXiv:2311.12908.)
     """
     totals: dict[str, float] = {}

@@ -19,7 +19,7 @@ from ..progress import progress
 from ..types import BatchSource, Coupled, Gated, Observer, Step, StepOutput
 from .checkpoints import first_not_finite
 from .ema import WeightAverage
-from .finite import MAX_SKIPPED, START_OVER, Watch, explain
+from .finite import MAX_SKIPPED, START_OVER, Watch, culprits_named
 from .optimizers import learning_rate_at
 from .resuming import check_identity, take_over, take_over_optimizer
 from .run_folder import RunFolder
@@ -118,7 +118,7 @@ class Trainer:
             with torch.no_grad():
                 watch.note(batch, self.step(self.policy, batch))
             culprits = watch.culprits()
-            raise UserError(error.problem + (explain(culprits) if culprits else ""), error.remedy) from error
+            raise UserError(error.problem + (culprits_named(culprits) if culprits else ""), error.remedy) from error
 
     def _train(self, start: int) -> None:
         bar = progress(
@@ -243,7 +243,7 @@ class Trainer:
                 f"step {done}: {what}, because weight {weight} holds values that are not finite", START_OVER
             )
         culprits = [name for part in self._gather(watch.culprits()) for name in part]
-        return UserError(f"step {done}: {what}{explain(culprits)}", START_OVER)
+        return UserError(f"step {done}: {what}{culprits_named(culprits)}", START_OVER)
 
     def _gather(self, value: object) -> list[Any]:
         """``value`` of every process, in the order of ranks."""

@@ -69,7 +69,7 @@ class PolicyGradientStep:
         return found, seen[0].flatten()[inputs.read]
 
     def __call__(self, network: nn.Module, batch: RolloutBatch[TokenSequence]) -> StepOutput:
-        """Summed losses, and figures of the update and of the iteration that it belongs to."""
+        """Summed losses, and metrics of the update and of the iteration that it belongs to."""
         inputs = self.likelihood.prepare_sequences(batch.samples)
         with self.autocast():
             found, values = self._policy(network, inputs)
@@ -90,10 +90,10 @@ class PolicyGradientStep:
                 here(batch.returns),
             )
         )
-        loss, metrics = losses.total.sum(), dict(losses.figures)
+        loss, metrics = losses.total.sum(), dict(losses.metrics)
         weights: dict[str, Tensor] = {}
         if batch.pretraining or batch.pretraining_scale:
-            # A pass without a text says so with weight 0: all processes have figures of the same names.
+            # A pass without a text says so with weight 0: all processes have metrics of the same names.
             text, tokens = self._text(network, batch.pretraining) if batch.pretraining else (policy.new_zeros(()), 0)
             loss = loss + batch.pretraining_scale * text
             metrics["loss/pretraining_avg"] = (text.detach() / max(tokens, 1))[None]
@@ -101,7 +101,7 @@ class PolicyGradientStep:
         counts = self.algorithm.counts(batch.lengths).to(policy.device)
         metrics["loss"] = losses.total.detach() / counts
         weights["loss"] = counts
-        constant = {name: policy.new_tensor([value]) for name, value in batch.figures.items()}
+        constant = {name: policy.new_tensor([value]) for name, value in batch.metrics.items()}
         return StepOutput(loss, {**constant, **metrics}, weights)
 
     def _text(self, network: nn.Module, sequences: Sequence[TokenSequence]) -> tuple[Tensor, int]:
@@ -124,11 +124,11 @@ class PolicyGradientStep:
         """
         with torch.no_grad(), self.autocast():
             policy = self._policy(network, self.likelihood.prepare_sequences(batch.samples))[0].logps
-        figures = {"max_logp_gap": float((policy - batch.old.to(policy)).abs().max())}
+        gaps = {"max_logp_gap": float((policy - batch.old.to(policy)).abs().max())}
         if batch.reference is not None and self.starts_at_reference:
-            figures["max_reference_gap"] = float((batch.reference - batch.old).abs().max())
-        for name, gap in figures.items():
+            gaps["max_reference_gap"] = float((batch.reference - batch.old).abs().max())
+        for name, gap in gaps.items():
             if not gap < self.gate_tolerance:
                 problem = f"step 0: {name} is {gap:.3g} nats in one token, allowed is {self.gate_tolerance:g}"
                 raise UserError(problem, "the model draws at random in its forward pass, or its weights are not finite")
-        return figures
+        return gaps

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..catalog import ObjectiveRow
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
-from ..objectives.pairwise import bradley_terry
+from ..objectives.pairwise import preference_divergence
 from ..progress import progress
 from ..types import PairLogps, StepOutput, TextBatch
 from .steps import Autocast, check_first_loss, weighted_total
@@ -106,7 +106,7 @@ def reward_accuracy(
     for indices in progress(passes, desc="held-out pairs", unit="batch", leave=False, disable=len(passes) < 20):
         with torch.no_grad():
             scores = step.scores(network, batches(indices, 0))
-        found = {**_figures(scores), "loss": bradley_terry(scores)}
+        found = {**_figures(scores), "loss": preference_divergence(scores)}
         for name, values in found.items():
             totals[name] = totals.get(name, 0.0) + float(values.cpu().double().sum())
     num = sum(map(len, passes))

@@ -40,7 +40,7 @@ class Pretraining(Generic[SampleT]):
 class RolloutBatch(Generic[SampleT]):
     """B samples of one pass, actions flat (N,): what was measured when they were drawn, and what they are worth.
 
-    ``figures`` describe the whole iteration. ``pretraining`` are some of the pretraining samples, their summed loss
+    ``metrics`` describe the whole iteration. ``pretraining`` are some of the pretraining samples, their summed loss
     weighed by ``pretraining_scale``, which makes it ``coef`` times their mean per token once the loop has divided.
     """
 
@@ -51,7 +51,7 @@ class RolloutBatch(Generic[SampleT]):
     reference: Tensor | None
     old_values: Tensor | None
     returns: Tensor | None
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     pretraining: Sequence[SampleT] = ()
     pretraining_scale: float = 0.0
 
@@ -182,7 +182,7 @@ class RolloutSource(Generic[SampleT]):
     def _describe(self, rollouts: Rollouts[SampleT]) -> dict[str, float]:
         """Means over the iteration's completions, under the names of TRL's PPO."""
         score, other = float(rollouts.scores.mean()), float(self._estimates.non_score.mean())
-        figures = {
+        metrics = {
             "objective/entropy": float(-per_completion(rollouts.statistics.logps, self._lengths).mean()),
             "objective/scores": score,
             "objective/non_score_reward": other,
@@ -192,12 +192,12 @@ class RolloutSource(Generic[SampleT]):
             "episode": float((self.iteration + 1) * self.num_completions),
         }
         if rollouts.statistics.reference is not None:
-            figures |= {"objective/kl": self._kl(), "objective/kl_coef": self.kl_coef}
+            metrics |= {"objective/kl": self._kl(), "objective/kl_coef": self.kl_coef}
         if rollouts.statistics.entropy is not None:
-            figures["policy/entropy_avg"] = float(rollouts.statistics.entropy.mean())
+            metrics["policy/entropy_avg"] = float(rollouts.statistics.entropy.mean())
         if rollouts.seconds:
-            figures["eps"] = self.num_completions / rollouts.seconds
-        return figures
+            metrics["eps"] = self.num_completions / rollouts.seconds
+        return metrics
 
     def _indices(self, number: int) -> list[int]:
         epoch, part = divmod(number % self.updates_per_iteration, self.num_mini_batches)

@@ -2,7 +2,7 @@
 
 recipe.yaml        the resolved recipe; ``dfb train --config`` reads it back
 environment.json   versions and hardware, and patterns of the files that the result is written in
-metrics.jsonl      one line a step, and one a look at held-out pairs
+metrics.jsonl      one line a step, and one an evaluation of held-out pairs
 samples/           validation grids, or completions, on fixed seeds
 checkpoints/       step-000100/..., whole or absent, with checksums
 README.md          model card, written last: its presence says that the run is complete
@@ -185,7 +185,7 @@ class RunFolder:
         path = self.metrics_path
         if not path.exists():
             return []
-        with reading(path, "metrics", "remove the file; the run goes on without the figures of its beginning"):
+        with reading(path, "metrics", "remove the file; the run goes on without the metrics of its beginning"):
             lines = path.read_text("utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
         found = []
         for number, line in enumerate(lines, start=1):
@@ -206,7 +206,7 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> None:
         """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""
-        checkpoints.save(self._checkpoints, step, tensors, state, keep)
+        checkpoints.save_checkpoint(self._checkpoints, step, tensors, state, keep)
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -215,7 +215,7 @@ class RunFolder:
     def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]] | None:
         """The newest checkpoint: step, tensors by name, state of optimizer and run; None where there is none."""
         found = self.checkpoints()
-        return checkpoints.load(found[-1]) if found else None
+        return checkpoints.load_checkpoint(found[-1]) if found else None
 
     @property
     def _checkpoints(self) -> Path:

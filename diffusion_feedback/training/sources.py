@@ -13,7 +13,7 @@ Batches = Callable[[Sequence[int], int], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class PairSource:
+class FixedBatchSource:
     """Passes of equal size. ``batches(indices, draw)`` gives examples; ``draw`` is the epoch."""
 
     order: PairOrder
@@ -84,7 +84,7 @@ class UnpairedSource:
 
     ``batches(indices, partners, draw)`` gives examples. The partner of an example is the next one in the order of the
     whole step, the first one's for the last: it depends on the step alone, not on passes and processes. Passes are those
-    of a ``PairSource``, or with ``lengths`` and ``max_tokens`` those of a ``TokenSource``. Raises UserError for steps of
+    of a ``FixedBatchSource``, or with ``lengths`` and ``max_tokens`` those of a ``TokenSource``. Raises UserError for steps of
     one example, which would be its own partner.
     """
 
@@ -106,9 +106,9 @@ class UnpairedSource:
         """Examples in one optimizer step, over all processes."""
         return self.order.batch_size
 
-    def _passes(self) -> PairSource | TokenSource:
+    def _passes(self) -> FixedBatchSource | TokenSource:
         if self.lengths is None or self.max_tokens is None:
-            return PairSource(self.order, _numbers, self.micro_batches_per_step, self.processes, self.rank)
+            return FixedBatchSource(self.order, _numbers, self.micro_batches_per_step, self.processes, self.rank)
         return TokenSource(self.order, _numbers, self.lengths, self.max_tokens, self.processes, self.rank)
 
     def micro_batches(self, number: int) -> Iterator[Any]:

@@ -64,8 +64,8 @@ def step_means(step: Step[TextBatch], network: nn.Module, batches: Batches, pass
     return Means({name: total / weights[name] for name, total in sums.items() if weights[name]}, weights)
 
 
-def heldout_figures(means: Means, *, chosen_logps: float, num_tokens: int, start: float | None) -> dict[str, float]:
-    """The figures of one look.
+def heldout_metrics(means: Means, *, chosen_logps: float, num_tokens: int, start: float | None) -> dict[str, float]:
+    """The metrics of one evaluation.
 
     ``chosen_logps`` is the sum of the log-likelihoods of all chosen completions (nats), ``num_tokens`` the number of
     their tokens (0 where none was called good), ``start`` the same sum before the first update, None at that moment.
@@ -77,19 +77,19 @@ def heldout_figures(means: Means, *, chosen_logps: float, num_tokens: int, start
     - loss, rewards/*, logps/*: means of the step's own metrics.
     """
     kept = ("loss", "rewards/", "logps/", "kl")
-    figures = {name: value for name, value in means.values.items() if name.startswith(kept)}
+    metrics = {name: value for name, value in means.values.items() if name.startswith(kept)}
     num = means.weights.get("logps/chosen", 0.0)
     if num_tokens:
         nll = -chosen_logps / num_tokens
-        figures |= {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
-        if "logps/chosen_change" not in figures and start is not None:
-            figures["logps/chosen_change"] = (chosen_logps - start) / num
-        if "logps/chosen_change" in figures:
-            figures["log_ratio"] = figures["logps/chosen_change"] * num / num_tokens
-    if "rewards/accuracies" in figures:
+        metrics |= {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
+        if "logps/chosen_change" not in metrics and start is not None:
+            metrics["logps/chosen_change"] = (chosen_logps - start) / num
+        if "logps/chosen_change" in metrics:
+            metrics["log_ratio"] = metrics["logps/chosen_change"] * num / num_tokens
+    if "rewards/accuracies" in metrics:
         count = round(means.weights["rewards/accuracies"])
-        figures |= _accuracy(figures.pop("rewards/accuracies") * count, count)
-    return figures
+        metrics |= _accuracy(metrics.pop("rewards/accuracies") * count, count)
+    return metrics
 
 
 def _accuracy(right: float, num: int) -> dict[str, float]:
@@ -97,7 +97,7 @@ def _accuracy(right: float, num: int) -> dict[str, float]:
     return {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
 
 
-def implicit_accuracy(
+def text_accuracy(
     step: PreferenceStep, network: nn.Module, batches: Batches, passes: Sequence[Sequence[int]]
 ) -> dict[str, float]:
     """How often the implicit reward prefers the chosen completion of a held-out pair, ties half, with its interval."""

@@ -174,7 +174,7 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def heldout_figures(
+def trajectory_metrics(
     step: ValueLearningStep,
     network: nn.Module,
     batches: Callable[[Sequence[int], int], TrajectoryBatch],

@@ -374,18 +374,18 @@ def test_checkpoints_are_on_the_disk_before_they_bear_their_name(
     rename = Path.rename
     monkeypatch.setattr(records, "sync", lambda path: seen.append(path.name))
     monkeypatch.setattr(Path, "rename", lambda self, to: [seen.append("renamed"), rename(self, to)][1])
-    checkpoints.save(tmp_path, 3, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=1)
+    checkpoints.save_checkpoint(tmp_path, 3, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=1)
     assert set(seen[:4]) == {"policy.safetensors", "optimizer.pt", "checksums.json", ".step-000003.tmp"}
     assert seen[3:] == [".step-000003.tmp", "renamed", tmp_path.name]
 
 
 def test_a_checkpoint_that_has_no_room_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.save(tmp_path, 1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+    checkpoints.save_checkpoint(tmp_path, 1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "_save_state", full)
     with pytest.raises(UserError, match="No space left on device"):
-        checkpoints.save(tmp_path, 2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+        checkpoints.save_checkpoint(tmp_path, 2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]

@@ -48,7 +48,7 @@ def _clip(folder: Path) -> Save:
 
 def _heads() -> Save:
     heads = value_heads.ValueHeads(32, 50)
-    return lambda place: value_heads.save(heads, place)
+    return lambda place: value_heads.save_value_heads(heads, place)
 
 
 @pytest.fixture(scope="module")

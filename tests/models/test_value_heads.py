@@ -150,7 +150,7 @@ def test_saved_beside_the_model_and_found_again(model: causal_lm.CausalLM, tmp_p
     network.heads.sync_targets(0.5)
     folder = tmp_path / "saved"
     model.save(network.language_model, folder)
-    value_heads.save(network.heads, folder)
+    value_heads.save_value_heads(network.heads, folder)
     again = causal_lm.load(str(folder))
     found = value_heads.attach(again.network, str(folder), seed=99)
     assert value_heads.heads_hash(found.heads) == value_heads.heads_hash(network.heads)
@@ -164,20 +164,20 @@ def test_saved_beside_the_model_and_found_again(model: causal_lm.CausalLM, tmp_p
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     heads = ValueHeads(8, 11)
     with pytest.raises(UserError, match="no value heads"):
-        value_heads.load_into(heads, tmp_path)
-    value_heads.save(ValueHeads(8, 12), tmp_path)
+        value_heads.load_value_heads(heads, tmp_path)
+    value_heads.save_value_heads(ValueHeads(8, 12), tmp_path)
     with pytest.raises(UserError, match=r"q_heads.0.2.bias is \(12,\), and the model needs \(11,\)"):
-        value_heads.load_into(heads, tmp_path)
+        value_heads.load_value_heads(heads, tmp_path)
     path = tmp_path / value_heads.FILE_NAME
-    value_heads.save(heads, tmp_path)
+    value_heads.save_value_heads(heads, tmp_path)
     state = load_file(path)
     state["v_head.0.bias"][0] = float("nan")
     save_file(state, path)
     with pytest.raises(UserError, match="v_head.0.bias.*not finite"):
-        value_heads.load_into(heads, tmp_path)
+        value_heads.load_value_heads(heads, tmp_path)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="could not be read as value heads"):
-        value_heads.load_into(heads, tmp_path)
+        value_heads.load_value_heads(heads, tmp_path)
 
 
 def test_adapters_train_beside_the_heads(model: causal_lm.CausalLM, tmp_path: Path) -> None:

@@ -208,9 +208,9 @@ def test_ppo_token_by_token() -> None:
             total += 0.7 * 0.5 * max((value[t] - target[t]) ** 2, (near - target[t]) ** 2)
         assert float(losses.total[index]) == pytest.approx(total, abs=1e-12)
     assert algorithm.counts(found.lengths).tolist() == LENGTHS
-    assert losses.figures["val/ratio"].tolist() == pytest.approx((given.policy - given.old).exp().tolist())
-    assert 0 < float(losses.figures["policy/clipfrac_avg"].mean()) < 1
-    assert 0 < float(losses.figures["val/clipfrac_avg"].mean()) < 1
+    assert losses.metrics["val/ratio"].tolist() == pytest.approx((given.policy - given.old).exp().tolist())
+    assert 0 < float(losses.metrics["policy/clipfrac_avg"].mean()) < 1
+    assert 0 < float(losses.metrics["val/clipfrac_avg"].mean()) < 1
 
 
 def test_grpo_token_by_token() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from diffusion_feedback.objectives.pairwise import bradley_terry, label_entropy
+from diffusion_feedback.objectives.pairwise import label_entropy, preference_divergence
 from diffusion_feedback.objectives.ranking import own_logits, pickscore, pickscore_in_batch
 from diffusion_feedback.types import PairLogps
 
@@ -39,7 +39,7 @@ def label(p: float) -> Tensor:
     ],
 )
 def test_values_by_hand(d: float, p: float, expected: float) -> None:
-    assert bradley_terry(pair(10 + d, 10.0), label(p)).item() == pytest.approx(expected, abs=1e-12)
+    assert preference_divergence(pair(10 + d, 10.0), label(p)).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
@@ -62,7 +62,7 @@ def test_hard_labels_are_the_default() -> None:
 @given(st.floats(-30, 30), st.floats(0, 1))
 def test_it_is_a_divergence_whose_gradient_is_prediction_minus_label(d: float, p: float) -> None:
     scores = torch.tensor([d, 0.0], dtype=torch.float64, requires_grad=True)
-    loss = bradley_terry(PairLogps(scores[:1], scores[1:]), label(p))
+    loss = preference_divergence(PairLogps(scores[:1], scores[1:]), label(p))
     assert loss.item() > -1e-12
     loss.sum().backward()
     slope = 1 / (1 + math.exp(-d)) - p
@@ -72,7 +72,7 @@ def test_it_is_a_divergence_whose_gradient_is_prediction_minus_label(d: float, p
 
 @given(st.floats(0.01, 0.99))
 def test_the_minimum_is_zero_at_the_label(p: float) -> None:
-    assert bradley_terry(pair(math.log(p / (1 - p)), 0.0), label(p)).item() == pytest.approx(0, abs=1e-12)
+    assert preference_divergence(pair(math.log(p / (1 - p)), 0.0), label(p)).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_label_entropy() -> None:
@@ -84,7 +84,7 @@ def test_label_entropy() -> None:
 def test_references_are_not_looked_at() -> None:
     alone, beside = pair(1.0, 0.5), pair(1.0, 0.5)
     beside = PairLogps(beside.policy_chosen, beside.policy_rejected, label(7.0), label(-7.0))
-    assert torch.equal(bradley_terry(alone), bradley_terry(beside))
+    assert torch.equal(preference_divergence(alone), preference_divergence(beside))
 
 
 def test_half_precision_is_widened() -> None:

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from diffusion_feedback.shapes.renderer import MIXTURE, degrade, miscaption, mixture_sample, render
 from diffusion_feedback.shapes.scenes import ATTRIBUTES, Scene, all_scenes, parse_caption, split_scenes
-from diffusion_feedback.shapes.verifier import read_scene, score
+from diffusion_feedback.shapes.verifier import exact_scores, read_scene
 
 SCENES = all_scenes()
 
@@ -84,7 +84,7 @@ def test_score_is_half_accuracy_half_cleanliness() -> None:
     reading = read_scene(image)
     right = sum(getattr(scene, name) == getattr(other, name) for name in ATTRIBUTES)
     expected = [0.5 + 0.5 * reading.cleanliness, 0.5 * right / 4 + 0.5 * reading.cleanliness]
-    assert score([image, image], [scene.caption, other.caption]).tolist() == pytest.approx(expected)
+    assert exact_scores([image, image], [scene.caption, other.caption]).tolist() == pytest.approx(expected)
 
 
 def test_captions_read_back() -> None:

@@ -27,7 +27,7 @@ from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
-from diffusion_feedback.training.sources import PairSource, TokenSource, UnpairedSource
+from diffusion_feedback.training.sources import FixedBatchSource, TokenSource, UnpairedSource
 from diffusion_feedback.training.steps import StepParts
 from diffusion_feedback.types import BatchSource, TokenExample, TokenSequence
 
@@ -81,7 +81,7 @@ def build_source(
         return UnpairedSource(order, index.unpaired, passes, processes, rank, lengths, max_tokens)
     if max_tokens is not None:
         return TokenSource(order, index.batch, lengths, max_tokens, processes, rank)
-    return PairSource(order, index.batch, passes, processes, rank)
+    return FixedBatchSource(order, index.batch, passes, processes, rank)
 
 
 def run(name: str, folder: Path, passes: int, max_tokens: int | None = None) -> dict[str, Tensor]:

@@ -401,7 +401,7 @@ def test_state_goes_on_where_it_stopped() -> None:
             assert [each.ids.tolist() for each in one.samples] == [each.ids.tolist() for each in other.samples]
             for name in ("old", "advantages", "reference", "old_values", "returns", "lengths"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
-            timeless = [{k: v for k, v in each.figures.items() if k != "eps"} for each in (one, other)]
+            timeless = [{k: v for k, v in each.metrics.items() if k != "eps"} for each in (one, other)]
             assert timeless[0] == timeless[1]
         assert resumed.kl_coef == whole.kl_coef
     assert calls == [0, 1, 2, 2]
@@ -418,11 +418,11 @@ def test_figures_are_those_of_the_iteration(ppo_world: World) -> None:
     assert rollouts.statistics.reference is not None
     parts = (rollouts.statistics.logps - rollouts.statistics.reference).split(rollouts.lengths.tolist())
     kl = sum(float(part.sum()) for part in parts) / 16
-    assert batch.figures["objective/kl"] == pytest.approx(kl, rel=1e-4)
-    assert batch.figures["objective/non_score_reward"] == pytest.approx(-0.2 * kl, rel=1e-4)
-    total = batch.figures["objective/scores"] + batch.figures["objective/non_score_reward"]
-    assert batch.figures["objective/rlhf_reward"] == pytest.approx(total)
-    assert batch.figures["val/num_eos_tokens"] == float(rollouts.finished.sum())
+    assert batch.metrics["objective/kl"] == pytest.approx(kl, rel=1e-4)
+    assert batch.metrics["objective/non_score_reward"] == pytest.approx(-0.2 * kl, rel=1e-4)
+    total = batch.metrics["objective/scores"] + batch.metrics["objective/non_score_reward"]
+    assert batch.metrics["objective/rlhf_reward"] == pytest.approx(total)
+    assert batch.metrics["val/num_eos_tokens"] == float(rollouts.finished.sum())
     metrics = ppo_world.step(ppo_world.network, batch).metrics
     assert float(metrics["val/ratio"].mean()) == pytest.approx(1, abs=1e-4)
     assert float(metrics["policy/approxkl_avg"].mean()) == pytest.approx(0, abs=1e-6)
@@ -448,7 +448,7 @@ def test_learning_raises_the_reward(name: str) -> None:
     scores = []
     for number in range(20):
         for batch in source.micro_batches(number):
-            scores.append(batch.figures["objective/scores"])
+            scores.append(batch.metrics["objective/scores"])
             (world.step(world.network, batch).loss / source.denominator(number)).backward()
         torch.nn.utils.clip_grad_norm_(world.network.parameters(), 1.0)
         optimizer.step()

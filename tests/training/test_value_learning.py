@@ -30,7 +30,7 @@ from diffusion_feedback.training.order import PairOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
-from diffusion_feedback.training.value_learning import ValueLearningStep, heldout_figures
+from diffusion_feedback.training.value_learning import ValueLearningStep, trajectory_metrics
 from diffusion_feedback.types import TextBatch, TokenSequence, TrajectoryBatch
 from diffusion_feedback.workflows.training import run as training_run
 
@@ -201,7 +201,9 @@ def test_what_the_step_refuses() -> None:
 def test_heldout_figures_do_not_depend_on_the_batches() -> None:
     network = build()
     step = step_of(network)
-    first, second = (heldout_figures(step, network, batch_of, num_trajectories=12, batch_size=size) for size in (12, 5))
+    first, second = (
+        trajectory_metrics(step, network, batch_of, num_trajectories=12, batch_size=size) for size in (12, 5)
+    )
     assert first == pytest.approx(second, rel=1e-9)
     losses = [loss for losses in by_loops(network, range(12)) for loss in losses]
     assert first["loss"] == pytest.approx(float(np.mean(losses)), rel=1e-9)

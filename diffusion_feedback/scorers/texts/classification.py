@@ -15,7 +15,7 @@ from ...foreign import apply_template, reading
 from ...records import Text
 from ...text_folders import (
     check_vocabulary,
-    load_model,
+    load_network,
     load_tokenizer,
     located,
     positions_of,
@@ -121,7 +121,7 @@ def load_classification(
     """
     located(path, _WHAT, _FOLDER)
     wanted: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
-    loaded = load_model(
+    loaded = load_network(
         path, AutoModelForSequenceClassification, _WHAT, _FOLDER, is_trained=False, dtype=dtype, **wanted
     )
     model, tokenizer = loaded.model, load_tokenizer(path)

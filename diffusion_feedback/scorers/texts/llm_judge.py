@@ -15,7 +15,7 @@ from ...documents import read_text
 from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
 from ...records import Text, content_hash
-from ...text_folders import check_vocabulary, load_model, load_tokenizer, located, positions_of
+from ...text_folders import check_vocabulary, load_network, load_tokenizer, located, positions_of
 from ...weights import state_hash
 from .checking import check_equal_length
 from .classification import PRECISION, check_tokens, whole_number
@@ -125,7 +125,7 @@ def load(
     """
     question = _read_question(template) if template else TEMPLATE
     located(source, _WHAT, _FOLDER)
-    loaded = load_model(source, AutoModelForCausalLM, _WHAT, _FOLDER, is_trained=False, dtype=dtype)
+    loaded = load_network(source, AutoModelForCausalLM, _WHAT, _FOLDER, is_trained=False, dtype=dtype)
     tokenizer = load_tokenizer(source)
     if loaded.missing:
         problem = f"llm={source}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}"

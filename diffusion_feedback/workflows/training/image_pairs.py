@@ -18,7 +18,7 @@ from ...folders import expand
 from ...progress import progress
 from ...records import PairRecord, content_hash
 from ...training.order import PairOrder
-from ...training.sources import PairSource, UnpairedSource
+from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types import PreferenceBatch
 from .examples import check_apart, say_skipped
 from .given import Setup
@@ -63,7 +63,7 @@ class ImagePairs:
             log.warning("note: %d captions are longer than the text encoder reads; their ends are ignored", count)
         return cls(recipe, accelerator, train, heldout, build_order(recipe, train, accelerator))
 
-    def source(self) -> PairSource | UnpairedSource:
+    def source(self) -> FixedBatchSource | UnpairedSource:
         """The passes of each optimizer step; for objectives on single samples each pair with the prompt of another one."""
 
         def batches(indices: Sequence[int], partners: Sequence[int], draw: int) -> PreferenceBatch:
@@ -74,7 +74,7 @@ class ImagePairs:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         if objective_row(self.recipe.objective["name"]).learns_from == "labels":
             return UnpairedSource(self.order, batches, passes, processes, rank)
-        return PairSource(self.order, self.train.batch, passes, processes, rank)
+        return FixedBatchSource(self.order, self.train.batch, passes, processes, rank)
 
     def labels_hash(self) -> str:
         """Identity of the pairs and labels that the run learns from."""

@@ -18,9 +18,9 @@ from ...training.steps import PointwiseStep
 from ...training.text_heldout import (
     Means,
     chosen_logps,
-    heldout_figures,
-    implicit_accuracy,
+    heldout_metrics,
     step_means,
+    text_accuracy,
     token_metrics,
 )
 from ...types import GenerativeTextModel
@@ -135,7 +135,7 @@ class TextEvaluation:
         means = step_means(self.step, network, self.texts.examples(heldout).batch, passes)
         tokens = sum(each.chosen.num_scored for each in heldout.examples if each.label is not False)
         start = next((row for row in folder.read_metrics() if row["step"] == 0 and "validation/nll" in row), None)
-        metrics = heldout_figures(
+        metrics = heldout_metrics(
             means,
             chosen_logps=self._chosen_logps(means, network, heldout, passes),
             num_tokens=tokens,
@@ -153,7 +153,7 @@ class TextEvaluation:
         if pairs is None:
             return {}
         passes = passes_over(self._recipe, pairs, share_prompt=False)
-        return implicit_accuracy(PreferenceStep(self.step.parts), network, pairs.batch, passes)
+        return text_accuracy(PreferenceStep(self.step.parts), network, pairs.batch, passes)
 
     def _chosen_logps(
         self, means: Means, network: nn.Module, heldout: TokenIndex, passes: Sequence[Sequence[int]]

@@ -18,7 +18,7 @@ from ...records import TextRecord, content_hash
 from ...training.order import PairOrder
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
-from ...training.value_learning import ValueLearningStep, heldout_figures
+from ...training.value_learning import ValueLearningStep, trajectory_metrics
 from ...types import GenerativeTextModel, TokenExample
 from .base_model import base_model, make_trainable
 from .examples import check_apart, say_skipped
@@ -50,11 +50,11 @@ def value_learning_session(setup: Setup) -> Session:
         if heldout is None:
             return {}
         size = recipe.training.train_batch_size
-        return heldout_figures(step, network, heldout.batch, num_trajectories=len(heldout), batch_size=size)
+        return trajectory_metrics(step, network, heldout.batch, num_trajectories=len(heldout), batch_size=size)
 
     def save(trained: nn.Module, folder: Path) -> None:
         model.save(network.language_model, folder)
-        value_heads.save(network.heads, folder)
+        value_heads.save_value_heads(network.heads, folder)
 
     return Session(
         recipe=recipe,
