@@ -1,4 +1,4 @@
-"""What texts become as tokens, for ``dfb data check``: lengths, what is cut, and whether the model is taught to stop."""
+"""What texts become as tokens: lengths, what is cut, and whether the model is taught to stop."""
 
 from __future__ import annotations
 
