@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .records import atomic_write
+from .records import write_text
 
 Key = tuple[str, ...]  # of a setting, through all mappings that it lies in
 _LONGEST = 200  # characters of a setting that a message holds
@@ -71,8 +71,7 @@ class OutputKind:
 
     def write_mark(self, folder: Path, mark: str) -> None:
         """Write the text ``mark``, whole or not at all."""
-        with atomic_write(folder / self.mark) as file:
-            file.write_text(mark, "utf-8")
+        write_text(folder / self.mark, mark)
 
 
 def check_writable(folder: Path) -> None:

@@ -267,6 +267,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, content: object, *, allow_nan: bool = True) -> None:
+    """Write ``content`` to ``path`` as indented JSON, whole or not at all. Raises ValueError for NaN that is not allowed."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n")
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """``atomic_write`` for a whole folder, of which there may be one writer at a time: an empty one to fill is yielded.

@@ -132,7 +132,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its last line was cut off"):
         load_completions(path)
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(UserError, match="line 1: a record of a completion is wanted, and this has no '"):
+    with pytest.raises(UserError, match="line 1: not the record of a completion: has no '"):
         load_completions(path)
     with pytest.raises(ValueError, match="0 prompts"):
         run(path, prompts=[])

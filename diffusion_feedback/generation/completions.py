@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..folders import make_folder, sweep_beside
 from ..progress import progress
-from ..records import CompletionRecord, Text, atomic_write, content_hash
+from ..records import CompletionRecord, Text, content_hash
+from .rows import append_rows, check_origin, read_rows, write_rows
 
 COMPLETIONS = "completions.jsonl"
 
@@ -80,7 +80,7 @@ def complete_prompts(
                 )
                 for (i, seed, sample), one in zip(batch, drawn, strict=True)
             ]
-            _append(path, records)
+            append_rows(path, records)
             completions += records
             bar.update(len(records))
     sweep_beside(path)
@@ -103,25 +103,8 @@ def load_completions(path: Path | str) -> list[CompletionRecord]:
     return records
 
 
-def _append(path: Path, records: Sequence[CompletionRecord]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(record.to_json() + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
-    """The rows of ``path``, and whether a last line was dropped because its writer was killed in the middle of it."""
-    *lines, tail = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(CompletionRecord.from_json(line.decode()))
-        except (KeyError, ValueError, TypeError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else f"is none ({error})"
-            problem = f"{path}, line {number}: a record of a completion is wanted, and this {what}"
-            raise UserError(problem, "correct or remove the line, or draw the completions again") from error
-    return records, bool(tail)
+    return read_rows(path, CompletionRecord, "completion", "correct or remove the line, or draw the completions again")
 
 
 def _resume(
@@ -145,8 +128,7 @@ def _resume(
     # The rest of a batch alone would be another batch, in which numbers round differently.
     whole = len(records) if len(records) == len(wanted) else len(records) // batch_size * batch_size
     if is_cut or whole < len(records):
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(record.to_json() + "\n" for record in records[:whole]), "utf-8")
+        write_rows(path, records[:whole])
     return records[:whole]
 
 
@@ -159,15 +141,7 @@ def _check_same_run(
     settings: Mapping[str, object],
     remedy: str,
 ) -> None:
-    if record.model_hash != model_hash:
-        problem = f"{path}: holds completions of model {record.model_hash!r}, this run is of {model_hash!r}"
-        raise UserError(problem, remedy)
-    for key in sorted({*record.settings, *settings}):
-        old, new = record.settings.get(key, "unset"), settings.get(key, "unset")
-        if old != new:
-            raise UserError(
-                f"{path}: holds completions made with {key} = {old!r}, this run has {key} = {new!r}", remedy
-            )
+    check_origin(path, "completions", record, model_hash, settings, remedy)
     if record.identity != identity or record.prompt != prompts[identity[0]]:
         place = "prompt {}, seed {}, sample {}"
         problem = f"{path}: holds {place.format(*record.identity)} where this run has {place.format(*identity)}"

@@ -7,7 +7,6 @@ The folder is an imagefolder as ``datasets`` reads it (``load_dataset("imagefold
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from PIL import Image
 from ..errors import UserError
 from ..folders import make_folder, sweep_folder
 from ..progress import progress
-from ..records import ImageRecord, atomic_write, content_hash, parse_json
+from ..records import ImageRecord, atomic_write, content_hash, parse_json, write_text
+from .rows import append_rows, check_origin, read_rows, write_rows
 
 Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """(prompts, seeds) of equal length to one image each; an image depends on its own prompt and seed alone."""
@@ -43,15 +43,11 @@ class _Manifest:
     def append(self, records: Sequence[ImageRecord]) -> None:
         """Add rows for images that are already in place, down to the disk."""
         self.rows.update((record.file_name, record) for record in records)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(record.to_json() + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.path, records)
 
     def rewrite(self, records: Sequence[ImageRecord]) -> None:
         """Replace the whole file by ``records``, in their order."""
-        with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(record.to_json() + "\n" for record in records), "utf-8")
+        write_rows(self.path, records)
         self.rows.clear()
         self.rows.update((record.file_name, record) for record in records)
 
@@ -82,8 +78,7 @@ class _Pending:
         new = set(names) - self.names
         if new:
             self.names.update(new)
-            with atomic_write(self.path) as temporary:
-                temporary.write_text(json.dumps(sorted(self.names)), "utf-8")
+            write_text(self.path, json.dumps(sorted(self.names)))
 
     def clear(self, keep: set[str]) -> None:
         """All is in place: remove those images that are not to ``keep``, and the note."""
@@ -174,7 +169,7 @@ def load_generated(folder: Path | str) -> list[tuple[ImageRecord, Path]]:
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise UserError(f"{folder}: no {METADATA}", "give a folder of generated images")
-    records, _ = _read_rows(folder / METADATA)
+    records, _ = _read(folder / METADATA)
     images = [(record, folder / record.file_name) for record in records]
     for record, path in images:
         if not path.is_file():
@@ -191,20 +186,9 @@ def _write_images(folder: Path, batch: Sequence[ImageRecord], sampler: Sampler) 
             image.save(temporary, format="PNG")
 
 
-def _read_rows(path: Path) -> tuple[list[ImageRecord], bool]:
-    """The rows of ``path``, and whether a last line was dropped because its writer was killed in the middle of it."""
-    *lines, tail = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(ImageRecord.from_json(line.decode()))
-        except (KeyError, ValueError, TypeError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            problem = f"{path}, line {number}: not the record of a generated image: {what}"
-            raise UserError(
-                problem, "correct or remove the line, use another folder, or `overwrite` to draw all images again"
-            ) from error
-    return records, bool(tail)
+def _read(path: Path) -> tuple[list[ImageRecord], bool]:
+    remedy = "correct or remove the line, use another folder, or `overwrite` to draw all images again"
+    return read_rows(path, ImageRecord, "generated image", remedy)
 
 
 def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> _Manifest:
@@ -212,7 +196,7 @@ def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> _Manifest:
     manifest = _Manifest(folder, {})
     if not manifest.path.exists():
         return manifest
-    recorded, truncated = _read_rows(manifest.path)
+    recorded, truncated = _read(manifest.path)
     requested = {record.file_name: record for record in wanted}
     for record in recorded:
         _check_same_run(folder, record, requested.get(record.file_name))
@@ -227,14 +211,7 @@ def _check_same_run(folder: Path, record: ImageRecord, wanted: ImageRecord | Non
     remedy = "use another folder, or `overwrite` to replace its images"
     if wanted is None:
         raise UserError(f"{folder}: holds {record.file_name}, which this run does not request", remedy)
-    if record.model_hash != wanted.model_hash:
-        problem = f"{folder}: holds images of model {record.model_hash!r}, this run is of {wanted.model_hash!r}"
-        raise UserError(problem, remedy)
-    absent = "unset"
-    for key in sorted({*record.settings, *wanted.settings}):
-        old, new = record.settings.get(key, absent), wanted.settings.get(key, absent)
-        if old != new:
-            raise UserError(f"{folder}: holds images made with {key} = {old!r}, this run has {key} = {new!r}", remedy)
+    check_origin(folder, "images", record, wanted.model_hash, wanted.settings, remedy)
     if (record.prompt, record.seed) != (wanted.prompt, wanted.seed):
         problem = f"{folder}: {record.file_name} shows {record.prompt!r}, this run has {wanted.prompt!r} in that place"
         raise UserError(problem, remedy)

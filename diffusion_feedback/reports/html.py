@@ -11,7 +11,7 @@ from markupsafe import Markup
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError, visible
-from ..records import atomic_write
+from ..records import write_text
 from .calibration import coverage_series, coverage_svg, reliability_figure, reliability_svg
 from .content import CurveFigure, Rate, Report, ReportImage
 from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, PointsFigure, curves_svg, points_svg
@@ -28,8 +28,7 @@ def write_report(report: Report, path: Path | str, *, max_image_side: int = 768)
     read or a curve without a finite value.
     """
     page = render_report(report, max_image_side=max_image_side)
-    with atomic_write(Path(path)) as temporary:
-        temporary.write_text(page, "utf-8")
+    write_text(Path(path), page)
 
 
 def render_report(report: Report, *, max_image_side: int = 768) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -21,7 +20,7 @@ from ..evaluation.comparison import Comparison, compare
 from ..folders import hold_folder
 from ..generation import generate_images, load_generated, own_noise
 from ..prompts import read_prompts
-from ..records import atomic_write
+from ..records import write_json
 from ..workflows.labeling import label_images
 from ..workflows.settings import LabelingSettings, ScoringSettings
 from ..workflows.training.run import train
@@ -103,8 +102,7 @@ class Story:
         start = time.monotonic()
         yield
         stages = {name: round(time.monotonic() - start, 1), **self._stages()}
-        with atomic_write(self.folder / "stages.json") as file:
-            file.write_text(json.dumps(stages, indent=2) + "\n", "utf-8")
+        write_json(self.folder / "stages.json", stages)
 
     def _stages(self) -> dict[str, float]:
         path = self.folder / "stages.json"
@@ -133,8 +131,7 @@ class Story:
         with self._stage("report", "judging by the exact verifier"):
             comparisons = {method: self._compare(images["base"], images[method]) for method in self.recipes}
         result = Demo(self.folder, self.recipes, images, comparisons, sum(self._stages().values()))
-        with atomic_write(self.folder / "results.json") as file:
-            file.write_text(json.dumps(result.metrics, indent=2) + "\n", "utf-8")
+        write_json(self.folder / "results.json", result.metrics)
         write_demo_pages(result)
         return result
 

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, make_run
 from ..output_folders import OutputKind
-from ..records import PromptRecord, ScoreRecord, atomic_write
+from ..records import PromptRecord, ScoreRecord, write_json, write_text
 
 SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.parquet", "results.json"
 REPORT, README = "report.html", "README.md"
@@ -67,7 +67,7 @@ def open_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool
     """
     check_folder(folder, settings, overwrite=overwrite)
     if overwrite or not _RUNS.is_marked(folder):
-        _RUNS.claim(folder, _dump(settings))
+        _RUNS.claim(folder, json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_scored(run: BenchmarkRun, *, overwrite: bool) -> None:
@@ -83,10 +83,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _dump(value: Mapping[str, object]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     return read_object(path, "run the benchmark again with `overwrite`")
 
@@ -100,13 +96,10 @@ def write_run(run: BenchmarkRun, records: Sequence[ScoreRecord], comparison: Run
         json.dumps({"prompt": prompt.prompt, **prompt.extra, "images": list(images)}, ensure_ascii=False) + "\n"
         for prompt, images in zip(run.prompts, run.images, strict=True)
     ]
-    with atomic_write(run.folder / PROMPTS) as file:
-        file.write_text("".join(lines), "utf-8")
+    write_text(run.folder / PROMPTS, "".join(lines))
     write_scores(records, run.folder / SCORES)
-    with atomic_write(run.folder / SETTINGS) as file:
-        file.write_text(_dump(run.settings), "utf-8")
-    with atomic_write(run.folder / RESULTS) as file:
-        file.write_text(_dump(run.to_json(comparison)), "utf-8")
+    write_json(run.folder / SETTINGS, run.settings, allow_nan=False)
+    write_json(run.folder / RESULTS, run.to_json(comparison), allow_nan=False)
 
 
 def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..errors import UserError, nearest
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
 from ..progress import progress
-from ..records import ScoreRecord, atomic_write, content_hash
+from ..records import ScoreRecord, content_hash, write_json
 from ..reports.pages.calibration import write_calibration_pages
 from ..scorers.loading import AnyScorer, label_of
 from ..types import ImageItem
@@ -78,9 +77,7 @@ def calibrate_scorers(
 def write_calibration(result: CalibrationResult, folder: Path) -> None:
     """Write report.html, README.md and, last, calibration.json to ``folder``, each whole or not at all."""
     write_calibration_pages(result, folder)
-    content = json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_write(folder / "calibration.json") as file:
-        file.write_text(content + "\n", "utf-8")
+    write_json(folder / "calibration.json", result.to_json(), allow_nan=False)
 
 
 def check_ceiling(settings: CalibrationSettings, scorers: Sequence[AnyScorer]) -> None:

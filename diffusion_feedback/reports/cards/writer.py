@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ...records import atomic_write
+from ...records import write_text
 from ..rendering import Functions, load_template
 
 CardKind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
@@ -53,8 +53,7 @@ def write_card(
         samples=sorted(path.name for path in (folder / "samples").glob("step-*") if path.suffix in (".png", ".md")),
         **facts,
     )
-    with atomic_write(folder / "README.md") as file:
-        file.write_text(card, "utf-8")
+    write_text(folder / "README.md", card)
 
 
 def _literal(text: str) -> str:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...documents import read_object
-from ...records import atomic_write
+from ...records import write_text
 from ..rendering import load_template
 
 
 def write_readme(kind: str, folder: Path, **values: object) -> None:
     """Write README.md of a folder of this ``kind``, whose template shows ``values``."""
     page = load_template(f"readme/{kind}.md.j2").render(values)
-    with atomic_write(folder / "README.md") as file:
-        file.write_text(page, "utf-8")
+    write_text(folder / "README.md", page)
 
 
 def write_results_readme(folder: Path, title: str, results: str, files: Mapping[str, str]) -> None:
