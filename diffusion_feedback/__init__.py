@@ -1,6 +1,6 @@
 """Takes generative models beyond imitation by learning from feedback.
 
-The public names are imported when they are first asked for, so that ``import diffusion_feedback`` loads no torch.
+The public names are imported when they are first used, so that ``import diffusion_feedback`` loads no torch.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _lock(lock_file: Path, holder_file: Path, what: Path, command: str, other: s
     except (OSError, ValueError) as error:
         raise UserError(f"{what}: cannot be written: {_reason(error)}", f"choose another {other}") from error
     try:
-        with suppress(OSError):  # a full disk: whoever comes next is then told that somebody is at work, not who
+        with suppress(OSError):  # a full disk: the next process then learns that another is at work, not which
             since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
             told = {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
             holder_file.write_text(json.dumps(told), "utf-8")

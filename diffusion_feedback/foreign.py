@@ -1,7 +1,7 @@
 """What a stranger wrote: folders and files that people bring, of which nothing is known before they are read.
 
 Reading them may fail in any way at all. One place turns whatever a library raises into one clear message, and one rule
-says which names are asked of the hub.
+says which names are requested from the hub.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def _in_time() -> Iterator[None]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` may be asked of the hub: NAME or OWNER/NAME, and nothing on this disk that it could mean.
+    """Whether ``name`` may be requested from the hub: NAME or OWNER/NAME, and nothing on this disk that it could mean.
 
-    A mistyped or moved local path (runs/x beside a folder runs) is never asked: whoever owns that name on the hub would
+    A mistyped or moved local path (runs/x beside a folder runs) is never requested: whoever owns that name on the hub would
     serve the weights. Where the first part is a folder here, or the name ends as a file does, a path was meant.
     """
     if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or name.lower().endswith(_FILES):

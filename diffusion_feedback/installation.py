@@ -1,4 +1,4 @@
-"""The installed packages: whether they fit this project and each other, asked before any of them is loaded."""
+"""The installed packages: whether they fit this project and each other, checked before any of them is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMEDY = "pip install --upgrade {packages}"
 def check_installed() -> None:
     """Raise UserError naming every package that is missing, or outside what this project and its parts ask for.
 
-    What is asked stands in the metadata that pip itself reads: the bounds in pyproject.toml, with a ceiling where a
+    What is required stands in the metadata that pip itself reads: the bounds in pyproject.toml, with a ceiling where a
     release is known to break something, and torchvision's torch. From a source tree that was never installed there is
     nothing to read, and nothing is checked.
     """

@@ -1,4 +1,4 @@
-"""Forward processes: how noise is mixed into latents, and what the network is asked to predict."""
+"""Forward processes: how noise is mixed into latents, and what the network predicts."""
 
 from __future__ import annotations
 

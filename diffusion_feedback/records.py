@@ -229,7 +229,7 @@ class ScoreRecord:
     ``sample_key`` is the content hash of its bytes. ``recipe_id`` names everything that made the number: scorer version, preprocessing,
     precision, hash of the weights. ``score`` is the number as published; ``raw`` is what the network gave before any
     scale: the cosine of a CLIP scorer. ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
-    ``prompt_cut`` says whether the scorer read the beginning of the prompt only; None where nobody looked.
+    ``prompt_cut`` says whether the scorer read the beginning of the prompt only; None where it was not checked.
     """
 
     sample: str

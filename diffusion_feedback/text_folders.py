@@ -1,7 +1,7 @@
 """Folders and hub ids of transformers' models that people bring: their models, adapters and tokenizers.
 
 One place for whatever reads texts, language models and judges alike. Code that a folder holds never runs, a path that is not
-there is never asked of the hub, and every failure is one UserError.
+there is never requested from the hub, and every failure is one UserError.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def located(path: str, what: str, remedy: str) -> str:
 
 
 def _place(path: str) -> str:
-    """What transformers is asked for: a folder here with ~ resolved, or the name of a hub id."""
+    """What transformers is given: a folder here with ~ resolved, or the name of a hub id."""
     folder = expand(path)
     return str(folder) if folder.is_dir() else path
 

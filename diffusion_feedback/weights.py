@@ -1,4 +1,4 @@
-"""What can be told of any weights: their identity, and whether all of them are numbers."""
+"""What can be computed of any weights: their identity, and whether all of them are numbers."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _EXAMPLES: Mapping[Kind, Examples] = {
     "policy_gradient": "rollouts",
     "value_learning": "trajectories",
 }
-# What an objective may be handed besides log-probabilities; of the last three, which look beyond the example, one.
+# What an objective may be handed besides log-probabilities; of the last three, which concern more than the example, one.
 _INPUTS: Mapping[Kind, frozenset[str]] = {
     "pairwise": frozenset({"chosen_probability", "margin", "mean_log_ratio", "population", "positions"}),
     "unpaired": frozenset({"kl"}),
@@ -117,7 +117,7 @@ class ObjectiveRow:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether it asks for figures of the whole batch before the first loss."""
+        """Whether it needs metrics of the whole batch before the first loss."""
         return not _WHOLE_BATCH.isdisjoint(self.inputs)
 
     @property

@@ -1,4 +1,4 @@
-"""``dfb benchmark``: a benchmark's prompts, a model or its images, and scorers to figures, with a paired comparison."""
+"""``dfb benchmark``: a benchmark's prompts, a model or its images, and scorers to metrics, with a paired comparison."""
 
 from __future__ import annotations
 

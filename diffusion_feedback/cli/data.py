@@ -37,7 +37,7 @@ CONVERT_EPILOG = """examples:
 
 Pairs of images: the output holds the images themselves and has Pick-a-Pic's columns: caption, jpg_0, jpg_1, label_0,
 label_1, ... Ties are kept, as label_0 0.5. Texts: the output, .jsonl or .parquet, has TRL's columns, with the prompt
-told apart: prompt, chosen, rejected; prompt, completion, label; prompt, completion; messages; or text.
+distinguished: prompt, chosen, rejected; prompt, completion, label; prompt, completion; messages; or text.
 """
 WHERE = {
     "split": "split, where the source has splits",

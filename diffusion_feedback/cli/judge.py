@@ -25,8 +25,8 @@ judges, written KIND=SOURCE[,key=value,...]:
   function=module:attribute        of your own, called with prompts and completions; also function=path/to/file.py:attribute
   llm=PATH                         a language model that is shown both and says A or B; template=FILE with the question
 
-An LLM judge is asked in both orders: where its answers contradict each other the pair is a tie, and the share of such
-pairs is told. Intervals are over prompts, whose samples belong together. --texts gives each model's perplexity on texts of
+An LLM judge judges in both orders: where its answers contradict each other the pair is a tie, and the share of such
+pairs is reported. Intervals are over prompts, whose samples belong together. --texts gives each model's perplexity on texts of
 any format that is trained on, --reference the divergence of each model from it. The folder holds completions of both,
 judgements.jsonl, results.json, report.html and README.md. Run the same command again to go on after an interruption.
 """

@@ -36,7 +36,7 @@ prompt weighs the same (num_example_per_prompt). Pairs as input keep their pairs
 given; their old label_0 stands in human_label_0. Run the same command again to go on after an interruption.
 """
 HELPS = {
-    "relabel": "keep the pairs of the input, label them anew (the default for pairs)",
+    "relabel": "keep the pairs of the input, label them again (the default for pairs)",
     "ensemble": "several scorers: mean of their probabilities, majority of their sides, or only where all agree",
     "ties": "leave ties out, label every pair by its probability, or keep ties with label 0.5",
     "tie_margin": "a pair with |P - 0.5| up to this is a tie; at 0 only exactly equal scores are",
@@ -50,7 +50,7 @@ def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
         prog="dfb label",
-        description="Make preference pairs of scored images, or label pairs anew, by one or several scorers.",
+        description="Make preference pairs of scored images, or label pairs again, by one or several scorers.",
         epilog=EPILOG,
     )
     add = parser.add_argument

@@ -1,6 +1,6 @@
 """``dfb``: dispatches to one module a command, imported only when its command is called.
 
-Exit codes: 0 for done; 2 for a user's mistake, or a failure of the disk, of a path or of memory (told in one message,
+Exit codes: 0 for done; 2 for a user's mistake, or a failure of the disk, of a path or of memory (reported in one message,
 without a traceback); 130 for an interruption, 143 for a request to end (SIGTERM), 141 where the reader of the output has
 gone. Any other failure is a defect and shows its traceback.
 """
@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "score": "images and scorers to a table of scores",
     "label": "scored images to preference pairs; pairs to new labels",
     "calibrate": "scorers against labelled pairs: accuracy, logit scale, report",
-    "benchmark": "a benchmark's prompts, a model or its images, and scorers to figures",
+    "benchmark": "a benchmark's prompts, a model or its images, and scorers to metrics",
     "judge": "two language models on the same prompts: win rate, perplexity, divergence",
     "report": "several benchmark runs on one page, side by side",
     "data": "check preference pairs, convert them to one parquet file",

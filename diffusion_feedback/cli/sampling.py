@@ -40,7 +40,7 @@ def add_completion_flags(parser: argparse._ActionsContainer) -> None:
         "num_samples": "completions of each prompt under each seed",
         "max_new_tokens": "longest completion, in tokens",
         "temperature": "sampling temperature; 0 takes the likeliest token",
-        "top_k": "draw from so many of the likeliest tokens; 0 for all",
+        "top_k": "draw from this many of the likeliest tokens; 0 for all",
         "top_p": "draw from the likeliest tokens of this share; 1 for all",
         "chat_template": "a Jinja chat template, in place of the tokenizer's own; plain prompts become the user's turn",
         "as_turns": "plain prompts become the user's turn of the chat template, as a chat model needs them",

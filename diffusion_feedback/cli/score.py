@@ -24,7 +24,7 @@ EPILOG = f"""examples:
 {SCORERS_HELP}
 {IMAGES_HELP}
 The table has a row for each image, prompt and scorer: image, image_key, prompt, scorer, recipe_id, score, raw (the cosine
-of CLIP scorers), logit_scale, prompt_cut; .parquet, .csv or .jsonl by its ending. Of several folders the mean of each is told too.
+of CLIP scorers), logit_scale, prompt_cut; .parquet, .csv or .jsonl by its ending. Of several folders the mean of each is printed too.
 Run the same command again to go on after an interruption.
 """
 

@@ -17,7 +17,7 @@ SCORERS_HELP = """scorers:
     mine:pickscore=runs/scorer           named "mine", beside another pickscore
     function=file.py:brightness          your own f(images, prompts) or f(image, prompt); module:attribute too
   Images are judged upright (EXIF), transparency laid on white, 16-bit grey scaled to 8 bits, palettes made RGB before they are
-  scaled; prompts beyond a scorer's token limit are cut, and told. docs/scorers.md says what each scorer computes.
+  scaled; prompts beyond a scorer's token limit are cut, and reported. docs/scorers.md says what each scorer computes.
 """
 
 IMAGES_HELP = """images:

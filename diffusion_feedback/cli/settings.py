@@ -16,7 +16,7 @@ def add_flags(
 ) -> None:
     """Add a flag for each field of the settings ``kind`` that ``helps`` names, in the order of ``helps``.
 
-    The default is told behind the help unless it is None or False. ``more`` holds further arguments of argparse by field,
+    The default stands behind the help unless it is None or False. ``more`` holds further arguments of argparse by field,
     such as ``scorers={"metavar": "SPEC"}``; ``flag`` among them is another name of the flag, ``also`` one more.
     """
     known = {field.name: field for field in fields(kind)}

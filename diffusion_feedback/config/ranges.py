@@ -1,4 +1,4 @@
-"""Which numbers and texts the keys of a recipe may have, key by key; what hangs together is looked at elsewhere."""
+"""Which numbers and texts the keys of a recipe may have, key by key; what hangs together is checked elsewhere."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ class DataConfig:
         random_flip: Mirror half of the pairs, both images alike.
         random_crop: Crop at random instead of at the centre, both images alike; needs cache false.
         caption_dropout: Share of pairs trained with the empty caption, in [0, 1].
-        max_train_pairs: Use only so many training pairs.
-        max_validation_pairs: Use only so many validation pairs.
+        max_train_pairs: Use only this many training pairs.
+        max_validation_pairs: Use only this many validation pairs.
     """
 
     train: str
@@ -107,8 +107,8 @@ class TrainingConfig:
         mixed_precision: Autocast precision of forward passes.
         ema_decay: Decay of the moving average of the trained weights, which is then the result; 0 for none.
         timestep_range: Part of the scheduler's range that timesteps are drawn from.
-        checkpointing_steps: Write a checkpoint every so many steps.
-        checkpoints_total_limit: Keep so many checkpoints.
+        checkpointing_steps: Steps between two checkpoints.
+        checkpoints_total_limit: Number of checkpoints that are kept.
         report_to: Tracker of accelerate (tensorboard, wandb, ...), or a list of them, beside metrics.jsonl.
     """
 
@@ -136,10 +136,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is looked at while training.
+    """What is evaluated while training.
 
     Args:
-        steps: Look every so many steps; 0 only at the end.
+        steps: Steps between two evaluations; 0 evaluates only at the end.
         prompts: Prompts of the sample grid (drawn at data.resolution, training.train_batch_size at once), or of the sample
             completions; the first held-out ones when empty.
         num_prompts: How many held-out prompts are taken when prompts is empty; 0 for no samples.
@@ -162,7 +162,7 @@ class TextConfig:
 
     Args:
         max_length: Longest sequence, prompt and completion, in tokens; the model's window when not given.
-        max_completion_length: Completions are cut at their end to so many tokens; no limit of their own when not given.
+        max_completion_length: Completions are cut at their end to this many tokens; no limit of their own when not given.
         max_tokens_per_pass: Tokens of one pass, padding included; passes are formed of like lengths under this budget,
             which is train_batch_size times the longest example when not given. The examples of an optimizer step stay
             the same.
@@ -188,8 +188,8 @@ class RolloutConfig:
 
     Args:
         reward: What judges: reward_model=PATH, classifier=PATH,label=POSITIVE, or function=module:attribute.
-        max_new_tokens: Longest completion, in tokens; of the samples of a look too.
-        temperature: Sampling temperature, of the samples of a look too; applied alike to old, new and reference log-probabilities.
+        max_new_tokens: Longest completion, in tokens; of the samples of an evaluation too.
+        temperature: Sampling temperature, of the samples of an evaluation too; applied alike to old, new and reference log-probabilities.
         batch_size: Completions drawn at once; changes nothing but speed.
         num_prompts: Prompts of one iteration of a policy gradient, taken from data.train.
         num_generations: Completions of each of them; 2 or more for grpo and rloo.
@@ -231,11 +231,11 @@ class RoundsConfig:
         reference: What its objective compares with: the initial model, the previous round's, or an average (ema).
         reference_decay: Share of itself that an averaged reference keeps from round to round, in [0, 1).
         scorer: Who judges images: a scorer of dfb score. Texts are judged by rollouts.reward.
-        reward_recipe: Recipe by which the reward model is trained anew in every round, on the pairs of all rounds so far;
+        reward_recipe: Recipe by which the reward model is trained again in every round, on the pairs of all rounds so far;
             the judge stays as it is when not given.
         labels_from: Who labels those pairs, such as function=module:attribute.
         heldout_prompts: File of prompts on which every round is measured.
-        num_heldout_prompts: Use only so many of them.
+        num_heldout_prompts: Use only this many of them.
         num_heldout_samples: Samples of each held-out prompt.
         heldout_judge: Who judges the held-out samples; labels_from where it is given, else what judges in the rounds.
         batch_size: Images drawn at once; texts go by rollouts.batch_size.
@@ -269,7 +269,7 @@ class Recipe:
         objective: Name of the objective and its settings, such as {name: dpo, beta: 5000}.
         optimizer: Name of the optimizer and its settings, such as {name: adamw, weight_decay: 0.01}.
         training: How long, how fast, and with what.
-        validation: What is looked at while training.
+        validation: What is evaluated while training.
         text: How texts become tokens, and tokens passes.
         rollouts: How completions are drawn and judged.
         rounds: Rounds of drawing, judging, pairing and training.

@@ -164,7 +164,7 @@ class TensorCache:
             return None
 
     def _is_sound(self, path: Path) -> bool:
-        """Whether a shard holds what was written, and numbers alone; asked once a process, and then set aside if not."""
+        """Whether a shard holds what was written, and numbers alone; checked once a process, and then set aside if not."""
         if path.name in self._verified:
             return True
         try:

@@ -126,7 +126,7 @@ class CheckReport:
 
 @dataclass(slots=True)
 class _Tally:
-    """What is gathered over the pairs of one pass; images are looked at once each."""
+    """What is gathered over the pairs of one pass; images are checked once each."""
 
     labels: Counter[str] = field(default_factory=Counter)
     prompts: Counter[str] = field(default_factory=Counter)
@@ -168,7 +168,7 @@ def check_pairs(
     reader = open_pairs(path, split=split, revision=revision, streaming=streaming, on_bad_row="skip", ties="soft")
     tally = _Tally()
     with (
-        image_index(None, reader.identity) as images,  # what was known before is looked at too: this is the check
+        image_index(None, reader.identity) as images,  # what was known before is read too: this is the check
         progress(desc=f"checking {path}", total=reader.num_rows, unit="row", mininterval=0.5) as bar,
     ):
         for record, _ in reader.scan_facts(images):

@@ -75,7 +75,7 @@ class ImageIndex:
 
     Facts of an image in a file of its own hold while the file's size and time of change are the same; those of images
     in a table while the table's are. They lie in files of a few thousand images, written whole or not at all; what is
-    damaged, or from another version, is looked at again. ``notes`` says so.
+    damaged, or from another version, is read again. ``notes`` says so.
     """
 
     def __init__(self, folder: Path | None, name: str, *, decode: bool = True) -> None:
@@ -83,7 +83,7 @@ class ImageIndex:
         self.notes: list[str] = []
         self._here: tuple[Part, int] | None = None  # the segment of a part that is being read
         self._known: list[dict[str, Any]] = []  # its rows, two images each, from the disk
-        self._new: dict[int, dict[str, Any]] = {}  # what was seen of it anew
+        self._new: dict[int, dict[str, Any]] = {}  # what was read of it again
         self._own = f"files-{content_hash(name)}"
         files = self._read(self._own, {})
         self._files: dict[str, dict[str, Any]] = (
@@ -197,7 +197,7 @@ class ImageIndex:
     def _stamp(self, part: Part) -> dict[str, list[int]]:
         """Size and time of change of the files of ``part`` as they were before the first of its rows was read.
 
-        A file that is replaced while it is read is so looked at again the next time.
+        A file that is replaced while it is read is so read again the next time.
         """
         if part not in self._stamps:
             self._stamps[part] = {str(file.absolute()): list(stamp_of(file)) for file in part.files}
@@ -222,7 +222,7 @@ class ImageIndex:
         except Exception as error:  # whatever damage makes of it; the images themselves are still there
             if is_out_of_memory(error):
                 raise
-            note = f"{file}: the index of images is damaged ({error}); these images are looked at again"
+            note = f"{file}: the index of images is damaged ({error}); these images are read again"
             if note not in self.notes:
                 self.notes.append(note)
             return None
@@ -240,7 +240,7 @@ class ImageIndex:
                 temporary.write_bytes(hashlib.sha256(data).digest() + data)
         except OSError as error:
             self.notes.append(
-                f"{self._folder}: cannot be written ({reason(error)}), so every start looks at all images"
+                f"{self._folder}: cannot be written ({reason(error)}), so every start reads all images"
             )
             self._folder = None
 

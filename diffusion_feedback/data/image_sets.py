@@ -29,7 +29,7 @@ from .tabular import find_metadata
 class ImageSet:
     """Images with their prompts in order, and ``notes`` on how both were found and what was passed over.
 
-    ``groups`` are the folders that means are told of, one for each item; "" where there is one folder alone.
+    ``groups`` are the folders that means are printed for, one for each item; "" where there is one folder alone.
     """
 
     items: list[ImageItem]
@@ -60,7 +60,7 @@ def open_image_set(
 
     A path is an image folder whose metadata.jsonl or metadata.csv names ``file_name`` and ``prompt`` (``dfb generate``
     writes such folders), or a folder of such folders; GenEval's or T2I-CompBench's folders; a plain folder of images
-    with the prompt in ``<stem>.txt`` beside each, in ``prompts`` (see ``join_prompts``; for each folder anew), or the one
+    with the prompt in ``<stem>.txt`` beside each, in ``prompts`` (see ``join_prompts``; for each folder separately), or the one
     ``prompt``; a single image; a glob of any of these; or preference pairs in any form that ``open_pairs`` reads,
     labelled or not, both images of a row. A prompt that stands nowhere is "". Of several paths, names begin with the
     path. Raises UserError for a path without images, a broken row, a file that is missing, and prompts that do not fit.

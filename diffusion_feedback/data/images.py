@@ -151,9 +151,9 @@ def _kind(data: bytes) -> str:
 
 
 def to_pixels(image: Image.Image, resolution: int, view: ImageView) -> tuple[Tensor, Tensor]:
-    """Scale the shorter side of an RGB ``image`` to ``resolution``, cut a square at ``view.crop``, mirror it if asked.
+    """Scale the shorter side of an RGB ``image`` to ``resolution``, cut a square at ``view.crop``, mirror it if requested.
 
-    Returns pixels (3, R, R) float32 in [-1, 1], and the size story (6,) float32 that SDXL is told: original height and
+    Returns pixels (3, R, R) float32 in [-1, 1], and SDXL's size conditioning (6,) float32: original height and
     width; top and left of the square in the scaled image (in the mirrored image, if mirrored); R and R.
     Raises UserError for an image so narrow that scaling it would pass Pillow's size limit.
     """

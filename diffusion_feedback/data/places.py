@@ -103,7 +103,7 @@ def is_glob(name: str) -> bool:
 
 def glob_files(name: str, suffixes: Sequence[str]) -> list[Path]:
     """The files that the glob ``name`` stands for and that end in one of ``suffixes``, sorted."""
-    if "\0" in name:  # which no file's name holds, and the disk will not be asked for
+    if "\0" in name:  # which no file's name holds, and the disk is not read for
         return []
     names = glob.glob(str(Path(name).expanduser()), recursive=True)
     return sorted(Path(file) for file in names if file.lower().endswith(tuple(suffixes)))

@@ -30,7 +30,7 @@ _FORMATS_HELP = (
 
 
 def holds_rankings(file: Path) -> bool:
-    """Whether a ``.json`` or ``.jsonl`` file names images in the keys of these data sets, by a look at its beginning."""
+    """Whether a ``.json`` or ``.jsonl`` file names images in the keys of these data sets, by its beginning."""
     if not file.is_file() or file.suffix.lower() not in (".json", ".jsonl"):
         return False
     first = _first_object(file)

@@ -243,13 +243,13 @@ def open_pairs(
     name = GIVEN
     if isinstance(path, str | Path):
         name = str(path)
-    else:  # a part of a data set lies in the same files as the whole: what it holds is told by its fingerprint
+    else:  # a part of a data set lies in the same files as the whole: its fingerprint says what it holds
         split = f"{split} {path._fingerprint}"
     return PairReader(source, name, on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 
 def find_source(given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool) -> PairSource:
-    """The source that ``given`` stands for, by looking at the disk. Raises UserError where it is none."""
+    """The source that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
     if not isinstance(given, str | Path):
         return HubSource(GIVEN, split, given=given)
     name, path = str(given), user_path(str(given))

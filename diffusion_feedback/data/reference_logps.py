@@ -23,7 +23,7 @@ def pair_key(chosen: TokenSequence, rejected: TokenSequence) -> str:
 class ReferenceLogps:
     """Log-probabilities of the reference, (2B,) float32, chosen first.
 
-    ``compute`` asks the reference itself; after ``fill`` it is never asked again, so the reference need not outlive it.
+    ``compute`` calls the reference itself; after ``fill`` it is never called again, so the reference need not outlive it.
     The cache's namespace must name what the numbers depend on besides the tokens: weights, settings, precision.
     """
 
@@ -48,7 +48,7 @@ class ReferenceLogps:
 
     def _ask(self, batch: TextBatch, keys: Sequence[str]) -> None:
         if self._compute is None:
-            raise ValueError("the reference was let go before it was asked for these pairs")
+            raise ValueError("the reference was let go before it was called for these pairs")
         logps = self._compute(batch).float().cpu().view(2, -1)
         for number, (key, value) in enumerate(zip(keys, logps.unbind(1), strict=True)):
             if not bool(value.isfinite().all()):

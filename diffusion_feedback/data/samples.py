@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def image_samples(images: Sequence[tuple[ImageRecord, Path]], *, in_memory: bool) -> Dataset:
     """A row for each image: prompt, seed, image.
 
-    ``in_memory``: the files, as they are, become part of the data set; else they are read when a row is asked for.
+    ``in_memory``: the files, as they are, become part of the data set; else they are read when a row is requested.
     """
     import datasets
 

@@ -149,7 +149,7 @@ class RowGroups:
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
 
     def get(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
-        """Row group ``group`` of file ``number``; always asked for with the same ``columns``."""
+        """Row group ``group`` of file ``number``; always requested with the same ``columns``."""
         with self._lock:
             if stamp_of(self._files[number]) != self._stamps[number]:
                 problem = f"{self._files[number]}: the images have changed since the run began"

@@ -27,7 +27,7 @@ _TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 class TextCells:
     """One row by column; every reading checks what it reads, and raises BadRow naming file, row, column and value.
 
-    ``asked`` gathers the columns that were read, so that the others can be told.
+    ``asked`` gathers the columns that were read, so that the others can be reported.
     """
 
     source: str
@@ -40,7 +40,7 @@ class TextCells:
         return self.cells.get(column)
 
     def unread(self) -> list[str]:
-        """The columns that hold something and were not asked for so far."""
+        """The columns that hold something and were not read so far."""
         return [name for name, value in self.cells.items() if name not in self.asked and not is_blank(value)]
 
     def bad(self, kind: Problem, column: str, says: str) -> BadRow:

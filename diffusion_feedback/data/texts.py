@@ -206,7 +206,7 @@ def open_prompts(
 ) -> list[Text]:
     """The prompts of ``path``, in its order: of any format that has prompts, or a file of prompts alone.
 
-    ``unique`` leaves out a prompt that came before, as each prompt of preferences recurs. ``say`` is told what was left
+    ``unique`` leaves out a prompt that came before, as each prompt of preferences recurs. ``say`` is handed what was left
     aside. Raises UserError as
     ``open_texts`` does, and where an example has no prompt.
     """
@@ -264,7 +264,7 @@ def _prompt_sources(given: str | Path | Dataset, split: str, revision: str | Non
 def find_texts(
     given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool = False
 ) -> list[TextSource]:
-    """The sources that ``given`` stands for, by looking at the disk. Raises UserError where it is none."""
+    """The sources that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
     if not isinstance(given, str | Path):
         return [HubTexts(GIVEN, split, given=given)]
     name, path = str(given), Path(given).expanduser()
@@ -289,7 +289,7 @@ def find_texts(
 def holds_texts(
     path: str | Path, *, split: str = "train", revision: str | None = None, streaming: bool = False
 ) -> bool:
-    """Whether ``path`` holds texts rather than images, by a look at its columns; False where nothing of texts is found.
+    """Whether ``path`` holds texts rather than images, by its columns; False where nothing of texts is found.
 
     Raises UserError for a file of another ending or that cannot be read, and where the hub cannot be reached.
     """

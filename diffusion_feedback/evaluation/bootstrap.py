@@ -34,7 +34,7 @@ def ratio_intervals(numerators: ArrayLike, denominators: ArrayLike, codes: NDArr
     """
     top, bottom = np.atleast_2d(np.asarray(numerators, np.float64)), np.atleast_2d(np.asarray(denominators, np.float64))
     if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
-        raise UserError("values that are not finite cannot be resampled", "score the images anew")
+        raise UserError("values that are not finite cannot be resampled", "score the images again")
     num_clusters = int(codes.max()) + 1 if len(codes) else 0
     if num_clusters < 2:
         raise UserError(f"{num_clusters} clusters to resample", "give pairs of at least two prompts")
@@ -90,7 +90,7 @@ def _accelerated(top: Array, bottom: Array, tops: Array, bottoms: Array, num: in
     drawn = tops[kept] / bottoms[kept]
     left_out = bottom.sum() - bottom
     others = (top.sum() - top)[left_out > 0] / left_out[left_out > 0]
-    # Rounding makes equal ratios differ in the last digits; they are told from a real spread by this much.
+    # Rounding makes equal ratios differ in the last digits; they are distinguished from a real spread by this much.
     if not len(drawn) or np.ptp(drawn) <= 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value, num)
     pull = others.mean() - others

@@ -54,7 +54,7 @@ class CalibrationResult:
         shared = set(self.pairs.prompts) & set(self.tuning.prompts if self.tuning else ())
         if shared:
             notes.append(
-                f"prompts that both sets of pairs share: {len(shared)}; figures after the fit flatter a little"
+                f"prompts that both sets of pairs share: {len(shared)}; results after the fit flatter a little"
             )
         if self.num_left_out:
             notes.append(f"{self.num_left_out} pairs were left out, for bad rows or images")

@@ -309,7 +309,7 @@ def coverage_curve(difference: Array, pairs: LabelledPairs) -> list[CoveragePoin
     """Accuracy among the top 100 %, 90 % ... 10 % of pairs by the predicted margin; labelled ties left out.
 
     The margin |p_0 - p_1| rises with |difference| under any scale, so no scale is needed. Pairs as far apart as the
-    last one kept are kept too, so ``share`` can be above the share asked for.
+    last one kept are kept too, so ``share`` can be above the share requested.
     """
     decided = ~pairs.is_tie
     margin = np.abs(difference)
@@ -343,7 +343,7 @@ def _checked(name: str, difference: Array | None, pairs: LabelledPairs) -> Array
     bad = np.flatnonzero(~np.isfinite(difference))
     if len(bad):
         problem = f"scorer {name!r}: the scores of pair {bad[0]} differ by {difference[bad[0]]}"
-        raise UserError(f"{problem} ({len(bad)} of {len(pairs)} are not finite)", "score the images anew")
+        raise UserError(f"{problem} ({len(bad)} of {len(pairs)} are not finite)", "score the images again")
     return np.asarray(difference, np.float64)
 
 

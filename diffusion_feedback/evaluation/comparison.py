@@ -1,4 +1,4 @@
-"""Two models' scores on the same prompts, case by case: the rows, the summary and the cases worth looking at."""
+"""Two models' scores on the same prompts, case by case: the rows, the summary and the cases worth reading."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class CasePicks:
-    """Cases to look at, each group by falling delta; no case stands in two groups."""
+    """Cases worth reading, each group by falling delta; no case stands in two groups."""
 
     best: tuple[CaseRow, ...]
     median: tuple[CaseRow, ...]

@@ -19,7 +19,7 @@ class PositionBias:
 
     ``first_share`` is the share of questions, in [0, 1], in which it prefers the one shown first (a half is fair; an
     undecided answer counts half); ``disagreement`` the share of pairs on which its two answers contradict each other,
-    or one of them is undecided; ``num`` pairs were asked about, in both orders.
+    or one of them is undecided; ``num`` pairs were judged, in both orders.
     """
 
     first_share: Interval

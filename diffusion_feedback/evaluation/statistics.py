@@ -1,4 +1,4 @@
-"""Win rates, proportions and means with 95 % intervals; every figure that a report claims comes from here."""
+"""Win rates, proportions and means with 95 % intervals; every number that a report claims comes from here."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean = float(data.mean())
     if len(data) == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    # Rounding makes equal differences differ in the last digits; they are told from a real spread by this much.
+    # Rounding makes equal differences differ in the last digits; they are distinguished from a real spread by this much.
     if np.ptp(data) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean, mean, len(data))
     interval = bootstrap(
@@ -165,7 +165,7 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray[tuple[int], np.dty
     bad = np.flatnonzero(~np.isfinite(data))
     if len(bad):
         raise UserError(
-            f"{name}[{bad[0]}] is {data[bad[0]]} ({len(bad)} of {len(data)} are not finite)", "score it anew"
+            f"{name}[{bad[0]}] is {data[bad[0]]} ({len(bad)} of {len(data)} are not finite)", "score it again"
         )
     return data
 

@@ -124,7 +124,7 @@ def calibration_error_by_chance(logits: Array, *, num_bins: int = 10) -> float:
     """The ECE that a perfectly calibrated scorer would show on as many pairs, one vote each.
 
     The observed share of a bin of n pairs varies with variance sum(p (1 - p)) / n^2; the mean of its absolute value is
-    sqrt(2 / pi) standard deviations (normal approximation). An ECE near this figure shows no miscalibration.
+    sqrt(2 / pi) standard deviations (normal approximation). An ECE near this value shows no miscalibration.
     """
     confidence, _ = _folded(logits, np.full(len(logits), 0.5))
     variance = np.bincount(_bins(confidence, num_bins), weights=confidence * (1 - confidence))

@@ -69,7 +69,7 @@ def rank(prompt: str, candidates: Iterable[Candidate], panel: Panel) -> Standing
     else:
         first, second = (axis.ravel() for axis in np.indices((number, number)))
         gains = panel.judge(raws[:, first], raws[:, second]).standing.reshape(number, number)
-        # Rounded, as equal strengths must not be told apart by the last bit of a sum.
+        # Rounded, as equal strengths must not be distinguished by the last bit of a sum.
         strengths = np.round((gains.sum(axis=1) - gains.diagonal()) / (number - 1), 12)
     best_first = np.argsort(-strengths, kind="stable")
     return Standing(prompt, tuple(ordered[i] for i in best_first), strengths[best_first], panel)

@@ -1,4 +1,4 @@
-"""Prompts that end where a token may go on: a model that learnt the whole token is never asked for its rest."""
+"""Prompts that end where a token may go on: a model that learnt the whole token never has to predict its rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_ended(tokenizer: Tokenizer, prompts: Sequence[Text]) -> list[str]:
 
     A space goes to the word behind it with most tokenizers, and without spaces between words (Japanese, Chinese) a word
     may be one token: "東" and "京" are 東京. Each prompt is tried with a letter, or with what the vocabulary holds behind
-    its last character. A prompt that ends with any other letter or sign ends as texts do, and is not asked about.
+    its last character. A prompt that ends with any other letter or sign ends as texts do, and is not checked.
     """
     prompts_open: list[str] = []
     words: dict[str, list[str]] = {}

@@ -77,7 +77,7 @@ def shared_length(one: TokenSequence, other: TokenSequence) -> int:
 
 
 class SharingCheck:
-    """Whether a network gives the same numbers for shared rows: asked at the first batch, and at each longer one.
+    """Whether a network gives the same numbers for shared rows: checked at the first batch, and at each longer one.
 
     Models that bound or bias attention by the distance in the row, or ignore the mask, do not; some of them only beyond
     some length.

@@ -70,7 +70,7 @@ class Tokenization:
         self.max_completion_length = max_completion_length or max_length
         self.conversations = Conversations(tokenizer, read_template(chat_template))
         self.counts = TokenCounts()
-        # The tokenizer would look them up anew each time.
+        # The tokenizer would look them up each time.
         self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._around = (0, 0)
         self._stops = _stop_tokens(tokenizer)

@@ -19,7 +19,7 @@ from .heads import KEPT_BYTES, token_logps
 from .prompt_sharing import Rows, SharingCheck, own_rows, shared_rows
 
 TokenReading = tuple[Tensor, Tensor | None]
-"""Log-probabilities (N,) of the scored tokens, and entropies (N,) where they are asked for."""
+"""Log-probabilities (N,) of the scored tokens, and entropies (N,) where they are requested."""
 
 TokenNetwork = Callable[..., TokenReading]
 """A network, called with ids, mask, positions and ``read``, which gives what ``read`` makes of its hidden states."""
@@ -53,7 +53,7 @@ class TokenInputs:
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
     """The N scored tokens, sequence by sequence: ``logps`` (N,) float32, ``rows`` (N,) the sequence of each, and
-    ``entropy`` (N,) float32 of the distribution that it was drawn from, nats, where it was asked for.
+    ``entropy`` (N,) float32 of the distribution that it was drawn from, nats, where it was requested.
     """
 
     logps: Tensor

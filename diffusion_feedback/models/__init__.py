@@ -1,1 +1,1 @@
-"""Model families: the only room that imports diffusers."""
+"""Model families: the only package that imports diffusers."""

@@ -45,7 +45,7 @@ _FOLDER = "give a folder that save_pretrained wrote for a causal language model,
 
 
 class LanguageModel(nn.Module):
-    """A transformers causal LM whose output head is called by the reader, so that only what is asked is projected."""
+    """A transformers causal LM whose output head is called by the reader, so that only what is requested is projected."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

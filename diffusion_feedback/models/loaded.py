@@ -1,4 +1,4 @@
-"""Models that somebody has loaded: their family is told by their class, and what is tuned is made over their weights."""
+"""Models that somebody has loaded: their class says which family they are of, and what is tuned is made over their weights."""
 
 from __future__ import annotations
 

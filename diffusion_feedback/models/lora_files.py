@@ -36,7 +36,7 @@ _PEFT = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """Tensors by their keys as they stand in ``path``, and what is told of their strength.
+    """Tensors by their keys as they stand in ``path``, and what the file says of their strength.
 
     ``settings`` are peft's, by part ("unet.r") or bare ("r"); ``alpha`` holds for all layers; ``alphas`` are stated by
     layer, under the key of the layer's tensors without their ending. Nothing of the three: alpha is the rank.

@@ -31,7 +31,7 @@ _SHOWN = 30  # endings that a message lists
 @dataclass(frozen=True, slots=True)
 class AdaptedLayers:
     """``endings`` of names that mean the adapted layers and no others, ``count`` of these layers, and ``left_out``: what
-    of the groups asked for adapters do not reach, in words.
+    of the groups requested adapters do not reach, in words.
     """
 
     endings: Sequence[str]

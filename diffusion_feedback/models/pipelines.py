@@ -164,7 +164,7 @@ def _check_index(path: str, index: Mapping[str, object], expected: type[Diffusio
 def _variants(path: str, folder: Path, names: list[str], variant: str | None) -> dict[str, str | None]:
     """Which variant of the weights is loaded for each network. As in diffusers, one that lacks it has its plain weights.
 
-    Raises UserError where none has it, and where there are variants alone and none was asked for.
+    Raises UserError where none has it, and where there are variants alone and none was requested.
     """
     there: dict[str, set[str | None]] = {}
     for name in names:

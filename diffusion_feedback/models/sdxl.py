@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, and size and crop told to the network as time ids (arXiv:2307.01952)."""
+"""Stable Diffusion XL: two text encoders, and size and crop given to the network as time ids (arXiv:2307.01952)."""
 
 from __future__ import annotations
 

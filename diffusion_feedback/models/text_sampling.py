@@ -64,7 +64,7 @@ def complete(
     longest, device = max(map(len, prompts)), model.device
     ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    # Padding after an end token is told from an end token by position, so any id serves.
+    # Padding after an end token is distinguished from an end token by position, so any id serves.
     pad = end_ids[0] if end_ids else 0
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(end_ids) or None, pad_token_id=pad

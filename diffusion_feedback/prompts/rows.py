@@ -1,4 +1,4 @@
-"""Rows of files that people bring: text, JSON, JSON Lines, CSV, TSV, parquet; one reader of each, for all rooms."""
+"""Rows of files that people bring: text, JSON, JSON Lines, CSV, TSV, parquet; one reader of each, for all packages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""For people who look rather than read: image grids, curves, and one self-contained HTML report."""
+"""For people who prefer pictures to tables: image grids, curves, and one self-contained HTML report."""

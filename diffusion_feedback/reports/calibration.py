@@ -21,7 +21,7 @@ _MAX_SERIES = len(SERIES_COLORS)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the bounds of its 95 % interval. Raises UserError unless low <= value <= high, all finite."""
+    """A number with the bounds of its 95 % interval. Raises UserError unless low <= value <= high, all finite."""
 
     value: float
     low: float

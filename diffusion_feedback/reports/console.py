@@ -138,8 +138,8 @@ def scores_summary(records: Sequence[ScoreRecord]) -> str:
         by_scorer.setdefault((record.scorer, record.recipe_id), []).append(record.score)
     for (name, recipe), values in by_scorer.items():
         error = f"{stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else "-"
-        figures = f"{fmean(values):>9.4f} {error:>8} {min(values):>9.4f} {max(values):>9.4f}"
-        lines.append(f"{name:<18} {len(values):>7} {figures}  {recipe}")
+        columns = f"{fmean(values):>9.4f} {error:>8} {min(values):>9.4f} {max(values):>9.4f}"
+        lines.append(f"{name:<18} {len(values):>7} {columns}  {recipe}")
     units = {name: unit_of(recipe) for name, recipe in by_scorer}
     notes = [f"{name}: the cosine; published tables and benchmarks show {unit}" for name, unit in units.items() if unit]
     return "\n".join([*lines, *notes])
@@ -201,7 +201,7 @@ def relabelled_summary(counts: RelabelCounts, panel: Panel, identical: int, unsc
         )
     lines.append(f"agreement         {agreement}")
     ties = f"{counts.old_ties:,} old, {counts.new_ties:,} new, {counts.both_tied:,} both"
-    lines.append(f"ties              {ties}; old ties are labelled anew like all other pairs")
+    lines.append(f"ties              {ties}; old ties are labelled again like all other pairs")
     return "\n".join([*lines, *_kept(counts)])
 
 

@@ -51,7 +51,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure before and after, in one unit; ``is_share`` shows values in [0, 1] as per cent.
+    """One metric before and after, in one unit; ``is_share`` shows values in [0, 1] as per cent.
 
     ``change_low`` and ``change_high`` bound the 95 % interval of after - before: only a change whose interval leaves
     out 0 is coloured. Raises UserError for values that are not finite or half an interval.
@@ -207,4 +207,4 @@ class Report:
 def _check_finite(where: str, **values: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise UserError(f"{where}: {name} is {value}", "score it anew, or leave it out of the report")
+            raise UserError(f"{where}: {name} is {value}", "score it again, or leave it out of the report")

@@ -27,7 +27,7 @@ Curve = Sequence[tuple[float, float]]
 """(step, value) by rising step; a value that is not finite leaves a gap."""
 
 SERIES_COLORS = ("#2f6bd8", "#c8622d", "#1f8a7d", "#8556b8", "#a88417", "#b8447a")
-"""Lines of a figure in order; told apart by lightness too, so that colour-blind readers follow."""
+"""Lines of a figure in order; distinguished by lightness too, so that colour-blind readers follow."""
 
 INK, FAINT, HAIRLINE = "#4a4f57", "#9aa0a8", "#e3e5e8"
 _MAX_RAW_POINTS = 60  # beyond it a line is a cloud, and a running mean is drawn over it

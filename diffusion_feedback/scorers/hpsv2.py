@@ -65,7 +65,7 @@ def _checkpoint(weights: str | None, version: str | None) -> tuple[str, Path]:
     path = path / FILES[wanted] if path.is_dir() else path
     named = next((known for known, file in FILES.items() if Path(file).stem == path.stem), None)
     if named and version and named != version:
-        raise UserError(f"{path}: by its name the weights of {named}, asked for as {version}", f"say version={named}")
+        raise UserError(f"{path}: by its name the weights of {named}, requested as {version}", f"say version={named}")
     if path.is_file() and not (named or version):
         problem = (
             f"{path}: nothing in the file says which version of HPSv2 it is, and its name is none of the published"

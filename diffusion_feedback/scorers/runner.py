@@ -40,7 +40,7 @@ def score_batches(
 
     ``workers`` threads decode and cut images while the models work on the batch before. An image that cannot be
     decoded goes to ``on_bad`` and is left out, or raises its UserError where ``on_bad`` is None; ``on_transparent`` is
-    told, from those threads, of images that were laid on white. Raises UserError naming image and recipe for a score
+    called, from those threads, for images that were laid on white. Raises UserError naming image and recipe for a score
     that is not finite.
     """
     shared = SharedFeatures()

@@ -103,7 +103,7 @@ def folder_tokenizer(source: str, text: CLIPTextConfig) -> PromptTokenizer:
 
 
 def _encode_cleaned(tokenizer: SimpleTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
-    """OpenAI's way to read prompts: broken encodings mended, typographic quotes and full-width signs made plain, HTML
+    """OpenAI's way to read prompts: broken encodings repaired, typographic quotes and full-width signs made plain, HTML
     entities resolved, white space joined, lower case; by the function that open_clip brings along.
 
     transformers' tokenizer does none of the first three. It joins accents that stand apart instead, which OpenAI's does

@@ -192,7 +192,7 @@ def _normalisation_id(mean: Channels, std: Channels) -> str:
 def _resampler() -> str:
     """The resampler of the Pillow in use: "pil12" where it is that of Pillow 12.0 to 13.0, else "pil-" and a hash.
 
-    Told by what it does to a small picture, enlarged and reduced in both directions: a version number would neither
+    Recognised by what it does to a small picture, enlarged and reduced in both directions: a version number would neither
     know of versions to come nor of builds whose arithmetic is another.
     """
     rows, columns = np.mgrid[:23, :29]

@@ -25,7 +25,7 @@ class VerifiedImages:
 class Demo:
     """A demo that came to its end in ``folder``, after ``seconds``; as text, its metrics.
 
-    ``recipes`` and ``comparisons`` with the base are by method: "dpo", "sft", and "ai" where it was asked for; ``images``
+    ``recipes`` and ``comparisons`` with the base are by method: "dpo", "sft", and "ai" where it was requested; ``images``
     are those of "base" besides.
     """
 

@@ -9,7 +9,7 @@ from ..workflows.settings import at_least
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSettings:
-    """Where the demo is told, on how many held-out prompts, and whether the embedded scorer's labels are learnt from too."""
+    """Where the demo is written, on how many held-out prompts, and whether the embedded scorer's labels are learnt from too."""
 
     output_dir: str = "runs/demo"
     seed: int = 0

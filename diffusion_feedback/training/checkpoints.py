@@ -106,7 +106,7 @@ def _checksums(checkpoint: Path, remedy: str) -> dict[str, str | None]:
     """Files of ``checkpoint`` to their checksums; to None, with a warning, where there are none."""
     path = checkpoint / CHECKSUMS
     if not path.exists():
-        warnings.warn(f"{checkpoint}: holds no {CHECKSUMS}, so that damage cannot be told", stacklevel=3)
+        warnings.warn(f"{checkpoint}: holds no {CHECKSUMS}, so that damage cannot be detected", stacklevel=3)
         return dict.fromkeys((*sorted(each.name for each in checkpoint.glob("*.safetensors")), _STATE))
     with reading(path, "checksums", remedy):
         sums = json.loads(path.read_text("utf-8"))

@@ -27,7 +27,7 @@ from .stopping import StopSignals
 
 Evaluate = Callable[[int, nn.Module], Mapping[str, float]]
 _WEIGHT = "weight of "
-_STOP = "asked to stop"
+_STOP = "stop requested"
 _SMALLER = (
     "lower training.train_batch_size and raise training.gradient_accumulation_steps by as much, set"
     " model.gradient_checkpointing: true, or use another device; --resume takes all of these. A lower data.resolution"
@@ -259,7 +259,7 @@ class Trainer:
         return {**kept, "skipped_updates": float(self._skipped)}
 
     def _mean(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        # Whether any process was asked to stop travels along, so that all of them stop after the same step.
+        # Whether any process was requested to stop travels along, so that all of them stop after the same step.
         asked = next(iter(sums.values())).new_tensor(bool(self._stop.received))
         sums = {**sums, _STOP: asked}
         names = sorted(sums)
@@ -285,7 +285,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         failure: BaseException | None = None
         if self.accelerator.is_main_process and not self._was_evaluated(done):
-            # Other processes wait and cannot be told: with them, the evaluation is finished first.
+            # Other processes wait and cannot be notified: with them, the evaluation is finished first.
             self._stop.at_once = self.accelerator.num_processes == 1
             try:
                 self._evaluate_alone(done)

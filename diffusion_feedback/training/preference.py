@@ -74,14 +74,14 @@ class RunningMean:
 class Population:
     """The log-probabilities of the global batch (N,), and where the examples of each pass stand in it.
 
-    ``positions`` holds (B,) places for each batch of this process, by its identity. Without a look the batch is the whole.
+    ``positions`` holds (B,) places for each batch of this process, by its identity. Without a pass over all batches the batch is the whole.
     """
 
     everyone: PairLogps | None = None
     positions: Mapping[int, Tensor] = field(default_factory=dict)
 
     def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
-        """``population`` and ``positions``. Raises KeyError for a batch that was not looked at."""
+        """``population`` and ``positions``. Raises KeyError for a batch that was not gathered."""
         if self.everyone is None:
             return {}
         return {"population": self.everyone, "positions": self.positions[id(batch)]}
@@ -112,14 +112,14 @@ class Population:
             key: torch.from_numpy(_places(own, everyone)).to(device) for key, own in zip(keys, rows, strict=True)
         }
         references = {key: _reference(each) for key, each in zip(keys, logps, strict=True)}
-        # What the look computed of the reference is not computed again.
+        # What that pass computed of the reference is not computed again.
         parts = replace(step.parts, reference_logps=lambda batch: references[id(batch)])
         return PreferenceStep(parts, Population(population, positions))
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """That of policy from reference over the global batch: ``kl``, a scalar >= 0; None without a look.
+    """That of policy from reference over the global batch: ``kl``, a scalar >= 0; None where it was not estimated.
 
     It is max(0, mean log-ratio) on prompts with the samples of others; pairs of images are shown with the prompts of
     other pairs, under the same timestep and noise.
@@ -171,7 +171,7 @@ class PreferenceStep:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether ``coupled`` has anything to look at."""
+        """Whether ``coupled`` has anything to compute."""
         return self.parts.objective.looks_ahead
 
     def check(self) -> None:

@@ -149,7 +149,7 @@ class RolloutSampler(Generic[PromptT, SampleT]):
         """All samples of ``iteration`` (from 0)."""
         begin = time.monotonic()
         slots = [(index, g) for index in self.order.indices(iteration) for g in range(self.num_generations)]
-        # Prompts of like lengths are drawn together; each process takes every so many-th, so that all have like work.
+        # Prompts of like lengths are drawn together; each process takes every n-th of n, so that all have like work.
         by_length = sorted(range(len(slots)), key=lambda slot: (-len(self.prompts[slots[slot][0]]), slot))
         mine = by_length[self.rank :: self.processes]
         drawn: dict[int, JudgedSample[SampleT]] = {}

@@ -64,7 +64,7 @@ def gate_against_reference(
     The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
     loss is ln 2 and the accuracy one half, up to rounding. Raises UserError where it does not, and for a loss that is
     not finite; without a reference, or with one that policy does not start from, that is all that is checked. Of a
-    denoiser the mean squared error is told too.
+    denoiser the mean squared error is reported too.
     """
     loss = float(losses(logps).mean())
     error = _first_error(parts, logps.policy_chosen, logps.policy_rejected)

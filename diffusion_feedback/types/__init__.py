@@ -1,4 +1,4 @@
-"""What flows in memory between the rooms: batches, log-probabilities, step results, and the protocols that join them."""
+"""What flows in memory between the packages: batches, log-probabilities, step results, and the protocols that join them."""
 
 from .heads import ShapedHead
 from .images import (

@@ -59,7 +59,7 @@ class EncodedImages:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceBatch:
-    """B pairs. ``draw`` counts how often the data was gone through (the epoch), so that every pass draws anew.
+    """B pairs. ``draw`` counts how often the data was gone through (the epoch), so that every pass has draws of its own.
 
     ``chosen_probability`` (B,) in [0.5, 1]; ``weight`` (B,) > 0. ``mismatched`` (B) are prompts of other pairs, where the
     images are learnt from one by one: by them KTO estimates its point of reference.

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 Conditioning = dict[str, Tensor]
-"""What a network is told besides latents and timestep: named tensors, batch first."""
+"""What a network is given besides latents and timestep: named tensors, batch first."""
 
 TokenProcessor = Callable[[Tensor, Tensor], Tensor]
 """(ids so far (N, T), scores of the next token (N, V)) to scores (N, V), before temperature and cuts."""
 
 
 class ForwardProcess(Protocol):
-    """How noise is mixed into latents, and what the network is asked to predict."""
+    """How noise is mixed into latents, and what the network predicts."""
 
     @property
     def num_timesteps(self) -> int:

@@ -149,11 +149,11 @@ class Coupled(Protocol[BatchT_contra]):
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether it does: only then must ``coupled`` be asked, which takes all passes of an update at once."""
+        """Whether it does: only then must ``coupled`` be called, which takes all passes of an update at once."""
         ...
 
     def coupled(self, network: nn.Module, batches: Sequence[BatchT_contra], collect: Collect) -> Step[BatchT_contra]:
-        """The step for this process's ``batches`` of one update, after a look at all of them without gradients."""
+        """The step for this process's ``batches`` of one update, after a pass over all of them without gradients."""
         ...
 
 

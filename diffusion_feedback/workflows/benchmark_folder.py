@@ -61,7 +61,7 @@ def check_folder(folder: Path, settings: Mapping[str, object], *, overwrite: boo
 
 
 def open_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Make ``folder`` this run's: keep what is there when the settings are the same, clear it when told to.
+    """Make ``folder`` this run's: keep what is there when the settings are the same, clear it when requested.
 
     Raises UserError as ``check_folder`` does, and where the folder cannot be written.
     """

@@ -144,7 +144,7 @@ def _baseline(baseline: str | Path | BenchmarkResult | None, folder: Path) -> Be
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One run of ``benchmark``, which was asked for as ``named``, in ``folder``."""
+    """One run of ``benchmark``, which was requested as ``named``, in ``folder``."""
 
     benchmark: Benchmark
     named: Named
@@ -207,7 +207,7 @@ class _Work:
         short = chosen.shortfalls(read.prompts)
         if short and not self.own.allow_short:
             problem = f"{source}: not the prompts of benchmark {chosen.name}: {'; '.join(short)}"
-            raise UserError(problem, "get the whole files, or give `allow_short` and compare with no published figure")
+            raise UserError(problem, "get the whole files, or give `allow_short` and compare with no published result")
         whole = chosen.whole_styles(read.prompts) if short else []
         apart = f", but those of {', '.join(whole)} do, style by style" if whole else ""
         for line in short:

@@ -192,7 +192,7 @@ class _Comparison:
             raise UserError("nothing to measure", "name judges, or give `texts` or `reference`")
         own = self.sampling
         if self.reference and (own.temperature == 0 or own.top_k > 0 or own.top_p < 1):
-            problem = "`reference`: no divergence can be told of samples with temperature 0, top_k or top_p"
+            problem = "`reference`: no divergence can be estimated from samples with temperature 0, top_k or top_p"
             raise UserError(problem, "draw with all tokens at a temperature above 0, or leave `reference` out")
         for side in self.sides:
             for name, value in (("texts", self.texts), ("reference", self.reference)):

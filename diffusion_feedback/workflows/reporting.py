@@ -53,7 +53,7 @@ def _load(runs: Sequence[str | Path], settings: ReportSettings) -> list[Benchmar
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is given twice", "name each folder once")
     names = [folder.name for folder in resolved]
-    # Folders such as a/bench and b/bench are told apart by more of their paths.
+    # Folders such as a/bench and b/bench are distinguished by more of their paths.
     names = [
         name if names.count(name) == 1 else "/".join(path.parts[-2:])
         for name, path in zip(names, resolved, strict=True)

@@ -97,7 +97,7 @@ def _cut_prompts(scorer: ImageScorer, items: Sequence[ImageItem]) -> set[str]:
 def _report(own: Outcome, number: int, settings: ScoringSettings, num_processes: int) -> None:
     """Say which images were left out, or laid on white. Raises UserError for those of ``own`` where none may be left out.
 
-    At the end, so that all are told at once; the others have their scores by then, and keep them.
+    At the end, so that all are reported at once; the others have their scores by then, and keep them.
     """
     outcomes = gather_object([own]) if num_processes > 1 else [own]
     transparent = [name for outcome in outcomes for name in outcome.transparent]

@@ -172,7 +172,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Which weights a model has, besides its folder or hub id; ``family`` None is told by the files of the folder."""
+    """Which weights a model has, besides its folder or hub id; ``family`` None is recognised by the files of the folder."""
 
     family: str | None = None
     lora: str | None = None

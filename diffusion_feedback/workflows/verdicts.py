@@ -62,7 +62,7 @@ def _kind(spec: str) -> str:
 def verdict_of(
     judge: Judge, a: Sequence[CompletionRecord], b: Sequence[CompletionRecord], settings: JudgeSettings
 ) -> Verdict:
-    """What ``judge`` says of ``a`` against ``b``, completion by completion; one that compares is asked in both orders."""
+    """What ``judge`` says of ``a`` against ``b``, completion by completion; one that compares judges in both orders."""
     loaded, name = load_judge(judge, settings), name_of_judge(judge)
     prompts = [prompt_name(record.prompt) for record in a]
     if isinstance(loaded, TextScorer):

@@ -50,7 +50,7 @@ def test_every_command(
 @pytest.mark.parametrize("said", list(SAID))
 def test_a_file_is_not_to_blame(said: str) -> None:
     """What reads strangers' files does not call them damaged where the memory is too small."""
-    with pytest.raises(type(SAID[said])), reading("weights.safetensors", "weights", "write them anew"):
+    with pytest.raises(type(SAID[said])), reading("weights.safetensors", "weights", "write them again"):
         raise SAID[said]
     with pytest.raises(UserError, match="step 3: out of memory"), within_memory("step 3", "use less"):
         raise SAID[said]

@@ -93,4 +93,4 @@ def test_a_damaged_index_is_said_and_the_run_goes_on(
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
     (line,) = told(capsys)
     assert f"note: {file}: the index of images is damaged" in line
-    assert "these images are looked at again" in line
+    assert "these images are read again" in line

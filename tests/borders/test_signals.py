@@ -111,7 +111,7 @@ def in_a_fork(argv: Sequence[str], said: str) -> None:
 
 
 def run(argv: Sequence[str], said: Path, *, kill: signal.Signals | None = None, after: float = 0.0) -> int | None:
-    """The exit code of a command, which gets ``kill`` so many seconds ``after`` its begin."""
+    """The exit code of a command, which gets ``kill`` some seconds ``after`` its begin."""
     process = FORK.Process(target=in_a_fork, args=(argv, str(said)))
     process.start()
     if kill is not None:

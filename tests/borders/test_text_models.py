@@ -65,7 +65,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing here may be asked of the hub."""
+    """Nothing here may be requested from the hub."""
     asked: list[Any] = []
 
     def refuse(*where: Any, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Decoding against values computed by hand, hostile bytes, and the cut that SDXL's size story tells of."""
+"""Decoding against values computed by hand, hostile bytes, and the cut that SDXL's size conditioning holds."""
 
 from __future__ import annotations
 

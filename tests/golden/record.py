@@ -1,6 +1,6 @@
-"""Write the recorded runs anew: ``python tests/golden/record.py [CELL ...]``, from anywhere.
+"""Write the recorded runs again: ``python tests/golden/record.py [CELL ...]``, from anywhere.
 
-What is recorded is a promise that results stay as they are: record anew only where they are meant to change, and say so.
+What is recorded is a promise that results stay as they are: record again only where they are meant to change, and say so.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ signature of the machine that wrote them. Two modes, chosen by that signature:
   record (relative to the larger of 1 and the recorded value), of weights the norm and mean of each tensor; hashes and
   accuracies say nothing; names, counts and texts are still equal, drawn completions too.
 
-``python tests/golden/record.py [CELL ...]`` writes the records anew, where results are meant to change.
+``python tests/golden/record.py [CELL ...]`` writes the records again, where results are meant to change.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_random(raws: list[float], number: int, seed: int, margin: float) -> Non
 
 
 def test_random_draws_every_pair_alike() -> None:
-    """Among 3 candidates each of 3 pairs has 600 draws in 1800 (standard deviation 20); another seed draws anew."""
+    """Among 3 candidates each of 3 pairs has 600 draws in 1800 (standard deviation 20); another seed draws others."""
     found: Counter[tuple[str, ...]] = Counter()
     changed = 0
     for prompt in range(1800):

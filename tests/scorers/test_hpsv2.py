@@ -191,7 +191,7 @@ def test_wrong_settings_are_named(checkpoint: tuple[Path, str]) -> None:
 
 def test_weights_of_the_other_version_are_refused(checkpoint: tuple[Path, str]) -> None:
     """Only by the published name: nothing in the file tells."""
-    with pytest.raises(UserError, match=r"the weights of v2.1, asked for as v2.0\n.*version=v2.1"):
+    with pytest.raises(UserError, match=r"the weights of v2.1, requested as v2.0\n.*version=v2.1"):
         scorer_of(checkpoint, version="v2.0")
     with pytest.raises(UserError, match=r"HPS_v2_compressed.pt: no such file"):
         scorer_of((checkpoint[0].parent, checkpoint[1]), version="v2.0")

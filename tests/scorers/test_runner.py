@@ -32,7 +32,7 @@ class Counted:
     def open(self) -> Image.Image:
         self.counts["open"] += 1
         if self.level < 0:
-            raise UserError(f"picture {self.level}: broken", "mend it")
+            raise UserError(f"picture {self.level}: broken", "repair it")
         return Image.new("RGB", (4, 4), (self.level,) * 3)
 
 

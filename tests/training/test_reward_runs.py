@@ -97,7 +97,7 @@ def test_a_score_depends_on_its_own_text_alone(tmp_path: Path, family: tiny_text
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_run_and_its_result(make_text_recipe: MakeTextRecipe, tmp_path: Path, tuning: str) -> None:
-    """The figures of the last look are those of the folder as plain transformers or peft loads it."""
+    """The figures of the last evaluation are those of the folder as plain transformers or peft loads it."""
     folder = train(make_text_recipe(**{**REWARD, "model": {"family": "reward_model", "tuning": tuning}}))
     if tuning == "full":
         loaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()

@@ -171,10 +171,10 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
         recipe_id, rows = scored[record.scorer]
         if record.recipe_id != recipe_id:
             problem = f"scorer {record.scorer!r} stands under the recipes {recipe_id!r} and {record.recipe_id!r}"
-            raise UserError(problem, "score the images anew by one of them")
+            raise UserError(problem, "score the images again by one of them")
         value = published_value(record)
         if not math.isfinite(value):
-            raise UserError(f"{record.sample}: its {record.scorer} score is {value}", "score the image anew")
+            raise UserError(f"{record.sample}: its {record.scorer} score is {value}", "score the image again")
         if record.sample in place:
             rows[place[record.sample]].append(value)
             if record.prompt_cut:

@@ -14,7 +14,7 @@ _BOARD = "HPSv2 README, github.com/tgxs002/HPSv2"
 _DIFFUSION_DPO = "Diffusion-DPO, arXiv:2311.12908, as quoted in github.com/huggingface/diffusers, number 6702"
 
 SPREAD = (
-    "Published and reproduced figures of this benchmark differ: with the authors' images and code, users report 28.71 for "
+    "Published and reproduced results of this benchmark differ: with the authors' images and code, users report 28.71 for "
     "SDXL Base 0.9 under v2.1 (31.03 anime, 29.42 concept-art, 28.83 paintings, 25.56 photo) where 30.63 is published "
     "(github.com/tgxs002/HPSv2, number 43). The resampler, JPEG compression and the image size all move the score, so "
     "compare models by images that one command made and scored."

@@ -21,5 +21,5 @@ def unit_of(recipe_id: str) -> str:
 
 
 def published_value(record: ScoreRecord) -> float:
-    """The figure that is reported for one score: 100 x cosine for HPSv2, whose tables hold the cosine, else the score."""
+    """The number that is reported for one score: 100 x cosine for HPSv2, whose tables hold the cosine, else the score."""
     return 100 * record.raw if version_of(record.recipe_id) else record.score

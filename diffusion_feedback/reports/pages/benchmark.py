@@ -28,7 +28,7 @@ _NOTES = {
     "permutation": (
         "p of the permutation test",
         "How often the mean difference would be at least so far from 0 if on each prompt the two runs were drawn by lot "
-        "(10,000 draws, counted so that it is never 0; every case for few prompts). Many figures are tested here, so "
+        "(10,000 draws, counted so that it is never 0; every case for few prompts). Many means are tested here, so "
         "one of 0.03 by itself says little.",
     ),
     "recipe": (
@@ -142,7 +142,7 @@ def _incomplete_notices(runs: Sequence[BenchmarkRun]) -> list[Notice]:
             notices.append(Notice(f"{run.name} is incomplete", f"{text} Its means are those of the rest.", "caution"))
     whole = runs[0].benchmark.whole_styles(runs[0].prompts)
     for line in runs[0].settings["short"]:
-        text = f"{line}. The figures do not compare with published ones, which stand on the whole set."
+        text = f"{line}. The means do not compare with published ones, which stand on the whole set."
         text += f" Those of whole styles do, style by style: {', '.join(whole)}." if whole else ""
         notices.append(Notice("Not the whole benchmark", text, "caution"))
     for run in runs:

@@ -110,7 +110,7 @@ def published_table(run: BenchmarkRun, result: ScorerResult) -> Table | None:
     board, cells = rows[-1].source, []
     for row in rows:
         means = row.by_style()
-        texts = [Cell(f"{means[style]:.2f}" if style in means else "not told") for style in styles]
+        texts = [Cell(f"{means[style]:.2f}" if style in means else "not reported") for style in styles]
         # The source of most stands above the table; whoever has another one says so.
         name = Cell(row.model, row.source if row.source != board else "", "quiet")
         cells.append((name, [*([] if run.settings["short"] else [Cell(f"{row.average:.2f}")]), *texts]))

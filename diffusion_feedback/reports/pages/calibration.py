@@ -59,7 +59,7 @@ def calibration_report(result: CalibrationResult) -> Report:
         facts["Scale and tie threshold"] = "each half of the prompts by the other half"
     else:
         facts["Scale and tie threshold"] = f"from {len(result.tuning):,} pairs of {result.tuning_source}"
-    notes = [("On these figures", ". ".join(result.notes) + ".")] if result.notes else []
+    notes = [("On these results", ". ".join(result.notes) + ".")] if result.notes else []
     return Report(
         title="Calibration of scorers",
         summary=f"How far scorers can be trusted to judge as people do, measured on {result.source}.",

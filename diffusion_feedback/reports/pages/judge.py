@@ -24,8 +24,8 @@ def write_judge_pages(judged: Judged, folder: Path) -> None:
     write_report(judge_report(judged), folder / "report.html")
     a, b = judged.names
     files = {
-        "report.html": "figures, tables and completions side by side",
-        "results.json": "the same figures with their intervals, and all settings",
+        "report.html": "metrics, tables and completions side by side",
+        "results.json": "the same metrics with their intervals, and all settings",
         "judgements.jsonl": "one row for each prompt and sample: both completions, and what every judge says of them",
         "a/, b/": f"completions that {a} and {b} drew, where they were not given",
     }

@@ -32,8 +32,8 @@ def write_rounds_pages(
     before, after = (samples_of(each.place / "evaluation" / "samples") for each in (rounds[0], rounds[-1]))
     write_report(rounds_report(folder, recipe, rounds, before, after), folder / "report.html")
     files = {
-        "report.html": "every round's figures, reward against divergence, and samples side by side",
-        "rounds.json": "the same figures",
+        "report.html": "every round's metrics, reward against divergence, and samples side by side",
+        "rounds.json": "the same metrics",
         "recipe.yaml": "the resolved recipe; dfb rounds --config reads it, and goes on with more rounds",
         ROUNDS: "which prompts and which model the rounds began with",
         "round-N/": "a round: its samples, their scores, its pairs, its run, and what was measured of it",

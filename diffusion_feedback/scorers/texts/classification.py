@@ -90,7 +90,7 @@ class Classification:
         lengths = torch.tensor([len(ids) for ids in sequences])
         width = int(lengths.max())
         mask = torch.arange(width)[None] < lengths[:, None]
-        # Which id stands on the padding does not matter: it is masked, and never looked at.
+        # Which id stands on the padding does not matter: it is masked, and never read.
         ids = torch.zeros(mask.shape, dtype=torch.long)
         ids[mask] = torch.tensor([token for sequence in sequences for token in sequence])
         call = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}

@@ -29,7 +29,7 @@ class FunctionScorer:
     def score(
         self, prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool] | None = None
     ) -> list[float]:
-        """One number for each completion, which is not told whether it was ``finished``.
+        """One number for each completion, which does not learn whether it was ``finished``.
 
         Raises UserError where the function gives another count or no finite number.
         """

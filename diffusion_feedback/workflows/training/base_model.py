@@ -90,7 +90,7 @@ def frozen_reference(
 ) -> FrozenReference:
     """The recipe's reference, made before ``model`` becomes trainable: another model, the adapters switched off, or a copy.
 
-    With cached values the whole model need not be copied: it is asked before the first update, while it is the reference.
+    With cached values the whole model need not be copied: it is called before the first update, while it is the reference.
     Raises UserError for a reference with another vocabulary than that of the policy's ``tokenizer``.
     """
     path, cached = recipe.model.reference_model_name_or_path, recipe.text.cache_reference

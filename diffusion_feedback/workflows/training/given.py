@@ -103,7 +103,7 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
 
 
 def recorded(recipe: Recipe) -> Recipe:
-    """``recipe`` as it is written down: an objective that is no name is told by name, module and source."""
+    """``recipe`` as it is written down: an objective that is no name is recorded by name, module and source."""
     name = recipe.objective["name"]
     if isinstance(name, str):
         return recipe

@@ -147,7 +147,7 @@ def load_pairs(
 
 
 def _build(reader: PairReader, folder: Path, accelerator: Accelerator) -> PairIndex:
-    """One process looks at the images; the others then find what it has written, and look where it failed to."""
+    """One process reads the images; the others then find what it has written, and read where it failed to."""
     index = None
     if accelerator.is_main_process:
         try:

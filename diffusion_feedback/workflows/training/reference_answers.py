@@ -1,4 +1,4 @@
-"""What the reference says of each pair of texts of a run, asked once before the first update."""
+"""What the reference says of each pair of texts of a run, computed once before the first update."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ReferenceAnswers:
             with within_memory("log-probabilities of the reference", remedy):
                 self.logps.fill(index.batch, share, show=accelerator.is_main_process)
             if accelerator.num_processes > 1:
-                # What others have filled in is taken over while the reference is there to be asked for what is damaged,
+                # What others have filled in is taken over while the reference is there to compute what is damaged,
                 # or lies on a disk that this process does not see.
                 accelerator.wait_for_everyone()
                 self.logps.cache.refresh()
