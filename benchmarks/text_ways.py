@@ -136,7 +136,7 @@ class Ours:
             FrozenCopy(self.network),
             objective_row("dpo"),
             {"beta": BETA},
-            pair_figures=token_metrics,
+            pair_metrics_of=token_metrics,
             reference_logps=self._look_up if cached else None,
         )
         self.known: dict[str, Tensor] = {}

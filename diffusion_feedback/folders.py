@@ -123,8 +123,8 @@ def _lock(lock_file: Path, holder_file: Path, what: Path, command: str, other: s
     try:
         with suppress(OSError):  # a full disk: the next process then learns that another is at work, not which
             since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-            told = {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
-            holder_file.write_text(json.dumps(told), "utf-8")
+            facts = {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+            holder_file.write_text(json.dumps(facts), "utf-8")
         yield
     finally:
         # Both files go while the lock is held: who waits for a file that is gone sees so, and makes a new one.
@@ -141,8 +141,8 @@ def _reason(error: OSError | ValueError) -> str:
 
 def _who(holder_file: Path) -> str:
     try:
-        told = json.loads(holder_file.read_text("utf-8"))
-        return f"{told['command']} (process {told['pid']} on {told['host']}, since {told['since']})"
+        facts = json.loads(holder_file.read_text("utf-8"))
+        return f"{facts['command']} (process {facts['pid']} on {facts['host']}, since {facts['since']})"
     except (OSError, ValueError, KeyError, TypeError):  # it has not been written yet, or the disk was full
         return "another command"
 

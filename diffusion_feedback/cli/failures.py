@@ -54,13 +54,13 @@ def going_on(arguments: Sequence[str]) -> str:
     more = [argument for argument in arguments[1:] if argument != "--overwrite" or keeps_old]
     if command == "train" and "--resume" not in more:
         more.append("--resume")
-    told = f"`dfb {shlex.join([command, *more])}`"
+    command_line = f"`dfb {shlex.join([command, *more])}`"
     if num_launched() > 1:
-        told += ", launched as before,"
-    return f"{told} goes on from the last whole piece of work"
+        command_line += ", launched as before,"
+    return f"{command_line} goes on from the last whole piece of work"
 
 
-def told(error: Exception, arguments: Sequence[str]) -> UserError | None:
+def as_user_error(error: Exception, arguments: Sequence[str]) -> UserError | None:
     """The message of a failure of the machine, the disk or a path; None where ``error`` is a defect of ours."""
     if isinstance(error, UserError):
         return error

@@ -52,12 +52,12 @@ class Flags(argparse.ArgumentParser):
         """Read ``args``. Raises UserError for flags that do not exist, are missing, or have values that they cannot have."""
         given = list(args or ())
         self._check_names(given)
-        found = super().parse_args(given, namespace)
-        for name, value in vars(found).items():
+        parsed = super().parse_args(given, namespace)
+        for name, value in vars(parsed).items():
             _check_number(name, value)
             if name in _PATHS:
-                setattr(found, name, _expanded(value))
-        return found
+                setattr(parsed, name, _expanded(value))
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError for what argparse has found."""

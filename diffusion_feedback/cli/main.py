@@ -79,7 +79,7 @@ def _guarded(arguments: Sequence[str], received: Sequence[int]) -> int:
     except Exception as error:
         if stopped := failures.interruption(error, received):
             return failures.interrupted(stopped, arguments)
-        message = failures.told(error, arguments)
+        message = failures.as_user_error(error, arguments)
         if message is None:
             raise
         failures.say(f"error: {failures.as_flags(str(message))}")

@@ -19,9 +19,9 @@ def refuse(recipe: Recipe, keys: Sequence[str], what: str) -> None:
     """Raise UserError for the first of ``keys`` that is set though it means nothing for ``what``."""
     for key in keys:
         section, _, part = key.partition(".")
-        found = getattr(getattr(recipe, section), part)
-        if found != _default(section, part):
-            raise UserError(f"{key}: got {found!r}, which means nothing for {what}", "leave it out")
+        value = getattr(getattr(recipe, section), part)
+        if value != _default(section, part):
+            raise UserError(f"{key}: got {value!r}, which means nothing for {what}", "leave it out")
 
 
 def keys_of(section: str) -> list[str]:

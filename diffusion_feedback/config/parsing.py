@@ -144,15 +144,15 @@ def _with_homes(recipe: Recipe) -> Recipe:
 
 def _with_contents(argv: Sequence[str]) -> list[str]:
     """``argv`` with recipe files as their content: the parser would read them in the locale's encoding."""
-    found: list[str] = []
+    texts: list[str] = []
     for place, argument in enumerate(argv):
         if argument.startswith("--config="):
-            found.append("--config=" + _text_of(argument.partition("=")[2]))
+            texts.append("--config=" + _text_of(argument.partition("=")[2]))
         elif argv[place - 1 : place] == ["--config"]:
-            found.append(_text_of(argument))
+            texts.append(_text_of(argument))
         else:
-            found.append(argument)
-    return found
+            texts.append(argument)
+    return texts
 
 
 def _text_of(file: str) -> str:

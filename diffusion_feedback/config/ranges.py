@@ -106,7 +106,7 @@ def check_values(recipe: Recipe) -> None:
             _check_text(key, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if value not in RANGES[key]:
-                raise UserError(f"{key}: got {_told(value)}", f"allowed: {RANGES[key]}")
+                raise UserError(f"{key}: got {_written(value)}", f"allowed: {RANGES[key]}")
         elif isinstance(value, list | tuple):
             for each in value:
                 if isinstance(each, str):
@@ -129,6 +129,6 @@ def _check_text(key: str, value: str) -> None:
         raise UserError(f"{key}: got {value!r}, with a NUL character", "take it out")
 
 
-def _told(value: float) -> str:
+def _written(value: float) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"

@@ -26,10 +26,10 @@ def known_keys() -> list[str]:
 
 @cache
 def _hints() -> dict[str, object]:
-    found = dict(typing.get_type_hints(Recipe))
+    hints = dict(typing.get_type_hints(Recipe))
     for name, section in SECTIONS.items():
-        found |= {f"{name}.{key}": hint for key, hint in typing.get_type_hints(section).items()}
-    return found
+        hints |= {f"{name}.{key}": hint for key, hint in typing.get_type_hints(section).items()}
+    return hints
 
 
 def allowed(key: str) -> str:
@@ -113,8 +113,11 @@ def explain(message: str, flags: Sequence[str] | None) -> tuple[str, str]:
     if wrong and allowed(wrong.group(1)):
         key = wrong.group(1)
         value = re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL) or re.search(r"[\"'](.+)[\"']", message)
-        found = value.group(1).strip() if value else ""
-        return f"{key}: got {_short(found)}" if found else f"{key}: no such value", f"allowed: {allowed(key)}"
+        named_value = value.group(1).strip() if value else ""
+        return (
+            f"{key}: got {_short(named_value)}" if named_value else f"{key}: no such value",
+            f"allowed: {allowed(key)}",
+        )
     return message, "correct the recipe" if flags is None else "see --help"
 
 

@@ -98,12 +98,12 @@ class TwinCaptions:
         ]
         captions = [[*_beside(texts[n]), *self._by_stem.get((self._sides[n].name, stem), [])] for n in (0, 1)]
         own = [*captions[0], *self._by_stem.get((None, stem), [])]
-        told = [each for each in [*own, *captions[1]] if each.text is not None and each.text != ""]
-        unread = next((each.text for each in told if isinstance(each.text, BadRow)), None)
+        stated = [each for each in [*own, *captions[1]] if each.text is not None and each.text != ""]
+        unread = next((each.text for each in stated if isinstance(each.text, BadRow)), None)
         if unread is not None:
             return unread
-        first = next((each for each in told), None)
-        other = next((each for each in told if first is not None and each.text != first.text), None)
+        first = next((each for each in stated), None)
+        other = next((each for each in stated if first is not None and each.text != first.text), None)
         where = images[0] or self._sides[0] / stem
         if first is not None and other is not None:
             both = f"{str(first.text)[:_SHOWN]!r} ({first.where}) and {str(other.text)[:_SHOWN]!r} ({other.where})"

@@ -70,14 +70,14 @@ class ImageFolderSource:
         return sum(1 for _ in read_table(self.metadata))
 
     @cached_property
-    def _found(self) -> list[str]:
+    def _contents(self) -> list[str]:
         return columns_of(self.metadata)
 
     @cached_property
     def _columns(self) -> Mapping[str, str]:
         sides = {name for side in ("image_0", "image_1") for name in _CHOSEN_REJECTED[side]}
-        is_chosen = bool(sides & set(self._found))
-        columns = match_columns(_CHOSEN_REJECTED if is_chosen else _METADATA, self._found, str(self.metadata))
+        is_chosen = bool(sides & set(self._contents))
+        columns = match_columns(_CHOSEN_REJECTED if is_chosen else _METADATA, self._contents, str(self.metadata))
         if is_chosen:  # label_1 speaks of label_0, which is not used here
             columns.pop("label_1", None)
         return columns
@@ -85,7 +85,7 @@ class ImageFolderSource:
     @property
     def unused(self) -> Sequence[str]:
         """Columns that nothing is read from."""
-        return sorted(set(self._found) - set(self._columns.values()))
+        return sorted(set(self._contents) - set(self._columns.values()))
 
     @property
     def notes(self) -> Sequence[str]:
@@ -99,8 +99,8 @@ class ImageFolderSource:
         images = [os.path.relpath(path, folder) for each in listings for path in each.paths]
         unnamed = natural_order(name for name in images if name not in named)
         tables = [name for name in METADATA_NAMES if name != self.metadata.name and (folder / name).is_file()]
-        told = [(unnamed, f"images that no row of {self.metadata.name} names"), (tables, "other metadata tables")]
-        return [f"{folder}: passed over {len(names)} {what}: {listed(names)}" for names, what in told if names]
+        left = [(unnamed, f"images that no row of {self.metadata.name} names"), (tables, "other metadata tables")]
+        return [f"{folder}: passed over {len(names)} {what}: {listed(names)}" for names, what in left if names]
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the metadata table. Raises UserError for a broken line, or a column that no row has."""

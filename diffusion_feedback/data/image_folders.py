@@ -62,12 +62,12 @@ class FolderImages:
         """What was passed over, counted and named, in one line; empty where it is nothing."""
         endings = Counter(PurePath(name).suffix.lower() or "no ending" for name in self.other)
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
-        told = [
+        left = [
             (self.other, f"of no image ending ({kinds})"),
             (self.hidden, "hidden"),
             (self.subfolders, "in folders that are not read"),
         ]
-        parts = [f"{len(names)} {what}: {_first(names)}" for names, what in told if names]
+        parts = [f"{len(names)} {what}: {_first(names)}" for names, what in left if names]
         return f"{self.folder}: passed over {'; '.join(parts)}" if parts else ""
 
 

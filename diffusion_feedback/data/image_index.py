@@ -155,10 +155,10 @@ class ImageIndex:
         place = 2 * (row.position % _SEGMENT) + side
         known = self._new.get(place) or (self._known[place] if place < len(self._known) else None)
         if known is None or (known["key"] is None and known["file"] is None):
-            known = self._new[place] = self._look(row, side, source)
+            known = self._new[place] = self._read_facts(row, side, source)
         return _from_row(known) if known["file"] is None else self._of_file(Path(known["file"]), row.where(SIDES[side]))
 
-    def _look(self, row: PairRow, side: int, source: PairSource) -> dict[str, Any]:
+    def _read_facts(self, row: PairRow, side: int, source: PairSource) -> dict[str, Any]:
         """What stands in a table for an image: its facts, or the file that it lies in."""
         where, cell = row.where(SIDES[side]), row.values.get(SIDES[side])
         try:
@@ -239,9 +239,7 @@ class ImageIndex:
             with atomic_write(self._folder / f"{name}.arrow") as temporary:
                 temporary.write_bytes(hashlib.sha256(data).digest() + data)
         except OSError as error:
-            self.notes.append(
-                f"{self._folder}: cannot be written ({reason(error)}), so every start reads all images"
-            )
+            self.notes.append(f"{self._folder}: cannot be written ({reason(error)}), so every start reads all images")
             self._folder = None
 
     def _sweep(self) -> None:

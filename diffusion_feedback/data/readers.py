@@ -268,8 +268,10 @@ def find_source(given: str | Path | Dataset, *, split: str, revision: str | None
         if not files:
             raise UserError(f"{name}: no parquet file has such a name", FORMATS_HELP)
         others = [str(file) for file in glob_files(name, [""]) if file not in files]
-        told = [f"{name}: passed over {len(others)} that are no .parquet files: {listed(others)}"] if others else []
-        return ParquetSource(files, told)
+        passed_over = (
+            [f"{name}: passed over {len(others)} that are no .parquet files: {listed(others)}"] if others else []
+        )
+        return ParquetSource(files, passed_over)
     if (hub := hub_id(name, [".parquet"])) is not None:
         return HubSource(hub, split, revision, streaming)
     check_is_one(name)
@@ -301,5 +303,5 @@ def _left_out(place: Path, files: Sequence[Path], chosen: Sequence[Path], split:
     """Lines on the parquet files of ``place`` that are not read, nor of another split: other names, hidden, below it."""
     others = [file.name for file in files if file not in chosen and not split_of(file, split)]
     below = [f"{file.parent.name}/{file.name}" for file in sorted(place.glob("*/*.parquet"))]
-    told = [(others, "parquet files whose names begin with no split"), (below, "parquet files in subfolders")]
-    return [f"{place}: passed over {len(names)} {what}: {listed(names)}" for names, what in told if names]
+    passed_over = [(others, "parquet files whose names begin with no split"), (below, "parquet files in subfolders")]
+    return [f"{place}: passed over {len(names)} {what}: {listed(names)}" for names, what in passed_over if names]

@@ -27,21 +27,21 @@ _TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 class TextCells:
     """One row by column; every reading checks what it reads, and raises BadRow naming file, row, column and value.
 
-    ``asked`` gathers the columns that were read, so that the others can be reported.
+    ``seen`` gathers the columns that were read, so that the others can be reported.
     """
 
     source: str
     cells: Mapping[str, Any]
-    asked: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
 
     def get(self, column: str) -> Any:
         """The cell as it stands; None where there is none."""
-        self.asked.add(column)
+        self.seen.add(column)
         return self.cells.get(column)
 
     def unread(self) -> list[str]:
         """The columns that hold something and were not read so far."""
-        return [name for name, value in self.cells.items() if name not in self.asked and not is_blank(value)]
+        return [name for name, value in self.cells.items() if name not in self.seen and not is_blank(value)]
 
     def bad(self, kind: Problem, column: str, says: str) -> BadRow:
         """The error of this row at ``column``."""

@@ -24,7 +24,7 @@ def refuse_unread(row: TextCells, record: TextRecord, form: str) -> None:
     """
     for column in row.unread():
         name, value = column.strip().lower(), row.cells[column]
-        is_guess = record.rejected is not None and isinstance(record.chosen, str) and "prompt" not in row.asked
+        is_guess = record.rejected is not None and isinstance(record.chosen, str) and "prompt" not in row.seen
         if name in PROMPT_LIKE and (is_guess or not _holds(record, value)):
             says = f"found {shown(value)}, which {form} do not read"
             remedy = "name the columns as a known format does, such as prompt, chosen, rejected; or remove this one"

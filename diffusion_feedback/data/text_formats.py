@@ -143,7 +143,7 @@ def _as_turns(row: TextCells, prompt: Text, chosen: Text, rejected: Text) -> tup
     return _prompt_turns(prompt), first, second
 
 
-def _asked(question: str, better: str = "chosen", worse: str = "rejected") -> Read:
+def _question_pair(question: str, better: str = "chosen", worse: str = "rejected") -> Read:
     """A question and two answers, as turns (Intel's orca_dpo_pairs, LLaMA-Factory's ranking, OpenRLHF)."""
 
     def read(row: TextCells) -> TextRecord:
@@ -320,11 +320,11 @@ def _columns(*needs: str) -> tuple[str, tuple[str, ...]]:
 FORMATS = (
     TextFormat("columns prompt, chosen, rejected", ("prompt", "chosen", "rejected"), _pair),
     TextFormat("columns conversations, chosen, rejected", ("conversations", "chosen", "rejected"), _pair_after_turns),
-    *(TextFormat(*_columns(name, "chosen", "rejected"), _asked(name)) for name in _QUESTIONS),
+    *(TextFormat(*_columns(name, "chosen", "rejected"), _question_pair(name)) for name in _QUESTIONS),
     *(
         TextFormat(
             *_columns(name, "response_chosen", "response_rejected"),
-            _asked(name, "response_chosen", "response_rejected"),
+            _question_pair(name, "response_chosen", "response_rejected"),
         )
         for name in ("prompt", *_QUESTIONS)
     ),

@@ -93,10 +93,10 @@ class Tokenization:
         Prompts lose tokens at their beginning, and are counted, where less than ``max_completion_length`` (1 where it is
         not given) tokens would be left for the completion.
         """
-        room = self.max_completion_length if self.max_completion_length < self.max_length else 1
+        space = self.max_completion_length if self.max_completion_length < self.max_length else 1
         encoded = []
         for ids, prompt in zip(self._open(prompts), prompts, strict=True):
-            encoded.append(self._cut_left(ids, len(ids), max(0, len(ids) + room - self.max_length)))
+            encoded.append(self._cut_left(ids, len(ids), max(0, len(ids) + space - self.max_length)))
             self.counts.cut_prompts += len(encoded[-1]) < len(ids)
             self.counts.doubled_begins += isinstance(prompt, str) and prompt in self._doubled
         return encoded

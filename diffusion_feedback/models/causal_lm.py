@@ -142,9 +142,9 @@ class CausalLM:
         the one that closes the assistant's turn in the tokenizer's chat template.
         """
         stated = _stated_ends(self.network.model)
-        found = [self.tokenizer.eos_token_id, *stated, closing_token_id(self.tokenizer)]
+        candidates = [self.tokenizer.eos_token_id, *stated, closing_token_id(self.tokenizer)]
         known = rows_of(self.network.model)
-        return tuple(dict.fromkeys(token for token in found if token is not None and token < known))
+        return tuple(dict.fromkeys(token for token in candidates if token is not None and token < known))
 
     @property
     def unsaid_end_token_ids(self) -> tuple[int, ...]:
@@ -189,12 +189,12 @@ class CausalLM:
             if max(prompt) >= rows_of(model):
                 problem = f"prompt {number}: token {max(prompt)} is beyond the model's {rows_of(model)} tokens"
                 raise UserError(problem, "leave out the words of that token: the model was not trained on it")
-        room = self.window - max(map(len, prompts), default=0)
+        space = self.window - max(map(len, prompts), default=0)
         return complete(
             model,
             prompts,
             seeds,
-            max_new_tokens=min(max_new_tokens, room),
+            max_new_tokens=min(max_new_tokens, space),
             end_ids=self.end_token_ids,
             temperature=temperature,
             top_k=top_k,
@@ -256,7 +256,9 @@ def no_dropout(model: nn.Module, path: str) -> None:
             module.p = 0.0
         _silence(module)
     if not _repeats(model):
-        for config in {id(found): found for module in modules if (found := getattr(module, "config", None))}.values():
+        for config in {
+            id(config_there): config_there for module in modules if (config_there := getattr(module, "config", None))
+        }.values():
             _silence(config)
         if not _repeats(model):
             problem = f"{path}: two training passes of a {type(model).__name__} on the same tokens differ"

@@ -103,8 +103,8 @@ class ClipScorer:
 
     def cut(self, image: Image.Image) -> Tensor:
         """An RGB image to the picture (3, S, S) uint8: the processor's own scaling, and the centre square."""
-        found = self.image_processor(image, do_rescale=False, do_normalize=False).pixel_values[0]
-        return torch.from_numpy(np.array(found)).to(torch.uint8)
+        pixels = self.image_processor(image, do_rescale=False, do_normalize=False).pixel_values[0]
+        return torch.from_numpy(np.array(pixels)).to(torch.uint8)
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, S, S) uint8 to what the image tower takes, float32."""
@@ -158,7 +158,7 @@ def load(
     try:
         with quiet():
             _check_config(path, revision)
-            clip, found = CLIPModel.from_pretrained(
+            clip, notes = CLIPModel.from_pretrained(
                 path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True
             )
             tokenizer = CLIPTokenizer.from_pretrained(path, revision=revision)
@@ -167,8 +167,8 @@ def load(
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         problem = f"{path}: could not be loaded as a CLIPModel with its tokenizer: {error}"
         raise UserError(problem, _FOLDER) from error
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
+    if notes["missing_keys"]:
+        missing = sorted(notes["missing_keys"])
         raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]!r}", _FOLDER)
     check_finite(clip, path)
     clip.requires_grad_(False).eval()
@@ -181,12 +181,12 @@ def load(
 
 
 def _check_config(path: str, revision: str | None) -> None:
-    found, _ = CLIPConfig.get_config_dict(path, revision=revision)
-    if found.get("model_type") != "clip":
-        problem = f"{path}/config.json: model_type is {found.get('model_type')!r}, expected 'clip'"
+    config, _ = CLIPConfig.get_config_dict(path, revision=revision)
+    if config.get("model_type") != "clip":
+        problem = f"{path}/config.json: model_type is {config.get('model_type')!r}, expected 'clip'"
         raise UserError(problem, _FOLDER)
     for tower in ("text_config", "vision_config"):
-        dropout = (found.get(tower) or {}).get("attention_dropout", 0)
+        dropout = (config.get(tower) or {}).get("attention_dropout", 0)
         if dropout:
             problem = f"{path}/config.json: {tower}.attention_dropout is {dropout}; its draws could not be repeated"
             raise UserError(problem, "set it to 0 in a copy of the folder")
@@ -203,14 +203,14 @@ def _image_processor(path: str, revision: str | None, config: CLIPConfig) -> CLI
         return CLIPImageProcessorPil(size=size, crop_size=crop)
     crop, switches = processor.crop_size, ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     shortest = int((dict(processor.size) if processor.size else {}).get("shortest_edge") or 0)
-    found = {
+    sizes = {
         "crop_size": ((crop["height"], crop["width"]), (side, side)),
         "size.shortest_edge": (shortest, max(shortest, side)),
         "resample": (int(processor.resample), _BICUBIC),
         "rescale_factor": (round(1 / processor.rescale_factor, 3), 255),
         **{name: (bool(getattr(processor, name)), True) for name in switches},
     }
-    for name, (value, expected) in found.items():
+    for name, (value, expected) in sizes.items():
         if value != expected:
             problem = f"{path}/preprocessor_config.json: {name} is {value}, expected {expected}"
             raise UserError(problem, "use a model whose pictures are cut as CLIP's are")

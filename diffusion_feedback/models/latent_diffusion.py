@@ -153,16 +153,16 @@ class LatentDiffusion:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         try:
             with quiet(), self._calling(network.eval()), _own_precision(network, self.pipeline.device):
-                found = self.pipeline(prompt=list(prompts), generator=generators, output_type="np", **settings).images
+                arrays = self.pipeline(prompt=list(prompts), generator=generators, output_type="np", **settings).images
         finally:
             network.train(training)
         # As pictures they would be black, and nothing would tell.
-        broken = [index for index, image in enumerate(found) if not np.isfinite(image).all()]
+        broken = [index for index, image in enumerate(arrays) if not np.isfinite(image).all()]
         if broken:
             first = f"the first is of {prompts[broken[0]]!r} under seed {seeds[broken[0]]}"
-            problem = f"{len(broken)} of {len(found)} images hold values that are not finite, {first}"
+            problem = f"{len(broken)} of {len(arrays)} images hold values that are not finite, {first}"
             raise UserError(problem, "use float32 or bfloat16 for the network, and a usual guidance_scale")
-        images: list[Image.Image] = self.pipeline.image_processor.numpy_to_pil(found)
+        images: list[Image.Image] = self.pipeline.image_processor.numpy_to_pil(arrays)
         return images
 
     def load_lora(self, path: str) -> str:

@@ -79,15 +79,15 @@ def add(
 def _modules(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Endings of the names of all layers that ``targets`` means."""
     layers = [name for name, _ in network.named_modules()]
-    found: list[str] = []
+    modules: list[str] = []
     for target in targets:
         endings = TARGETS.get(target, (target,))
         present = [end for end in endings if any(name == end or name.endswith("." + end) for name in layers)]
         if not present:
             problem = f"model.lora_targets: no layer of the network ends in {', '.join(map(repr, endings))}"
             raise UserError(problem, f"use {', '.join(TARGETS)}, or endings of layer names")
-        found += present
-    return found
+        modules += present
+    return modules
 
 
 def remove(network: nn.Module) -> None:

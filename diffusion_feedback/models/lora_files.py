@@ -104,11 +104,11 @@ def _choose(path: str, names: Sequence[str]) -> str:
     for name in _NAMES:
         if name in names:
             return name
-    found = [name for name in names if name.endswith(".safetensors")]
-    if len(found) != 1:
-        what = f"holds {len(found)} of them ({', '.join(found[:3])})" if found else "holds no .safetensors file"
+    files = [name for name in names if name.endswith(".safetensors")]
+    if len(files) != 1:
+        what = f"holds {len(files)} of them ({', '.join(files[:3])})" if files else "holds no .safetensors file"
         raise UserError(f"{path}: which file is the LoRA? It {what}", "give the file itself")
-    return found[0]
+    return files[0]
 
 
 def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -117,13 +117,13 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(file, "pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         problem = f"{file}: neither safetensors nor plain tensors; code in it is never run"
         raise UserError(problem, "convert it to .safetensors where you trust it") from error
-    found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
-    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(found):
+    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(content):
         raise UserError(f"{file}: holds other things than tensors", FOLDER)
     return tensors, {}
 

@@ -62,10 +62,10 @@ def load_into(pipeline: DiffusionPipeline, path: str, network_name: str) -> str:
     layers = {name: len({_layer(key) for key in part.tensors}) for name, part in parts.items()}
     where = " and ".join(f"{count} layers of {name}" for name, count in layers.items())
     unsaid = file.settings is None and file.alpha is None and not file.alphas
-    told = "; it states no alpha, so that its strength is 1, as in diffusers" if unsaid else ""
+    remark = "; it states no alpha, so that its strength is 1, as in diffusers" if unsaid else ""
     if not any(_changes(part) for part in parts.values()):
-        told += "; all of its pairs multiply to zero: IT CHANGES NOTHING, as an adapter that was never trained"
-    return f"LoRA {path}: {len(file.tensors)} tensors on {where}{told}"
+        remark += "; all of its pairs multiply to zero: IT CHANGES NOTHING, as an adapter that was never trained"
+    return f"LoRA {path}: {len(file.tensors)} tensors on {where}{remark}"
 
 
 def _changes(part: _Part) -> bool:
@@ -142,13 +142,13 @@ def _convert(
                 if _is_encoder(name)
                 else convert_unet_state_dict_to_peft(bare)
             )
-        (found,) = bare
+        (layer,) = bare
         if _is_encoder(name) and not hasattr(network, "text_model"):  # transformers has flattened its encoders
-            found = found.removeprefix("text_model.")
-        part.tensors[found] = value
-        part.origin[found] = by_origin.get(key, key)
-        if (alpha := alphas.get(_layer(part.origin[found]))) is not None:
-            part.alphas[_layer(found)] = alpha
+            layer = layer.removeprefix("text_model.")
+        part.tensors[layer] = value
+        part.origin[layer] = by_origin.get(key, key)
+        if (alpha := alphas.get(_layer(part.origin[layer]))) is not None:
+            part.alphas[_layer(layer)] = alpha
     return part
 
 
@@ -189,13 +189,13 @@ def _config(file: LoraFile, name: str, part: _Part) -> LoraConfig:
     ranks = {_layer(key): len(value) for key, value in part.tensors.items() if key.endswith("lora_A.weight")}
     whole = file.alpha
     alphas = {layer: part.alphas.get(layer, rank if whole is None else whole) for layer, rank in ranks.items()}
-    rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return LoraConfig(
         r=int(rank),
         lora_alpha=alpha,
         # "^" binds the pattern to the whole name, as diffusers does it.
-        rank_pattern={f"^{layer}": found for layer, found in ranks.items() if found != rank},
-        alpha_pattern={f"^{layer}": found for layer, found in alphas.items() if found != alpha},
+        rank_pattern={f"^{layer}": value for layer, value in ranks.items() if value != rank},
+        alpha_pattern={f"^{layer}": value for layer, value in alphas.items() if value != alpha},
         target_modules=sorted(ranks),
         lora_bias=any(key.endswith("lora_B.bias") for key in part.tensors),
     )

@@ -52,17 +52,17 @@ def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> AdaptedLay
     for target in targets:
         if target in GROUPS:
             inner, rest = _group(trunk, target)
-            found = [prefix + name for name in inner]
+            layers = [prefix + name for name in inner]
         else:
-            found, rest = [name for name in names if f".{name}".endswith(f".{target}")], []
-        lost = sorted({leaf for name in found if (leaf := name.rpartition(".")[2]) in passed})
+            layers, rest = [name for name in names if f".{name}".endswith(f".{target}")], []
+        lost = sorted({leaf for name in layers if (leaf := name.rpartition(".")[2]) in passed})
         if lost:
             rest.append(f"{', '.join(lost)} (peft takes these names for fused experts in this architecture)")
-            found = [name for name in found if name.rpartition(".")[2] not in passed]
+            layers = [name for name in layers if name.rpartition(".")[2] not in passed]
         left_out.update(dict.fromkeys(rest))
-        if not found:
+        if not layers:
             raise _no_layer(target, names, rest)
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(layers))
     every = [name for name, _ in model.named_modules()]
     return AdaptedLayers(_endings(list(chosen), every), len(chosen), list(left_out))
 
@@ -80,7 +80,7 @@ def _is_linear(layer: nn.Module) -> bool:
 def _group(trunk: nn.Module, group: str) -> tuple[list[str], list[str]]:
     """Names within ``trunk`` of the layers of ``group``, and what of it stays out."""
     modules = dict(trunk.named_modules())
-    found, left_out = [], []
+    kept, left_out = [], []
     for name, layer in modules.items():
         if not _is_linear(layer) or group not in (_kind(name), "all-linear"):
             continue
@@ -90,7 +90,7 @@ def _group(trunk: nn.Module, group: str) -> tuple[list[str], list[str]]:
         elif leaf in _ROUTERS and group != "all-linear":
             left_out.append(f"{leaf} (it chooses experts)")
         else:
-            found.append(name)
+            kept.append(name)
     if group != "attention":
         fused = [
             (name, weight) for name, weight in trunk.named_parameters() if ".experts." in name and weight.ndim == 3
@@ -98,7 +98,7 @@ def _group(trunk: nn.Module, group: str) -> tuple[list[str], list[str]]:
         if fused:
             total = sum(weight.numel() for _, weight in fused)
             left_out.append(f"{total:,} weights of experts that are fused into one tensor a layer")
-    return found, left_out
+    return kept, left_out
 
 
 def _is_redirected(model: PreTrainedModel, leaf: str) -> bool:
@@ -126,15 +126,15 @@ def _kind(name: str) -> str | None:
 
 def _endings(chosen: Sequence[str], every: Collection[str]) -> list[str]:
     """The shortest endings that mean all of ``chosen`` and nothing else of ``every``, in order."""
-    wanted, found = set(chosen), dict[str, None]()
+    wanted, present = set(chosen), dict[str, None]()
     for name in chosen:
         parts = name.split(".")
         endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
         own = next(
             (end for end in endings if all(other in wanted for other in every if f".{other}".endswith(f".{end}"))), name
         )
-        found[own] = None
-    return list(found)
+        present[own] = None
+    return list(present)
 
 
 def _no_layer(target: str, names: Sequence[str], left_out: Sequence[str]) -> UserError:
@@ -206,9 +206,9 @@ def _touches_tied(model: PreTrainedModel, endings: Sequence[str], heads: Sequenc
         return [name for name in names if any(f".{name}".endswith(f".{end}") for end in some)]
 
     whole = all(name.rpartition(".")[2] in EMBEDDING_LAYER_NAMES for name in names)
-    for key, found in (("lora_targets", meant(endings)), ("lora_modules_to_save", [] if whole else meant(heads))):
-        if found:
-            problem = f"model.{key}: {found[0]} is one tensor with {', '.join(sorted(set(names) - {found[0]}))}"
+    for key, names_of in (("lora_targets", meant(endings)), ("lora_modules_to_save", [] if whole else meant(heads))):
+        if names_of:
+            problem = f"model.{key}: {names_of[0]} is one tensor with {', '.join(sorted(set(names) - {names_of[0]}))}"
             rest = f"train it whole (model.lora_modules_to_save: [{names[0].rpartition('.')[2]}])" if whole else ""
             raise UserError(problem, ", ".join(filter(None, ["leave it out", rest, "or set model.tuning: full"])))
     return bool(meant(heads))

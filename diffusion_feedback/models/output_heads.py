@@ -83,7 +83,7 @@ def check_logits(model: PreTrainedModel, path: str) -> None:
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{path}: a {type(model).__name__} without an output head", "give a causal language model")
-    size, length = (float(found.abs().max()) for found in (head(hidden), hidden))
+    size, length = (float(values.abs().max()) for values in (head(hidden), hidden))
     loud = max(1.0, min(_LOUD / size, 1e4 / length)) if size and length else 1.0
     for gain in (1.0, loud):
         with _gained(head, gain, hidden) as same:
@@ -117,7 +117,7 @@ def _gained(head: nn.Module, gain: float, hidden: Tensor) -> Iterator[list[bool]
         handle.remove()
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def _alike(own: Tensor, expected: Tensor) -> bool:
     tolerance = 1e-4 if expected.dtype.itemsize > 2 else 3e-2
-    gap = (found.float() - expected.float()).abs().max()
+    gap = (own.float() - expected.float()).abs().max()
     return bool(gap <= tolerance * expected.float().abs().max())

@@ -118,7 +118,11 @@ def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
     if folder.is_dir() and (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir() and ((folder / "recipe.yaml").is_file() or any("lora" in file.name for file in single)):
-        base = f"its base is {found!r}" if (found := _base_of(folder / "recipe.yaml")) else "it has no base of its own"
+        base = (
+            f"its base is {base_path!r}"
+            if (base_path := _base_of(folder / "recipe.yaml"))
+            else "it has no base of its own"
+        )
         remedy = "give the base as the model, and this folder as --lora; dfb generate and benchmark take it as it is"
         raise UserError(
             f"{path}: holds no model_index.json: it is a LoRA run or a run that is not finished; {base}", remedy
@@ -144,10 +148,10 @@ def _base_of(recipe: Path) -> str | None:
 
 def _check_index(path: str, index: Mapping[str, object], expected: type[DiffusionPipeline]) -> None:
     """Raise UserError where model_index.json names another pipeline, lacks a part, or has one of another class."""
-    where, found = f"{path}/model_index.json", index.get("_class_name")
-    if found != expected.__name__:
+    where, class_name = f"{path}/model_index.json", index.get("_class_name")
+    if class_name != expected.__name__:
         remedy = "model.family sd takes StableDiffusionPipeline, sdxl takes StableDiffusionXLPipeline"
-        raise UserError(f"{where}: _class_name is {found!r}, expected {expected.__name__!r}", remedy)
+        raise UserError(f"{where}: _class_name is {class_name!r}, expected {expected.__name__!r}", remedy)
     parts = {*_KINDS, *_ENCODERS.values(), "scheduler"}
     for name in [name for name in inspect.signature(expected).parameters if name in parts]:
         entry = index.get(name)
@@ -170,21 +174,21 @@ def _variants(path: str, folder: Path, names: list[str], variant: str | None) ->
     for name in names:
         matches = [_WEIGHTS.fullmatch(file.name) for file in (folder / name).glob("*")]
         there[name] = {match[1] for match in matches if match}
-    known = sorted({found for each in there.values() for found in each if found})
+    known = sorted({variants for each in there.values() for variants in each if variants})
     if variant is not None and variant not in known:
         has = f"the variants {', '.join(known)}" if known else "no variants"
         raise UserError(
             f"{path}: no weights of variant {variant!r}; it has {has}", "leave variant out, or name one that it has"
         )
-    for name, found in there.items():
-        if not found:
+    for name, variants in there.items():
+        if not variants:
             raise UserError(f"{path}/{name}: holds no weights", "download or copy the folder whole")
-        if variant not in found and None not in found:
-            problem = f"{path}/{name}: has weights of variant {min(filter(None, found))} alone"
+        if variant not in variants and None not in variants:
+            problem = f"{path}/{name}: has weights of variant {min(filter(None, variants))} alone"
             raise UserError(
                 problem, f"give it as variant (model.variant, --variant); the variants are {', '.join(known)}"
             )
-    return {name: variant if variant in found else None for name, found in there.items()}
+    return {name: variant if variant in variants else None for name, variants in there.items()}
 
 
 def _network(path: str, folder: Path, kind: type[ModelMixin], variant: str | None) -> nn.Module:
@@ -213,10 +217,10 @@ def _check_parts(path: str, folder: Path, pipeline: DiffusionPipeline) -> None:
         check_tokenizer(f"{path}/{_ENCODERS[name]}", folder / _ENCODERS[name], pipeline, name, encoder)
     unet, vae = pipeline.unet.config, pipeline.vae.config
     width = sum(int(encoder.config.hidden_size) for encoder in encoders.values())
-    asked = unet.cross_attention_dim
-    taken = {*asked} if isinstance(asked, (list, tuple)) else {asked}
+    expected = unet.cross_attention_dim
+    taken = {*expected} if isinstance(expected, (list, tuple)) else {expected}
     problems = {
-        f"the text encoders give {width} numbers a token, unet takes {asked}": taken != {width},
+        f"the text encoders give {width} numbers a token, unet takes {expected}": taken != {width},
         f"vae gives {vae.latent_channels} channels, unet takes {unet.in_channels} and gives {unet.out_channels}": (
             {unet.in_channels, unet.out_channels} != {vae.latent_channels}
         ),
@@ -249,6 +253,6 @@ def check_tokenizer(where: str, folder: Path, pipeline: DiffusionPipeline, name:
         raise UserError(problem, "use the tokenizer that the text encoder was trained with")
     positions = int(encoder.config.max_position_embeddings)
     if not 0 < tokenizer.model_max_length <= positions:
-        found = tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else "not set"
-        problem = f"{where}/tokenizer_config.json: model_max_length is {found}, {name} reads {positions} tokens"
+        limit = tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else "not set"
+        problem = f"{where}/tokenizer_config.json: model_max_length is {limit}, {name} reads {positions} tokens"
         raise UserError(problem, f"set it to {positions}, or copy the file again")

@@ -239,14 +239,14 @@ def _load(path: str, revision: str | None, variant: str | None, dtype: torch.dty
     )
 
 
-def _under_new_head(writer: LoadedModel, path: str) -> LoadedModel:
+def _under_new_head(base: LoadedModel, path: str) -> LoadedModel:
     """The trunk of a language model that was merged with its adapter, under a new head."""
-    config = copy.deepcopy(writer.model.config)
+    config = copy.deepcopy(base.model.config)
     config.num_labels = 1
     with reading(path, _WHAT, _FOLDER):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=writer.model.dtype)
-        model.base_model.load_state_dict(writer.model.base_model.state_dict())
-    return LoadedModel(model, frozenset(), frozenset(), writer.is_merged)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=base.model.dtype)
+        model.base_model.load_state_dict(base.model.base_model.state_dict())
+    return LoadedModel(model, frozenset(), frozenset(), base.is_merged)
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
@@ -256,7 +256,7 @@ def _set_padding(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     token = padding_token(tokenizer, rows_of(model))
     if token is not None and token != tokenizer.pad_token:
         tokenizer.add_special_tokens({"pad_token": token})
-    for config in {id(found): found for found in (model.config, text_config_of(model.config))}.values():
+    for config in {id(part): part for part in (model.config, text_config_of(model.config))}.values():
         config.pad_token_id = None if token is None else tokenizer.pad_token_id
 
 

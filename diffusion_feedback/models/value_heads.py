@@ -64,8 +64,8 @@ class ValueHeads(nn.Module):
     def _read(self, head: nn.Module, hidden: Tensor) -> Tensor:
         # Under autocast too: targets are differences of values, finer than half precision holds.
         with torch.autocast(hidden.device.type, enabled=False):
-            found: Tensor = head(hidden.to(next(self.v_head.parameters()).dtype))
-        return found
+            values: Tensor = head(hidden.to(next(self.v_head.parameters()).dtype))
+        return values
 
     @torch.no_grad()
     def sync_targets(self, alpha: float) -> None:
@@ -122,10 +122,10 @@ def load_value_heads(heads: ValueHeads, folder: Path) -> None:
     path = folder / FILE_NAME
     state = _read(path)
     wanted = {name: tuple(value.shape) for name, value in heads.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if wanted != found:
-        differing = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        problem = f"{path}: {differing} is {found.get(differing)}, and the model needs {wanted.get(differing)}"
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != shapes:
+        differing = min(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
+        problem = f"{path}: {differing} is {shapes.get(differing)}, and the model needs {wanted.get(differing)}"
         raise UserError(problem, "these heads belong to another model: use the folder that they were trained in")
     heads.load_state_dict(state)
     check_finite(heads, str(path))

@@ -134,7 +134,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
 
-def _ratio_figures(ratio: Tensor, advantages: Tensor, log: Tensor, *, low: float, high: float) -> dict[str, Tensor]:
+def _ratio_metrics(ratio: Tensor, advantages: Tensor, log: Tensor, *, low: float, high: float) -> dict[str, Tensor]:
     """How far the policy is from the one that drew, under the names that TRL's PPO used."""
     is_clipped = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
     return {
@@ -229,7 +229,7 @@ class PPO:
             "loss/policy_avg": policy.detach(),
             "loss/value_avg": value.detach(),
             "val/clipfrac_avg": moved.to(value),
-            **_ratio_figures(ratio, actions.advantages, log, low=self.cliprange, high=self.cliprange),
+            **_ratio_metrics(ratio, actions.advantages, log, low=self.cliprange, high=self.cliprange),
         }
         return ActionLosses(per_completion(policy + self.vf_coef * value, actions.lengths), metrics)
 
@@ -287,7 +287,7 @@ class GRPO:
         policy = clipped_policy_loss(ratio, actions.advantages, low=self.epsilon, high=high)
         metrics = {
             "loss/policy_avg": policy.detach(),
-            **_ratio_figures(ratio, actions.advantages, log, low=self.epsilon, high=high),
+            **_ratio_metrics(ratio, actions.advantages, log, low=self.epsilon, high=high),
         }
         if actions.reference is not None:
             policy = policy + self.beta * k3(actions.policy, actions.reference)
@@ -352,7 +352,7 @@ class RLOO:
         losses = clipped_policy_loss(ratio, advantages, low=self.epsilon, high=self.epsilon)
         metrics = {
             "loss/policy_avg": losses.detach(),
-            **_ratio_figures(ratio, advantages, log, low=self.epsilon, high=self.epsilon),
+            **_ratio_metrics(ratio, advantages, log, low=self.epsilon, high=self.epsilon),
         }
         return ActionLosses(losses, metrics)
 

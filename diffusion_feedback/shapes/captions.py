@@ -53,13 +53,13 @@ def read(scene: Scene, completion: Any) -> CaptionReading:
     text = (completion if isinstance(completion, str) else completion[-1]["content"]).strip().removesuffix(".").strip()
     before, _, after = text.partition(" on ")
     first, last = before.split(), after.split()
-    told = {
+    stated = {
         "size": [word for word in first if word in SIZES],
         "color": [word for word in first if word in COLORS],
         "shape": [word for word in first if word in SHAPES],
         "background": [word for word in last if word in COLORS],
     }
-    named = sum(told[name] == [getattr(scene, name)] for name in ATTRIBUTES)
+    named = sum(stated[name] == [getattr(scene, name)] for name in ATTRIBUTES)
     try:
         parse_caption(text)
     except ValueError:

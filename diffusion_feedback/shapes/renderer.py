@@ -49,8 +49,8 @@ def _polygon(shape: str, radius: float) -> list[tuple[float, float]]:
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Draw a clean 64 x 64 picture of ``scene`` with random radius and place."""
     radius = rng.uniform(*SIZES[scene.size])
-    room = min(RESOLUTION / 2 - 1.15 * radius - 2, 10.0)
-    cx, cy = (RESOLUTION / 2 + rng.uniform(-room, room) for _ in range(2))
+    space = min(RESOLUTION / 2 - 1.15 * radius - 2, 10.0)
+    cx, cy = (RESOLUTION / 2 + rng.uniform(-space, space) for _ in range(2))
     scale = SUPERSAMPLING
     canvas = Image.new("RGB", (RESOLUTION * scale, RESOLUTION * scale), COLORS[scene.background])
     draw = ImageDraw.Draw(canvas)

@@ -27,8 +27,8 @@ _STATE = "optimizer.pt"
 
 def existing(folder: Path) -> list[Path]:
     """Whole checkpoints in ``folder``, oldest first; what else lies there (copies, notes) is none and is left alone."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_number)
+    checkpoints = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(checkpoints, key=step_number)
 
 
 def step_number(checkpoint: Path) -> int:

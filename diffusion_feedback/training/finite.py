@@ -37,14 +37,14 @@ class Watch:
 
     def culprits(self) -> list[str]:
         """The examples whose loss is no number, each by its name and loss."""
-        found = []
+        named = []
         for ids, losses in self._seen:
             values = losses.detach().float().cpu().tolist()
             for row, value in enumerate(values):
                 if not abs(value) < float("inf"):
                     name = self.name_of(ids[row]) if len(ids) == len(values) else "a completion of the policy's own"
-                    found.append(f"{name} (loss {value})")
-        return found
+                    named.append(f"{name} (loss {value})")
+        return named
 
 
 def culprits_named(culprits: Sequence[str]) -> str:

@@ -260,8 +260,8 @@ class Trainer:
 
     def _mean(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         # Whether any process was requested to stop travels along, so that all of them stop after the same step.
-        asked = next(iter(sums.values())).new_tensor(bool(self._stop.received))
-        sums = {**sums, _STOP: asked}
+        is_stopped = next(iter(sums.values())).new_tensor(bool(self._stop.received))
+        sums = {**sums, _STOP: is_stopped}
         names = sorted(sums)
         stacked = torch.stack([sums[name] for name in names])
         summed = self.accelerator.reduce(stacked, reduction="sum")
@@ -365,9 +365,9 @@ class Trainer:
         return {**self.identity, "effective batch": str(self.effective_batch)}
 
     def _restore(self) -> int:
-        found = self.folder.load_checkpoint()
-        if found is not None:
-            self._saved, tensors, state = found
+        saved_state = self.folder.load_checkpoint()
+        if saved_state is not None:
+            self._saved, tensors, state = saved_state
             checkpoint = self.folder.checkpoints()[-1]
             check_identity(self.folder.path, state.get("identity"), self._identity())
             take_over(checkpoint, tensors, self.weights, self.average, self._observers())

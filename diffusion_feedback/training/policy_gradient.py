@@ -48,8 +48,8 @@ class PolicyGradientStep:
             if self.reference is not None:
                 with self.reference(self.language_model(network)) as frozen:
                     reference = self.likelihood.token_logps(frozen, inputs).logps
-        found = {"logps": policy.logps, "reference": reference, "values": values, "entropy": policy.entropy}
-        return TokenStatistics(**{name: flat.float().cpu() for name, flat in found.items() if flat is not None})
+        statistics = {"logps": policy.logps, "reference": reference, "values": values, "entropy": policy.entropy}
+        return TokenStatistics(**{name: flat.float().cpu() for name, flat in statistics.items() if flat is not None})
 
     def _policy(
         self, network: nn.Module, inputs: TokenInputs, *, entropy: bool = False
@@ -64,16 +64,16 @@ class PolicyGradientStep:
             seen.append(values)
             return reading  # type: ignore[no-any-return]
 
-        found = self.likelihood.token_logps(policy, inputs, entropy=entropy)
+        statistics = self.likelihood.token_logps(policy, inputs, entropy=entropy)
         # The value of a token is that of the state before it: it is read where the token is predicted.
-        return found, seen[0].flatten()[inputs.read]
+        return statistics, seen[0].flatten()[inputs.read]
 
     def __call__(self, network: nn.Module, batch: RolloutBatch[TokenSequence]) -> StepOutput:
         """Summed losses, and metrics of the update and of the iteration that it belongs to."""
         inputs = self.likelihood.prepare_sequences(batch.samples)
         with self.autocast():
-            found, values = self._policy(network, inputs)
-        policy = found.logps
+            statistics, values = self._policy(network, inputs)
+        policy = statistics.logps
 
         def here(flat: Tensor | None) -> Tensor | None:
             return None if flat is None else flat.to(policy.device)
@@ -109,8 +109,8 @@ class PolicyGradientStep:
         inputs = self.pretraining.prepare_sequences(sequences)
 
         def policy(**inputs: object) -> TokenReading:
-            found = network(**inputs)
-            return found[0] if self.algorithm.learns_values else found  # type: ignore[no-any-return]
+            outputs = network(**inputs)
+            return outputs[0] if self.algorithm.learns_values else outputs  # type: ignore[no-any-return]
 
         with self.autocast():
             logps = self.pretraining.token_logps(policy, inputs).logps

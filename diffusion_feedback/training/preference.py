@@ -86,7 +86,7 @@ class Population:
             return {}
         return {"population": self.everyone, "positions": self.positions[id(batch)]}
 
-    def looked(
+    def gathered(
         self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` with the whole batch in sight: losses and gradients of the parts add up to those of one large batch."""
@@ -131,7 +131,7 @@ class Divergence:
         """``kl``."""
         return {} if self.kl is None else {"kl": self.kl}
 
-    def looked(
+    def gathered(
         self, step: PreferenceStep, network: nn.Module, batches: Sequence[object], collect: Collect
     ) -> PreferenceStep:
         """``step`` with the divergence of the global batch."""
@@ -251,7 +251,7 @@ class PreferenceStep:
             metrics, weights = _sample_metrics(logps, beta)
         else:
             rewards = pair_metrics(logps, beta=beta, per_token=parts.objective.rewards == "mean")
-            metrics = {**rewards, **parts.pair_figures(logps)}
+            metrics = {**rewards, **parts.pair_metrics_of(logps)}
         if isinstance(self.context, Divergence) and self.context.kl is not None:
             metrics["kl"] = self.context.kl.to(losses).expand(len(losses))
         return StepOutput(parts.total(losses, batch), {"loss": losses.detach(), **metrics}, weights)
@@ -259,7 +259,7 @@ class PreferenceStep:
     def coupled(self, network: nn.Module, batches: Sequence[object], collect: Collect) -> PreferenceStep:
         """The step for ``batches``, this process's part of one update."""
         if isinstance(self.context, Population | Divergence):
-            return self.context.looked(self, network, batches, collect)
+            return self.context.gathered(self, network, batches, collect)
         return self
 
     def gate(self, network: nn.Module, batch: object) -> dict[str, float]:

@@ -72,7 +72,7 @@ class RewardStep:
         scores = self.scores(network, batch)
         losses = self.losses(scores, batch)
         return StepOutput(
-            weighted_total(losses, batch, weighted=self.weighted), {"loss": losses.detach(), **_figures(scores)}
+            weighted_total(losses, batch, weighted=self.weighted), {"loss": losses.detach(), **_score_metrics(scores)}
         )
 
     def gate(self, network: nn.Module, batch: TextBatch) -> dict[str, float]:
@@ -83,7 +83,7 @@ class RewardStep:
         return {"loss": loss}
 
 
-def _figures(scores: PairLogps) -> dict[str, Tensor]:
+def _score_metrics(scores: PairLogps) -> dict[str, Tensor]:
     """Rewards, margins and accuracies, and ``mean_reward``, which centring keeps near 0; each (B,)."""
     metrics = pair_metrics(scores, beta=1.0)
     rewards = {name: value for name, value in metrics.items() if name.startswith("rewards/")}
@@ -106,8 +106,8 @@ def reward_accuracy(
     for indices in progress(passes, desc="held-out pairs", unit="batch", leave=False, disable=len(passes) < 20):
         with torch.no_grad():
             scores = step.scores(network, batches(indices, 0))
-        found = {**_figures(scores), "loss": preference_divergence(scores)}
-        for name, values in found.items():
+        metrics = {**_score_metrics(scores), "loss": preference_divergence(scores)}
+        for name, values in metrics.items():
             totals[name] = totals.get(name, 0.0) + float(values.cpu().double().sum())
     num = sum(map(len, passes))
     accuracy = proportion_interval(totals["rewards/accuracies"], num)

@@ -169,7 +169,7 @@ class RolloutSource(Generic[SampleT]):
             self.num_generations,
         )
         self._estimates: Estimates = self.algorithm.estimate(experience, self.kl_coef)
-        self._figures = self._describe(rollouts)
+        self._metrics = self._describe(rollouts)
 
     def _kl(self) -> float:
         """Mean over completions of the sum of log(pi / pi_ref), nats; 0 without a reference."""
@@ -231,7 +231,7 @@ class RolloutSource(Generic[SampleT]):
             taken(statistics.reference),
             taken(statistics.values),
             taken(estimates.returns),
-            self._figures,
+            self._metrics,
             texts,
             scale,
         )

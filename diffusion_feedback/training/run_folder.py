@@ -153,10 +153,10 @@ class RunFolder:
     def _read_recipe(self) -> Mapping[str, object]:
         path = self.path / "recipe.yaml"
         remedy = "start over with `overwrite`, or choose another output_dir"
-        found = read_yaml(path, remedy)
-        if not isinstance(found, dict):
-            raise UserError(f"{path}: holds no recipe but {type(found).__name__}", remedy)
-        return found
+        content = read_yaml(path, remedy)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds no recipe but {type(content).__name__}", remedy)
+        return content
 
     def _check_same(self, old: Mapping[str, object], new: Mapping[str, object]) -> None:
         name = flat(new).get(("objective", "name"))
@@ -187,7 +187,7 @@ class RunFolder:
             return []
         with reading(path, "metrics", "remove the file; the run goes on without the metrics of its beginning"):
             lines = path.read_text("utf-8").split("\n")[:-1]  # what follows the last newline was cut off by a kill
-        found = []
+        rows = []
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
@@ -195,8 +195,8 @@ class RunFolder:
                 raise UserError(f"{path}, line {number}: not JSON", "remove the line") from error
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise UserError(f"{path}, line {number}: no object with a step", "remove the line")
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps beyond ``step``, which a continued run will write again."""
@@ -214,8 +214,8 @@ class RunFolder:
 
     def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]] | None:
         """The newest checkpoint: step, tensors by name, state of optimizer and run; None where there is none."""
-        found = self.checkpoints()
-        return checkpoints.load_checkpoint(found[-1]) if found else None
+        saved = self.checkpoints()
+        return checkpoints.load_checkpoint(saved[-1]) if saved else None
 
     @property
     def _checkpoints(self) -> Path:

@@ -25,7 +25,7 @@ class StepParts:
 
     ``reference`` is None for objectives that know no reference. ``reference_logps`` looks up what the reference says of a
     batch, (2B,), where that was computed before. ``starts_at_reference``: policy and reference must agree before the
-    first update. ``pair_figures`` are what is watched besides the rewards.
+    first update. ``pair_metrics_of`` are what is watched besides the rewards.
     """
 
     likelihood: Likelihood[Any, Any]
@@ -38,7 +38,7 @@ class StepParts:
     unwrap: Callable[[nn.Module], nn.Module] = lambda network: network
     reference_logps: Callable[[Any], Tensor] | None = None
     starts_at_reference: bool = True
-    pair_figures: Callable[[PairLogps], Mapping[str, Tensor]] = denoising_metrics
+    pair_metrics_of: Callable[[PairLogps], Mapping[str, Tensor]] = denoising_metrics
 
     def total(self, losses: Tensor, batch: Batch) -> Tensor:
         """Sum of ``losses`` (B,), each times its pair's weight where weights count."""
@@ -89,7 +89,7 @@ def gate_against_reference(
 
 def _first_error(parts: StepParts, *logps: Tensor) -> dict[str, float]:
     """The mean squared error of a denoiser on the first batch; nothing for texts."""
-    if parts.pair_figures is not denoising_metrics:
+    if parts.pair_metrics_of is not denoising_metrics:
         return {}
     return {"error": float(-2 * torch.cat(logps).float().mean())}
 

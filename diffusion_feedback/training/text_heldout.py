@@ -93,8 +93,8 @@ def heldout_metrics(means: Means, *, chosen_logps: float, num_tokens: int, start
 
 
 def _accuracy(right: float, num: int) -> dict[str, float]:
-    found = proportion_interval(right, num)
-    return {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
+    interval = proportion_interval(right, num)
+    return {"accuracy": interval.value, "accuracy_low": interval.low, "accuracy_high": interval.high}
 
 
 def text_accuracy(

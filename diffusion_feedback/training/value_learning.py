@@ -112,8 +112,8 @@ class ValueLearningStep:
             )
 
         with self.autocast():
-            found: ActionValues = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
-        return found, inputs.rows
+            values: ActionValues = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
+        return values, inputs.rows
 
     def __call__(self, network: nn.Module, batch: TrajectoryBatch) -> StepOutput:
         """Sum of weighted losses over trajectories, and metrics as means over actions."""

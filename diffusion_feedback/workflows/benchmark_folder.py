@@ -151,6 +151,6 @@ def _check_results(run: BenchmarkRun) -> None:
             raise UserError(problem, "one of the two was changed: run the same benchmark again")
 
 
-def image_names(found: PromptImages) -> list[tuple[str, ...]]:
+def image_names(images: PromptImages) -> list[tuple[str, ...]]:
     """The names of each prompt's images."""
-    return [tuple(item.name for item in items) for items in found.images]
+    return [tuple(item.name for item in items) for items in images.images]

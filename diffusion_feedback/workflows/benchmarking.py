@@ -156,13 +156,13 @@ class _Work:
     def on_images(self, place: Path, baseline: BenchmarkRun | None) -> tuple[BenchmarkRun, list[ScoreRecord]]:
         """The run on the images in ``place``, and their scores."""
         read, settings = self._prompts(baseline)
-        found = find_images(place, read.prompts, read.read)
-        self._check_styles(place, read.prompts, found)
-        self._check_images(place, read.prompts, found)
+        matched = find_images(place, read.prompts, read.read)
+        self._check_styles(place, read.prompts, matched)
+        self._check_images(place, read.prompts, matched)
         settings["images"] = str(place.resolve())
         # Nothing is replaced before there is something to put in its place.
         check_folder(self.folder, settings, overwrite=self.own.overwrite)
-        return self._score(found, read.prompts, settings)
+        return self._score(matched, read.prompts, settings)
 
     def on_model(
         self, model: object, source: ModelSource, sampling: ImageSampling, baseline: BenchmarkRun | None
@@ -200,10 +200,10 @@ class _Work:
             unique=chosen.unique,
         )
         if read.duplicates:
-            told = (
+            notice = (
                 f"{read.duplicates} prompts stand more than once in {source}; each counts once, with all of its images"
             )
-            logger.warning("note: %s", told)
+            logger.warning("note: %s", notice)
         short = chosen.shortfalls(read.prompts)
         if short and not self.own.allow_short:
             problem = f"{source}: not the prompts of benchmark {chosen.name}: {'; '.join(short)}"
@@ -227,45 +227,45 @@ class _Work:
             check_comparable(baseline, chosen.name, prompts_hash(read.prompts), "this run")
         return read, settings
 
-    def _check_styles(self, place: Path, prompts: Sequence[PromptRecord], found: PromptImages) -> None:
+    def _check_styles(self, place: Path, prompts: Sequence[PromptRecord], images: PromptImages) -> None:
         """Refuse one folder of numbers for prompts of some styles alone: nobody can tell which styles the numbers count."""
         given = {style_of(prompt) for prompt in prompts}
-        is_flat = not any("/" in item.name for items in found.images for item in items)
+        is_flat = not any("/" in item.name for items in images.images for item in items)
         if set(self.benchmark.styles) - given and is_flat and find_metadata(place) is None:
             problem = f"{place}: numbered images in one folder, and the prompts of {', '.join(sorted(given))} alone"
             raise UserError(problem, f"put the images of each style into a folder of its own: {min(given)}/00000.png")
 
-    def _check_images(self, place: Path, prompts: Sequence[PromptRecord], found: PromptImages) -> None:
+    def _check_images(self, place: Path, prompts: Sequence[PromptRecord], matched: PromptImages) -> None:
         """Note what is missing and what is left over.
 
         Raises UserError for missing images unless they are allowed, and where a style of the benchmark has none at all.
         """
-        if found.unused:
-            names = ", ".join(found.left[:3]) + (", ..." if found.unused > 3 else "")
-            told = f"{found.unused} images of {place} belong to no prompt, or to one that has its image: {names}"
-            logger.warning("note: %s", told)
-        if found.note:
-            logger.warning("note: %s", found.note)
-        if not found.missing:
+        if matched.unused:
+            names = ", ".join(matched.left[:3]) + (", ..." if matched.unused > 3 else "")
+            notice = f"{matched.unused} images of {place} belong to no prompt, or to one that has its image: {names}"
+            logger.warning("note: %s", notice)
+        if matched.note:
+            logger.warning("note: %s", matched.note)
+        if not matched.missing:
             return
-        first = "\n".join(f"  {name}" for name in found.missing[:20])
-        counts = f"{len(found.missing)} images are missing, of {len(found.images)} prompts"
+        first = "\n".join(f"  {name}" for name in matched.missing[:20])
+        counts = f"{len(matched.missing)} images are missing, of {len(matched.images)} prompts"
         problem = f"{place}: {counts}; the first of them:\n{first}"
         if not self.own.allow_missing:
             raise UserError(problem, "generate them, or give `allow_missing` for incomplete metrics")
-        there = {style_of(prompt) for prompt, images in zip(prompts, found.images, strict=True) if images}
+        there = {style_of(prompt) for prompt, images in zip(prompts, matched.images, strict=True) if images}
         bare = [style for style in self.benchmark.style_order(prompts) if style not in there]
         if bare:
             raise UserError(f"{place}: no image at all of {', '.join(bare)}", self.benchmark.without_styles)
         logger.warning("note: %s", problem)
 
     def _score(
-        self, found: PromptImages, prompts: Sequence[PromptRecord], settings: Mapping[str, object]
+        self, images: PromptImages, prompts: Sequence[PromptRecord], settings: Mapping[str, object]
     ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
-        records = score_items([item for items in found.images for item in items], self.scorers, self.scoring)
+        records = score_items([item for items in images.images for item in items], self.scorers, self.scoring)
         recipes = {record.scorer: record.recipe_id for record in records}
         decided = {**settings, "recipes": recipes}
-        return make_run(self.folder, self.benchmark, decided, prompts, image_names(found), records), records
+        return make_run(self.folder, self.benchmark, decided, prompts, image_names(images), records), records
 
 
 def _called(scorer: object) -> str:

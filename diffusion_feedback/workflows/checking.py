@@ -55,8 +55,8 @@ def check_data(path: str, settings: CheckSettings) -> Checked:
         return Checked(report)
     trajectories = list(open_trajectories(path, split=settings.split, revision=settings.revision))
     rewards = [reward for each in trajectories for reward in each.rewards]
-    told = f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
-    return Checked(report, told)
+    summary = f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
+    return Checked(report, summary)
 
 
 def reward_columns(path: str, where: dict[str, Any]) -> list[str]:

@@ -103,8 +103,8 @@ def open_text_sampler(
             causal_lm.load(model, revision=source.revision, dtype=load, device=best_device(device)), sampling
         )
     own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
-    writer = loaded.over(model, tokenizer, dtype=own, device=find_device(device) if device else None)
-    return TextSampler.over(cast(GenerativeTextModel, writer), sampling)
+    text_model = loaded.over(model, tokenizer, dtype=own, device=find_device(device) if device else None)
+    return TextSampler.over(cast(GenerativeTextModel, text_model), sampling)
 
 
 def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_turns: bool = False) -> list[Text]:

@@ -21,11 +21,11 @@ def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> li
     """The score of each completion; equal ones of one prompt are scored once, so that rounding does not part them."""
     keys = [(prompt_name(record.prompt), record.completion, record.is_finished) for record in records]
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    asked = [records[place] for place in sorted(first.values())]
+    distinct = [records[place] for place in sorted(first.values())]
     scores = scorer.score(
-        [record.prompt for record in asked],
-        [completion_text(record) for record in asked],
-        [record.is_finished for record in asked],
+        [record.prompt for record in distinct],
+        [completion_text(record) for record in distinct],
+        [record.is_finished for record in distinct],
     )
     by_place = dict(zip(sorted(first.values()), scores, strict=True))
     return [by_place[first[key]] for key in keys]

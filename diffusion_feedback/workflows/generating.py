@@ -62,8 +62,8 @@ def generate(
     with _place(output_dir) as folder:
         if is_text:
             texts = text_prompts(_named_or_listed(prompts), in_turns=completions.wants_turns)
-            writer = open_text_sampler(model, source, completions, generation, tokenizer=tokenizer)
-            return text_samples(complete(texts, writer, folder, generation))
+            text_sampler = open_text_sampler(model, source, completions, generation, tokenizer=tokenizer)
+            return text_samples(complete(texts, text_sampler, folder, generation))
         captions = _captions(prompts)
         sampler = open_image_sampler(model, source, images, generation)
         records = draw_images(captions, sampler, folder, generation)
@@ -112,8 +112,8 @@ def complete(
         overwrite=generation.overwrite,
     )
     ended = sum(record.is_finished for record in records)
-    told = f"{len(records)} completions of {len(prompts)} prompts, {ended} of them came to their end"
-    logger.info("%s: %s", path, told)
+    summary = f"{len(records)} completions of {len(prompts)} prompts, {ended} of them came to their end"
+    logger.info("%s: %s", path, summary)
     return records
 
 

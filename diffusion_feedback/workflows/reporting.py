@@ -38,8 +38,8 @@ def report(runs: Sequence[str | Path], output: str | Path, **keywords: object) -
     content = benchmark_report(others or [baseline], comparisons, settings.title)
     with hold_file(page, "report"):
         write_report(content, page)
-    told = f"{len(others) + 1} runs of {baseline.benchmark.title}, baseline {baseline.name}"
-    logger.info("%s: %s", page, told)
+    summary = f"{len(others) + 1} runs of {baseline.benchmark.title}, baseline {baseline.name}"
+    logger.info("%s: %s", page, summary)
     return content
 
 

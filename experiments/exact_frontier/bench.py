@@ -129,7 +129,7 @@ class Bench:
             objective_row(objective),
             settings,
             reference_logps=None if reference is None else self.texts.lookup(reference),
-            pair_figures=lambda logps: {},
+            pair_metrics_of=lambda logps: {},
         )
 
     def on_pairs(

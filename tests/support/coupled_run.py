@@ -66,7 +66,7 @@ def build_parts(objective: Mapping[str, Any], frozen: nn.Module, **changes: Any)
     settings = {key: value for key, value in objective.items() if key != "name"}
     values: dict[str, Any] = {
         "reference": lambda policy: nullcontext(frozen.eval()), "starts_at_reference": False,
-        "pair_figures": lambda logps: {},
+        "pair_metrics_of": lambda logps: {},
     }  # fmt: skip
     return StepParts(TokenLikelihood(), objective=ROWS[objective["name"]], settings=settings, **(values | changes))
 

@@ -80,8 +80,8 @@ class Classification:
         rows: list[Tensor] = [torch.empty(0)] * len(sequences)
         for start in range(0, len(order), self.batch_size):
             chunk = order[start : start + self.batch_size]
-            found = self._forward([sequences[index] for index in chunk]).float().cpu()
-            for index, row in zip(chunk, found, strict=True):
+            outputs = self._forward([sequences[index] for index in chunk]).float().cpu()
+            for index, row in zip(chunk, outputs, strict=True):
                 rows[index] = row
         return torch.stack(rows)
 

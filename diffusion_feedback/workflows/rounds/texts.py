@@ -93,7 +93,7 @@ class TextModality:
         """The different prompts of a file; plain ones become turns where the recipe has a chat template."""
         return text_prompts(path, in_turns=self.recipe.text.chat_template is not None)
 
-    def _writer(self, model: str) -> TextSampler:
+    def _sampler(self, model: str) -> TextSampler:
         rollouts, settings = self.recipe.rollouts, self.recipe.model
         sampling = CompletionSampling(
             max_new_tokens=rollouts.max_new_tokens,
@@ -107,17 +107,17 @@ class TextModality:
 
     def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
         """Completions of every prompt in ``folder``/completions.jsonl."""
-        writer = self._writer(model)
-        for note in writer.notes(prompts):
+        sampler = self._sampler(model)
+        for note in sampler.notes(prompts):
             logger.warning("note: %s", note)
         records = complete_prompts(
             prompts,
             folder / COMPLETIONS,
-            sampler=writer,
+            sampler=sampler,
             seeds=[seed],
             num_samples=num_samples,
-            model_hash=writer.model.model_hash(),
-            settings=writer.settings,
+            model_hash=sampler.model.model_hash(),
+            settings=sampler.settings,
             batch_size=self.recipe.rollouts.batch_size,
         )
         return len(records)
@@ -191,8 +191,8 @@ class TextModality:
     def divergence(self, model: str, initial: str, drawn: Path) -> Mapping[str, list[float]]:
         """KL(model || initial): estimated on the held-out completions, exact too where all can be gone through."""
         records = load_completions(drawn)
-        writer, other = self._writer(model), self._writer(initial)
-        return divergence_of(writer, other.model.network, records)
+        sampler, other = self._sampler(model), self._sampler(initial)
+        return divergence_of(sampler, other.model.network, records)
 
     def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
         """Prompt and completion of every sample."""

@@ -103,15 +103,15 @@ def _step(
 ) -> PreferenceStep | PointwiseStep:
     recipe = setup.recipe
     # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
-    asked = reference.released() if reference is not None and answers is not None else reference
+    kept = reference.released() if reference is not None and answers is not None else reference
     parts = preference_parts(
         setup,
         likelihood,
-        None if asked is None else asked.give,
+        None if kept is None else kept.give,
         reference_logps=None if answers is None else answers.logps,
         starts_at_reference=reference is not None and reference.weights_hash == base_hash,
         # A sum that counts tails less says nothing a token: what is known of held-out texts is measured apart then.
-        pair_figures=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
+        pair_metrics_of=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
     )
     return step_of(parts)
 

@@ -47,10 +47,10 @@ class PeakMemory(TorchDispatchMode):
     ) -> object:
         for leaf in tree_leaves((args, kwargs)):
             self._note(leaf, counts=False)  # weights and inputs, which were there before
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
+        outputs = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(outputs):
             self._note(leaf, counts=True)
-        return found
+        return outputs
 
     def _note(self, leaf: object, *, counts: bool) -> None:
         if not isinstance(leaf, Tensor):

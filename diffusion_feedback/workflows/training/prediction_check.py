@@ -23,10 +23,10 @@ def doubt_prediction(likelihood: DenoisingLikelihood, network: nn.Module, batch:
     kinds = {kind: dataclasses.replace(process, prediction_type=kind) for kind in get_args(PredictionType)}
     errors = likelihood.errors_by_prediction(network, batch, kinds)
     said, best = process.prediction_type, min(errors, key=lambda kind: errors[kind])
-    found = f"warning: the scheduler says prediction_type {said}, at which the model's error is {errors[said]:.2f}"
+    doubt = f"warning: the scheduler says prediction_type {said}, at which the model's error is {errors[said]:.2f}"
     cause = "see scheduler/scheduler_config.json of the model: such a run trains, and is worth nothing"
     if errors[best] < _FAR_BETTER * errors[said]:
-        return f"{found}; at {best} it is {errors[best]:.2f}, so that was probably what it was trained for -> {cause}"
+        return f"{doubt}; at {best} it is {errors[best]:.2f}, so that was probably what it was trained for -> {cause}"
     if errors[said] > _NOTHING:
-        return f"{found}, and predicting nothing would give about 1: scheduler or VAE are probably another model's -> {cause}"
+        return f"{doubt}, and predicting nothing would give about 1: scheduler or VAE are probably another model's -> {cause}"
     return None

@@ -106,9 +106,9 @@ class CompletionSamples:
             f"seeds from {self.recipe.validation.seed} on.\n"
         ]
         for prompt, old, new in zip(self.prompts, before, after, strict=True):
-            asked = str(self.model.tokenizer.decode(prompt, skip_special_tokens=False))
+            prompt_text = str(self.model.tokenizer.decode(prompt, skip_special_tokens=False))
             parts.append(
-                f"\n## Prompt\n\n{fenced(asked)}\nBefore:\n\n{fenced(old)}\nAfter {step} steps:\n\n{fenced(new)}"
+                f"\n## Prompt\n\n{fenced(prompt_text)}\nBefore:\n\n{fenced(old)}\nAfter {step} steps:\n\n{fenced(new)}"
             )
         return "".join(parts)
 
