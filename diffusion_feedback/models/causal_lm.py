@@ -256,9 +256,8 @@ def no_dropout(model: nn.Module, path: str) -> None:
             module.p = 0.0
         _silence(module)
     if not _repeats(model):
-        for config in {
-            id(config_there): config_there for module in modules if (config_there := getattr(module, "config", None))
-        }.values():
+        configs = (getattr(module, "config", None) for module in modules)
+        for config in {id(each): each for each in configs if each}.values():
             _silence(config)
         if not _repeats(model):
             problem = f"{path}: two training passes of a {type(model).__name__} on the same tokens differ"
