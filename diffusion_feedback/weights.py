@@ -1,16 +1,16 @@
-"""What can be computed of any weights: their identity, and whether all of them are numbers."""
+"""What can be computed of any weights: their identity; whether all are there, and are numbers; and their move to a device."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -57,3 +57,18 @@ def _config_of(module: Any) -> str:
         sort_keys=True,
         default=lambda value: sorted(map(str, value)) if isinstance(value, set) else str(value),
     )
+
+
+def check_complete(path: str, missing: Iterable[str], remedy: str) -> None:
+    """Raise UserError where weights of the model at ``path`` are ``missing``."""
+    names = sorted(missing)
+    if names:
+        raise UserError(f"{path}: {len(names)} weights are missing, the first is {names[0]!r}", remedy)
+
+
+def move(model: nn.Module, device: torch.device | str) -> None:
+    """Put ``model`` on ``device``. Raises UserError for a device that is not there."""
+    try:
+        model.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
+        raise UserError(f"device {device}: {first_line(error)}", "use another device") from error

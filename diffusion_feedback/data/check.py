@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ..progress import progress
 from ..records import content_hash
+from .findings import bad_row_lines, counted, value_range
 from .image_index import image_index
 from .readers import KnownPair, PairReader, ReadCounts, open_pairs
 from .rows import listed
@@ -26,7 +26,7 @@ _BAD = {
     "missing": ("that lack a key", "give every row the keys that the others have"),
     "identical": ("with the same image on both sides", "remove them: there is nothing to prefer"),
 }
-_EXAMPLES = 5
+_OTHER = ("that are no pairs", "correct or remove them")
 _RESOLUTIONS = (512, 1024)  # what most models are trained at
 
 
@@ -82,10 +82,10 @@ class CheckReport:
         return [
             *columns,
             f"  {self.counts.pairs:,} pairs of {self.num_images:,} images over {self.num_prompts:,} prompts"
-            f" ({_range(self.pairs_per_prompt)} pairs a prompt)",
-            f"  labels: {_counted(self.labels)}",
-            f"  images: {_counted(self.image_formats)}; {_counted(self.image_modes)};"
-            f" shorter side {_range(self.sides)} px",
+            f" ({value_range(self.pairs_per_prompt)} pairs a prompt)",
+            f"  labels: {counted(self.labels)}",
+            f"  images: {counted(self.image_formats)}; {counted(self.image_modes)};"
+            f" shorter side {value_range(self.sides)} px",
         ]
 
     def _problems(self) -> list[str]:
@@ -93,12 +93,8 @@ class CheckReport:
         lines += [f"  ! {note}" for note in square_notes(self.sizes, _RESOLUTIONS)]
         if self.num_animated:
             lines.append(f"  ! {self.num_animated:,} images move or have several pages -> the first one is taken")
-        for kind, number in self.counts.bad.items():
-            what, remedy = _BAD.get(kind, ("that are no pairs", "correct or remove them"))
-            lines.append(f"  ! {number:,} rows {what} -> {remedy}")
-        lines += [f"      {reason}" for _, reason in self.unusable[:_EXAMPLES]]
-        if len(self.unusable) > _EXAMPLES:
-            lines.append(f"      and {len(self.unusable) - _EXAMPLES:,} more")
+        bad = ((number, *_BAD.get(kind, _OTHER)) for kind, number in self.counts.bad.items())
+        lines += bad_row_lines(bad, self.unusable)
         if self.contradicting:
             first = f"the first: {self.contradicting[0]}"
             lines.append(f"  ! {len(self.contradicting):,} pairs have rows that contradict each other ({first})")
@@ -199,14 +195,3 @@ def _report(reader: PairReader, tally: _Tally) -> CheckReport:
         unused=reader.source.unused,
         unusable=reader.skipped,
     )
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{number:,} {name}" for name, number in ordered)
-
-
-def _range(values: Sequence[int]) -> str:
-    """Smallest, median and largest, or the one value that all have."""
-    low, middle, high = min(values), statistics.median_low(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}, median {middle:,}"

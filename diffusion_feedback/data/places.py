@@ -142,13 +142,16 @@ def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -
     return chosen
 
 
-def load_hub(name: str, split: str, revision: str | None, streaming: bool) -> Dataset:
+def load_hub(name: str, split: str, revision: str | None, streaming: bool, given: Dataset | None = None) -> Dataset:
     """The split of a data set on the hub, or in a folder of save_to_disk, as ``datasets`` gives it, pictures not decoded.
 
-    Raises UserError where it is not to be had, or does not say its columns. Scripts of data sets never run.
+    ``given``, where there is one, is that data set, loaded already. Raises UserError where it is not to be had, or does
+    not say its columns. Scripts of data sets never run.
     """
     import datasets
 
+    if given is not None:
+        return undecoded(given)
     if is_saved(user_path(name)):
         data = _load_saved(user_path(name), split)
     else:

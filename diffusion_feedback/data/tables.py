@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import check_whole, reading
 from ..prompts.tabular import check_columns
-from .places import check_regular, load_hub, stamp_of, undecoded
+from .places import check_regular, load_hub, stamp_of
 from .rows import SIDES, Location, PairRow, Part, match_columns, read_image
 
 if TYPE_CHECKING:
@@ -291,9 +291,7 @@ class HubSource:
 
     @cached_property
     def _data(self) -> Dataset:
-        if self.given is not None:
-            return undecoded(self.given)
-        return load_hub(self.name, self.split, self.revision, self.streaming)
+        return load_hub(self.name, self.split, self.revision, self.streaming, self.given)
 
     @cached_property
     def _layout(self) -> TableLayout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Protocol
 
 from ..progress import progress
 from ..records import Text, TextRecord, content_hash
+from .findings import bad_row_lines, counted, value_range
 from .texts import TextCounts, TextReader, open_texts
 
 _BAD = {
@@ -29,7 +29,6 @@ _BAD = {
     "unread": ("with a column that says more and is not read", "give it a name that a known format has, or remove it"),
     "score": ("with a number out of its range", "margin >= 0, chosen_probability 0.5 to 1, weight > 0"),
 }
-_EXAMPLES = 5
 _AT_ONCE = 1000
 
 
@@ -100,27 +99,22 @@ class TextReport:
             self.num_conversational, f"{self.num_conversational:,} of them conversations"
         )
         over = f" over {self.num_prompts:,} prompts" if "prompt" in self.lengths else ""
-        lines = [f"  {_listed(self.kinds)}, {turns}{over}"]
-        lines += [f"  {side}: {_range(lengths)} characters" for side, lengths in self.lengths.items()]
+        lines = [f"  {counted(self.kinds)}, {turns}{over}"]
+        lines += [f"  {side}: {value_range(lengths)} characters" for side, lengths in self.lengths.items()]
         if pairs := self.kinds.get("pairs"):
             lines.append(f"  the chosen side is the longer one in {self.longer_chosen / pairs:.0%} of the pairs")
         if self.labels:
-            lines.append(f"  labels: {_listed(self.labels)}")
+            lines.append(f"  labels: {counted(self.labels)}")
         if self.margins:
             low, high = min(self.margins), max(self.margins)
             lines.append(f"  margins: {len(self.margins):,} pairs have one, {low:.4g} to {high:.4g}")
         return lines
 
     def _problems(self) -> list[str]:
-        lines = []
-        for kind, number in self.counts.bad.items():
-            what, remedy = _BAD[kind]
-            lines.append(f"  ! {number:,} rows {what} -> {remedy}")
-        lines += [f"      {reason}" for _, reason in self.unusable[:_EXAMPLES]]
-        if len(self.unusable) > _EXAMPLES:
-            lines.append(f"      and {len(self.unusable) - _EXAMPLES:,} more")
+        bad = ((number, *_BAD[kind]) for kind, number in self.counts.bad.items())
+        lines = bad_row_lines(bad, self.unusable)
         if len(self.kinds) > 1:
-            lines.append(f"  ! {_listed(self.kinds)} stand side by side -> give one kind of data to a run")
+            lines.append(f"  ! {counted(self.kinds)} stand side by side -> give one kind of data to a run")
         if self.contradicting:
             first = f"the first: {self.contradicting[0]}"
             lines.append(f"  ! {len(self.contradicting):,} examples have rows that contradict each other ({first})")
@@ -134,7 +128,7 @@ class TextReport:
                 "      -> the model would learn to repeat the prompt; remove the column prompt, or the repetition"
             )
         if len(self.labels) == 1:
-            lines.append(f"  ! all labels are alike ({_listed(self.labels)}) -> unpaired objectives need both")
+            lines.append(f"  ! all labels are alike ({counted(self.labels)}) -> unpaired objectives need both")
         return lines
 
     def _verdict(self) -> str:
@@ -277,14 +271,3 @@ def _begins_with(side: Text, prompt: Text) -> bool:
     return (
         isinstance(side, str) and isinstance(prompt, str) and bool(prompt.strip()) and side.startswith(prompt.strip())
     )
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{number:,} {name}" for name, number in ordered)
-
-
-def _range(values: Sequence[int]) -> str:
-    """Smallest, median and largest, or the one value that all have."""
-    low, middle, high = min(values), statistics.median_low(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}, median {middle:,}"

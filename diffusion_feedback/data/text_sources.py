@@ -18,7 +18,7 @@ from ..prompts import prompt_column
 from ..prompts.rows import read_rows
 from ..prompts.tabular import cell_rows, check_columns, width_problem
 from ..records import parse_json
-from .places import load_hub, undecoded
+from .places import load_hub
 from .rows import BadRow
 from .tables import is_image, next_batch, open_parquet
 
@@ -263,9 +263,7 @@ class HubTexts:
 
     @cached_property
     def _data(self) -> Dataset:
-        if self.given is not None:
-            return undecoded(self.given)
-        return load_hub(self.name, self.split, self.revision, self.streaming)
+        return load_hub(self.name, self.split, self.revision, self.streaming, self.given)
 
     @property
     def schema(self) -> pa.Schema:

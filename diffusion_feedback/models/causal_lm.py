@@ -28,11 +28,11 @@ from ..text_folders import (
     rows_of,
 )
 from ..types import Tokenizer, TokenProcessor
-from ..weights import check_finite, modules_hash
+from ..weights import check_complete, check_finite, modules_hash, move
 from .end_tokens import closing_token_id
 from .lora import save_transformer
 from .lora_targets import add_adapters
-from .output_heads import check_logits, head_of, trunk_of
+from .output_heads import check_logits, head_of, hidden_states, trunk_of
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
 from .text_sampling import complete
 
@@ -53,13 +53,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read) -> object:
         """Ids and positions (B, T), mask (B, T) or (B, 1, T, T) bool, to what ``read`` makes of the hidden states."""
-        hidden = trunk_of(self.model)(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
+        hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
         return read(hidden, head_of(self.model))
 
 
@@ -78,16 +72,6 @@ class CausalLM:
     def transformer(self) -> PreTrainedModel:
         """The transformers model itself."""
         return self.network.model
-
-    @property
-    def task_type(self) -> str:
-        """peft's name for what the model does."""
-        return str(TaskType.CAUSAL_LM.value)
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """None: adapters alone are trained."""
-        return ()
 
     @property
     def library_model(self) -> PreTrainedModel:
@@ -120,8 +104,8 @@ class CausalLM:
             alpha=alpha,
             targets=targets,
             seed=seed,
-            task_type=self.task_type,
-            heads=[*self.head_names, *modules_to_save],
+            task_type=TaskType.CAUSAL_LM.value,
+            heads=modules_to_save,
             revision=revision,
             is_merged=self.is_merged,
         )
@@ -308,10 +292,7 @@ def load(
     if "score.weight" in loaded.unexpected:
         raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
     tokenizer = load_tokenizer(path, revision=revision)
-    if loaded.missing:
-        raise UserError(
-            f"{path}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}", _FOLDER
-        )
+    check_complete(path, loaded.missing, _FOLDER)
     return _checked(model, tokenizer, path, device, is_merged=loaded.is_merged)
 
 
@@ -359,7 +340,4 @@ def prepare(model: PreTrainedModel, path: str, device: torch.device | str) -> No
     check_finite(model, path)
     no_dropout(model, path)
     model.requires_grad_(False).eval()
-    try:
-        model.to(device)
-    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
-        raise UserError(f"device {device}: {first_line(error)}", "use another device") from error
+    move(model, device)

@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from ..errors import UserError
 from ..quiet import quiet
-from ..weights import check_finite, modules_hash
+from ..weights import check_complete, check_finite, modules_hash, move
 from .saving import TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
 _BICUBIC = 3
@@ -167,16 +167,11 @@ def load(
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         problem = f"{path}: could not be loaded as a CLIPModel with its tokenizer: {error}"
         raise UserError(problem, _FOLDER) from error
-    if notes["missing_keys"]:
-        missing = sorted(notes["missing_keys"])
-        raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]!r}", _FOLDER)
+    check_complete(path, notes["missing_keys"], _FOLDER)
     check_finite(clip, path)
     clip.requires_grad_(False).eval()
     scorer = ClipScorer(Similarity(clip), tokenizer, _image_processor(path, revision, clip.config))
-    try:
-        scorer.network.to(device)
-    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
-        raise UserError(f"device {device}: {str(error).splitlines()[0]}", "use another device") from error
+    move(scorer.network, device)
     return scorer
 
 

@@ -30,6 +30,18 @@ def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     return decoder if decoder is not model else model.model  # Llama 4 for texts alone names no base
 
 
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """States (B, T, H) after the last norm of ids and positions (B, T), under a mask (B, T) or (B, 1, T, T) bool."""
+    hidden: Tensor = trunk_of(model)(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+        return_dict=True,
+    ).last_hidden_state
+    return hidden
+
+
 def logit_shape(model: PreTrainedModel) -> tuple[float, float | None]:
     """Scale and cap of the logits of ``model``, as ``types.ShapedHead`` takes them, from its config."""
     config = text_config_of(model.config)

@@ -28,12 +28,12 @@ from ..text_folders import (
     text_config_of,
 )
 from ..types import Tokenizer
-from ..weights import modules_hash
+from ..weights import check_complete, modules_hash
 from .causal_lm import enable_checkpointing, prepare, window_of
 from .end_tokens import padding_token
 from .lora import save_transformer
 from .lora_targets import add_adapters
-from .output_heads import trunk_of
+from .output_heads import hidden_states, trunk_of
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
 _HEADS = ("score", "classifier")
@@ -61,13 +61,7 @@ class RewardNetwork(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
         """Ids, mask and positions (B, T), index of each row's last token (B,), to scores (B,) float32."""
-        hidden = trunk_of(self.model)(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
+        hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
         rows = torch.arange(len(last), device=last.device)
         scores: Tensor = self.head(hidden[rows, last]).float().squeeze(-1)
         return scores
@@ -88,16 +82,6 @@ class RewardModel:
     def transformer(self) -> PreTrainedModel:
         """The transformers model itself."""
         return self.network.model
-
-    @property
-    def task_type(self) -> str:
-        """peft's name for what the model does."""
-        return str(TaskType.SEQ_CLS.value)
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """The head, which starts from random numbers."""
-        return (self.network.head_name,)
 
     @property
     def library_model(self) -> PreTrainedModel:
@@ -126,8 +110,8 @@ class RewardModel:
             alpha=alpha,
             targets=targets,
             seed=seed,
-            task_type=self.task_type,
-            heads=[*self.head_names, *modules_to_save],
+            task_type=TaskType.SEQ_CLS.value,
+            heads=[self.network.head_name, *modules_to_save],
             revision=revision,
             is_merged=self.is_merged,
         )
@@ -188,9 +172,8 @@ def load(
         torch.manual_seed(seed)
         loaded = _load(path, revision, variant, dtype)
     model = loaded.model
-    missing = sorted(key for key in loaded.missing if key.split(".")[0] not in _HEADS)
-    if missing:
-        raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]!r}", _FOLDER)
+    missing = (key for key in loaded.missing if key.split(".")[0] not in _HEADS)
+    check_complete(path, missing, _FOLDER)
     return _checked(model, tokenizer, path, device, is_merged=loaded.is_merged)
 
 

@@ -167,7 +167,6 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     bos_token_id: int | None
     all_special_ids: list[int]
-    all_special_tokens: list[str]
 
     def __call__(self, text: str | Sequence[str], **settings: object) -> Any: ...
     def __len__(self) -> int: ...
@@ -209,16 +208,6 @@ class TextModel(Adaptable, Protocol):
     @property
     def usual_length(self) -> int:
         """How long texts are when nobody says otherwise, in tokens: at most ``window``."""
-        ...
-
-    @property
-    def task_type(self) -> str:
-        """peft's name for what the model does, by which it finds the class of an adapter's base."""
-        ...
-
-    @property
-    def head_names(self) -> Sequence[str]:
-        """Modules of the ``transformer`` that are trained, and saved, whole beside adapters."""
         ...
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..data.findings import value_range
 from ..errors import UserError
 from ..likelihoods.tokenization import Tokenization
 from ..records import TextRecord
@@ -85,7 +85,9 @@ class TokenCheck:
         limit = f"at most {self.max_length:,}" if self.max_length < _NO_LIMIT else "no limit on their number"
         lines = [f"  tokens of {self.name}, {limit}:"]
         if self.prompts:
-            lines += [f"    prompts {_range(self.prompts)}; scored of each completion {_range(self.completions)}"]
+            lines += [
+                f"    prompts {value_range(self.prompts)}; scored of each completion {value_range(self.completions)}"
+            ]
         lines += [f"  ! {note}" for note in self.tokenization.counts.notes()]
         if self.has_template and self.num_plain:
             lines.append(f"  ! {self.num_plain:,} examples are plain texts, which do not go through the chat template")
@@ -99,8 +101,3 @@ class TokenCheck:
         elif self.num_turns:
             lines.append("    the chat template keeps the assistant's turns, and a stop token is scored in each")
         return lines
-
-
-def _range(values: Sequence[int]) -> str:
-    low, middle, high = min(values), statistics.median_low(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}, median {middle:,}"
