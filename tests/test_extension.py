@@ -183,6 +183,17 @@ def test_a_family_of_ones_own_is_trained_and_drawn_from(
     assert images[0] != images[1]
 
 
+def test_a_family_of_ones_own_in_python(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """The same weights as by the command; the result is drawn from by the family that its recipe names."""
+    own: Section = {"model": {"family": f"{FAMILY}:clip_skip"}, "objective": {"name": "dpo", "beta": 100.0}}
+    _run("train", "--config", recipe(**own))
+    run = dfb.train(dfb.load_recipe(recipe(**own, output_dir=str(tmp_path / "python"))))
+    weights = [load_file(folder / "pytorch_lora_weights.safetensors") for folder in (tmp_path / "run", run.path)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(bool((weights[0][key] == weights[1][key]).all()) for key in weights[0])
+    assert len(dfb.generate(run, ["a red circle"], num_inference_steps=2, height=16, width=16)) == 1
+
+
 def test_what_is_no_family_is_refused(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(objective={"name": "dpo", "beta": 100.0}, model={"family": f"{FAMILY}:load"})
     assert main(["train", "--config", str(path)]) == 2
@@ -256,3 +267,19 @@ def test_a_benchmark_of_ones_own(inputs: Path, tmp_path: Path) -> None:
     assert results["benchmark"] == f"{inputs / 'benchmarks.py'}:captions"
     assert "brightness" in results["scorers"]
     _run("report", tmp_path / "first", tmp_path / "second", "--output", tmp_path / "report.html")
+
+
+def test_a_benchmark_of_ones_own_in_python(inputs: Path, tmp_path: Path) -> None:
+    """A function of the user's gives the means of the command, to the last digit."""
+    file = inputs / "benchmarks.py"
+    argv = ["benchmark", f"{file}:captions", "--model", inputs / "sd", "--num_inference_steps", "2", "--height", "32"]
+    argv += ["--width", "32", "--scorer", f"function={REWARD}:brightness", "--cache_dir", tmp_path]
+    _run(*argv, "--output_dir", tmp_path / "command")
+    own: dict[str, Any] = {"__file__": str(file)}
+    exec(BENCHMARK, own)
+    exec(REWARD.read_text(), own)
+    settings: Section = {"num_inference_steps": 2, "height": 32, "width": 32, "cache_dir": str(tmp_path)}
+    result = dfb.benchmark(own["captions"], model=str(inputs / "sd"), scorers=[own["brightness"]], **settings)
+    command = json.loads((tmp_path / "command" / "results.json").read_text())["scorers"]["brightness"]
+    assert result.metrics["brightness"]["overall"] == command["overall"]
+    assert result.report.is_file()
