@@ -1,4 +1,4 @@
-"""Several processes: which commands share their work among them, and what is refused before a model is loaded."""
+"""Several processes: what is refused before a model is loaded, and whether they have found each other."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ if TYPE_CHECKING:
 
 # How launchers tell the number of processes; accelerate asks the same variables.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
-# Commands whose processes do a share each, and write once.
-SHARING = ("train", "rounds", "score", "label", "calibrate", "benchmark")
-_ALONE = {
-    "generate": "give each process prompts and an --output_dir of its own",
-    "demo": "start it once, without a launcher",
-    "judge": "start it once, without a launcher",
-    "report": "start it once, without a launcher",
-    "data": "start it once, without a launcher",
-}
 # What accelerate takes from its environment, or `accelerate launch` from its configuration, and this loop cannot do.
 _PLUGINS = {
     "ACCELERATE_USE_FSDP": "FSDP: evaluation runs in one process, and the others would wait for ever",
@@ -39,18 +30,16 @@ def num_launched() -> int:
     return next((int(value) for value in values if value.isdigit() and int(value) > 0), 1)
 
 
-def check_launch(command: str) -> None:
-    """Raise UserError where ``command`` was launched in a way in which it cannot be right. Asks the environment alone."""
-    number = num_launched()
-    if number > 1 and command in _ALONE:
-        raise UserError(f"dfb {command} is the work of one process, and {number} were launched", _ALONE[command])
-    if command not in SHARING and command != "demo":
-        return
+def check_plugins(work: str, *, compiles: bool) -> None:
+    """Raise UserError where a launcher asks for what ``work`` cannot do. Asks the environment alone.
+
+    ``compiles``: whether accelerate would compile the networks of this work.
+    """
     for name, why in _PLUGINS.items():
         if os.environ.get(name, "").lower() in ("true", "1", "yes", "on"):
-            raise UserError(f"{name} is set, but dfb {command} cannot use {why}", _PLAIN)
+            raise UserError(f"{name} is set, but {work} cannot use {why}", _PLAIN)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if command in ("train", "rounds", "demo") and backend.lower() != "no":
+    if compiles and backend.lower() != "no":
         problem = f"ACCELERATE_DYNAMO_BACKEND is {backend}, but networks that adapters are switched in are not compiled"
         raise UserError(problem, "launch with --dynamo_backend no")
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..errors import UserError, nearest
-from ..processes import check_launch
 from . import failures
+from .launching import check_launch
 
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",

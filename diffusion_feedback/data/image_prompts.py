@@ -38,7 +38,7 @@ def join_prompts(folder: Path, names: Sequence[str], prompts: Sequence[PromptRec
     joined = _by_number(names, texts) or _by_order(folder, names, texts) or _by_subfolder(folder, names, texts)
     if joined is None:
         problem = f"{folder}: {len(names)} images, and {len(prompts)} prompts{_gap(names, len(prompts))}"
-        remedy = "give one prompt for each image (--prompt TEXT gives one to all), or images named as 00007_1.png"
+        remedy = "give one prompt for each image (`prompt` gives one to all), or images named as 00007_1.png"
         raise UserError(problem, f"{remedy}; or a table with the columns file_name and prompt")
     pairs, how = joined
     return pairs, f"{folder}: prompts joined {how}:\n{_first(pairs)}"

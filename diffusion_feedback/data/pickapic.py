@@ -104,7 +104,7 @@ def _next(pairs: Iterator[PairRecord], size: int) -> list[PairRecord]:
         return list(islice(pairs, size))
     except OSError as error:  # of what is read, not of what is written
         problem = f"{error.filename or 'the pairs'}: cannot be read ({reason(error)})"
-        raise UserError(problem, "check the data with dfb data check") from error
+        raise UserError(problem, "check the data by itself first") from error
 
 
 def _arrays(group: Sequence[PairRecord]) -> list[pa.Array]:

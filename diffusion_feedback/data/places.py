@@ -84,7 +84,7 @@ def check_is_one(name: str) -> None:
     """Raise UserError where ``name`` lists several data sets."""
     parts = [part.strip() for part in re.split(r"[,;]", name)]
     if len(parts) > 1 and any(part and user_path(part).exists() for part in parts):
-        remedy = "convert each with dfb data convert to a parquet file of one folder, and give that folder"
+        remedy = "convert each to a parquet file of one folder, and give that folder"
         raise UserError(f"{name}: {len(parts)} data sets, where one is read", remedy)
 
 

@@ -80,7 +80,7 @@ def _find_files(source: str, files: Mapping[str, str]) -> dict[str, Path]:
     owner, name, *rest = source.removeprefix(_HUB_PREFIX).split("/", 2)
     wanted = {"": rest[0]} if rest else dict(files)
     if not wanted:
-        raise UserError(f"{source}: which of its files?", f"give --prompts {_HUB_PREFIX}{owner}/{name}/path/of/file")
+        raise UserError(f"{source}: which of its files?", f"give `prompts` {_HUB_PREFIX}{owner}/{name}/path/of/file")
     return {style: _download(f"{owner}/{name}", file, list(wanted.values())) for style, file in wanted.items()}
 
 
@@ -105,7 +105,7 @@ def _download(repository: str, file: str, all_files: Sequence[str]) -> Path:
         raise UserError(
             f"{repository}/{file}: no such file on this machine, and not to be had from the hub ({first_line(error)})",
             f"put {_names(all_files)} from https://huggingface.co/datasets/{repository} into a folder, "
-            "and give --prompts FOLDER",
+            "and give it as `prompts`",
         ) from error
 
 

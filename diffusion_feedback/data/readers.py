@@ -172,7 +172,7 @@ class PairReader:
             )
         if self.skipped:
             raise UserError(
-                f"{problem}; the first: {self.skipped[0][1]}", "correct the rows; dfb data check lists them all"
+                f"{problem}; the first: {self.skipped[0][1]}", "correct the rows; a check of the data lists them all"
             )
         raise UserError(problem, "give data with labelled pairs" if self.counts.rows else "the data holds no rows")
 

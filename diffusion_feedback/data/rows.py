@@ -23,7 +23,9 @@ Problem = Literal[
 
 SIDES = ("image_0", "image_1")
 OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")
-SKIP_REMEDY = "correct or remove the row; or leave such rows out: data.on_bad_row: skip in a recipe, --on_bad_row skip for a command"
+SKIP_REMEDY = (
+    "correct or remove the row; or leave such rows out: data.on_bad_row: skip in a recipe, `on_bad_row` skip elsewhere"
+)
 
 
 class BadRow(UserError):

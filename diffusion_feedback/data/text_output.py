@@ -56,7 +56,7 @@ def each_answer(records: Iterable[TextRecord]) -> Iterator[TextRecord]:
             continue
         if record.rejected is not None or record.label is not None:
             problem = f"{record.source}: a preference, and the turns of a completion are not preferred one by one"
-            raise UserError(problem, "leave --each_answer out")
+            raise UserError(problem, "leave `each_answer` out")
         turns = (*(record.prompt or ()), *record.chosen)
         first = len(turns) - len(record.chosen)
         for number in range(first, len(turns)):

@@ -148,7 +148,7 @@ class TextReader:
         problem = f"{self.name}: 0 usable examples ({self.counts})"
         if self.skipped:
             raise UserError(
-                f"{problem}; the first: {self.skipped[0][1]}", "correct the rows; dfb data check lists them all"
+                f"{problem}; the first: {self.skipped[0][1]}", "correct the rows; a check of the data lists them all"
             )
         raise UserError(problem, "give data with preferences" if self.counts.rows else "the data holds no rows")
 

@@ -38,7 +38,7 @@ class TokenCounts:
             " is where training was; let the prompt end before the space, and the completion begin with it",
             "doubled_begins": "texts came with the beginning token that the tokenizer puts there, and it was kept once",
             "skipped_answers": "earlier answers are not scored, as the chat template rewrites them once others follow;"
-            " dfb data convert --each_answer makes a row of each answer",
+            " converting the data with `each_answer` makes a row of each answer",
             "other_token_ids": "pairs have token ids that do not spell their texts in this tokenizer: the texts count",
         }
         return [f"{getattr(self, name)} {words}" for name, words in said.items() if getattr(self, name)]

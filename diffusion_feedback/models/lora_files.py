@@ -79,7 +79,7 @@ def _in_folder(path: str, folder: Path) -> Path:
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     if checkpoints and not any(name in names for name in _NAMES):
         problem = f"{path}: the run has not come to its end, so there are no weights yet"
-        raise UserError(problem, f"continue it with --resume, or give a checkpoint of it: {checkpoints[-1]}")
+        raise UserError(problem, f"continue it with `resume`, or give a checkpoint of it: {checkpoints[-1]}")
     return folder / _choose(path, names)
 
 

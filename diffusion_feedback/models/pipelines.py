@@ -123,7 +123,7 @@ def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
             if (base_path := _base_of(folder / "recipe.yaml"))
             else "it has no base of its own"
         )
-        remedy = "give the base as the model, and this folder as --lora; dfb generate and benchmark take it as it is"
+        remedy = "give the base as the model, and this folder as `lora`; generating and benchmarks take it as it is"
         raise UserError(
             f"{path}: holds no model_index.json: it is a LoRA run or a run that is not finished; {base}", remedy
         )
@@ -186,7 +186,7 @@ def _variants(path: str, folder: Path, names: list[str], variant: str | None) ->
         if variant not in variants and None not in variants:
             problem = f"{path}/{name}: has weights of variant {min(filter(None, variants))} alone"
             raise UserError(
-                problem, f"give it as variant (model.variant, --variant); the variants are {', '.join(known)}"
+                problem, f"give it as variant (model.variant, `variant`); the variants are {', '.join(known)}"
             )
     return {name: variant if variant in variants else None for name, variants in there.items()}
 

@@ -61,7 +61,7 @@ def demo(settings: DemoSettings) -> Demo:
     if not Path(settings.prompts).is_file():
         raise UserError(f"{settings.prompts}: no such file", "run from the root of a clone, which holds assets/")
     folder = Path(settings.output_dir)
-    with hold_folder(folder, "dfb demo"):
+    with hold_folder(folder, "demo"):
         if others := sorted(path.name for path in folder.glob("[!.]*") if path.name not in OWN):
             raise UserError(f"{folder}: is there and holds {others[0]}", "choose another output_dir")
         if settings.overwrite:

@@ -55,7 +55,7 @@ def save_checkpoint(
             (beside / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
     except (OSError, SafetensorError) as error:
         problem = f"{final}: the checkpoint could not be written: {first_line(error)}"
-        raise UserError(problem, "make room; --resume goes on from the checkpoint before it") from error
+        raise UserError(problem, "make room; `resume` goes on from the checkpoint before it") from error
     for old in existing(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -71,8 +71,8 @@ def remedy_for(checkpoint: Path) -> str:
     """How to go on where ``checkpoint`` cannot be used."""
     before = [path for path in existing(checkpoint.parent) if step_number(path) < step_number(checkpoint)]
     if not before:
-        return "there is no checkpoint before it: start over with --overwrite"
-    return f"remove the folder {checkpoint}, and --resume goes on from {before[-1].name}, the checkpoint before it"
+        return "there is no checkpoint before it: start over with `overwrite`"
+    return f"remove the folder {checkpoint}, and `resume` goes on from {before[-1].name}, the checkpoint before it"
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]]:

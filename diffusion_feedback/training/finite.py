@@ -13,7 +13,7 @@ from ..types import StepOutput
 MAX_SKIPPED = 24
 
 START_OVER = (
-    "--resume would come to the same place; train again (--overwrite, or another output_dir) with a lower"
+    "`resume` would come to the same place; train again (`overwrite`, or another output_dir) with a lower"
     " training.learning_rate, in bf16 or float32 where it was fp16, or without an example that is named here"
 )
 

@@ -30,7 +30,7 @@ _WEIGHT = "weight of "
 _STOP = "stop requested"
 _SMALLER = (
     "lower training.train_batch_size and raise training.gradient_accumulation_steps by as much, set"
-    " model.gradient_checkpointing: true, or use another device; --resume takes all of these. A lower data.resolution"
+    " model.gradient_checkpointing: true, or use another device; `resume` takes all of these. A lower data.resolution"
     " or text.max_length wants a run of its own"
 )
 
@@ -155,11 +155,8 @@ class Trainer:
     def _interrupted(self, done: int, signum: int) -> Interrupted:
         where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
         if not done:  # before the first step there is nothing to keep
-            return Interrupted(
-                signum, f"{where}, before there was a checkpoint\n  -> to begin again: {self.folder.resume_command}"
-            )
-        goes_on = self.folder.resume_command
-        return Interrupted(signum, f"{where}; its checkpoint is written\n  -> to go on: {goes_on}")
+            return Interrupted(signum, f"{where}, before there was a checkpoint")
+        return Interrupted(signum, f"{where}; its checkpoint is written")
 
     def _is_evaluation_due(self, done: int) -> bool:
         return done == self.config.max_train_steps or bool(self.evaluate_every and done % self.evaluate_every == 0)
@@ -317,8 +314,8 @@ class Trainer:
             self._check_weights(done)
             self._write(done)
         goes_on = (
-            f"{self.folder.resume_command} goes on from step {done}; with --validation.prompts [] "
-            "--validation.num_prompts 0 it draws no samples, with --validation.steps 0 it evaluates only at the end"
+            f"`resume` goes on from step {done}; with validation.prompts: [] and "
+            "validation.num_prompts: 0 it draws no samples, with validation.steps: 0 it evaluates only at the end"
         )
         what = f"evaluation after step {done}"
         if isinstance(error, Interrupted):

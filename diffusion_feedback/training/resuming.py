@@ -21,7 +21,7 @@ def check_identity(run: Path, kept: object, identity: Mapping[str, str]) -> None
     before = kept if isinstance(kept, Mapping) else {}
     for name, value in identity.items():
         if before.get(name) != value:
-            problem = f"{run}: --resume with another {name}: {before.get(name)} became {value}"
+            problem = f"{run}: `resume` with another {name}: {before.get(name)} became {value}"
             raise UserError(problem, "resume with the same model, pairs and number of processes")
 
 

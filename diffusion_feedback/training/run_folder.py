@@ -1,6 +1,6 @@
 """A run's folder, which explains itself: recipe, environment, metrics, samples, checkpoints, weights, model card.
 
-recipe.yaml        the resolved recipe; ``dfb train --config`` reads it back
+recipe.yaml        the resolved recipe; training reads it back
 environment.json   versions and hardware, and patterns of the files that the result is written in
 metrics.jsonl      one line a step, and one an evaluation of held-out pairs
 samples/           validation grids, or completions, on fixed seeds
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -86,11 +85,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def resume_command(self) -> str:
-        """What goes on with the run, from the folder in which it was started."""
-        return f"dfb train --config {shlex.quote(str(self.path / 'recipe.yaml'))} --resume"
 
     @property
     def metrics_path(self) -> Path:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from run_results import policy, rows, train
 
+from diffusion_feedback.cli.launching import SHARING, check_launch
 from diffusion_feedback.cli.main import COMMANDS, main
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.processes import SHARING, check_alike, check_joined, check_launch, num_launched
+from diffusion_feedback.processes import check_alike, check_joined, check_plugins, num_launched
 
 MakeRecipe = Callable[..., Path]
 PLUGINS = (
@@ -183,3 +184,9 @@ def test_machines_without_a_shared_disk(make_recipe: MakeRecipe, tmp_path: Path)
     assert "disk that all of them share" in stopped.stderr
     assert all(torch.equal(value, before[name]) for name, value in policy(tmp_path / "node0" / "out").items())
     assert not list((tmp_path / "node1").rglob("step-*"))
+
+
+def test_training_from_python_is_refused_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="ACCELERATE_USE_FSDP is set, but training cannot use FSDP"):
+        check_plugins("training", compiles=True)

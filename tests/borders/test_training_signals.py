@@ -73,14 +73,14 @@ def during_step(step: int, *signums: int) -> Callable[[pytest.MonkeyPatch], None
 
 def during_evaluation(signum: int) -> Callable[[pytest.MonkeyPatch], None]:
     def arrange(patch: pytest.MonkeyPatch) -> None:
-        look = Trainer._look_alone
+        evaluate = Trainer._evaluate_alone
 
         def signalled(self: Trainer, done: int) -> None:
             if done == 2:
                 signal.raise_signal(signum)
-            look(self, done)
+            evaluate(self, done)
 
-        patch.setattr(Trainer, "_look_alone", signalled)
+        patch.setattr(Trainer, "_evaluate_alone", signalled)
 
     return arrange
 
@@ -88,7 +88,7 @@ def during_evaluation(signum: int) -> Callable[[pytest.MonkeyPatch], None]:
 def before_the_first_step(patch: pytest.MonkeyPatch) -> None:
     """In the evaluation of the model as it came, which some kinds of run begin with."""
     patch.setattr(Trainer, "_begin", lambda self: self._evaluate(0))
-    patch.setattr(Trainer, "_look_alone", lambda self, done: signal.raise_signal(signal.SIGTERM))
+    patch.setattr(Trainer, "_evaluate_alone", lambda self, done: signal.raise_signal(signal.SIGTERM))
 
 
 def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

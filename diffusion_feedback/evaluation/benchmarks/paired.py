@@ -102,7 +102,7 @@ def _compare(
         numbers = (
             f"{int(gaps[1].sum())} prompts have no {after.scorer} score here, {int(gaps[0].sum())} in the baseline"
         )
-        remedy = "complete both runs, or make the one that lacks some with --allow_missing, to compare what they share"
+        remedy = "complete both runs, or make the one that lacks some with `allow_missing`, to compare what they share"
         raise UserError(numbers, remedy)
     if not both.any():
         raise UserError(f"the two runs share no prompt with a {after.scorer} score", "complete both runs")

@@ -34,7 +34,7 @@ def write_rounds_pages(
     files = {
         "report.html": "every round's metrics, reward against divergence, and samples side by side",
         "rounds.json": "the same metrics",
-        "recipe.yaml": "the resolved recipe; dfb rounds --config reads it, and goes on with more rounds",
+        "recipe.yaml": "the resolved recipe; rounds read it, and go on with more",
         ROUNDS: "which prompts and which model the rounds began with",
         "round-N/": "a round: its samples, their scores, its pairs, its run, and what was measured of it",
     }

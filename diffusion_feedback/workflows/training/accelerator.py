@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from ...config import Recipe, to_yaml
 from ...errors import UserError, first_line
 from ...folders import expand
-from ...processes import check_joined, num_launched
+from ...processes import check_joined, check_plugins, num_launched
 from ...training.run_folder import TRACKED, RunFolder
 
 
@@ -49,6 +49,7 @@ def check_trackers(recipe: Recipe) -> None:
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """The accelerator of a run. Raises UserError for a tracker that is not installed, and processes that do not meet."""
+    check_plugins("training", compiles=True)
     check_trackers(recipe)
     try:
         accelerator = Accelerator(

@@ -70,7 +70,7 @@ def train(
     names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
     recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
     path = expand(recipe.output_dir)
-    with nullcontext() if dry_run else hold_folder(path, "dfb train"), own_accelerate(), restored(recipe, given):
+    with nullcontext() if dry_run else hold_folder(path, "train"), own_accelerate(), restored(recipe, given):
         if dry_run:
             return Run(recorded(recipe), path, _planned(recipe, given), given)
         accelerator = run_training(recipe, given, resume=resume, overwrite=overwrite)
@@ -132,7 +132,7 @@ def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bo
     checkpoints = [] if overwrite else folder.checkpoints()
     return {
         "recipe": content_hash(to_yaml(recipe)),
-        "flags": f"--resume {resume}, --overwrite {overwrite}",
+        "flags": f"`resume` {resume}, `overwrite` {overwrite}",
         "checkpoint": checkpoints[-1].name if checkpoints else "none",
         "checkpoint's content": fingerprint(checkpoints[-1]) if checkpoints else "none",
         "state": "already complete" if folder.is_complete() and not overwrite else "to be trained",
@@ -168,7 +168,7 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
 def _finish(session: Session, trainer: Trainer) -> None:
     """Write the result. Raises UserError where the disk is full: the last checkpoint stands, and nothing is lost."""
     folder = trainer.folder
-    written = f"{folder.resume_command} writes it from the last checkpoint"
+    written = "`resume` writes it from the last checkpoint"
     try:
         _write_result(session, trainer)
     except UserError as error:
