@@ -75,7 +75,7 @@ def test_a_failure_loses_no_step(
     assert f"evaluation after step {steps}" in message
     assert named in message
     assert f"goes on from step {steps}" in message
-    assert "--validation.num_prompts 0" in message
+    assert "validation.num_prompts: 0" in message
     folder = recipe.with_suffix("")
     assert [row["step"] for row in rows(folder)] == list(range(1, steps + 1))
     assert (folder / f"checkpoints/step-{steps:06d}").is_dir()
