@@ -17,8 +17,6 @@ from typing import Any
 from .documents import unique_keys
 from .errors import UserError
 
-PICKAPIC_COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
-
 
 def content_hash(*parts: bytes | str) -> str:
     """SHA-256 over the length-prefixed ``parts``, as 32 hexadecimal digits; the key of every cache."""

@@ -69,22 +69,17 @@ class CausalLM:
     is_merged: bool = False
 
     @property
-    def transformer(self) -> PreTrainedModel:
-        """The transformers model itself."""
-        return self.network.model
-
-    @property
     def library_model(self) -> PreTrainedModel:
         """The object of its library that all this is made of."""
         return self.network.model
 
     def trained_parts(self) -> list[nn.Module]:
         """What full tuning trains: of a multimodal model the part for texts and the output head."""
-        trunk = trunk_of(self.transformer)
+        trunk = trunk_of(self.library_model)
         return (
-            [self.transformer]
-            if trunk is self.transformer.base_model
-            else [trunk, self.transformer.get_output_embeddings()]
+            [self.library_model]
+            if trunk is self.library_model.base_model
+            else [trunk, self.library_model.get_output_embeddings()]
         )
 
     def add_adapters(
@@ -99,7 +94,7 @@ class CausalLM:
     ) -> list[str]:
         """Adapters over the frozen model, and modules trained whole beside them; says in words what is trained."""
         return add_adapters(
-            self.transformer,
+            self.library_model,
             rank=rank,
             alpha=alpha,
             targets=targets,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -167,6 +167,9 @@ class PPO:
     With ``target_kl`` (nats a completion) the coefficient adapts, over ``horizon`` completions (arXiv:1909.08593).
     """
 
+    learns_values: ClassVar[bool] = True
+    min_generations: ClassVar[int] = 1  # one completion of a prompt is enough
+
     kl_coef: float = 0.05
     kl_estimator: Literal["k1", "k3"] = "k1"
     target_kl: float | None = None
@@ -185,16 +188,6 @@ class PPO:
             _check(0 <= value <= 1, name, value, "0 to 1")
         _check(self.kl_estimator in _KL, "kl_estimator", self.kl_estimator, ", ".join(_KL))
         _check(self.target_kl is None or self.kl_coef > 0, "kl_coef", self.kl_coef, "above 0 with target_kl")
-
-    @property
-    def learns_values(self) -> bool:
-        """A head learns the values of states."""
-        return True
-
-    @property
-    def min_generations(self) -> int:
-        """One completion of a prompt is enough."""
-        return 1
 
     def estimate(self, experience: Experience, kl_coef: float) -> Estimates:
         """Whitened GAE, and the returns that the value head learns: advantages before whitening, plus values."""
@@ -247,6 +240,9 @@ class GRPO:
     arXiv:2402.03300. ``epsilon_high``, where given, is the upper clip (clip-higher, arXiv:2503.14476).
     """
 
+    learns_values: ClassVar[bool] = False
+    min_generations: ClassVar[int] = 2  # a group has two completions at least
+
     beta: float = 0.04
     epsilon: float = 0.2
     epsilon_high: float | None = None
@@ -259,16 +255,6 @@ class GRPO:
     def kl_coef(self) -> float:
         """``beta``."""
         return self.beta
-
-    @property
-    def learns_values(self) -> bool:
-        """There is no value head."""
-        return False
-
-    @property
-    def min_generations(self) -> int:
-        """A group has two completions at least."""
-        return 2
 
     def estimate(self, experience: Experience, kl_coef: float) -> Estimates:
         """The group-normalised score at every token; the KL is in the loss."""
@@ -307,6 +293,9 @@ class RLOO:
     RLOO of arXiv:2402.14740.
     """
 
+    learns_values: ClassVar[bool] = False
+    min_generations: ClassVar[int] = 2  # leaving one out must leave one
+
     beta: float = 0.05
     epsilon: float = 0.2
 
@@ -318,16 +307,6 @@ class RLOO:
     def kl_coef(self) -> float:
         """``beta``."""
         return self.beta
-
-    @property
-    def learns_values(self) -> bool:
-        """There is no value head."""
-        return False
-
-    @property
-    def min_generations(self) -> int:
-        """Leaving one out must leave one."""
-        return 2
 
     def estimate(self, experience: Experience, kl_coef: float) -> Estimates:
         """The completion's advantage at each of its tokens."""

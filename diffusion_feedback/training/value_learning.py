@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..catalog import settings_of
 from ..likelihoods.heads import token_logps
 from ..likelihoods.tokens import TokenLikelihood
+from ..objectives.log_ratios import widen
 from ..objectives.value_learning import (
     ActionValues,
     awac_losses,
@@ -98,9 +99,9 @@ class ValueLearningStep:
             states = hidden.flatten(0, 1).index_select(0, inputs.read)
             watched = _ScaledGradient.apply(states, self.settings["value_gradient"])
             logps, _ = token_logps(states, output_head, inputs.targets)
-            q, v = _wide(heads.q(watched)), _wide(heads.v(watched))
+            q, v = widen(heads.q(watched)), widen(heads.v(watched))
             with torch.no_grad():
-                target_q = _wide(heads.target_q(states))
+                target_q = widen(heads.target_q(states))
             return ActionValues(
                 logps=logps,
                 q=q.gather(2, inputs.targets.expand(2, -1)[..., None]).squeeze(2),
@@ -168,10 +169,6 @@ class ValueLearningStep:
         """Take over what ``state_dict`` gave."""
         self.updates = int(state["updates"])
         self.heads.target_q_heads.load_state_dict({name: each for name, each in state.items() if name != "updates"})
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def trajectory_metrics(

@@ -185,12 +185,7 @@ class TextModel(Adaptable, Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """What is trained and called; it holds the ``transformer``."""
-        ...
-
-    @property
-    def transformer(self) -> Any:
-        """The transformers model itself."""
+        """What is trained and called; it holds the ``library_model``."""
         ...
 
     @property

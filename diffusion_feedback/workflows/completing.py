@@ -46,7 +46,7 @@ class TextSampler:
         """What a file of completions records besides prompts, seeds and the hash of the model."""
         template = self.sampling.chat_template
         own = {"chat_template": read_template(template)} if template else {}
-        return {**self._call, **own, "dtype": str(self.model.transformer.dtype).removeprefix("torch.")}
+        return {**self._call, **own, "dtype": str(self.model.library_model.dtype).removeprefix("torch.")}
 
     @property
     def _call(self) -> dict[str, Any]:

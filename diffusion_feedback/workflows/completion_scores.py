@@ -57,7 +57,7 @@ def divergence_of(
     likelihood = TokenLikelihood(device, temperature=sampling.temperature)
     sampled = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
     estimates = {"log_ratio": sampled.log_ratio.tolist(), "token_kl": sampled.token_kl.tolist()}
-    vocabulary, ends = int(model.transformer.get_output_embeddings().weight.shape[0]), model.end_token_ids
+    vocabulary, ends = int(model.library_model.get_output_embeddings().weight.shape[0]), model.end_token_ids
     if num_prefixes(vocabulary, len(ends), sampling.max_new_tokens) <= _MOST_PREFIXES:
         different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
         estimates["exact"] = [

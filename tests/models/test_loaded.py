@@ -45,7 +45,7 @@ def test_a_loaded_language_model_is_as_its_folder(tmp_path: Path) -> None:
     found, by_path = loaded.over(model, tokenizer), causal_lm.load(str(folder))
     assert loaded.family_of(model) == "causal_lm"
     assert isinstance(found, causal_lm.CausalLM)
-    assert found.transformer is model
+    assert found.library_model is model
     assert not model.training
     assert found.model_hash() == by_path.model_hash()
     drawn = [one.sample(one.network, [[5, 6]], [1], max_new_tokens=5) for one in (found, by_path)]

@@ -240,7 +240,7 @@ def test_reward_model_on_the_same_base_shares_its_weights(make: Make, world: Pat
     AutoTokenizer.from_pretrained(world / "lm").save_pretrained(tmp_path / "reward")
     spec = f"reward_model={tmp_path / 'reward'}"
     found = evaluation_of(make(rollouts={"reward": spec}))
-    trunk = found.sampler.model.transformer.model
+    trunk = found.sampler.model.library_model.model
     base = sum(p.numel() * p.element_size() for p in trunk.parameters() if not p.requires_grad)
     assert found.judge.shared_bytes == base
     assert 0 < found.judge.num_bytes < base / 10

@@ -40,7 +40,7 @@ class CompletionJudge:
         judge = getattr(getattr(self.scorer, "judge", None), "model", None)
         self.num_bytes = 0
         if judge is not None:
-            self.shared_bytes = share_frozen(judge, model.transformer)
+            self.shared_bytes = share_frozen(judge, model.library_model)
             self.num_bytes = weight_bytes(judge.parameters()) - self.shared_bytes
 
     def text(self, completion: Sequence[int], prompt: Text) -> Text:

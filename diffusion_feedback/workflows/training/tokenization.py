@@ -25,7 +25,7 @@ def build_tokenization(recipe: Recipe, loaded: TextModel, *, room_for: int | Non
         loaded.tokenizer,
         length,
         max_completion_length=recipe.text.max_completion_length if room_for is None else room_for,
-        vocab_size=rows_of(loaded.transformer),
+        vocab_size=rows_of(loaded.library_model),
     )
 
 
@@ -51,7 +51,7 @@ def length_of(recipe: Recipe, loaded: TextModel) -> int:
 
 def describe_tokenizer(loaded: TextModel) -> list[str]:
     """Lines on tokens that the model does not know, on a length that is the tokenizer's, and on what ends a completion."""
-    tokenizer, model = loaded.tokenizer, loaded.transformer
+    tokenizer, model = loaded.tokenizer, loaded.library_model
     lines = []
     if unknown := unknown_tokens(tokenizer, model):
         first = ", ".join(map(repr, unknown[:3]))
