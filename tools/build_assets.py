@@ -26,6 +26,7 @@ import pretrain
 import pretrain_scorer
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from image_world import MIXTURE, WRONG_CAPTION_RATE, split_scenes
 from PIL import Image
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -35,8 +36,6 @@ from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.generation import generate_images, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.shapes import verifier
-from diffusion_feedback.shapes.renderer import MIXTURE, WRONG_CAPTION_RATE
-from diffusion_feedback.shapes.scenes import split_scenes
 from diffusion_feedback.workflows.training.run import train
 
 POOL = 24_000

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pretrain_text
 import torch
-from text_world import TEXT_MIXTURE
+from image_world import split_scenes
+from text_world import TEXT_MIXTURE, prompt_of
 
 from diffusion_feedback.models.causal_lm import CausalLM, load
 from diffusion_feedback.records import atomic_write
-from diffusion_feedback.shapes.captions import prompt_of, reward
-from diffusion_feedback.shapes.scenes import split_scenes
+from diffusion_feedback.shapes.captions import reward
 
 STEPS = 600
 TRAIN_SAMPLES, HELDOUT_SAMPLES = 16, 4  # completions per prompt

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from image_world import all_scenes, mixture_sample
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from diffusion_feedback.shapes.renderer import mixture_sample
-from diffusion_feedback.shapes.scenes import all_scenes
 
 MAX_TOKENS = 16
 START, END = "<|startoftext|>", "<|endoftext|>"

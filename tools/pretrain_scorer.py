@@ -14,12 +14,12 @@ import numpy as np
 import pretrain
 import pyarrow.parquet as pq
 import torch
+from image_world import all_scenes, render
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from diffusion_feedback.shapes.renderer import render
-from diffusion_feedback.shapes.scenes import ATTRIBUTES, RESOLUTION, all_scenes
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, RESOLUTION
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])

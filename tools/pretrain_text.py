@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from text_world import caption
+from image_world import all_scenes
+from text_world import caption, prompt_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffusion_feedback.records import atomic_write
-from diffusion_feedback.shapes.captions import prompt_of
-from diffusion_feedback.shapes.scenes import all_scenes
 
 WINDOW = 128
 END = "<|end|>"

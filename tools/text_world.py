@@ -15,6 +15,11 @@ from diffusion_feedback.shapes.scenes import ATTRIBUTES, VALUES, Scene
 TEXT_MIXTURE = {"right": 0.4, "wrong": 0.25, "short": 0.2, "sloppy": 0.15}
 
 
+def prompt_of(scene: Scene) -> str:
+    """The prompt that asks for a caption of ``scene``."""
+    return f"size: {scene.size}\ncolor: {scene.color}\nshape: {scene.shape}\nbackground: {scene.background}\ncaption:"
+
+
 def wrong_in_one(scene: Scene, rng: np.random.Generator) -> Scene:
     """``scene`` with one attribute changed to another value."""
     name = ATTRIBUTES[rng.integers(len(ATTRIBUTES))]

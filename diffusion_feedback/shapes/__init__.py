@@ -1,1 +1,1 @@
-"""The Shapes world: scenes with known attributes, their renderer and exact verifier, and what is shown with them."""
+"""The Shapes world: scenes with known attributes, their exact verifier, and what is shown with them."""

@@ -30,11 +30,6 @@ class CaptionReading:
         return 0.5 * self.named / len(ATTRIBUTES) + 0.5 * self.is_sentence
 
 
-def prompt_of(scene: Scene) -> str:
-    """The prompt that asks for a caption of ``scene``."""
-    return f"size: {scene.size}\ncolor: {scene.color}\nshape: {scene.shape}\nbackground: {scene.background}\ncaption:"
-
-
 def scene_of(prompt: Any) -> Scene:
     """The scene that ``prompt`` (a text, or messages of which the last is read) asks for. Raises UserError for another."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass
-
-import numpy as np
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -56,17 +53,3 @@ def parse_caption(caption: str) -> Scene:
         if value not in allowed:
             raise ValueError(f"caption {caption!r}: unknown {kind} {value!r}; known: {', '.join(allowed)}")
     return Scene(size, color, shape, background)
-
-
-def all_scenes() -> list[Scene]:
-    """Every scene of the grammar with two different colours, in a fixed order."""
-    product = itertools.product(SIZES, COLORS, SHAPES, COLORS)
-    return [Scene(size, color, shape, back) for size, color, shape, back in product if color != back]
-
-
-def split_scenes(seed: int = 0) -> tuple[list[Scene], list[Scene]]:
-    """Half of the scenes for training on feedback, half held out, by a fixed permutation."""
-    scenes = all_scenes()
-    order = np.random.default_rng([seed, 11]).permutation(len(scenes))
-    half = len(scenes) // 2
-    return [scenes[i] for i in order[:half]], [scenes[i] for i in order[half:]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_world import all_scenes, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
@@ -14,8 +15,6 @@ from diffusion_feedback.data.prompt_images import PromptImages, find_images
 from diffusion_feedback.data.prompt_sets import read_prompt_set
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.shapes import verifier
-from diffusion_feedback.shapes.renderer import render
-from diffusion_feedback.shapes.scenes import all_scenes
 
 # Which scene each line of the file speaks of: 1 and 4 stand again, one of them with space around it.
 LINES = [0, 1, 2, 1, 3, 4, 5, 4, 6]

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_world import all_scenes, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
@@ -25,8 +26,6 @@ from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.prompts import read_prompts
 from diffusion_feedback.shapes import verifier
-from diffusion_feedback.shapes.renderer import render
-from diffusion_feedback.shapes.scenes import all_scenes
 
 Build = Callable[[Path], tuple[list[str], dict[str, Any]]]
 """Writes a form below a folder; gives the paths and the settings (prompts: a file, prompt: a text)."""

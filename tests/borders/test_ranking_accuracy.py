@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_world import all_scenes, degrade, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.shapes import verifier
-from diffusion_feedback.shapes.renderer import degrade, render
-from diffusion_feedback.shapes.scenes import all_scenes
 
 FORMS = {"hpdv2": ("image_path", "rank"), "imagereward": ("generations", "ranking")}
 

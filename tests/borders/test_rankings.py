@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from image_world import all_scenes, degrade, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
@@ -18,8 +19,6 @@ from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.shapes import verifier
-from diffusion_feedback.shapes.renderer import degrade, render
-from diffusion_feedback.shapes.scenes import all_scenes
 
 # What each level of red is worth, by the item that it stands in; the same in every form.
 RANKS = [[2, 1, 3], [1, 1, 2, 1]]

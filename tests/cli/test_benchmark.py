@@ -13,14 +13,13 @@ import killing
 import numpy as np
 import pytest
 import shapes_images
+from image_world import all_scenes, degrade, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
 from diffusion_feedback.shapes import scorer, verifier
-from diffusion_feedback.shapes.renderer import degrade, render
-from diffusion_feedback.shapes.scenes import all_scenes
 from diffusion_feedback.workflows.benchmark_folder import load_run
 
 Run = Callable[..., int]

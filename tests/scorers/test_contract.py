@@ -11,14 +11,13 @@ import pytest
 import tiny_clip
 import tiny_imagereward
 import torch
+from image_world import all_scenes, render
 from PIL import Image
 
 from diffusion_feedback.catalog import names
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
-from diffusion_feedback.shapes.renderer import render
-from diffusion_feedback.shapes.scenes import all_scenes
 from diffusion_feedback.types import ImageItem
 
 

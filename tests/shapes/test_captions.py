@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from text_world import TEXT_MIXTURE, caption
+from image_world import all_scenes
+from text_world import TEXT_MIXTURE, caption, prompt_of
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.shapes.captions import prompt_of, read, reward, scene_of
-from diffusion_feedback.shapes.scenes import Scene, all_scenes
+from diffusion_feedback.shapes.captions import read, reward, scene_of
+from diffusion_feedback.shapes.scenes import Scene
 
 SCENE = Scene("small", "red", "circle", "blue")
 PROMPT = "size: small\ncolor: red\nshape: circle\nbackground: blue\ncaption:"

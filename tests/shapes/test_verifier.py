@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from image_world import MIXTURE, all_scenes, degrade, miscaption, mixture_sample, render, split_scenes
 from PIL import Image, ImageFilter
 
-from diffusion_feedback.shapes.renderer import MIXTURE, degrade, miscaption, mixture_sample, render
-from diffusion_feedback.shapes.scenes import ATTRIBUTES, Scene, all_scenes, parse_caption, split_scenes
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, Scene, parse_caption
 from diffusion_feedback.shapes.verifier import exact_scores, read_scene
 
 SCENES = all_scenes()

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-
-from diffusion_feedback.shapes.renderer import degrade, render
-from diffusion_feedback.shapes.scenes import all_scenes
+from image_world import all_scenes, degrade, render
 
 
 def write_folder(folder: Path, num_prompts: int = 4, per_prompt: int = 2, seed: int = 0) -> Path:

@@ -1,21 +1,36 @@
-"""Renders the Shapes world: scenes with known attributes, and the flawed mixture that the embedded model imitates.
+"""The Shapes world in pictures: all its scenes, their renderer, and the flawed mixture that the embedded model imitates.
 
 The renderer draws with Pillow polygons at four times the size, so it shares no geometry code with the verifier
-(``verifier``), which is tested on these pictures.
+(``diffusion_feedback.shapes.verifier``), which is tested on these pictures.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .scenes import ATTRIBUTES, COLORS, RESOLUTION, SIZES, Scene, all_scenes
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, SIZES, Scene
 
 SUPERSAMPLING = 4
 WRONG_CAPTION_RATE = 0.2
 MIXTURE = {"clean": 0.4, "noisy": 0.24, "blurred": 0.18, "washed_out": 0.18}
+
+
+def all_scenes() -> list[Scene]:
+    """Every scene of the grammar with two different colours, in a fixed order."""
+    product = itertools.product(SIZES, COLORS, SHAPES, COLORS)
+    return [Scene(size, color, shape, back) for size, color, shape, back in product if color != back]
+
+
+def split_scenes(seed: int = 0) -> tuple[list[Scene], list[Scene]]:
+    """Half of the scenes for training on feedback, half held out, by a fixed permutation."""
+    scenes = all_scenes()
+    order = np.random.default_rng([seed, 11]).permutation(len(scenes))
+    half = len(scenes) // 2
+    return [scenes[i] for i in order[:half]], [scenes[i] for i in order[half:]]
 
 
 def _polygon(shape: str, radius: float) -> list[tuple[float, float]]:
