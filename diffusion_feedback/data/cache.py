@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import progress
-from ..records import atomic_write, content_hash
+from ..records import atomic_write, content_hash, write_text
 from ..types import Conditioning, EncodedImages, ImageHandle, ImageView
 from .images import to_pixels
 
@@ -65,8 +65,7 @@ class TensorCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "namespace.json").is_file():
-                with atomic_write(self.folder / "namespace.json") as temporary:
-                    temporary.write_text(text + "\n", "utf-8")
+                write_text(self.folder / "namespace.json", text + "\n")
             self._sweep()
         except OSError as error:
             raise self._unwritable(error) from error

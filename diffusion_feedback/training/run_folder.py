@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
 from ..output_folders import OutputKind, check_writable, flat
-from ..records import atomic_write
+from ..records import atomic_write, write_text
 from . import checkpoints
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
@@ -195,8 +195,7 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps beyond ``step``, which a continued run will write again."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
-        with atomic_write(self.metrics_path) as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> None:
         """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""

@@ -20,7 +20,7 @@ from ..evaluation.statistics import Interval, WinRate
 from ..folders import check_outside, expand, hold_folder
 from ..generation import COMPLETIONS, load_completions
 from ..output_folders import OutputKind
-from ..records import CompletionRecord, TextRecord, atomic_write, content_hash
+from ..records import CompletionRecord, TextRecord, content_hash, write_text
 from ..reports.console import judge_summary
 from ..reports.pages.judge import write_judge_pages
 from ..scorers.texts.checking import quote
@@ -309,5 +309,4 @@ def _write_judgements(
         }
         row = {"prompt": a.prompt, "seed": a.seed, "sample": a.sample, "a": a.completion, "b": b.completion}
         rows.append(json.dumps({**row, "judges": said}, ensure_ascii=False, default=dict) + "\n")
-    with atomic_write(path) as file:
-        file.write_text("".join(rows), "utf-8")
+    write_text(path, "".join(rows))

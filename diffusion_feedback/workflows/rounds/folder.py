@@ -14,7 +14,7 @@ from ...documents import read_object, read_yaml
 from ...errors import UserError
 from ...folders import ROUNDS, check_outside
 from ...output_folders import OutputKind
-from ...records import Text, atomic_write, content_hash
+from ...records import Text, content_hash, write_text
 from ..training.run import inputs_of
 
 _RECIPE = "recipe.yaml"
@@ -48,8 +48,7 @@ def claim(recipe: Recipe, identity: Mapping[str, str], *, overwrite: bool) -> No
         _ROUNDS.claim(folder, mark)
     else:
         _ROUNDS.write_mark(folder, mark)
-    with atomic_write(path) as file:
-        file.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True), "utf-8")
+    write_text(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def identity_of(recipe: Recipe, prompts: tuple[list[Text], list[Text]]) -> dict[str, str]:
@@ -82,12 +81,6 @@ def _check_same(recipe: Recipe, identity: Mapping[str, str]) -> None:
     if beyond.exists():
         problem = f"rounds.num_rounds: got {recipe.rounds.num_rounds}, and {beyond} is there"
         raise UserError(problem, "ask for all rounds that are there or more, or choose another output_dir")
-
-
-def write_json(content: object, path: Path) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def read_divergence(path: Path) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ...config import Recipe, load_recipe
-from ...records import atomic_write
+from ...records import write_text
 from .modality import Modality
 from .stages import Stage
 from .training_runs import train_to_end
@@ -51,5 +51,4 @@ class LearntJudge:
 
 
 def _join_lines(files: Sequence[Path], output: Path) -> None:
-    with atomic_write(output) as file:
-        file.write_text("".join(part.read_text("utf-8") for part in files), "utf-8")
+    write_text(output, "".join(part.read_text("utf-8") for part in files))

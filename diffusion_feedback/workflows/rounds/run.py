@@ -18,10 +18,10 @@ from ...errors import UserError
 from ...evaluation.rounds import RoundMetrics, measure
 from ...folders import hold_folder
 from ...processes import check_joined
-from ...records import Text
+from ...records import Text, write_json
 from ...reports.pages.rounds import write_rounds_pages
 from .checks import check_rounds
-from .folder import claim, identity_of, read_divergence, write_json
+from .folder import claim, identity_of, read_divergence
 from .images import ImageModality
 from .modality import Modality
 from .schedule import PromptSchedule, derived_seed
@@ -116,7 +116,7 @@ class Rounds:
             logger.info("round %d: %s", number, metrics[-1].line())
         result = RoundsResult(self.folder, metrics, models)
         if self.state.is_main_process:
-            write_json([each.to_json() for each in metrics], self.folder / "rounds.json")
+            write_json(self.folder / "rounds.json", [each.to_json() for each in metrics])
             write_rounds_pages(self.folder, self.recipe, metrics, self.modality.samples)
             logger.info("done: %s", result.report)
         self.state.wait_for_everyone()
@@ -181,19 +181,19 @@ class Rounds:
         Stage(divergence, partial(self._write_divergence, model, drawn)).run(self.state)
         metrics = measure(number, read_scores(scores), read_divergence(divergence), self._place(number), before)
         if self.state.is_main_process:
-            write_json(metrics.to_json(), self._place(number) / "summary.json")
+            write_json(self._place(number) / "summary.json", metrics.to_json())
         return metrics
 
     def _write_divergence(self, model: str, drawn: Path, output: Path) -> None:
         initial = self.recipe.model.pretrained_model_name_or_path
-        write_json(dict(self.modality.divergence(model, initial, drawn)), output)
+        write_json(output, dict(self.modality.divergence(model, initial, drawn)))
 
     def _draw(self, model: str, prompts: Sequence[Text], folder: Path, *, purpose: str, num_samples: int) -> None:
         seed = derived_seed(self.recipe.training.seed, purpose)
 
         def draw(output: Path) -> None:
             count = self.modality.draw(model, prompts, folder, seed=seed, num_samples=num_samples)
-            write_json({"samples": count}, output)
+            write_json(output, {"samples": count})
 
         Stage(folder / "drawn.json", draw).run(self.state)
 

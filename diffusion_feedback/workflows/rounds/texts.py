@@ -21,7 +21,7 @@ from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ...labeling.panel import build_panel
 from ...labeling.rule_specs import rule_of
 from ...models import causal_lm
-from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, atomic_write, content_hash
+from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, content_hash, write_text
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..completing import TextSampler, open_text_sampler, text_prompts
 from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
@@ -167,8 +167,7 @@ class TextModality:
             remedy = "raise rounds.num_samples, or use a judge that tells completions apart"
             raise UserError(f"{scores}: no pair to learn from ({summary})", remedy)
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(pairs, by_name))
-        with atomic_write(output) as file:
-            file.write_text("".join(rows), "utf-8")
+        write_text(output, "".join(rows))
         logger.info(summary)
 
     def merge(self, run: Path, start: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...evaluation.statistics import mean_interval
 from ...objectives.returns import k1, per_completion
-from ...records import Text, atomic_write
+from ...records import Text, write_text
 from ...training.rollouts import Measure
 from ...training.run_folder import RunFolder
 from ...training.token_rollouts import drawn_sequence
@@ -77,8 +77,7 @@ class RolloutEvaluation:
         for prompt, ids, score in rows[: self.pages]:
             completion = _words(self.judge.text(ids, prompt))
             parts.append(f"\n## Reward {score:.4g}\n\n{fenced(_words(prompt))}\n{fenced(completion)}")
-        with atomic_write(folder.path / "samples" / f"step-{step:06d}.md") as file:
-            file.write_text("".join(parts), "utf-8")
+        write_text(folder.path / "samples" / f"step-{step:06d}.md", "".join(parts))
 
 
 def _words(text: Text) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from ...config import Recipe
 from ...documents import read_object
 from ...foreign import reading
-from ...records import Text, atomic_write
+from ...records import Text, write_text
 from ...training.run_folder import RunFolder
 from ...types import GenerativeTextModel
 from .token_batches import TokenBatches
@@ -61,12 +61,10 @@ class CompletionSamples:
         folder, after = run.path / "samples", self._complete(network)
         if step == 0:
             drawn = {"prompts": [list(map(int, ids)) for ids in self.prompts], "completions": after}
-            with atomic_write(folder / _BEFORE) as file:
-                file.write_text(json.dumps(drawn, ensure_ascii=False) + "\n", "utf-8")
+            write_text(folder / _BEFORE, json.dumps(drawn, ensure_ascii=False) + "\n")
             return
         before = self._before(folder / _BEFORE)
-        with atomic_write(folder / f"step-{step:06d}.md") as file:
-            file.write_text(self._page(step, before, after), "utf-8")
+        write_text(folder / f"step-{step:06d}.md", self._page(step, before, after))
 
     def _before(self, path: Path) -> list[str]:
         """The completions before training; where they are of other prompts, or were never drawn, a word on that."""
