@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import diffusion_feedback
 from diffusion_feedback import __version__
 from diffusion_feedback.catalog import names
 from diffusion_feedback.cli.main import COMMANDS, overview
@@ -116,3 +117,8 @@ def test_there_are_recipes() -> None:
 def test_one_version_everywhere() -> None:
     assert f"version: {__version__}\n" in text(ROOT / "CITATION.cff")
     assert f"## [{__version__}]" in text(ROOT / "CHANGELOG.md")
+
+
+def test_the_api_page_names_every_public_name() -> None:
+    named = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", text(ROOT / "docs" / "api.md"), re.MULTILINE)
+    assert sorted(named) == sorted(diffusion_feedback.__all__)
