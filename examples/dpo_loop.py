@@ -22,7 +22,7 @@ from diffusion_feedback.models import lora, sd
 from diffusion_feedback.models.reference import AdaptersOff
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.training.optimizers import learning_rate_at
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.types import PairLogps
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
 
     # The data: pairs of images, of which a batch reads its own; None stands for no cache of latents and embeddings.
     pairs = PairIndex.build(open_pairs("assets/pairs", split="train"))
-    order = PairOrder(len(pairs), batch_size, seed)
+    order = EpochOrder(len(pairs), batch_size, seed)
     images = CachedImageEncoder(denoiser.encode_images, denoiser.resolution, None)
     texts = CachedTextEncoder(denoiser.encode_prompts, None)
 

@@ -41,10 +41,10 @@ from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
-from diffusion_feedback.models.text_sampling import complete
+from diffusion_feedback.models.text_sampling import sample_tokens
 from diffusion_feedback.objectives.policy_gradient import PPO
 from diffusion_feedback.records import atomic_write
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.rollout_batches import Pretraining, RolloutSource
 from diffusion_feedback.training.rollouts import RolloutSampler
@@ -72,7 +72,7 @@ def pretraining_texts(bench: Bench, coef: float) -> Pretraining[TokenSequence]:
     prompts, completions = draw_samples(bench.world.source, 2 * TEXTS, bench.seed, _TEXTS)
     others = prompts >= asked(bench.world)
     sequences = bench.texts.sequences(prompts[others], completions[others])
-    return Pretraining(sequences, PairOrder(len(sequences), TEXTS_PER_UPDATE, bench.seed), coef)
+    return Pretraining(sequences, EpochOrder(len(sequences), TEXTS_PER_UPDATE, bench.seed), coef)
 
 
 def rollout_sampler(
@@ -92,11 +92,13 @@ def rollout_sampler(
     return RolloutSampler(
         prompts=prompts,
         prompt_ids=[str(index) for index in range(len(prompts))],
-        order=PairOrder(len(prompts), COMPLETIONS, bench.seed),
+        order=EpochOrder(len(prompts), COMPLETIONS, bench.seed),
         num_generations=1,
         is_finished=lambda sample: False,
         draw=draws_sequences(
-            lambda some, seeds: complete(network.policy.model, some, seeds, max_new_tokens=world.length, end_ids=())
+            lambda some, seeds: sample_tokens(
+                network.policy.model, some, seeds, max_new_tokens=world.length, end_ids=()
+            )
         ),
         judge=judge,
         measure=lambda sequences: step.measure(network, sequences),

@@ -67,7 +67,7 @@ from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
 from diffusion_feedback.records import atomic_write, content_hash
 from diffusion_feedback.training.loop import Trainer
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
@@ -194,7 +194,7 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
         ones = torch.ones(len(found))
         return TextBatch(found.pair_ids, found.sequences, [], ones, found.weight, torch.zeros(len(found)), draw)
 
-    order = PairOrder(len(index), training.train_batch_size * training.gradient_accumulation_steps, training.seed)
+    order = EpochOrder(len(index), training.train_batch_size * training.gradient_accumulation_steps, training.seed)
     budget = training.train_batch_size * max(index.lengths)
     source = TokenSource(order, batch, index.lengths, budget, counts=index.counts)
     step = PointwiseStep(StepParts(TokenLikelihood(), None, objective_row("sft"), {}))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..folders import is_main_process
 from ..workflows.settings import BenchmarkSettings
 from .flags import Flags
-from .sampling import add_image_flags
+from .sampling import add_sampling_flags
 from .scoring import SCORERS_HELP, add_scoring_flags
 from .settings import add_flags
 
@@ -69,7 +69,7 @@ def build_parser() -> Flags:
     }
     generation = parser.add_argument_group("generation, with --model")
     add_flags(generation, BenchmarkSettings, of_models, seeds={"also": "seed"})
-    add_image_flags(parser)
+    add_sampling_flags(parser)
     add_scoring_flags(parser, required=False)
     return parser
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..workflows.settings import GenerationSettings
 from .flags import Flags
-from .sampling import add_completion_flags, add_image_flags
+from .sampling import add_completion_flags, add_sampling_flags
 from .settings import add_flags
 
 EPILOG = """examples:
@@ -49,7 +49,7 @@ def build_parser() -> Flags:
     }
     add_flags(parser, GenerationSettings, helps)
     families = "sd, sdxl or causal_lm (default: what the folder's files are, else sd)"
-    add_image_flags(parser, families=families, noise=True)
+    add_sampling_flags(parser, families=families, noise=True)
     add_completion_flags(parser.add_argument_group("completions of a language model"))
     return parser
 

@@ -8,7 +8,7 @@ from ..workflows.settings import CompletionSampling, ImageSampling, ModelSource
 from .settings import add_flags
 
 
-def add_image_flags(
+def add_sampling_flags(
     parser: argparse._ActionsContainer, *, families: str = "sd or sdxl (default sd)", noise: bool = False
 ) -> None:
     """The flags that say which weights a model has, and how images are drawn from it; ``noise``: and from which noise."""

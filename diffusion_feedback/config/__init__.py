@@ -1,6 +1,6 @@
 """Recipes: YAML plus flags to typed dataclasses. Every key is checked; an unknown one is an error with the nearest name."""
 
-from .checks import check
+from .checks import check_recipe
 from .parsing import build_parser, checked, load_recipe, parse
 from .recipe import (
     SECTIONS,
@@ -29,7 +29,7 @@ __all__ = [
     "TrainingConfig",
     "ValidationConfig",
     "build_parser",
-    "check",
+    "check_recipe",
     "checked",
     "is_object",
     "known_keys",

@@ -28,7 +28,7 @@ _DENOISING_ONLY = (
 )
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Refuse values out of range and settings that contradict each other. Raises UserError naming the key."""
     training, data, model = recipe.training, recipe.data, recipe.model
     check_values(recipe)

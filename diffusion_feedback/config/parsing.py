@@ -17,7 +17,7 @@ from ..catalog import check_settings, resolve, settings_of
 from ..documents import parse_yaml, read_yaml
 from ..errors import UserError, first_line, nearest
 from ..folders import expand
-from .checks import check
+from .checks import check_recipe
 from .recipe import SECTIONS, Recipe, plain, to_dict
 from .wording import allowed, explain, known_keys, unknown_option
 
@@ -120,7 +120,7 @@ def _recipe_of(namespace: Namespace, objective: Mapping[str, object] | None = No
     optimizer = _coerce("optimizer", optimizer)
     recipe = Recipe(output_dir=namespace.output_dir, objective=own, optimizer=optimizer, **parts)
     recipe = _with_homes(recipe)
-    check(recipe)
+    check_recipe(recipe)
     return recipe
 
 

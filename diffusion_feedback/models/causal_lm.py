@@ -34,7 +34,7 @@ from .lora import save_transformer
 from .lora_targets import add_adapters
 from .output_heads import check_logits, head_of, hidden_states, trunk_of
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
-from .text_sampling import complete
+from .text_sampling import sample_tokens
 
 Read = Callable[[Tensor, nn.Module], Any]
 """Takes hidden states (B, T, H) after the last norm, and the output head; what it returns, the forward pass returns."""
@@ -169,7 +169,7 @@ class CausalLM:
                 problem = f"prompt {number}: token {max(prompt)} is beyond the model's {rows_of(model)} tokens"
                 raise UserError(problem, "leave out the words of that token: the model was not trained on it")
         space = self.window - max(map(len, prompts), default=0)
-        return complete(
+        return sample_tokens(
             model,
             prompts,
             seeds,

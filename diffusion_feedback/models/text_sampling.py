@@ -46,7 +46,7 @@ def _own_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterato
 
 
 @torch.no_grad()
-def complete(
+def sample_tokens(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],

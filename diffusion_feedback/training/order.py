@@ -12,37 +12,39 @@ from ..errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class PairOrder:
-    """Goes through ``num_pairs`` pairs in a fresh permutation each epoch, ``batch_size`` pairs an optimizer step.
+class EpochOrder:
+    """Goes through ``num_examples`` examples in a fresh permutation each epoch, ``batch_size`` of them an optimizer step.
 
     The last incomplete batch of an epoch is left out, so that every step has the same weight; another permutation
-    brings its pairs the next time. Raises UserError when a batch is larger than the data.
+    brings its examples the next time. Raises UserError when a batch is larger than the data.
     """
 
-    num_pairs: int
+    num_examples: int
     batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
-        if self.batch_size > self.num_pairs:
-            problem = f"the effective batch of {self.batch_size} pairs is larger than the {self.num_pairs} usable pairs"
+        if self.batch_size > self.num_examples:
+            problem = (
+                f"the effective batch of {self.batch_size} examples is larger than the {self.num_examples} usable ones"
+            )
             raise UserError(problem, "lower training.train_batch_size or training.gradient_accumulation_steps")
 
     def epoch(self, step: int) -> int:
         """The pass through the data that ``step`` (from 0) belongs to."""
-        return step // (self.num_pairs // self.batch_size)
+        return step // (self.num_examples // self.batch_size)
 
     def indices(self, step: int) -> list[int]:
-        """The pairs of optimizer step ``step`` (from 0), over all processes and micro-batches."""
-        steps_per_epoch = self.num_pairs // self.batch_size
-        permutation = _permutation(self.num_pairs, self.seed, self.epoch(step))
+        """The examples of optimizer step ``step`` (from 0), over all processes and micro-batches."""
+        steps_per_epoch = self.num_examples // self.batch_size
+        permutation = _permutation(self.num_examples, self.seed, self.epoch(step))
         start = (step % steps_per_epoch) * self.batch_size
         return [int(index) for index in permutation[start : start + self.batch_size]]
 
 
 @lru_cache(maxsize=2)
-def _permutation(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(num_pairs)
+def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def split(indices: list[int], micro_batches: int, processes: int, rank: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..objectives.policy_gradient import Estimates, Experience, PolicyGradient
 from ..objectives.returns import k1, per_completion
-from .order import PairOrder
+from .order import EpochOrder
 from .rollouts import Rollouts, SampleCodec, SampleT
 from .sources import under_budget
 
@@ -32,7 +32,7 @@ class Pretraining(Generic[SampleT]):
     """
 
     samples: Sequence[SampleT]
-    order: PairOrder
+    order: EpochOrder
     coef: float
 
 

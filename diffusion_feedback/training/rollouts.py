@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..objectives.returns import shaped_scores
-from .order import PairOrder
+from .order import EpochOrder
 
 
 class DrawnSample(Protocol):
@@ -131,7 +131,7 @@ class RolloutSampler(Generic[PromptT, SampleT]):
 
     prompts: Sequence[PromptT]
     prompt_ids: Sequence[str]
-    order: PairOrder
+    order: EpochOrder
     num_generations: int
     draw: Callable[[Sequence[PromptT], Sequence[int]], Sequence[SampleT]]
     is_finished: Callable[[SampleT], bool]

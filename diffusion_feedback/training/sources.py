@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .order import PairOrder, split
+from .order import EpochOrder, split
 
 Batches = Callable[[Sequence[int], int], Any]
 
@@ -16,7 +16,7 @@ Batches = Callable[[Sequence[int], int], Any]
 class FixedBatchSource:
     """Passes of equal size. ``batches(indices, draw)`` gives examples; ``draw`` is the epoch."""
 
-    order: PairOrder
+    order: EpochOrder
     batches: Batches
     micro_batches_per_step: int
     processes: int = 1
@@ -47,7 +47,7 @@ class TokenSource:
     scored tokens for a mean over tokens; 1 each where not given. Padding and passes change the sum by rounding alone.
     """
 
-    order: PairOrder
+    order: EpochOrder
     batches: Batches
     lengths: Sequence[int]
     max_tokens: int
@@ -88,7 +88,7 @@ class UnpairedSource:
     one example, which would be its own partner.
     """
 
-    order: PairOrder
+    order: EpochOrder
     batches: Callable[[Sequence[int], Sequence[int], int], Any]
     micro_batches_per_step: int
     processes: int = 1

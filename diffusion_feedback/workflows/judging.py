@@ -175,7 +175,7 @@ def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """What was asked for."""
+    """What is compared, and how."""
 
     sides: tuple[Contender, Contender]
     prompts: Prompts | None
@@ -233,7 +233,7 @@ class _Comparison:
         }
 
     def measure(self, folder: Path, texts: Sequence[TextRecord], claim: Callable[[], None]) -> Judged:
-        """Everything that was asked for, written to ``folder``, which ``claim`` makes ours.
+        """Everything that was requested, written to ``folder``, which ``claim`` makes ours.
 
         The judgements are there before anything else is measured.
         """

@@ -13,14 +13,14 @@ import torch
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
-from diffusion_feedback.models.text_sampling import complete
+from diffusion_feedback.models.text_sampling import sample_tokens
 from diffusion_feedback.objectives.policy_gradient import PPO
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.rollout_batches import RolloutSource
 from diffusion_feedback.training.rollouts import RolloutSampler
-from diffusion_feedback.training.sources import PairSource
+from diffusion_feedback.training.sources import FixedBatchSource
 from diffusion_feedback.training.token_rollouts import TokenCodec, completion_ids, draws_sequences
 from diffusion_feedback.types import TokenSequence, UnpairedBatch
 
@@ -71,7 +71,7 @@ def run_kto(bench: Bench, beta: float) -> Row:
         return UnpairedBatch(names, texts.sequences(prompts, completions), mismatched, desirable, weights, draw)
 
     step = PreferenceStep.of(replace(bench.pair_parts("kto", None, beta=beta), reference=FrozenCopy(bench.fine_tuned)))
-    source = PairSource(PairOrder(len(pairs.groups) - 1, course.batch_size, bench.seed), batch, 1)
+    source = FixedBatchSource(EpochOrder(len(pairs.groups) - 1, course.batch_size, bench.seed), batch, 1)
     network = copy.deepcopy(bench.fine_tuned)
     fit(bench.folder / f"kto-{beta}", network, step, source, course)
     return _finish(bench, network, None)
@@ -131,7 +131,7 @@ def _ppo(bench: Bench, name: str, rewards: Floats, beta: float) -> Row:
     powers = size ** np.arange(world.length)[::-1]
 
     def draw(asked: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
-        return complete(network.policy.model, asked, seeds, max_new_tokens=world.length, end_ids=())
+        return sample_tokens(network.policy.model, asked, seeds, max_new_tokens=world.length, end_ids=())
 
     def judge(indices: Sequence[int], samples: Sequence[TokenSequence]) -> list[float]:
         found: list[float] = rewards[
@@ -142,7 +142,7 @@ def _ppo(bench: Bench, name: str, rewards: Floats, beta: float) -> Row:
     sampler = RolloutSampler(
         prompts=prompts,
         prompt_ids=[str(number) for number in range(len(prompts))],
-        order=PairOrder(len(prompts), PPO_COMPLETIONS, bench.seed),
+        order=EpochOrder(len(prompts), PPO_COMPLETIONS, bench.seed),
         num_generations=1,
         is_finished=lambda sample: False,
         draw=draws_sequences(draw),

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from diffusion_feedback.config import TrainingConfig
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.optimizers import adamw
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.run_folder import RunFolder
-from diffusion_feedback.training.sources import PairSource
+from diffusion_feedback.training.sources import FixedBatchSource
 from diffusion_feedback.types import BatchSource, Step, TextBatch, TokenSequence
 
 from .world import ExactWorld, Floats, Integers, Policy, sample
@@ -169,9 +169,9 @@ class Course:
     lr_scheduler: str = "cosine"
 
 
-def pair_source(texts: Texts, pairs: Pairs, course: Course, seed: int) -> PairSource:
+def pair_source(texts: Texts, pairs: Pairs, course: Course, seed: int) -> FixedBatchSource:
     """Batches of the groups of ``pairs`` in an order drawn from ``seed``."""
-    return PairSource(PairOrder(len(pairs.groups) - 1, course.batch_size, seed), texts.batches(pairs), 1)
+    return FixedBatchSource(EpochOrder(len(pairs.groups) - 1, course.batch_size, seed), texts.batches(pairs), 1)
 
 
 def fit(

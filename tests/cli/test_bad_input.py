@@ -165,7 +165,7 @@ def test_weights_with_nan(
         (["training.learning_rate=1"], ["'training.learning_rate'", "write --training.learning_rate VALUE"]),
         (["--training.learning_rate", "fast"], ["training.learning_rate", "fast"]),
         (["--training.train_batch_size", "0"], ["training.train_batch_size", "1 or more"]),
-        (["--training.train_batch_size", "99"], ["effective batch of 99", "24 usable pairs"]),
+        (["--training.train_batch_size", "99"], ["effective batch of 99", "24 usable ones"]),
         (["--model.lora_targets", "[nowhere]"], ["no layer", "'nowhere'"]),
         (["--objective.beta", "-1"], ["objective.beta", "above 0"]),
         (["--optimizer.beta1", "2"], ["optimizer", "beta"]),

@@ -24,7 +24,7 @@ from diffusion_feedback.data.token_index import TokenIndex, unpair
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.training.loop import Trainer
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import FixedBatchSource, TokenSource, UnpairedSource
@@ -72,7 +72,7 @@ def build_parts(objective: Mapping[str, Any], frozen: nn.Module, **changes: Any)
 
 
 def build_source(
-    name: str, order: PairOrder, passes: int, processes: int = 1, rank: int = 0, max_tokens: int | None = None
+    name: str, order: EpochOrder, passes: int, processes: int = 1, rank: int = 0, max_tokens: int | None = None
 ) -> BatchSource:
     """Passes of pairs, or of single samples with their partners; under a budget of tokens where there is one."""
     index = TokenIndex(unpair(examples()) if ROWS[name].learns_from == "labels" else examples())
@@ -88,7 +88,7 @@ def run(name: str, folder: Path, passes: int, max_tokens: int | None = None) -> 
     """Train a few steps in ``folder``; the trained weights."""
     accelerator = Accelerator()
     network, objective = model(1), OBJECTIVES[name]
-    order = PairOrder(32 if ROWS[name].learns_from == "labels" else 16, GLOBAL, 0)
+    order = EpochOrder(32 if ROWS[name].learns_from == "labels" else 16, GLOBAL, 0)
     config = TrainingConfig(max_train_steps=STEPS, learning_rate=0.05, checkpointing_steps=STEPS, max_grad_norm=0.0)
     trainer = Trainer(
         accelerator,

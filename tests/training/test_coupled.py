@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.preference import Divergence, NoContext, Population, PreferenceStep, RunningMean
 from diffusion_feedback.training.sources import UnpairedSource
 from diffusion_feedback.types import Coupled, Gated, Observer
@@ -68,7 +68,7 @@ def test_processes_do_not_matter(tmp_path: Path) -> None:
 
 def test_partners_rotate_over_the_whole_step() -> None:
     """Whatever the passes and processes: the next example of the step, never the example itself."""
-    order = PairOrder(12, 6, 3)
+    order = EpochOrder(12, 6, 3)
 
     def partners(passes: int, processes: int, lengths: Sequence[int] | None = None) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -89,13 +89,13 @@ def test_partners_rotate_over_the_whole_step() -> None:
 
 def test_one_example_has_no_partner() -> None:
     with pytest.raises(UserError, match="no mismatched completion"):
-        UnpairedSource(PairOrder(4, 1, 0), lambda *_: None, 1)
+        UnpairedSource(EpochOrder(4, 1, 0), lambda *_: None, 1)
 
 
 def test_kl_is_the_mean_over_the_global_batch() -> None:
     """By hand: log-ratios of each mismatched sequence by itself, token by token, in float64."""
     policy, reference = model(1), model(2)
-    batches = list(build_source("kto", PairOrder(32, 8, 0), 4).micro_batches(0))
+    batches = list(build_source("kto", EpochOrder(32, 8, 0), 4).micro_batches(0))
     step = PreferenceStep.of(build_parts(OBJECTIVES["kto"], reference))
     placed = step.coupled(policy, batches, lambda values: [values])
     ratios = []
@@ -127,7 +127,7 @@ def test_kl_is_the_mean_over_the_global_batch() -> None:
 
 
 def test_only_kto_asks_for_the_divergence() -> None:
-    batches = list(build_source("kto", PairOrder(32, 8, 0), 2).micro_batches(0))
+    batches = list(build_source("kto", EpochOrder(32, 8, 0), 2).micro_batches(0))
     parts = build_parts({"name": "apo_zero_unpaired", "beta": 0.5}, model(2))
     step = PreferenceStep.of(parts)
 
@@ -139,7 +139,7 @@ def test_only_kto_asks_for_the_divergence() -> None:
 
 
 def test_desirable_and_undesirable_figures_are_kept_apart() -> None:
-    batch = next(build_source("kto", PairOrder(32, 8, 0), 1).micro_batches(0))
+    batch = next(build_source("kto", EpochOrder(32, 8, 0), 1).micro_batches(0))
     output = PreferenceStep.of(build_parts(OBJECTIVES["kto"], model(2)))(model(1), batch)
     assert 0 < int(batch.desirable.sum()) < 8
     chosen, rejected = output.weights["rewards/chosen"], output.weights["logps/rejected"]
@@ -153,7 +153,7 @@ def test_desirable_and_undesirable_figures_are_kept_apart() -> None:
 def test_copies_and_order_of_examples_do_not_matter() -> None:
     """The whole batch in another order, in one or in two processes, gives every example the same loss."""
     policy, step = model(1), PreferenceStep.of(build_parts(OBJECTIVES["aot"], model(2)))
-    first, second = build_source("aot", PairOrder(16, 8, 0), 2).micro_batches(0)
+    first, second = build_source("aot", EpochOrder(16, 8, 0), 2).micro_batches(0)
     kept: list[Tensor] = []
     step.coupled(policy, [second], lambda values: [kept.append(values) or values][:1])
 
@@ -178,7 +178,7 @@ def test_copies_and_order_of_examples_do_not_matter() -> None:
 
 def test_the_shift_is_the_mean_of_earlier_updates() -> None:
     policy, parts = model(1), build_parts(OBJECTIVES["bco"], model(2))
-    step, source = PreferenceStep.of(parts), build_source("bco", PairOrder(16, 8, 0), 1)
+    step, source = PreferenceStep.of(parts), build_source("bco", EpochOrder(16, 8, 0), 1)
     ratios: list[float] = []
     for number in range(3):
         batch = next(source.micro_batches(number))
@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_with_the_same_shift(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
     policy = model(1)
-    batch = next(build_source(name, PairOrder(16, 8, 0), 1).micro_batches(0))
+    batch = next(build_source(name, EpochOrder(16, 8, 0), 1).micro_batches(0))
     build = PreferenceStep.of
     changes: dict[str, Any] = {"starts_at_reference": True, "reference": lambda given: nullcontext(given)}
     step = build(build_parts(OBJECTIVES[name], policy, **changes))
@@ -246,7 +246,7 @@ def test_steps_say_what_they_are() -> None:
 
 
 def test_a_missing_reference_is_named() -> None:
-    batch = next(build_source("kto", PairOrder(32, 8, 0), 1).micro_batches(0))
+    batch = next(build_source("kto", EpochOrder(32, 8, 0), 1).micro_batches(0))
     step = PreferenceStep.of(dataclasses.replace(build_parts(OBJECTIVES["kto"], nn.Identity()), reference=None))
     with pytest.raises(UserError, match="use a reference"):
         step(model(1), batch)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from diffusion_feedback.catalog import OBJECTIVES, needs_reference, objectives_for
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config import load_recipe
-from diffusion_feedback.config.checks import check
+from diffusion_feedback.config.checks import check_recipe
 from diffusion_feedback.data.index import PairIndex
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.types import Coupled
@@ -57,10 +57,10 @@ def test_every_objective_makes_an_update_or_gives_its_reason(make_recipe: MakeRe
         own = dataclasses.replace(recipe, objective=recipe_for(name))
         if (reason := OBJECTIVES[name].images) is not None:
             with pytest.raises(UserError, match=reason):
-                check(own)
+                check_recipe(own)
             refused.append(name)
             continue
-        check(own)
+        check_recipe(own)
         with torch.no_grad():
             for weight, value in zip(weights, before, strict=True):
                 weight.copy_(value)

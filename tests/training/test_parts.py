@@ -18,7 +18,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.training.ema import WeightAverage
 from diffusion_feedback.training.optimizers import adafactor, adamw_8bit, learning_rate_at
-from diffusion_feedback.training.order import PairOrder, split
+from diffusion_feedback.training.order import EpochOrder, split
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
@@ -26,7 +26,7 @@ from diffusion_feedback.types import PairLogps, PreferenceBatch
 
 
 def test_every_epoch_meets_every_pair_once() -> None:
-    order = PairOrder(num_pairs=12, batch_size=4, seed=3)
+    order = EpochOrder(num_examples=12, batch_size=4, seed=3)
     epochs = [[i for step in range(3 * e, 3 * e + 3) for i in order.indices(step)] for e in range(3)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -34,7 +34,7 @@ def test_every_epoch_meets_every_pair_once() -> None:
 
 
 def test_the_incomplete_batch_is_left_out() -> None:
-    order = PairOrder(num_pairs=10, batch_size=4, seed=0)
+    order = EpochOrder(num_examples=10, batch_size=4, seed=0)
     assert [order.epoch(step) for step in range(4)] == [0, 0, 1, 1]
     met = Counter(i for step in range(40) for i in order.indices(step))
     assert set(met) == set(range(10))
@@ -42,8 +42,8 @@ def test_the_incomplete_batch_is_left_out() -> None:
 
 
 def test_too_few_pairs() -> None:
-    with pytest.raises(UserError, match="effective batch of 8 pairs is larger than the 7 usable pairs"):
-        PairOrder(num_pairs=7, batch_size=8, seed=0)
+    with pytest.raises(UserError, match="effective batch of 8 examples is larger than the 7 usable ones"):
+        EpochOrder(num_examples=7, batch_size=8, seed=0)
 
 
 @pytest.mark.parametrize(("micro_batches", "processes"), [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)])

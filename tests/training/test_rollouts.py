@@ -19,7 +19,7 @@ from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import CausalLM, LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
 from diffusion_feedback.objectives.policy_gradient import GRPO, PPO, RLOO
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.rollout_batches import Pretraining, RolloutSource
 from diffusion_feedback.training.rollouts import Rollouts, RolloutSampler, TokenStatistics, sample_seed
@@ -77,7 +77,7 @@ class World:
         standard = RolloutSampler(
             self.prompts,
             PROMPTS,
-            PairOrder(len(PROMPTS), 4, 0),
+            EpochOrder(len(PROMPTS), 4, 0),
             4,
             draw=draws_sequences(sample),
             is_finished=ends_in(self.ends),
@@ -92,7 +92,7 @@ class World:
 
     def texts(self, coef: float = 0.5) -> Pretraining:
         ids = [self.spelling(text)["input_ids"] for text in tiny_text.sentences(10)]
-        return Pretraining([drawn_sequence(each[:1], each[1:]) for each in ids], PairOrder(10, 6, 0), coef)
+        return Pretraining([drawn_sequence(each[:1], each[1:]) for each in ids], EpochOrder(10, 6, 0), coef)
 
 
 @pytest.fixture(params=list(ALGORITHMS))
@@ -198,7 +198,7 @@ def test_rollouts_of_images_are_drawn_cut_into_passes_and_kept() -> None:
     sampler = RolloutSampler(
         PROMPTS,
         PROMPTS,
-        PairOrder(len(PROMPTS), 4, 0),
+        EpochOrder(len(PROMPTS), 4, 0),
         3,
         draw=draw,
         is_finished=lambda sample: True,

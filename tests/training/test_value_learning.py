@@ -26,7 +26,7 @@ from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.value_heads import ValueHeads, ValueNetwork
 from diffusion_feedback.objectives.value_learning import ilql
 from diffusion_feedback.training.loop import Trainer
-from diffusion_feedback.training.order import PairOrder
+from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
@@ -217,7 +217,7 @@ def fit(folder: Path, steps: int, max_tokens: int = 1000) -> dict[str, torch.Ten
     network.language_model.requires_grad_(True)
     trained = [p for p in network.parameters() if p.requires_grad]
     counts = [len(rewards) for _, rewards in DATA]
-    source = TokenSource(PairOrder(12, 4, 0), batch_of, [len(s) for s, _ in DATA], max_tokens, counts=counts)
+    source = TokenSource(EpochOrder(12, 4, 0), batch_of, [len(s) for s, _ in DATA], max_tokens, counts=counts)
     step = step_of(network, target_alpha=0.5, target_sync_steps=2)
     trainer = Trainer(
         Accelerator(cpu=True),

@@ -18,10 +18,10 @@ def write_run_card(kind: CardKind, trainer: Trainer, recipe: Recipe, **facts: ob
 
 def tokenizer_facts(loaded: TextModel) -> TokenizerFacts:
     """What a card tells of the tokenizer of a language model or reward model."""
-    tokenizer, is_told = loaded.tokenizer, not getattr(loaded, "unsaid_end_token_ids", ())
+    tokenizer, is_stated = loaded.tokenizer, not getattr(loaded, "unsaid_end_token_ids", ())
     return TokenizerFacts(
         adds_end=adds_end(tokenizer),
         has_types="token_type_ids" in tokenizer("a"),
         pad_token=tokenizer.pad_token,
-        end_token_ids=() if is_told else getattr(loaded, "end_token_ids", ()),
+        end_token_ids=() if is_stated else getattr(loaded, "end_token_ids", ()),
     )

@@ -17,7 +17,7 @@ from ...data.squares import square_notes
 from ...folders import expand
 from ...progress import progress
 from ...records import PairRecord, content_hash
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types import PreferenceBatch
 from .examples import check_apart, say_skipped
@@ -37,7 +37,7 @@ class ImagePairs:
     accelerator: Accelerator
     train: PairIndex
     heldout: PairIndex | None
-    order: PairOrder
+    order: EpochOrder
 
     @classmethod
     def load(
@@ -106,10 +106,10 @@ class ImagePairs:
                 bar.update(len(chunk))
 
 
-def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> PairOrder:
+def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> EpochOrder:
     """Which pairs each optimizer step sees. Raises UserError where there are fewer pairs than one step takes."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-    return PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
+    return EpochOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
 
 
 def load_pairs(

@@ -18,7 +18,7 @@ from ...likelihoods.tokens import TokenLikelihood
 from ...models.actor_critic import ActorCritic
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text, content_hash
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining
 from ...types import GenerativeTextModel, TokenSequence
@@ -75,7 +75,7 @@ def policy_gradient_session(setup: Setup) -> Session:
     model: GenerativeTextModel = base_model(setup)
     base_hash = model.model_hash()
     prompts = Prompts.load(setup, model, algorithm)
-    order = PairOrder(len(prompts.train), rollouts.num_prompts, recipe.training.seed)
+    order = EpochOrder(len(prompts.train), rollouts.num_prompts, recipe.training.seed)
     completions = rollouts.num_prompts * rollouts.num_generations // rollouts.num_mini_batches
     pretraining = load_pretraining(recipe, model, completions)
     reference = None

@@ -16,7 +16,7 @@ from ...likelihoods.conversations import as_turns
 from ...likelihoods.tokenization import Tokenization
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text, content_hash
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.rollout_batches import Pretraining, RolloutBatch
 from ...training.token_rollouts import drawn_sequence
 from ...types import GenerativeTextModel, TokenSequence
@@ -128,7 +128,7 @@ def load_pretraining(recipe: Recipe, model: GenerativeTextModel, updates: int) -
         problem = f"rollouts.ptx_batch_size: an update takes {size} texts, and {rollouts.ptx_data} has {len(examples)}"
         raise UserError(problem, "lower rollouts.ptx_batch_size, or give more texts")
     sequences = [example.chosen for example in examples]
-    return Pretraining(sequences, PairOrder(len(sequences), size, recipe.training.seed), rollouts.ptx_coef)
+    return Pretraining(sequences, EpochOrder(len(sequences), size, recipe.training.seed), rollouts.ptx_coef)
 
 
 def sequences_hash(sequences: Sequence[TokenSequence]) -> str:

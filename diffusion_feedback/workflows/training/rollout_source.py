@@ -15,7 +15,7 @@ from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text
 from ...scorers.texts.checking import finite
 from ...scorers.texts.loading import load_text_scorer
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining, RolloutSource
 from ...training.rollouts import RolloutSampler
@@ -95,7 +95,7 @@ def build_source(
     rollout_sampler = RolloutSampler(
         prompts.ids,
         prompts.names,
-        PairOrder(len(prompts), rollouts.num_prompts, recipe.training.seed),
+        EpochOrder(len(prompts), rollouts.num_prompts, recipe.training.seed),
         rollouts.num_generations,
         draw=draws_sequences(sampler),
         is_finished=ends_in(sampler.model.end_token_ids),

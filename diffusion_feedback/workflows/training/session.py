@@ -13,7 +13,7 @@ from torch import nn
 from ...config import Recipe
 from ...models.lora import trainable
 from ...reports.cards.writer import CardKind
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.run_folder import RunFolder
 from ...types import BatchSource, Step
 
@@ -64,7 +64,7 @@ class Session:
     step: Step[Any]
     train: Examples
     heldout: Examples | None
-    order: PairOrder
+    order: EpochOrder
     source: BatchSource[Any]
     identity: Mapping[str, str]
     evaluate: Evaluate

@@ -15,7 +15,7 @@ from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
 from ...scorers.texts.checking import quote
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.sources import TokenSource, UnpairedSource, under_budget
 from ...types import TextModel, TokenExample, UnpairedBatch
 from .given import Setup
@@ -35,7 +35,7 @@ class TokenBatches:
     accelerator: Accelerator
     tokenization: Tokenization
     data: TextData
-    order: PairOrder
+    order: EpochOrder
     lengths: Sequence[int]
 
     @classmethod
@@ -111,11 +111,11 @@ class TokenBatches:
         ]
 
 
-def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> PairOrder:
+def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> EpochOrder:
     """Raises UserError for a batch larger than the data, saying what became of the rows."""
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
     try:
-        return PairOrder(len(data.train), size * accelerator.num_processes, recipe.training.seed)
+        return EpochOrder(len(data.train), size * accelerator.num_processes, recipe.training.seed)
     except UserError as error:
         reasons = [" ".join(note.split()) for note in data.notes]
         raise UserError("; ".join([error.problem, *reasons]), error.remedy) from error

@@ -15,7 +15,7 @@ from ...likelihoods.tokenization import UNCUT, Tokenization
 from ...likelihoods.tokens import TokenLikelihood
 from ...models import value_heads
 from ...records import TextRecord, content_hash
-from ...training.order import PairOrder
+from ...training.order import EpochOrder
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep, trajectory_metrics
@@ -44,7 +44,7 @@ def value_learning_session(setup: Setup) -> Session:
     trajectories = Trajectories.load(setup, model)
     train, heldout = trajectories.train, trajectories.heldout
     size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-    order = PairOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
+    order = EpochOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
 
     def evaluate(step_number: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
         if heldout is None:
