@@ -152,7 +152,7 @@ class Ours:
         examples = self.examples[number * size : (number + 1) * size]
         ones = torch.ones(len(examples))
         rejected = [example.rejected for example in examples if example.rejected is not None]
-        ids, chosen = [example.pair_id for example in examples], [example.chosen for example in examples]
+        ids, chosen = [example.example_id for example in examples], [example.chosen for example in examples]
         return TextBatch(ids, chosen, rejected, ones, ones, 0 * ones)
 
     def _compute_reference(self) -> None:
@@ -160,10 +160,10 @@ class Ours:
             batch = self.batch(number)
             with torch.no_grad(), FrozenCopy(self.network)(self.network) as frozen:
                 logps = self.parts.likelihood.logps(frozen, self.parts.likelihood.prepare(batch))
-            self.known |= dict(zip(batch.pair_ids, logps.view(2, -1).t(), strict=True))
+            self.known |= dict(zip(batch.example_ids, logps.view(2, -1).t(), strict=True))
 
     def _look_up(self, batch: TextBatch) -> Tensor:
-        return torch.stack([self.known[pair_id] for pair_id in batch.pair_ids]).t().flatten()
+        return torch.stack([self.known[example_id] for example_id in batch.example_ids]).t().flatten()
 
     def take(self, number: int) -> None:
         """One timed optimizer step."""

@@ -124,7 +124,7 @@ class TextRecord:
         return not isinstance(self.chosen, str)
 
     @property
-    def pair_id(self) -> str:
+    def example_id(self) -> str:
         """Identity by content; the label and its strength do not enter."""
         parts = (self.prompt, self.chosen, self.rejected, dict(self.template))
         return content_hash(json.dumps(parts, ensure_ascii=False, sort_keys=True))

@@ -192,7 +192,7 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
     def batch(indices: Sequence[int], draw: int) -> TextBatch:
         found = index.batch(indices, draw)
         ones = torch.ones(len(found))
-        return TextBatch(found.pair_ids, found.sequences, [], ones, found.weight, torch.zeros(len(found)), draw)
+        return TextBatch(found.example_ids, found.sequences, [], ones, found.weight, torch.zeros(len(found)), draw)
 
     order = EpochOrder(len(index), training.train_batch_size * training.gradient_accumulation_steps, training.seed)
     budget = training.train_batch_size * max(index.lengths)

@@ -280,7 +280,7 @@ def test_a_batch_of_groups_has_the_mean_of_its_pairs(world: ExactWorld, texts: T
     assert len(whole) == len(pairs)
     assert float(whole.weight.sum()) / 50 == pytest.approx(1)
     some = batch([3, 1], 0)
-    assert list(some.pair_ids) == [str(at) for group in (3, 1) for at in range(*pairs.groups[group : group + 2])]
+    assert list(some.example_ids) == [str(at) for group in (3, 1) for at in range(*pairs.groups[group : group + 2])]
 
 
 def test_reading_each_sequence_once_changes_nothing(world: ExactWorld, texts: Texts) -> None:

@@ -172,7 +172,7 @@ class PairIndex:
             for pair, reader in zip(pairs, readers, strict=True)
         ]
         return PreferenceBatch(
-            pair_ids=[pair.pair_id for pair in pairs],
+            example_ids=[pair.pair_id for pair in pairs],
             prompts=[pair.prompt for pair in pairs],
             chosen=[sides[pair.chosen] for pair, sides in zip(pairs, images, strict=True)],
             rejected=[sides[1 - pair.chosen] for pair, sides in zip(pairs, images, strict=True)],

@@ -52,7 +52,7 @@ class ReferenceLogps:
         logps = self._compute(batch).float().cpu().view(2, -1)
         for number, (key, value) in enumerate(zip(keys, logps.unbind(1), strict=True)):
             if not bool(value.isfinite().all()):
-                problem = f"pair {batch.pair_ids[number]}: the reference's log-probabilities are {value.tolist()}"
+                problem = f"pair {batch.example_ids[number]}: the reference's log-probabilities are {value.tolist()}"
                 remedy = "load it in float32 (model.dtype) without mixed precision; else its weights are damaged"
                 raise UserError(problem, remedy)
             if key not in self._values:

@@ -26,7 +26,7 @@ class _Vote:
 
 
 class TokenIndex:
-    """Examples sorted by ``pair_id``, so that the order of files and rows never matters.
+    """Examples sorted by ``example_id``, so that the order of files and rows never matters.
 
     Rows of the same tokens, whichever side is chosen, are merged: the share of votes and the (signed) margin are their
     means, of the weights the largest counts. Pairs without a majority are ties: ``ties`` "drop" leaves them out, "soft"
@@ -55,7 +55,7 @@ class TokenIndex:
         if not kept:
             problem = f"0 usable examples: all {len(votes)} are ties, contradict each other, or have two sides alike"
             raise UserError(problem, "keep tied pairs as soft labels with data.ties: soft, or give more examples")
-        self._examples: Sequence[TokenExample] = sorted(kept, key=lambda example: example.pair_id)
+        self._examples: Sequence[TokenExample] = sorted(kept, key=lambda example: example.example_id)
         self._longest = max(example.length for example in kept)
         shares = [[vote.share for vote in same] for same in different]
         self.num_duplicates = len(rows) - len(votes)
@@ -81,7 +81,7 @@ class TokenIndex:
         """The examples at ``indices``: pairs, or single completions with an empty ``rejected``. ``draw`` is the epoch."""
         examples = [self._examples[index] for index in indices]
         return TextBatch(
-            pair_ids=[example.pair_id for example in examples],
+            example_ids=[example.example_id for example in examples],
             chosen=[example.chosen for example in examples],
             rejected=[example.rejected for example in examples if example.rejected is not None],
             chosen_probability=torch.tensor([example.chosen_probability for example in examples]),
@@ -101,7 +101,7 @@ class TokenIndex:
             raise UserError("the data has no column 'label'", "give prompt, completion and label (true or false)")
         others = [self._examples[index].chosen for index in partners]
         return UnpairedBatch(
-            pair_ids=[example.pair_id for example in examples],
+            example_ids=[example.example_id for example in examples],
             samples=[example.chosen for example in examples],
             mismatched=[
                 _mismatched(example.chosen, other, self._longest)
@@ -115,7 +115,7 @@ class TokenIndex:
     def labels_hash(self) -> str:
         """Identity of the examples and labels that a run learns from."""
         return content_hash(
-            *(f"{e.pair_id} {e.label} {e.chosen_probability} {e.margin} {e.weight}" for e in self._examples)
+            *(f"{e.example_id} {e.label} {e.chosen_probability} {e.margin} {e.weight}" for e in self._examples)
         )
 
 
@@ -127,7 +127,9 @@ def unpair(examples: Iterable[TokenExample]) -> list[TokenExample]:
             singles.append(example)
             continue
         for name, side, label in (("chosen", example.chosen, True), ("rejected", example.rejected, False)):
-            singles.append(TokenExample(content_hash(example.pair_id, name), side, label=label, weight=example.weight))
+            singles.append(
+                TokenExample(content_hash(example.example_id, name), side, label=label, weight=example.weight)
+            )
     return singles
 
 
@@ -169,7 +171,7 @@ def _merged(votes: Sequence[_Vote]) -> tuple[TokenExample, float]:
     share = math.fsum(vote.share for vote in votes) / len(votes)
     # Those that have the majority on their side; whichever row comes first, one and the same name is taken.
     agreeing = [vote.example for vote in votes if (vote.share - 0.5) * (share - 0.5) > 0 or share == 0.5]
-    example = min(agreeing, key=lambda example: example.pair_id)
+    example = min(agreeing, key=lambda example: example.example_id)
     weight = max(vote.example.weight for vote in votes)
     if example.rejected is None:
         return replace(example, weight=weight), share

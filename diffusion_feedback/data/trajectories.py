@@ -144,7 +144,7 @@ def _item(row: TextCells, number: int, value: object) -> float:
 class Trajectory:
     """A completion as tokens, with one reward for each scored token, (``sequence.num_scored``,) float32; ``weight`` > 0."""
 
-    pair_id: str
+    example_id: str
     sequence: TokenSequence
     rewards: NDArray[np.float32]
     weight: float = 1.0
@@ -199,7 +199,7 @@ class TrajectoryIndex:
         """The trajectories of ``indices``."""
         trajectories = [self.trajectories[index] for index in indices]
         return TrajectoryBatch(
-            pair_ids=[each.pair_id for each in trajectories],
+            example_ids=[each.example_id for each in trajectories],
             sequences=[each.sequence for each in trajectories],
             rewards=[each.rewards for each in trajectories],
             weight=torch.tensor([each.weight for each in trajectories]),
@@ -226,9 +226,9 @@ def index_trajectories(
         except BadRow as error:
             reader.leave_out(trajectory.record.source, error)
         else:
-            kept.append(Trajectory(trajectory.record.pair_id, example.chosen, rewards, example.weight))
+            kept.append(Trajectory(trajectory.record.example_id, example.chosen, rewards, example.weight))
     reader.require(len(kept))
-    return TrajectoryIndex(sorted(kept, key=lambda each: (each.pair_id, each.rewards.tobytes(), each.weight)))
+    return TrajectoryIndex(sorted(kept, key=lambda each: (each.example_id, each.rewards.tobytes(), each.weight)))
 
 
 def _encoded(

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..folders import make_folder, sweep_beside
 from ..progress import progress
 from ..records import CompletionRecord, Text, content_hash
-from .rows import append_rows, check_origin, read_rows, write_rows
+from .rows import append_rows, check_origin, read_records, write_rows
 
 COMPLETIONS = "completions.jsonl"
 
@@ -104,7 +104,9 @@ def load_completions(path: Path | str) -> list[CompletionRecord]:
 
 
 def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
-    return read_rows(path, CompletionRecord, "completion", "correct or remove the line, or draw the completions again")
+    return read_records(
+        path, CompletionRecord, "completion", "correct or remove the line, or draw the completions again"
+    )
 
 
 def _resume(

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..folders import make_folder, sweep_folder
 from ..progress import progress
 from ..records import ImageRecord, atomic_write, content_hash, parse_json, write_text
-from .rows import append_rows, check_origin, read_rows, write_rows
+from .rows import append_rows, check_origin, read_records, write_rows
 
 Sampler = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """(prompts, seeds) of equal length to one image each; an image depends on its own prompt and seed alone."""
@@ -188,7 +188,7 @@ def _write_images(folder: Path, batch: Sequence[ImageRecord], sampler: Sampler) 
 
 def _read(path: Path) -> tuple[list[ImageRecord], bool]:
     remedy = "correct or remove the line, use another folder, or `overwrite` to draw all images again"
-    return read_rows(path, ImageRecord, "generated image", remedy)
+    return read_records(path, ImageRecord, "generated image", remedy)
 
 
 def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> _Manifest:

@@ -26,7 +26,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, "".join(row.to_json() + "\n" for row in rows))
 
 
-def read_rows(path: Path, kind: type[Row], what: str, remedy: str) -> tuple[list[Row], bool]:
+def read_records(path: Path, kind: type[Row], what: str, remedy: str) -> tuple[list[Row], bool]:
     """The rows of ``path``, and whether a last line was dropped because its writer was killed in the middle of it.
 
     Raises UserError naming the first line that is not the record of a ``what``.

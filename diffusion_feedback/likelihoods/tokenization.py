@@ -265,7 +265,7 @@ class Tokenization:
         self.counts.examples += 1
         self.counts.moved_borders += any(side.is_moved for side in sides)
         return TokenExample(
-            pair_id=record.pair_id,
+            example_id=record.example_id,
             chosen=sequences[0],
             rejected=sequences[1] if len(sequences) == 2 else None,
             label=record.label,

@@ -30,7 +30,7 @@ class Watch:
 
     def note(self, batch: object, output: StepOutput) -> None:
         """Keep the losses of ``batch``; nothing of it is computed, nothing is waited for."""
-        ids = getattr(batch, "pair_ids", None)  # completions that a policy drew have none
+        ids = getattr(batch, "example_ids", None)  # completions that a policy drew have none
         losses = output.metrics.get("loss")
         if losses is not None:
             self._seen.append(([] if ids is None else ids, losses))

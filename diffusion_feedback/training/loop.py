@@ -69,7 +69,7 @@ class Trainer:
     identity: Mapping[str, str] = field(default_factory=dict)
     evaluate_first: bool = False
     metrics_of: Callable[[int], Mapping[str, float]] = lambda number: {}
-    name_of: Callable[[str], str] = lambda pair_id: f"pair {pair_id}"
+    name_of: Callable[[str], str] = lambda example_id: f"pair {example_id}"
 
     def __post_init__(self) -> None:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)

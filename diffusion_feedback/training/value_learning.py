@@ -29,9 +29,9 @@ from .steps import Autocast, check_first_loss, weighted_total
 
 def check_rewards(batch: TrajectoryBatch) -> None:
     """Raise ValueError where a sequence has no action, or not one reward for each."""
-    for pair_id, sequence, rewards in zip(batch.pair_ids, batch.sequences, batch.rewards, strict=True):
+    for example_id, sequence, rewards in zip(batch.example_ids, batch.sequences, batch.rewards, strict=True):
         if not 0 < sequence.num_scored == len(rewards):
-            raise ValueError(f"{pair_id}: {sequence.num_scored} scored tokens, {len(rewards)} rewards")
+            raise ValueError(f"{example_id}: {sequence.num_scored} scored tokens, {len(rewards)} rewards")
 
 
 class Heads(Protocol):

@@ -65,7 +65,7 @@ class PreferenceBatch:
     images are learnt from one by one: by them KTO estimates its point of reference.
     """
 
-    pair_ids: Sequence[str]
+    example_ids: Sequence[str]
     prompts: Sequence[str]
     chosen: Sequence[ImageHandle]
     rejected: Sequence[ImageHandle]
@@ -75,7 +75,7 @@ class PreferenceBatch:
     mismatched: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return len(self.example_ids)
 
 
 class ImageEncoder(Protocol):

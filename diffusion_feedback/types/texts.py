@@ -34,9 +34,9 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """A ``records.TextRecord`` as tokens; ``pair_id`` is the record's, other fields mean what they mean there."""
+    """A ``records.TextRecord`` as tokens; ``example_id`` is the record's, other fields mean what they mean there."""
 
-    pair_id: str
+    example_id: str
     chosen: TokenSequence
     rejected: TokenSequence | None = None
     label: bool | None = None
@@ -58,7 +58,7 @@ class TextBatch:
     better, 0 where nothing is known; ``draw`` is the epoch.
     """
 
-    pair_ids: Sequence[str]
+    example_ids: Sequence[str]
     chosen: Sequence[TokenSequence]
     rejected: Sequence[TokenSequence]
     chosen_probability: Tensor
@@ -67,7 +67,7 @@ class TextBatch:
     draw: int = 0
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return len(self.example_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class UnpairedBatch:
     completions of other examples, by which KTO estimates its point of reference.
     """
 
-    pair_ids: Sequence[str]
+    example_ids: Sequence[str]
     samples: Sequence[TokenSequence]
     mismatched: Sequence[TokenSequence]
     desirable: Tensor
@@ -84,7 +84,7 @@ class UnpairedBatch:
     draw: int = 0
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return len(self.example_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,14 @@ class TrajectoryBatch:
     token, in order. ``weight`` (B,) > 0; ``draw`` is the epoch.
     """
 
-    pair_ids: Sequence[str]
+    example_ids: Sequence[str]
     sequences: Sequence[TokenSequence]
     rewards: Sequence[NDArray[np.float32]]
     weight: Tensor
     draw: int = 0
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return len(self.example_ids)
 
 
 @runtime_checkable

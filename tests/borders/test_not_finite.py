@@ -81,7 +81,7 @@ def test_the_pair_and_the_step_are_named(
     message = capsys.readouterr().err
     assert message.startswith("error: ") or "error: step 2: " in message
     assert "step 2: the gradient norm is nan" in message or "step 2: the gradient norm is inf" in message
-    pair_id = marked[0].pair_ids[1]
+    pair_id = marked[0].example_ids[1]
     source = next(r.source for r, _ in open_pairs(pair_files["train"]).scan() if r.pair_id == pair_id)
     assert f"because of {source} (loss {value})" in message
     assert "--resume would come to the same place" in message
@@ -115,7 +115,7 @@ def test_texts_are_named_by_their_id(
     marked = spoil(monkeypatch, lambda b, n: torch.arange(len(b)).eq(0) & (n == 2), float("nan"))
     assert main(["train", "--config", str(make_text_recipe(validation=QUIET))]) == 2
     message = capsys.readouterr().err
-    assert f"pair {marked[0].pair_ids[0]}" in message
+    assert f"pair {marked[0].example_ids[0]}" in message
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -27,7 +27,7 @@ def listed(index: PairIndex) -> list[tuple[Any, ...]]:
     batch = index.batch(range(len(index)), 0)
     sides = [[image.key for image in side] for side in (batch.chosen, batch.rejected)]
     numbers = [batch.chosen_probability.tolist(), batch.weight.tolist()]
-    return list(zip(batch.pair_ids, batch.prompts, *sides, *numbers, strict=True))
+    return list(zip(batch.example_ids, batch.prompts, *sides, *numbers, strict=True))
 
 
 def swapped(row: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_batch_agrees_with_the_records(table: Table, pickapic_rows: MakeRows) ->
     batch = index.batch([4, 0, 8], draw=3)
     assert (len(batch), batch.draw) == (3, 3)
     for pair_id, prompt, chosen, rejected in zip(
-        batch.pair_ids, batch.prompts, batch.chosen, batch.rejected, strict=True
+        batch.example_ids, batch.prompts, batch.chosen, batch.rejected, strict=True
     ):
         record = by_id[pair_id]
         assert prompt == record.prompt
@@ -65,7 +65,7 @@ def test_batch_agrees_with_the_records(table: Table, pickapic_rows: MakeRows) ->
             assert handle.key == content_hash(data)
             assert np.array_equal(np.asarray(handle.open()), np.asarray(decode_image(data, "")))
     weights = {record.pair_id: record.weight for record in seen}
-    assert batch.weight.tolist() == pytest.approx([weights[pair_id] for pair_id in batch.pair_ids])
+    assert batch.weight.tolist() == pytest.approx([weights[pair_id] for pair_id in batch.example_ids])
     assert [pair.pair_id for pair in index.head(4).pairs] == [pair.pair_id for pair in index.pairs[:4]]
 
 

@@ -198,7 +198,7 @@ def test_what_is_written_is_read_again(name: str, suffix: str, tmp_path: Path) -
     path = tmp_path / f"texts{suffix}"
     assert write_texts(RECORDS[name], path) == len(RECORDS[name])
     read = list(open_texts(path))
-    assert [record.pair_id for record in read] == [record.pair_id for record in RECORDS[name]]
+    assert [record.example_id for record in read] == [record.example_id for record in RECORDS[name]]
     for found, written in zip(read, RECORDS[name], strict=True):
         for column in ("label", "margin", "chosen_probability", "weight", "template"):
             assert getattr(found, column) == getattr(written, column)

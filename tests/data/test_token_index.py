@@ -24,12 +24,12 @@ def sequence(prompt: list[int], completion: list[int]) -> TokenSequence:
 
 
 def pair(prompt: int, chosen: list[int], rejected: list[int], **more: Any) -> TokenExample:
-    name = TextRecord(str(prompt), str(chosen), str(rejected)).pair_id
+    name = TextRecord(str(prompt), str(chosen), str(rejected)).example_id
     return TokenExample(name, sequence([1, prompt], chosen), sequence([1, prompt], rejected), **more)
 
 
 def labelled(prompt: int, completion: list[int], label: bool | None, **more: Any) -> TokenExample:
-    name = TextRecord(str(prompt), str(completion)).pair_id
+    name = TextRecord(str(prompt), str(completion)).example_id
     return TokenExample(name, sequence([1, prompt], completion), label=label, **more)
 
 
@@ -40,14 +40,14 @@ def ids(found: Any) -> list[list[int]]:
 def test_order_of_files_does_not_matter() -> None:
     examples = [pair(number, [10 + number], [20 + number]) for number in range(9)]
     index = TokenIndex(examples)
-    names = [example.pair_id for example in index.examples]
-    assert names == sorted(example.pair_id for example in examples)
+    names = [example.example_id for example in index.examples]
+    assert names == sorted(example.example_id for example in examples)
     random.Random(1).shuffle(examples)
     again = TokenIndex(examples)
-    assert [example.pair_id for example in again.examples] == names
+    assert [example.example_id for example in again.examples] == names
     assert again.labels_hash() == index.labels_hash()
     assert len(index) == 9
-    assert [example.pair_id for example in index.head(4).examples] == names[:4]
+    assert [example.example_id for example in index.head(4).examples] == names[:4]
     assert TokenIndex(examples[1:]).labels_hash() != index.labels_hash()
     heavier = [*examples[1:], pair(99, [1], [2], weight=0.5)]
     assert TokenIndex(heavier).labels_hash() != TokenIndex([*examples[1:], pair(99, [1], [2])]).labels_hash()
@@ -58,7 +58,7 @@ def test_batch_of_pairs() -> None:
     index = TokenIndex(examples)
     order = [index.examples.index(example) for example in examples]
     batch = index.batch(order, draw=3)
-    assert batch.pair_ids == [example.pair_id for example in examples]
+    assert batch.example_ids == [example.example_id for example in examples]
     assert ids(batch.chosen) == [[1, 5, 7, 8], [1, 6, 7]]
     assert ids(batch.rejected) == [[1, 5, 9], [1, 6, 9, 9, 9]]
     for name, values in (("margin", [1.5, 0.0]), ("weight", [0.25, 1.0]), ("chosen_probability", [0.75, 1.0])):
@@ -87,7 +87,7 @@ def test_repeated_and_contradicting_rows_are_merged(turned: bool) -> None:
     ]
     index = TokenIndex(rows[::-1] if turned else rows)
     (merged,) = index.examples
-    assert merged.pair_id == rows[0].pair_id
+    assert merged.example_id == rows[0].example_id
     assert (ids([merged.chosen]), merged.weight) == ([[1, 5, 7]], 2.0)
     assert merged.chosen_probability == pytest.approx(2 / 3)
     assert merged.margin == 1.0  # (3 + 1 - 1) / 3
@@ -128,7 +128,7 @@ def test_labels_are_decided_by_the_majority() -> None:
 
 def test_sides_with_the_same_tokens_are_left_out() -> None:
     index = TokenIndex([pair(5, [7], [8]), TokenExample("cut", sequence([1], [7]), sequence([1], [7]))])
-    assert [example.pair_id for example in index.examples] == [pair(5, [7], [8]).pair_id]
+    assert [example.example_id for example in index.examples] == [pair(5, [7], [8]).example_id]
     assert index.num_identical == 1
 
 
@@ -157,7 +157,7 @@ def test_pairs_as_labelled_completions() -> None:
     assert [(one.chosen.ids.tolist(), one.label, one.weight) for one in found] == [
         ([1, 5, 7], True, 0.5), ([1, 5, 8], False, 0.5), ([1, 6, 7], True, 1.0),
     ]  # fmt: skip
-    assert len({one.pair_id for one in found}) == 3
+    assert len({one.example_id for one in found}) == 3
     assert len(TokenIndex(found)) == 3
 
 

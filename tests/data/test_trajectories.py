@@ -72,7 +72,7 @@ def test_parquet_and_jsonl_are_the_same_whatever_the_order(tmp_path: Path) -> No
     pq.write_table(pa.Table.from_pylist(rows[::-1]), tmp_path / "a.parquet")
     first, second = index(str(tmp_path / "a.parquet")), index(write(tmp_path / "b.jsonl", rows))
     for one, other in zip(first.trajectories, second.trajectories, strict=True):
-        assert one.pair_id == other.pair_id
+        assert one.example_id == other.example_id
         assert np.array_equal(one.sequence.ids, other.sequence.ids)
         assert np.array_equal(one.rewards, other.rewards)
     twice = index(write(tmp_path / "c.jsonl", [*rows, rows[0]]))

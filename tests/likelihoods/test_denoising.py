@@ -38,7 +38,7 @@ class Picture:
 
 def batch(numbers: Sequence[int], draw: int = 0) -> PreferenceBatch:
     return PreferenceBatch(
-        pair_ids=[f"pair {n}" for n in numbers],
+        example_ids=[f"pair {n}" for n in numbers],
         prompts=[f"prompt {n}" for n in numbers],
         chosen=[Picture(2 * n) for n in numbers],
         rejected=[Picture(2 * n + 1) for n in numbers],

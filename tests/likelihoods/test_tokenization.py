@@ -76,7 +76,7 @@ def test_tokens_that_a_model_drew_are_kept(prompt: Any) -> None:
     (start,) = tokenization.encode_prompts([prompt])
     assert start == example.chosen.ids[: example.chosen.prompt_length].tolist()
     assert tokenization.counts.added_end_tokens == tokenization.counts.other_token_ids == 0
-    assert example.pair_id == pair(prompt, *sides).pair_id
+    assert example.example_id == pair(prompt, *sides).example_id
 
 
 def test_drawn_tokens_are_cut_like_others() -> None:
@@ -166,7 +166,7 @@ def test_the_fields_of_a_record_go_along() -> None:
     record = pair(margin=0.5, chosen_probability=0.75, weight=2.0)
     example = one(plain(), record)
     assert (example.margin, example.chosen_probability, example.weight) == (0.5, 0.75, 2.0)
-    assert example.pair_id == record.pair_id
+    assert example.example_id == record.example_id
     unpaired = one(plain(), TextRecord("the ", "cat", label=False))
     assert (unpaired.label, unpaired.rejected) == (False, None)
 
@@ -177,7 +177,7 @@ def test_many_rows_are_the_rows_one_by_one() -> None:
     for number in (0, 1023, 1024, 1499):
         alone = one(plain(), records[number])
         np.testing.assert_array_equal(together[number].chosen.ids, alone.chosen.ids)
-    assert [example.pair_id for example in together] == [record.pair_id for record in records]
+    assert [example.example_id for example in together] == [record.example_id for record in records]
 
 
 # Cuts ---------------------------------------------------------------------------------------------------------------

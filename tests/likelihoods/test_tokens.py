@@ -119,7 +119,7 @@ def test_a_pair_gets_the_same_number_in_any_batch() -> None:
     model, pairs = network("gpt2"), batch()
     long = batch(((40, 30, 20),), seed=9)
     together = TextBatch(
-        [*pairs.pair_ids, "long"],
+        [*pairs.example_ids, "long"],
         [*pairs.chosen, *long.chosen],
         [*pairs.rejected, *long.rejected],
         torch.ones(4),
@@ -176,7 +176,7 @@ def test_the_tail_of_the_longer_side_counts_by_its_weight(share_prompt: bool) ->
 def test_single_samples_are_all_chosen() -> None:
     model, pairs, likelihood = network(), batch(), TokenLikelihood(share_prompt=True, tail_weight=0.5)
     ones = torch.ones(3)
-    inputs = likelihood.prepare(TextBatch(pairs.pair_ids, pairs.chosen, [], ones, ones, 0 * ones))
+    inputs = likelihood.prepare(TextBatch(pairs.example_ids, pairs.chosen, [], ones, ones, 0 * ones))
     expected = torch.stack([brute_tokens(model, s).sum() for s in pairs.chosen])
     for some in (inputs, likelihood.chosen(inputs)):
         torch.testing.assert_close(likelihood.logps(model, some).double(), expected, rtol=1e-5, atol=1e-4)

@@ -187,7 +187,7 @@ def test_targets_follow_every_few_updates() -> None:
 def test_what_the_step_refuses() -> None:
     network = build()
     short = batch_of([0])
-    wrong = TrajectoryBatch(short.pair_ids, short.sequences, [short.rewards[0][:-1]], short.weight)
+    wrong = TrajectoryBatch(short.example_ids, short.sequences, [short.rewards[0][:-1]], short.weight)
     with pytest.raises(ValueError, match="3 scored tokens, 2 rewards"):
         step_of(network)(network, wrong)
     with pytest.raises(UserError, match="objective.tau"):

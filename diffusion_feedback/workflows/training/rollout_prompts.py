@@ -122,7 +122,7 @@ def load_pretraining(recipe: Recipe, model: GenerativeTextModel, updates: int) -
         rollouts.ptx_data, split=recipe.data.split, revision=recipe.data.revision, on_bad_row=recipe.data.on_bad_row
     )
     records = [replace(record, rejected=None, label=None, margin=0.0) for record in reader if record.label is not False]
-    examples = sorted(tokenization.encode(records), key=lambda example: example.pair_id)
+    examples = sorted(tokenization.encode(records), key=lambda example: example.example_id)
     size = rollouts.ptx_batch_size or updates
     if size > len(examples):
         problem = f"rollouts.ptx_batch_size: an update takes {size} texts, and {rollouts.ptx_data} has {len(examples)}"

@@ -80,7 +80,7 @@ def load_texts(setup: Setup, tokenization: Tokenization) -> TextData:
         return TextData(train, None, notes, has_turns)
     examples, _ = _examples(setup, tokenization, notes, heldout=True)
     heldout = _index(recipe, examples, notes, heldout=True)
-    check_apart("examples", *([example.pair_id for example in index.examples] for index in (train, heldout)))
+    check_apart("examples", *([example.example_id for example in index.examples] for index in (train, heldout)))
     are_apart = examples[0].rejected is not None and heldout.examples[0].rejected is None
     return TextData(train, heldout, notes, has_turns, TokenIndex(examples) if are_apart else None)
 
@@ -195,7 +195,7 @@ def _bad_rows(tokenization: Tokenization, records: Sequence[TextRecord], first: 
 
 def first_of(records: Sequence[TextRecord], number: int) -> list[TextRecord]:
     """All rows of the first ``number`` examples by content hash: a fixed random sample, whatever the order of rows."""
-    hashes = [record.pair_id for record in records]
+    hashes = [record.example_id for record in records]
     kept = set(sorted(set(hashes))[:number])
     return [record for record, name in zip(records, hashes, strict=True) if name in kept]
 
@@ -206,5 +206,5 @@ def examples_hash(examples: Sequence[TokenExample]) -> str:
     for each in examples:
         sides = [side for side in (each.chosen, each.rejected) if side is not None]
         parts += [part for side in sides for part in (side.ids.tobytes(), side.scored.tobytes())]
-        parts.append(f"{each.pair_id} {each.label} {each.margin} {each.chosen_probability} {each.weight}".encode())
+        parts.append(f"{each.example_id} {each.label} {each.margin} {each.chosen_probability} {each.weight}".encode())
     return content_hash(*parts)

@@ -92,7 +92,7 @@ class TokenBatches:
 
     def name_of(self, example_id: str) -> str:
         """The example of an id by the words that it begins with, for a message: its row is not kept."""
-        example = next(each for each in self.data.train.examples if each.pair_id == example_id)
+        example = next(each for each in self.data.train.examples if each.example_id == example_id)
         words = self.tokenization.tokenizer.decode(example.chosen.ids[:64].tolist(), skip_special_tokens=True)
         return f"pair {example_id}, {quote(words)}"
 

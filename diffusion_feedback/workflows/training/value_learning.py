@@ -126,7 +126,7 @@ class Trajectories:
         if setup.data(heldout=True) is None:
             return cls(train, None, are_conversations)
         heldout, _ = load_trajectories(setup, model, heldout=True)
-        ids = ([each.pair_id for each in index.trajectories] for index in (train, heldout))
+        ids = ([each.example_id for each in index.trajectories] for index in (train, heldout))
         check_apart("trajectories", *ids, may_share=True)
         return cls(train, heldout, are_conversations)
 
