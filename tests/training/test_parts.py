@@ -200,7 +200,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     folder = RunFolder(tmp_path)
     folder.save_checkpoint(1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
     (tmp_path / "checkpoints" / ".step-000002.tmp").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match=r"step-000002: the checkpoint could not be written(.|\n)*--resume"):
+    with pytest.raises(UserError, match=r"step-000002: the checkpoint could not be written(.|\n)*`resume`"):
         folder.save_checkpoint(2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
     assert [path.name for path in folder.checkpoints()] == ["step-000001"]
 
