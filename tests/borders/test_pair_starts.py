@@ -78,7 +78,7 @@ def test_a_list_of_data_sets_is_refused_with_the_way_out(
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
     told = capsys.readouterr().err
     assert f"data.{key}: a list of data sets, where one is read" in told
-    assert "dfb data convert" in told
+    assert "convert each to a file of one folder" in told
 
 
 def test_a_damaged_index_is_said_and_the_run_goes_on(
