@@ -45,7 +45,7 @@ def found(root: Path, *, unique: bool = True, numbers: list[int] | None = None) 
 
 def scores(images: PromptImages) -> list[float]:
     items = [item for own in images.images for item in own]
-    return [float(verifier.score([item.handle.open()], [item.prompt])[0]) for item in items]
+    return [float(verifier.exact_scores([item.handle.open()], [item.prompt])[0]) for item in items]
 
 
 @pytest.mark.parametrize("unique", [True, False])
@@ -84,7 +84,7 @@ def test_the_figure_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "belong to no prompt" not in told
     pictures = [20 if place == 3 else number for place, number in enumerate(LINES)]
     pairs = zip(pictures, LINES, strict=True)
-    own = [float(verifier.score([picture(seen)[1]], [picture(number)[0]])[0]) for seen, number in pairs]
+    own = [float(verifier.exact_scores([picture(seen)[1]], [picture(number)[0]])[0]) for seen, number in pairs]
     means = [np.mean([score for score, number in zip(own, LINES, strict=True) if number == each]) for each in range(7)]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["scorers"]["shapes"]["overall"]["mean"] == pytest.approx(np.mean(means), abs=1e-6)

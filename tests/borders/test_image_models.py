@@ -331,7 +331,7 @@ def test_what_a_path_is(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None
         load("tests/absent")  # beside a folder of ours: never asked of the hub
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("model: {pretrained_model_name_or_path: runs/base}")
-    with pytest.raises(UserError, match=r"LoRA run[\s\S]*its base is 'runs/base'[\s\S]*--lora"):
+    with pytest.raises(UserError, match=r"LoRA run[\s\S]*its base is 'runs/base'[\s\S]*`lora`"):
         load(str(tmp_path / "run"))
 
 

@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
             name = f"{number}-{image}.png"
             degrade(render(scene, rng), ("clean", "noisy", "blurred")[image % 3], rng).save(root / name)
             names.append(name)
-            scores.append(float(verifier.score([Image.open(root / name)], [scene.caption])[0]))
+            scores.append(float(verifier.exact_scores([Image.open(root / name)], [scene.caption])[0]))
         found.append((scene.caption, names, scores))
     return root, found
 

@@ -207,7 +207,7 @@ def world(root: Path, order: str) -> tuple[Path, list[list[float]], list[list[in
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             picture.save(root / name)
         opened = [Image.open(root / name) for name in names]
-        scores.append([float(score) for score in verifier.score(opened, [scene.caption] * len(names))])
+        scores.append([float(score) for score in verifier.exact_scores(opened, [scene.caption] * len(names))])
         own = (rng.permutation(len(names)) + 1).tolist() if order == "rank" else rng.integers(1, 4, len(names)).tolist()
         own = own if len(set(own)) > 1 else [1, *own[1:-1], 2]
         ranks.append(own)
@@ -254,7 +254,7 @@ def test_one_prompt_of_two_rankings_counts_twice(tmp_path: Path) -> None:
         row["prompt"] = rows[0]["prompt"]
     path.write_text(json.dumps(rows))
     scores[:4] = [
-        [float(score) for score in verifier.score([Image.open(tmp_path / n) for n in row["image_path"]], [row["prompt"]] * len(row["rank"]))]
+        [float(score) for score in verifier.exact_scores([Image.open(tmp_path / n) for n in row["image_path"]], [row["prompt"]] * len(row["rank"]))]
         for row in rows[:4]
     ]  # fmt: skip
     argv = ["calibrate", str(path), "--scorer", "shapes", "--output_dir", str(tmp_path / "out")]
