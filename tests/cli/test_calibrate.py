@@ -40,7 +40,9 @@ def rows() -> pa.Table:
 def difference(rows: pa.Table) -> list[float]:
     """Score of image 0 less that of image 1, by the verifier itself on images that Pillow decodes."""
     first, second = (
-        verifier.exact_scores([Image.open(io.BytesIO(data)) for data in rows[name].to_pylist()], rows["caption"].to_pylist())
+        verifier.exact_scores(
+            [Image.open(io.BytesIO(data)) for data in rows[name].to_pylist()], rows["caption"].to_pylist()
+        )
         for name in ("jpg_0", "jpg_1")
     )
     return [float(a) - float(b) for a, b in zip(first, second, strict=True)]

@@ -60,7 +60,9 @@ def scores(world: Path) -> dict[str, dict[str, float]]:
     for line in (world / "set" / "metadata.jsonl").read_text().splitlines():
         row = json.loads(line)
         image = Image.open(world / "set" / row["file_name"])
-        found.setdefault(row["prompt"], {})[row["file_name"]] = float(verifier.exact_scores([image], [row["prompt"]])[0])
+        found.setdefault(row["prompt"], {})[row["file_name"]] = float(
+            verifier.exact_scores([image], [row["prompt"]])[0]
+        )
     return found
 
 
