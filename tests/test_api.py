@@ -199,6 +199,24 @@ def test_adapters_of_a_loaded_language_model_are_taken_out_again(
     assert not torch.equal(tuned(ids).logits, before)
 
 
+def test_a_run_over_a_loaded_model_is_sampled_as_the_run_by_its_name(
+    make_text_recipe: MakeTextRecipe, tiny_lm: Path
+) -> None:
+    """The tuned model draws what the folder of the same run by name draws, and again after it was loaded twice."""
+    changes = {"learning_rate": 0.05, "max_train_steps": 3}
+    file = make_text_recipe(model={"tuning": "lora", "lora_rank": 2}, validation={"num_prompts": 0}, training=changes)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_lm), AutoTokenizer.from_pretrained(tiny_lm)
+    by_name = dfb.train(dfb.load_recipe(file))
+    recipe = dfb.load_recipe(file, {"output_dir": file.with_name("objects")})
+    run = dfb.train(recipe, model=model, tokenizer=tokenizer)
+    drawn = dfb.generate(str(by_name.path), ["the "], max_new_tokens=8, temperature=0.0)["completion"]
+    base = dfb.generate(str(tiny_lm), ["the "], max_new_tokens=8, temperature=0.0)["completion"]
+    assert drawn != base
+    for _ in range(2):
+        run.load()
+        assert dfb.generate(run, ["the "], max_new_tokens=8, temperature=0.0)["completion"] == drawn
+
+
 def steep(logps: PairLogps, *, slope: float) -> torch.Tensor:
     """The shape of DPO's loss, written by a user."""
     assert logps.reference_chosen is not None

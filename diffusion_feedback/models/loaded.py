@@ -58,12 +58,18 @@ def over(
 
 
 def with_result(model: Any, folder: Path) -> DiffusionPipeline | PeftModel:
-    """The loaded ``model`` with the adapters that a run on it has left in ``folder``: what is used from there on."""
+    """The loaded ``model`` with the adapters that a run on it has left in ``folder``, in the place of those that it has."""
+    without_adapters(model)
     if isinstance(model, DiffusionPipeline):
         with quiet():
             model.load_lora_weights(folder)
         return model
     return PeftModel.from_pretrained(model, folder)
+
+
+def within(model: object) -> object:
+    """The transformers model within peft's wrapper, adapters and all; any other ``model`` as it is."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def without_adapters(model: object) -> None:

@@ -38,7 +38,7 @@ from .benchmark_folder import (
     write_run,
 )
 from .generating import draw_images
-from .sampling import ImageSampler, base_of_lora_run, open_image_sampler, path_of
+from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of
 from .scoring import listed_scorers, score_items
 from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, made_of_keywords
 
@@ -168,6 +168,7 @@ class _Work:
         self, model: object, source: ModelSource, sampling: ImageSampling, baseline: BenchmarkRun | None
     ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
         """The run on images that are drawn from ``model`` into the folder, and their scores."""
+        model, _ = of_run(model)
         path = path_of(model)
         if path is not None:
             model, source = base_of_lora_run(path, source)

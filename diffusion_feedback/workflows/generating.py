@@ -17,7 +17,7 @@ from ..prompts import ENDINGS, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
 from ..types import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
-from .sampling import ImageSampler, base_of_lora_run, open_image_sampler, path_of, writes_texts
+from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of, writes_texts
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def generate(
     """
     kinds = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
     generation, source, images, completions = made_of_keywords(settings, *kinds)
+    model, tokenizer = of_run(model, tokenizer)
     path = path_of(model)
     if path is None:
         _refuse(settings, ModelSource.__slots__, "a model that is loaded already", "leave it out")

@@ -98,7 +98,10 @@ def open_places(paths: Sequence[str], prompts: Prompts, settings: ImageSettings)
         raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
     for path in paths:
         if says_texts(path):
-            raise UserError(f"{path}: holds texts, and this is for images", "give images; texts are judged by rounds")
+            raise UserError(
+                f"{path}: holds texts, and this is for images",
+                "give images; judge compares texts, and rounds learn from them",
+            )
     one = prompts if isinstance(prompts, str) else settings.prompt
     several = read_prompts(prompts) if isinstance(prompts, Path) else None if isinstance(prompts, str) else prompts
     images = open_image_set(paths, prompts=several, prompt=one, split=settings.split, revision=settings.revision)

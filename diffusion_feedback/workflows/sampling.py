@@ -19,8 +19,9 @@ from ..errors import UserError
 from ..foreign import check_exists, reading
 from ..generation import own_noise
 from ..models import loaded
-from ..types import Denoiser
+from ..types import Denoiser, Tokenizer
 from .settings import GenerationSettings, ImageSampling, ModelSource
+from .training.result import Run
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,13 @@ def open_image_sampler(
     if source.lora:
         logger.info("%s", denoiser.load_lora(source.lora))
     return ImageSampler.over(denoiser, sampling, dtype)
+
+
+def of_run(model: object, tokenizer: Tokenizer | None = None) -> tuple[object, Tokenizer | None]:
+    """``model`` and ``tokenizer``; of a run that tuned a loaded model, which no folder names, that model as it is now."""
+    if not isinstance(model, Run) or model.given.model is None or model.is_whole:
+        return model, tokenizer
+    return loaded.within(model.load()), tokenizer or model.given.tokenizer
 
 
 def path_of(model: object) -> str | None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from card_snippets import run_snippet, snippets
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
 from run_results import train
 from safetensors.torch import load_file, save_file
 
@@ -89,8 +91,13 @@ def test_the_code_knows_how_its_base_was_loaded(
     assert found["pipeline"].text_encoder.dtype == torch.float32
 
 
+def width(images: list[Image.Image], prompts: list[str]) -> list[int]:
+    """A reward of the reader's own."""
+    return [image.width for image in images]
+
+
 def test_the_code_of_the_readme_runs(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the embedded model, from the project's own folder, with a LoRA of the demo's kind."""
+    """On the embedded model, from the project's own folder, with a LoRA of the demo's kind, and shorter."""
     place = tmp_path / "project"
     (place / "runs" / "demo").mkdir(parents=True)
     (place / "assets").symlink_to(ROOT / "assets")
@@ -99,5 +106,25 @@ def test_the_code_of_the_readme_runs(make_recipe: MakeRecipe, tmp_path: Path, mo
     data = {"max_train_pairs": 2, "validation": None, "resolution": 16}
     run = train(make_recipe(model=model, training=training, data=data, validation={"num_prompts": 0}))
     shutil.copytree(run, place / "runs" / "demo" / "dpo")
-    found = run_snippet(ROOT / "README.md", place, monkeypatch)
+    (place / "configs").symlink_to(ROOT / "configs")
+    page = tmp_path / "README.md"
+    short = {"training.max_train_steps": 1, "training.train_batch_size": 1, "validation.num_prompts": 0}
+    short |= {
+        "output_dir": str(tmp_path / "mine"),
+        "data.max_validation_pairs": 2,
+        "data.cache_dir": str(tmp_path / "kept"),
+    }
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text.count('{"output_dir": "runs/mine"}') == 1
+    page.write_text(
+        text.replace('{"output_dir": "runs/mine"}', repr(short)).replace('"pickscore",', '"shapes",'), "utf-8"
+    )
+    names = {
+        "pipeline": StableDiffusionPipeline.from_pretrained(ROOT / "assets" / "shapes-sd"),
+        "dataset": datasets.Dataset.from_parquet(str(ROOT / "assets/pairs/train-00000.parquet")).select(range(4)),
+        "prompts": ["a small red circle on a blue background"],
+        "my_reward": width,
+    }
+    found = run_snippet(page, place, monkeypatch, **names)
+    assert len(found["scores"]) == 4  # two seeds, two scorers
     assert found["pipeline"]("a red circle", num_inference_steps=1).images

@@ -524,7 +524,7 @@ def test_completions_are_not_taken_for_images(command: str, tmp_path: Path, caps
     path = CONTAINERS["jsonl"](tmp_path, [DEMONSTRATION | {"seed": 0}])
     assert main([command, str(path), "--scorer", "shapes", "--output", str(tmp_path / "out.parquet")]) == 2
     said = capsys.readouterr().err
-    for part in ("a.jsonl: holds texts", "dfb judge", "dfb rounds"):
+    for part in ("a.jsonl: holds texts", "judge compares texts", "rounds"):
         assert part in said
 
 

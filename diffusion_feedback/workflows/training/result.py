@@ -53,6 +53,11 @@ class Run:
         """The model card, which is written last."""
         return self.path / "README.md"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the result is a model by itself, not adapters over one."""
+        return any(self.path.glob("model_index.json")) or any(self.path.glob("model*.safetensors*"))
+
     def load(self) -> Any:
         """The tuned model: a diffusers pipeline or a transformers model, in float32, on the CPU.
 
@@ -63,10 +68,9 @@ class Run:
             raise UserError(f"{self.path}: the run is not finished", "train it with `resume`")
         model, load = self.recipe.model, resolve("family", self.recipe.model.family)
         own = self.given.model
-        is_whole = any(self.path.glob("model_index.json")) or any(self.path.glob("model*.safetensors*"))
-        if own is not None and not is_whole:
+        if own is not None and not self.is_whole:
             return with_result(getattr(own, "library_model", own), self.path)
-        if is_whole or not any(self.path.glob("pytorch_lora_weights.safetensors")):
+        if self.is_whole or not any(self.path.glob("pytorch_lora_weights.safetensors")):
             return load(str(self.path)).library_model
         base = load(model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant)
         base.load_lora(str(self.path))
