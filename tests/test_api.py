@@ -213,8 +213,13 @@ def test_a_run_over_a_loaded_model_is_sampled_as_the_run_by_its_name(
     base = dfb.generate(str(tiny_lm), ["the "], max_new_tokens=8, temperature=0.0)["completion"]
     assert drawn != base
     for _ in range(2):
-        run.load()
         assert dfb.generate(run, ["the "], max_new_tokens=8, temperature=0.0)["completion"] == drawn
+        again = dfb.generate(model, ["the "], tokenizer=tokenizer, max_new_tokens=8, temperature=0.0)
+        assert again["completion"] == base  # the caller's model is as it came
+    with pytest.raises(dfb.UserError, match="a run that has tuned, by adapters, a model that was handed in"):
+        dfb.judge(run, (model, tokenizer), ["the "], output_dir=str(file.with_name("judged")))
+    run.load()
+    assert dfb.generate(run, ["the "], max_new_tokens=8, temperature=0.0)["completion"] == drawn
 
 
 def steep(logps: PairLogps, *, slope: float) -> torch.Tensor:

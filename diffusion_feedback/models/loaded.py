@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..quiet import quiet
 from ..types import Denoiser, TextModel, Tokenizer
 from . import causal_lm, reward_model, sd, sdxl
-from .lora import remove
+from .lora import is_adapted, remove
 
 _PIPELINES: Mapping[type[Any], tuple[str, Callable[..., Denoiser]]] = {
     StableDiffusionPipeline: ("sd", sd.over),
@@ -70,6 +70,12 @@ def with_result(model: Any, folder: Path) -> DiffusionPipeline | PeftModel:
 def within(model: object) -> object:
     """The transformers model within peft's wrapper, adapters and all; any other ``model`` as it is."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def has_adapters(model: object) -> bool:
+    """Whether the loaded ``model`` carries adapters."""
+    parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
+    return any(is_adapted(part) for part in parts if isinstance(part, nn.Module))
 
 
 def without_adapters(model: object) -> None:

@@ -112,7 +112,8 @@ def benchmark(
             if model is None:
                 run, records = work.on_images(Path(str(images)), before)
             else:
-                run, records = work.on_model(model, source, sampling, before)
+                with of_run(model) as (own_model, _):
+                    run, records = work.on_model(own_model, source, sampling, before)
             comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
             if process_state().is_main_process:
                 open_folder(folder, run.settings, overwrite=own.overwrite and model is None)
@@ -168,7 +169,6 @@ class _Work:
         self, model: object, source: ModelSource, sampling: ImageSampling, baseline: BenchmarkRun | None
     ) -> tuple[BenchmarkRun, list[ScoreRecord]]:
         """The run on images that are drawn from ``model`` into the folder, and their scores."""
-        model, _ = of_run(model)
         path = path_of(model)
         if path is not None:
             model, source = base_of_lora_run(path, source)

@@ -47,9 +47,19 @@ def generate(
     A sample depends on its own prompt and seed alone, up to rounding. Raises UserError for settings that are out of range
     or mean nothing to the model, for a model or prompts that cannot be read, and a folder with samples of other settings.
     """
+    with of_run(model, tokenizer) as (own_model, own_tokenizer):
+        return _samples(own_model, prompts, own_tokenizer, output_dir, settings)
+
+
+def _samples(
+    model: object,
+    prompts: Prompts,
+    tokenizer: Tokenizer | None,
+    output_dir: str | Path | None,
+    settings: Mapping[str, object],
+) -> Any:
     kinds = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
     generation, source, images, completions = made_of_keywords(settings, *kinds)
-    model, tokenizer = of_run(model, tokenizer)
     path = path_of(model)
     if path is None:
         _refuse(settings, ModelSource.__slots__, "a model that is loaded already", "leave it out")

@@ -20,7 +20,7 @@ from ..records import CompletionRecord, TextRecord
 from ..types import Tokenizer, TokenSequence
 from .completing import TextSampler, open_text_sampler
 from .completion_scores import divergence_of, prompt_name
-from .sampling import of_run, path_of
+from .sampling import adapts_object, path_of
 from .settings import CompletionSampling, JudgeSettings, ModelSource
 
 
@@ -43,10 +43,10 @@ class Contender:
         if isinstance(given, tuple):
             model, tokenizer = given
             return cls(name, model, tokenizer, sampling, settings)
-        given, tokenizer = of_run(given)
+        if adapts_object(given):
+            problem = f"{name}: a run that has tuned, by adapters, a model that was handed in"
+            raise UserError(problem, "compare completions that generating has drawn from it, or train it by a path")
         path = path_of(given)
-        if path is None and tokenizer is not None:
-            return cls(name, given, tokenizer, sampling, settings)
         if path is None:
             problem = f"{name}: a {type(given).__name__}, which is no path, and comes without its tokenizer"
             raise UserError(problem, "give (model, tokenizer)")

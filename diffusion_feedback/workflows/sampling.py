@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -101,11 +102,27 @@ def open_image_sampler(
     return ImageSampler.over(denoiser, sampling, dtype)
 
 
-def of_run(model: object, tokenizer: Tokenizer | None = None) -> tuple[object, Tokenizer | None]:
-    """``model`` and ``tokenizer``; of a run that tuned a loaded model, which no folder names, that model as it is now."""
-    if not isinstance(model, Run) or model.given.model is None or model.is_whole:
-        return model, tokenizer
-    return loaded.within(model.load()), tokenizer or model.given.tokenizer
+def adapts_object(model: object) -> bool:
+    """Whether ``model`` is a run that has tuned, by adapters, a model that was handed in: no folder names its base."""
+    return isinstance(model, Run) and model.given.model is not None and not model.is_whole
+
+
+@contextmanager
+def of_run(model: object, tokenizer: Tokenizer | None = None) -> Iterator[tuple[object, Tokenizer | None]]:
+    """``model`` and ``tokenizer``; of a run over a model that was handed in, that model with the run's adapters.
+
+    They are taken out again afterwards, unless the model carried adapters before.
+    """
+    if not isinstance(model, Run) or not adapts_object(model):
+        yield model, tokenizer
+        return
+    carried = loaded.has_adapters(getattr(model.given.model, "library_model", model.given.model))
+    tuned = loaded.within(model.load())
+    try:
+        yield tuned, tokenizer or model.given.tokenizer
+    finally:
+        if not carried:
+            loaded.without_adapters(tuned)
 
 
 def path_of(model: object) -> str | None:

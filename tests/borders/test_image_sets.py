@@ -391,7 +391,7 @@ def gone_with_prompts(root: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 BAD: dict[str, tuple[Build, str]] = {
-    "too few prompts": (with_prompts(["0.png", "1.png"], "a\n"), "2 images, and 1 prompts(.|\n)*--prompt TEXT gives one to all"),
+    "too few prompts": (with_prompts(["0.png", "1.png"], "a\n"), "2 images, and 1 prompts(.|\n)*`prompt` gives one to all"),
     "a number is missing": (with_prompts([f"{i}.png" for i in (0, 1, 3)], "a\nb\nc\nd\n"), "no image has the number 2"),
     "the same number twice": (with_prompts(["1.png", "01.png"], "a\nb\n"), "01.png and 1.png have the same number"),
     "capitals": (with_prompts(["B.png", "a.png"], "a\nb\n"), "the order of names is not clear"),

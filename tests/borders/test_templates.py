@@ -245,7 +245,7 @@ def test_of_several_answers_that_the_template_rewrites_the_last_is_learnt_from()
     whole = tokenizer.apply_chat_template([dict(turn) for turn in record.chosen], tokenize=False)
     assert tokenizer.decode(example.chosen.ids) == whole
     assert tokenization.counts.skipped_answers == 1
-    assert any("--each_answer" in note for note in tokenization.counts.notes())
+    assert any("`each_answer`" in note for note in tokenization.counts.notes())
 
 
 def test_a_row_of_each_answer_learns_from_all() -> None:
