@@ -198,7 +198,7 @@ def test_bad_input_is_refused(world: Path, tmp_path: Path, capsys: Any) -> None:
         (["--judge", "nobody=x"], "unknown kind of judge 'nobody'"),
         (["--judge", f"function={world / 'rewards.py'}:broken"], "is nan"),
         (["--judge", length, "--tie_margin", "-1"], "--tie_margin: got -1.0"),
-        (["--reference", str(world / "b"), "--top_k", "3"], "no divergence can be told"),
+        (["--reference", str(world / "b"), "--top_k", "3"], "no divergence can be estimated"),
         (["--judge", length, "--names", "x", "x"], "would both be called 'x'"),
     ]:
         out = tmp_path / f"out{abs(hash(message))}"
