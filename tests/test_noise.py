@@ -102,3 +102,7 @@ def test_rectified_flow_timesteps() -> None:
     shaped = RectifiedFlow(logit_mean=0.5, logit_std=2.0).timesteps(torch.tensor([0.5, 0.8413447460685429]).double())
     expected = [1000 / (1 + math.exp(-0.5)), 1000 / (1 + math.exp(-2.5))]
     assert shaped.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_flow_predicts_the_velocity() -> None:
+    assert RectifiedFlow().prediction_type == "flow_prediction"
