@@ -44,7 +44,7 @@ from diffusion_feedback.records import atomic_write
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
-from diffusion_feedback.types import ImageHandle, ImageItem
+from diffusion_feedback.types.images import ImageHandle, ImageItem
 
 PROMPTS = (
     "a cat with two horns on its head",

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusion_feedback.config import Recipe
-from diffusion_feedback.config.recipe import DataConfig, ModelConfig, TrainingConfig
+from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.workflows.training.accelerator import make_accelerator

@@ -30,7 +30,7 @@ from diffusion_feedback.training.optimizers import adamw
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.steps import StepParts
 from diffusion_feedback.training.text_heldout import token_metrics
-from diffusion_feedback.types import TextBatch
+from diffusion_feedback.types.texts import TextBatch
 
 LEARNING_RATE, BETA, MAX_GRAD_NORM = 1e-4, 0.1, 1.0
 END = "</s>"

@@ -24,7 +24,7 @@ from .errors import UserError
 from .folders import expand
 from .foreign import is_hub_id, reading
 from .quiet import quiet
-from .types import Tokenizer
+from .types.models import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

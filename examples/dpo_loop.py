@@ -23,7 +23,7 @@ from diffusion_feedback.models.reference import AdaptersOff
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.training.optimizers import learning_rate_at
 from diffusion_feedback.training.order import EpochOrder
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback.types.training import PairLogps
 
 
 def main(argv: Sequence[str] | None = None) -> list[float]:

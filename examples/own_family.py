@@ -3,7 +3,7 @@
     dfb train --config configs/shapes_dpo_lora.yaml --model.family examples/own_family.py:clip_skip
     dfb generate assets/shapes-sd --family examples/own_family.py:clip_skip --prompts prompts.txt --output_dir out/images
 
-A family is a row that says how a model is loaded. What is loaded has all that ``types.Denoiser`` promises; over a diffusers
+A family is a row that says how a model is loaded. What is loaded has all that a denoiser promises (``types/models.py``); over a diffusers
 pipeline ``LatentDiffusion`` has it, from three functions: how prompts are encoded, how sizes join them, and how the
 network is called. Their source is part of the model's identity, so no cached embedding outlives a change.
 """
@@ -16,8 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from diffusion_feedback.catalog import Family
-from diffusion_feedback.models.latent_diffusion import LatentDiffusion
+from diffusion_feedback import Family, LatentDiffusion
 from diffusion_feedback.models.pipelines import load_pipeline, place
 from diffusion_feedback.models.schedulers import ddpm_process
 

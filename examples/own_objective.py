@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffusion_feedback.catalog import ObjectiveRow
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback import ObjectiveRow, PairLogps
 
 
 def _log_ratio_margin(logps: PairLogps) -> Tensor:

@@ -49,7 +49,7 @@ from diffusion_feedback.training.policy_gradient import PolicyGradientStep
 from diffusion_feedback.training.rollout_batches import Pretraining, RolloutSource
 from diffusion_feedback.training.rollouts import RolloutSampler
 from diffusion_feedback.training.token_rollouts import TokenCodec, completion_ids, draws_sequences
-from diffusion_feedback.types import TokenSequence
+from diffusion_feedback.types.texts import TokenSequence
 
 from .exact_frontier.bench import Bench
 from .exact_frontier.networks import policy_table

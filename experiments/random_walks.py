@@ -61,7 +61,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from diffusion_feedback.catalog import objective_row
-from diffusion_feedback.config import Recipe, load_recipe, to_yaml
+from diffusion_feedback.config.parsing import load_recipe
+from diffusion_feedback.config.recipe import Recipe, to_yaml
 from diffusion_feedback.data.trajectories import TrajectoryIndex
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
@@ -71,7 +72,7 @@ from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
-from diffusion_feedback.types import TextBatch
+from diffusion_feedback.types.texts import TextBatch
 from diffusion_feedback.workflows.training.given import Setup
 from diffusion_feedback.workflows.training.run import build_optimizer, train
 from diffusion_feedback.workflows.training.value_learning import load_trajectories

@@ -117,9 +117,7 @@ def imports(module: str, *, at_once: bool = False) -> Iterator[str]:
     """
     path = MODULES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    # What the package itself imports for type checkers alone stands above all layers; test_api.py looks after it.
-    body = [part for part in tree(path).body if module != PACKAGE or not isinstance(part, ast.If)]
-    for node in nodes(ast.Module(body, []), at_once=at_once):
+    for node in nodes(tree(path), at_once=at_once):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.generation import Completion, complete_prompts, load_completions
-from diffusion_feedback.generation.completions import draw_seed
+from diffusion_feedback.generation.completions import Completion, complete_prompts, draw_seed, load_completions
 from diffusion_feedback.records import CompletionRecord, Text
 
 PROMPTS: list[Text] = ["a cat\u2028is", ({"role": "user", "content": "naïve “café”"},), "", "a dog"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import objective_calls
 import pytest
 
-from diffusion_feedback.catalog import ObjectiveRow
+from diffusion_feedback.catalog.rows import ObjectiveRow
 from diffusion_feedback.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent

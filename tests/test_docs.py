@@ -15,7 +15,7 @@ import diffusion_feedback
 from diffusion_feedback import __version__
 from diffusion_feedback.catalog import names
 from diffusion_feedback.cli.main import COMMANDS, overview
-from diffusion_feedback.config import load_recipe
+from diffusion_feedback.config.parsing import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("assets/**/*.md")])

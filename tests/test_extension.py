@@ -20,7 +20,7 @@ from diffusion_feedback.cli.main import main
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 OBJECTIVE, REWARD, FAMILY = (EXAMPLES / f"own_{name}.py" for name in ("objective", "reward", "family"))
 RULE = """
-from diffusion_feedback.labeling.candidates import Standing
+from diffusion_feedback import Standing
 
 def ends(standing: Standing, *, number: int = 1) -> list[tuple[int, int]]:
     last = len(standing) - 1
@@ -28,7 +28,7 @@ def ends(standing: Standing, *, number: int = 1) -> list[tuple[int, int]]:
 """
 BENCHMARK = """
 from pathlib import Path
-from diffusion_feedback.evaluation.benchmarks.benchmark import Benchmark
+from diffusion_feedback import Benchmark
 
 def captions():
     here = Path(__file__).with_name("captions.txt")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.generation import generate_images, load_generated, own_noise
+from diffusion_feedback.generation.images import generate_images, load_generated, own_noise
 from diffusion_feedback.prompts import read_prompts
 from diffusion_feedback.records import ImageRecord
 

@@ -31,9 +31,9 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffusion_feedback.catalog import resolve
-from diffusion_feedback.config import load_recipe
+from diffusion_feedback.config.parsing import load_recipe
 from diffusion_feedback.data.pickapic import write_pickapic
-from diffusion_feedback.generation import generate_images, load_generated, own_noise
+from diffusion_feedback.generation.images import generate_images, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.shapes import verifier
 from diffusion_feedback.workflows.training.run import train

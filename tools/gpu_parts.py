@@ -213,7 +213,7 @@ def _batch(setting: Any) -> Any:
     from PIL import Image
 
     from diffusion_feedback.data.images import EncodedImage
-    from diffusion_feedback.types import PreferenceBatch
+    from diffusion_feedback.types.images import PreferenceBatch
 
     generator, handles = np.random.default_rng(0), []
     for number in range(2 * setting.pairs):
@@ -234,7 +234,7 @@ def scorer(size: str, device: str) -> dict[str, Any]:
 
     from diffusion_feedback.scorers.loading import load_scorers
     from diffusion_feedback.scorers.runner import score_batches
-    from diffusion_feedback.types import ImageItem
+    from diffusion_feedback.types.images import ImageItem
 
     count, batch_size, architecture = (256, 64, "ViT-H-14") if size == "full" else (4, 2, "ViT-S-32-alt")
     dtype = torch.float16 if device.startswith("cuda") else torch.float32

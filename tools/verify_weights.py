@@ -24,7 +24,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
-from diffusion_feedback.types import ImageItem
+from diffusion_feedback.types.images import ImageItem
 
 PUBLISHED = {
     "ImageReward.pt": "https://huggingface.co/THUDM/ImageReward",

@@ -12,26 +12,6 @@ from .objectives import OBJECTIVES
 from .rows import Family, ObjectiveRow, import_path, settings_of
 from .sources import is_reference, load_named
 
-__all__ = [
-    "CATALOG",
-    "FAMILIES",
-    "OBJECTIVES",
-    "Family",
-    "Named",
-    "ObjectiveRow",
-    "check_settings",
-    "check_terms",
-    "family_row",
-    "name_of",
-    "names",
-    "needs_reference",
-    "objective_row",
-    "objectives_for",
-    "parts_of",
-    "resolve",
-    "settings_of",
-]
-
 # A name of the catalog, a reference to a user's own code, or that itself.
 Named = str | Callable[..., Any] | ObjectiveRow | Family
 

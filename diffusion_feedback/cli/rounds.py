@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import build_parser, parse, to_yaml
+from ..config.parsing import build_parser, parse
+from ..config.recipe import to_yaml
 
 EPILOG = """examples:
   dfb rounds --config configs/text_rounds_tiny.yaml

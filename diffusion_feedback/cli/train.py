@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import RoundsConfig, build_parser, parse, to_yaml
+from ..config.parsing import build_parser, parse
+from ..config.recipe import RoundsConfig, to_yaml
 from ..errors import UserError
 from ..folders import is_main_process
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..catalog import OBJECTIVES, family_row, objective_row, objectives_for, parts_of
+from ..catalog import family_row, objective_row, objectives_for, parts_of
+from ..catalog.objectives import OBJECTIVES
 from ..errors import UserError
 from .meaning import keys_of, refuse, require
 from .ranges import check_values

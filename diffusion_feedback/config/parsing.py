@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ..catalog import check_settings, resolve, settings_of
+from ..catalog import check_settings, resolve
+from ..catalog.rows import settings_of
 from ..documents import parse_yaml, read_yaml
 from ..errors import UserError, first_line, nearest
 from ..folders import expand

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..progress import progress
 from ..records import atomic_write, content_hash, write_text
-from ..types import Conditioning, EncodedImages, ImageHandle, ImageView
+from ..types.images import EncodedImages, ImageHandle, ImageView
+from ..types.models import Conditioning
 from .images import to_pixels
 
 Entry = dict[str, Tensor]

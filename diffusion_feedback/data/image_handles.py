@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..records import content_hash
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .images import EncodedImage, decode_image
 from .places import read_regular, reason
 from .rows import Location, PairSource, read_image

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from ..errors import UserError
 from ..pixels import to_rgb
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .image_handles import ImageFile, RowImage
 from .image_sets import ImageSet, caption_beside, images_of_pairs
 from .images import EncodedImage

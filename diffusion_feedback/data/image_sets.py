@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError
 from ..progress import progress
 from ..records import PromptRecord, content_hash
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .folders import find_twins
 from .image_folders import METADATA_NAMES, FolderImages, is_image_name, list_images, natural_order
 from .image_handles import ImageFile, PairImage

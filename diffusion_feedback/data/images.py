@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError, is_out_of_memory
 from ..pixels import resample, to_rgb
 from ..records import content_hash
-from ..types import ImageView
+from ..types.images import ImageView
 
 # Pillow knows many more formats, some of which start other programs; preference data has no need of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")

@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import UserError
 from ..progress import progress
 from ..records import PairRecord, content_hash
-from ..types import PreferenceBatch
+from ..types.images import PreferenceBatch
 from .image_index import image_index, inspect
 from .images import decode_image
 from .readers import KnownPair, PairReader, ReadCounts

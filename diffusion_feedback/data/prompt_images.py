@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..records import PromptRecord
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .image_folders import list_images, natural_order
 from .image_handles import ImageFile
 from .image_metadata import read_image_rows

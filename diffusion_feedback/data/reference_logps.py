@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..progress import progress
 from ..records import content_hash
-from ..types import TextBatch, TokenSequence
+from ..types.texts import TextBatch, TokenSequence
 from .cache import TensorCache
 
 

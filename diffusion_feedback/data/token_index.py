@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UserError
 from ..records import content_hash
-from ..types import TextBatch, TokenExample, TokenSequence, UnpairedBatch
+from ..types.texts import TextBatch, TokenExample, TokenSequence, UnpairedBatch
 
 
 @dataclass(frozen=True, slots=True)

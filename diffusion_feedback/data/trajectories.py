@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..records import TextRecord
-from ..types import TokenExample, TokenSequence, TrajectoryBatch
+from ..types.texts import TokenExample, TokenSequence, TrajectoryBatch
 from .readers import OnBadRow
 from .rows import BadRow
 from .text_cells import TextCells

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..types import ImageHandle
+from ..types.images import ImageHandle
 from .cache import TensorCache
 
 

@@ -16,7 +16,7 @@ from ..documents import read_text
 from ..errors import UserError, first_line
 from ..foreign import apply_template
 from ..records import Message, Text, TextRecord
-from ..types import Tokenizer
+from ..types.models import Tokenizer
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # What the template is called with; a row's own arguments must not take their place.

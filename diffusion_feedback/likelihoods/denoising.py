@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..types import Conditioning, Denoiser, ForwardProcess, ImageEncoder, ImageView, PreferenceBatch, TextEncoder
+from ..types.images import ImageEncoder, ImageView, PreferenceBatch, TextEncoder
+from ..types.models import Conditioning, Denoiser, ForwardProcess
 from .draws import draw_noise, draw_pair
 
 

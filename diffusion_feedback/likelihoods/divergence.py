@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..types import TokenSequence
+from ..types.texts import TokenSequence
 from .tokens import TokenInputs, TokenLikelihood
 
 _ROWS = 512  # prefixes in one forward pass of the enumeration

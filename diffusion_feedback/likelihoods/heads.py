@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..types import ShapedHead
+from ..types.heads import ShapedHead
 
 # Logits up to this many bytes are kept for the backward pass.
 KEPT_BYTES = 1 << 28

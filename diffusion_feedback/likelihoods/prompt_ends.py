@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from ..records import Text
-from ..types import Tokenizer
+from ..types.models import Tokenizer
 from .tokenization import common_prefix
 
 _TRIED = 8  # words that a prompt is tried with

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line, is_out_of_memory
-from ..types import TokenSequence
+from ..types.texts import TokenSequence
 
 _PROMPT, _CHOSEN, _REJECTED, _PADDING = range(4)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..types import TextBatch, TokenSequence
+from ..types.texts import TextBatch, TokenSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..types import ImageHandle, PreferenceBatch
+from ..types.images import ImageHandle, PreferenceBatch
 
 
 @dataclass(frozen=True, slots=True)

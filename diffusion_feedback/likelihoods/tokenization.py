@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..records import Message, Text, TextRecord
-from ..types import TokenExample, Tokenizer, TokenSequence
+from ..types.models import Tokenizer
+from ..types.texts import TokenExample, TokenSequence
 from .conversations import Conversations, SideText, read_template
 from .token_counts import TokenCounts
 

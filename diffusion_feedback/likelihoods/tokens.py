@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..types import TextBatch, TokenSequence
+from ..types.texts import TextBatch, TokenSequence
 from .heads import KEPT_BYTES, token_logps
 from .prompt_sharing import Rows, SharingCheck, own_rows, shared_rows
 

@@ -27,7 +27,7 @@ from ..text_folders import (
     positions_of,
     rows_of,
 )
-from ..types import Tokenizer, TokenProcessor
+from ..types.models import Tokenizer, TokenProcessor
 from ..weights import check_complete, check_finite, modules_hash, move
 from .end_tokens import closing_token_id
 from .lora import save_transformer

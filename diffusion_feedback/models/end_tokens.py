@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..foreign import apply_template
-from ..types import Tokenizer
+from ..types.models import Tokenizer
 
 _PROBE = "Zqx"  # words that no template writes of its own accord
 _RESERVED = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)

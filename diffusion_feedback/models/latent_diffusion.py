@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..catalog.sources import foreign_hash
 from ..errors import UserError
 from ..quiet import quiet
-from ..types import Conditioning, ForwardProcess, Tokenizer
+from ..types.models import Conditioning, ForwardProcess, Tokenizer
 from ..weights import modules_hash
 from . import lora
 from .lora_loading import load_into

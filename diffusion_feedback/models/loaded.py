@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..quiet import quiet
-from ..types import Denoiser, TextModel, Tokenizer
+from ..types.models import Denoiser, TextModel, Tokenizer
 from . import causal_lm, reward_model, sd, sdxl
 from .lora import is_adapted, remove
 

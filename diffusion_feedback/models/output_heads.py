@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from ..text_folders import rows_of, text_config_of
-from ..types import ShapedHead
+from ..types.heads import ShapedHead
 
 # Keys of configs by which logits are capped (cap tanh(z / cap)), multiplied and divided after the head.
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")

@@ -27,7 +27,7 @@ from ..text_folders import (
     rows_of,
     text_config_of,
 )
-from ..types import Tokenizer
+from ..types.models import Tokenizer
 from ..weights import check_complete, modules_hash
 from .causal_lm import enable_checkpointing, prepare, window_of
 from .end_tokens import padding_token

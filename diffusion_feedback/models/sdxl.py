@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from ..types import Conditioning
+from ..types.models import Conditioning
 from .latent_diffusion import LatentDiffusion
 from .pipelines import load_pipeline, place, reuse_pipeline
 from .schedulers import ddpm_process

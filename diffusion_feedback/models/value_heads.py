@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..foreign import reading
 from ..records import content_hash
-from ..types import ShapedHead
+from ..types.heads import ShapedHead
 from ..weights import check_finite
 from .output_heads import logit_shape, uncapped
 from .saving import saving

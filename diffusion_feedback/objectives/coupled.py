@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .labels import preference_loss
 from .log_ratios import check_beta, log_ratios, policy_logps, widen
 

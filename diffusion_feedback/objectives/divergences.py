@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..errors import UserError
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .log_ratios import LARGEST_EXPONENT, lengths, log_ratios
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")

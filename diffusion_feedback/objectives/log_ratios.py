@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..types import PairLogps
+from ..types.training import PairLogps
 
 # exp of more than this leaves float32 when it is squared in a gradient.
 LARGEST_EXPONENT = 80.0

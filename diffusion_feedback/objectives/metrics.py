@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .log_ratios import check_beta, log_ratios, token_means, widen
 
 

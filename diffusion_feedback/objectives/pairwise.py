@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .divergences import score_margin
 from .labels import label_entropy, label_probability, preference_loss
 from .log_ratios import (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .labels import label_entropy, label_probability
 from .log_ratios import widen
 from .pairwise import preference_divergence

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..errors import UserError
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .labels import preference_loss
 from .log_ratios import (
     LARGEST_EXPONENT,

@@ -12,7 +12,7 @@ import math
 from torch import Tensor
 
 from ..errors import UserError
-from ..types import PairLogps
+from ..types.training import PairLogps
 from . import pairwise
 from .log_ratios import widen
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .log_ratios import check_beta, log_ratios
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import UnpairedLogps
+from ..types.training import UnpairedLogps
 from .log_ratios import check_beta, check_not_negative, widen
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..types import PairLogps
+from ..types.training import PairLogps
 from .log_ratios import chosen_nll, policy_logps
 
 

@@ -10,8 +10,6 @@ from ..records import PromptRecord
 from .rows import READERS, Cells, read_rows
 from .tabular import check_columns
 
-__all__ = ["ENDINGS", "PROMPT_COLUMNS", "prompt_column", "read_prompts", "to_prompt"]
-
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
 """Names that the column of prompts may have, in any case; the first of them that is there is taken."""
 

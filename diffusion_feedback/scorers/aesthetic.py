@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..types import Scores
+from ..types.images import Scores
 from ..weights import state_hash
 from .checkpoints import fill, read_checkpoint
 from .scorer import Scorer, Towers

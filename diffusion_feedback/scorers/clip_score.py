@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, nearest
-from ..types import Scores
+from ..types.images import Scores
 from .scorer import Scorer, Towers
 from .towers import load_clip, load_open_clip
 from .views import CropView, LetterboxView

@@ -18,7 +18,7 @@ from ..documents import parse_yaml
 from ..errors import UserError
 from ..pixels import to_rgb
 from ..records import content_hash
-from ..types import Scores
+from ..types.images import Scores
 from .checking import numbers
 from .scorer import SharedFeatures, Towers, check_one_prompt_each
 

@@ -14,7 +14,7 @@ from transformers import BertTokenizer
 from ..errors import UserError
 from ..foreign import is_hub_id, reading
 from ..records import content_hash
-from ..types import Scores
+from ..types.images import Scores
 from ..weights import state_hash
 from .blip import Blip, load_blip
 from .checkpoints import fill, read_checkpoint

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UserError
 from ..pixels import WAS_TRANSPARENT
-from ..types import ImageItem, Scores
+from ..types.images import ImageItem, Scores
 from .scorer import ImageScorer, SharedFeatures
 
 Views = dict[str, Any]

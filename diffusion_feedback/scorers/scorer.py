@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..types import Scores
+from ..types.images import Scores
 
 _MAX_PROMPTS = 65_536  # prompt features held for each text tower: 256 MB at 1024 float32
 

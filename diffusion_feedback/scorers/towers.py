@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..foreign import is_hub_id, reading
 from ..quiet import quiet
 from ..records import content_hash
-from ..types import Scores
+from ..types.images import Scores
 from ..weights import state_hash
 from .checkpoints import fill, read_checkpoint
 from .hub_files import optional_file, optional_json

@@ -12,13 +12,14 @@ from pathlib import Path
 from PIL import Image
 
 from ..catalog import resolve
-from ..config import Recipe, load_recipe
+from ..config.parsing import load_recipe
+from ..config.recipe import Recipe
 from ..data.image_sets import open_images
 from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.comparison import Comparison, compare
 from ..folders import hold_folder
-from ..generation import generate_images, load_generated, own_noise
+from ..generation.images import generate_images, load_generated, own_noise
 from ..prompts import read_prompts
 from ..records import write_json
 from ..workflows.labeling import label_images

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import to_yaml
+from ..config.recipe import to_yaml
 from ..documents import read_text
 from ..evaluation.comparison import CaseRow, Comparison
 from ..evaluation.statistics import mean_interval

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Recipe
+from ..config.recipe import Recipe
 from ..evaluation.comparison import Comparison
 
 

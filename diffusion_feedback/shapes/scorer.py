@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..scorers.scorer import Scorer, Towers
-from ..types import Scores
+from ..types.images import Scores
 from .scenes import ATTRIBUTES, VALUES, Scene, parse_caption
 from .verifier import at_resolution, read_pixels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..types import StepOutput
+from ..types.training import StepOutput
 
 # Halving 2^16, where a scaler starts, as often as this leaves less than the smallest loss scale that means anything.
 MAX_SKIPPED = 24

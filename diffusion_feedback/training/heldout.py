@@ -10,7 +10,7 @@ from torch import nn
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import denoising_metrics, pair_metrics
 from ..progress import progress
-from ..types import PreferenceBatch
+from ..types.images import PreferenceBatch
 from .preference import PreferenceStep
 
 

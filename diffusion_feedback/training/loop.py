@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
+from ..config.recipe import TrainingConfig
 from ..errors import Interrupted, UserError, first_line, is_out_of_memory, within_memory
 from ..progress import progress
-from ..types import BatchSource, Coupled, Gated, Observer, Step, StepOutput
+from ..types.training import BatchSource, Coupled, Gated, Observer, Step, StepOutput
 from .checkpoints import first_not_finite
 from .ema import WeightAverage
 from .finite import MAX_SKIPPED, START_OVER, Watch, culprits_named

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..likelihoods.tokens import TokenInputs, TokenLikelihood, TokenLogps, TokenReading
 from ..objectives.policy_gradient import Actions, PolicyGradient
-from ..types import Reference, StepOutput, TokenSequence
+from ..types.texts import TokenSequence
+from ..types.training import Reference, StepOutput
 from .rollout_batches import RolloutBatch
 from .rollouts import TokenStatistics
 from .steps import Autocast

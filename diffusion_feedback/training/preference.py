@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..objectives.metrics import pair_metrics, reward_scale
 from ..objectives.unpaired import unpaired_log_ratios
-from ..types import Collect, PairLogps, StepOutput, TextBatch, UnpairedBatch, UnpairedLogps
+from ..types.texts import TextBatch, UnpairedBatch
+from ..types.training import Collect, PairLogps, StepOutput, UnpairedLogps
 from .steps import StepParts, gate_against_reference
 
 Rows = NDArray[np.float64]

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..catalog import ObjectiveRow
+from ..catalog.rows import ObjectiveRow
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
 from ..objectives.ranking import own_logits, pickscore
 from ..progress import progress
-from ..types import PreferenceBatch, Ranker, StepOutput
+from ..types.images import PreferenceBatch
+from ..types.training import Ranker, StepOutput
 from .steps import Autocast, check_first_loss, weighted_total
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..foreign import reading
-from ..types import Observer
+from ..types.training import Observer
 from .checkpoints import fitting, remedy_for
 from .ema import WeightAverage
 

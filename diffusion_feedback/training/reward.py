@@ -10,12 +10,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..catalog import ObjectiveRow
+from ..catalog.rows import ObjectiveRow
 from ..evaluation.statistics import proportion_interval
 from ..objectives.metrics import pair_metrics
 from ..objectives.pairwise import preference_divergence
 from ..progress import progress
-from ..types import PairLogps, StepOutput, TextBatch
+from ..types.texts import TextBatch
+from ..types.training import PairLogps, StepOutput
 from .steps import Autocast, check_first_loss, weighted_total
 
 InputsT = TypeVar("InputsT")

@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor
 
 from ..catalog import objective_row
-from ..config import is_object, user_sources
+from ..config.sources import is_object, user_sources
 from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..catalog import ObjectiveRow
+from ..catalog.rows import ObjectiveRow
 from ..errors import UserError
 from ..objectives.metrics import denoising_metrics, reward_scale
-from ..types import Batch, Likelihood, PairLogps, Reference, StepOutput
+from ..types.training import Batch, Likelihood, PairLogps, Reference, StepOutput
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

@@ -15,7 +15,8 @@ from ..likelihoods.tokens import TokenLikelihood
 from ..objectives.log_ratios import log_ratios, widen
 from ..objectives.metrics import pair_metrics
 from ..progress import progress
-from ..types import Coupled, PairLogps, Step, TextBatch
+from ..types.texts import TextBatch
+from ..types.training import Coupled, PairLogps, Step
 from .preference import PreferenceStep
 
 Batches = Callable[[Sequence[int], int], Any]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import TokenSequence
+from ..types.texts import TokenSequence
 
 DrawTokens = Callable[[Sequence[Sequence[int]], Sequence[int]], Sequence[Sequence[int]]]
 """(Prompts as token ids, seeds) to the token ids of one completion each."""

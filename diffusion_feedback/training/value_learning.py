@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..catalog import settings_of
+from ..catalog.rows import settings_of
 from ..likelihoods.heads import token_logps
 from ..likelihoods.tokens import TokenLikelihood
 from ..objectives.log_ratios import widen
@@ -23,7 +23,8 @@ from ..objectives.value_learning import (
     v_losses,
 )
 from ..progress import progress
-from ..types import Objective, StepOutput, TrajectoryBatch
+from ..types.texts import TrajectoryBatch
+from ..types.training import Objective, StepOutput
 from .steps import Autocast, check_first_loss, weighted_total
 
 

@@ -22,7 +22,7 @@ from ..records import content_hash
 from ..scorers.loading import AnyScorer, load_scorers
 from ..scorers.runner import ScoredBatch, score_batches
 from ..scorers.scorer import ImageScorer
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .settings import ScoringSettings
 
 if TYPE_CHECKING:

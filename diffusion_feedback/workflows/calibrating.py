@@ -19,7 +19,7 @@ from ..progress import progress
 from ..records import ScoreRecord, content_hash, write_json
 from ..reports.pages.calibration import write_calibration_pages
 from ..scorers.loading import AnyScorer, label_of
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .scoring import Scorers, listed_scorers, score_items
 from .settings import CalibrationSettings, ScoringSettings, made_of_keywords
 

@@ -13,13 +13,13 @@ import torch
 from ..data.texts import open_prompts
 from ..devices import best_device, find_device
 from ..errors import UserError, visible
-from ..generation import Completion
+from ..generation.completions import Completion
 from ..likelihoods.conversations import as_turns, read_template
 from ..likelihoods.prompt_ends import open_ended
 from ..likelihoods.tokenization import Tokenization
 from ..models import causal_lm, loaded
 from ..records import Message, Text
-from ..types import GenerativeTextModel, Tokenizer
+from ..types.models import GenerativeTextModel, Tokenizer
 from .settings import CompletionSampling, GenerationSettings, ModelSource
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import nn
 from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_divergence
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, Text
-from ..types import TextScorer, TokenSequence
+from ..types.texts import TextScorer, TokenSequence
 from .completing import TextSampler
 
 _MOST_PREFIXES = 20_000  # of one prompt; beyond it a divergence is estimated on samples alone

@@ -12,10 +12,11 @@ from typing import Any
 from ..data.samples import image_samples, text_samples
 from ..errors import UserError
 from ..folders import expand, hold_folder
-from ..generation import COMPLETIONS, complete_prompts, generate_images
+from ..generation.completions import COMPLETIONS, complete_prompts
+from ..generation.images import generate_images
 from ..prompts import ENDINGS, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
-from ..types import Tokenizer
+from ..types.models import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
 from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of, writes_texts
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..evaluation.judged import Distance, Fluency, Judged, Verdict
 from ..evaluation.statistics import Interval, WinRate
 from ..folders import check_outside, expand, hold_folder
-from ..generation import COMPLETIONS, load_completions
+from ..generation.completions import COMPLETIONS, load_completions
 from ..output_folders import OutputKind
 from ..records import CompletionRecord, TextRecord, content_hash, write_text
 from ..reports.console import judge_summary

@@ -23,7 +23,7 @@ from ..progress import progress
 from ..records import PairRecord, ScoreRecord
 from ..reports.console import pairs_summary, relabelled_summary
 from ..scorers.loading import AnyScorer
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .image_inputs import Images, Prompts, open_inputs
 from .scoring import Scorers, listed_scorers, score_items
 from .settings import ImageSettings, LabelingSettings, ScoringSettings, made_of_keywords

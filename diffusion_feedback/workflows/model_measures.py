@@ -13,11 +13,12 @@ from ..data.texts import open_texts
 from ..errors import UserError
 from ..evaluation.judged import Distance, Fluency
 from ..evaluation.judging import clustered_mean, perplexity, standard_error
-from ..generation import COMPLETIONS
+from ..generation.completions import COMPLETIONS
 from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
-from ..types import Tokenizer, TokenSequence
+from ..types.models import Tokenizer
+from ..types.texts import TokenSequence
 from .completing import TextSampler, open_text_sampler
 from .completion_scores import divergence_of, prompt_name
 from .sampling import adapts_object, path_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.image_handles import files_of_pairs
 from ..errors import UserError
-from ..types import ImageItem
+from ..types.images import ImageItem
 
 
 def check_output(output: Path, endings: Sequence[str], *, overwrite: bool) -> None:

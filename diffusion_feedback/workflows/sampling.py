@@ -18,9 +18,9 @@ from ..devices import best_device, find_device
 from ..documents import read_yaml
 from ..errors import UserError
 from ..foreign import check_exists, reading
-from ..generation import own_noise
+from ..generation.images import own_noise
 from ..models import loaded
-from ..types import Denoiser, Tokenizer
+from ..types.models import Denoiser, Tokenizer
 from .settings import GenerationSettings, ImageSampling, ModelSource
 from .training.result import Run
 

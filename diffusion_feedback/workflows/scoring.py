@@ -14,7 +14,7 @@ from ..processes import process_state
 from ..records import ScoreRecord
 from ..scorers.loading import AnyScorer
 from ..scorers.scorer import ImageScorer
-from ..types import ImageItem
+from ..types.images import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
 from .image_inputs import Images, Prompts, open_inputs
 from .settings import ImageSettings, ScoringSettings, made_of_keywords

@@ -9,7 +9,8 @@ from ..data.findings import value_range
 from ..errors import UserError
 from ..likelihoods.tokenization import Tokenization
 from ..records import TextRecord
-from ..types import TokenExample, Tokenizer, TokenSequence
+from ..types.models import Tokenizer
+from ..types.texts import TokenExample, TokenSequence
 
 # The stop token may be followed by what the template puts between turns, such as a line break.
 _TAIL = 3

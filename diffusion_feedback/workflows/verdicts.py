@@ -20,7 +20,7 @@ from ..evaluation.judging import (
 from ..records import CompletionRecord
 from ..scorers.texts import function
 from ..scorers.texts.loading import parse_text_spec
-from ..types import PairJudge, TextScorer
+from ..types.texts import PairJudge, TextScorer
 from .completion_scores import completion_text, prompt_name, score_records
 from .settings import JudgeSettings
 

@@ -22,7 +22,7 @@ from diffusion_feedback.models.reference import FrozenCopy
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.reward import RewardStep
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
-from diffusion_feedback.types import Likelihood
+from diffusion_feedback.types.training import Likelihood
 
 from .networks import new_policy, new_reward_network, policy_table, reward_table
 from .training import Course, Once, Pairs, Texts, draw_pairs, draw_samples, fit, pair_source

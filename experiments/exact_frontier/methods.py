@@ -22,7 +22,7 @@ from diffusion_feedback.training.rollout_batches import RolloutSource
 from diffusion_feedback.training.rollouts import RolloutSampler
 from diffusion_feedback.training.sources import FixedBatchSource
 from diffusion_feedback.training.token_rollouts import TokenCodec, completion_ids, draws_sequences
-from diffusion_feedback.types import TokenSequence, UnpairedBatch
+from diffusion_feedback.types.texts import TokenSequence, UnpairedBatch
 
 from .bench import PAIR_COURSE, Bench, Row
 from .networks import policy_table

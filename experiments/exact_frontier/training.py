@@ -13,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffusion_feedback.config import TrainingConfig
+from diffusion_feedback.config.recipe import TrainingConfig
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.optimizers import adamw
 from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import FixedBatchSource
-from diffusion_feedback.types import BatchSource, Step, TextBatch, TokenSequence
+from diffusion_feedback.types.texts import TextBatch, TokenSequence
+from diffusion_feedback.types.training import BatchSource, Step
 
 from .world import ExactWorld, Floats, Integers, Policy, sample
 

@@ -23,7 +23,8 @@ from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.data.views import CachedViews
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import content_hash
-from diffusion_feedback.types import ImageView, TextBatch, TokenSequence
+from diffusion_feedback.types.images import ImageView
+from diffusion_feedback.types.texts import TextBatch, TokenSequence
 
 SPACE = {"encoder": "test"}
 

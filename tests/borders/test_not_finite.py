@@ -17,7 +17,7 @@ from text_recipes import MakeTextRecipe
 from torch import Tensor
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import Recipe
+from diffusion_feedback.config.recipe import Recipe
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.training.finite import MAX_SKIPPED
 from diffusion_feedback.training.preference import PreferenceStep

@@ -18,8 +18,8 @@ import tiny_text
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.folders import hold_file, hold_folder
-from diffusion_feedback.generation import generate_images as draw
-from diffusion_feedback.generation import load_generated
+from diffusion_feedback.generation.images import generate_images as draw
+from diffusion_feedback.generation.images import load_generated
 from diffusion_feedback.records import PromptRecord
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,10 @@ import pytest
 import yaml
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import SECTIONS, Recipe, build_parser, known_keys, load_recipe, parse
+from diffusion_feedback.config.parsing import build_parser, load_recipe, parse
 from diffusion_feedback.config.ranges import RANGES, check_values
+from diffusion_feedback.config.recipe import SECTIONS, Recipe
+from diffusion_feedback.config.wording import known_keys
 from diffusion_feedback.documents import parse_yaml, read_object
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import parse_json

@@ -23,7 +23,7 @@ from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.models.end_tokens import closing_token_id
 from diffusion_feedback.records import TextRecord
 from diffusion_feedback.scorers.texts.classification import conversation_text
-from diffusion_feedback.types import TokenSequence
+from diffusion_feedback.types.texts import TokenSequence
 
 JAPANESE = ("首都は東京です", "東京と京都", "東 京", "a b c", "answer one", "the end", "Q: A: apple Paris")
 

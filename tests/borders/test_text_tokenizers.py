@@ -22,7 +22,7 @@ from diffusion_feedback.models import causal_lm
 from diffusion_feedback.scorers.texts import llm_judge
 from diffusion_feedback.scorers.texts.loading import load_text_scorer
 from diffusion_feedback.text_folders import load_tokenizer
-from diffusion_feedback.types import TextBatch, TokenSequence
+from diffusion_feedback.types.texts import TextBatch, TokenSequence
 
 TEXTS = ("a red circle on a blue background", "the cat sat on the mat", "question")
 

@@ -9,18 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import (
-    FAMILIES,
-    OBJECTIVES,
-    Family,
-    ObjectiveRow,
-    check_settings,
-    family_row,
-    name_of,
-    objective_row,
-    resolve,
-    settings_of,
-)
+from diffusion_feedback.catalog import check_settings, family_row, name_of, objective_row, resolve
+from diffusion_feedback.catalog.families import FAMILIES
+from diffusion_feedback.catalog.objectives import OBJECTIVES
+from diffusion_feedback.catalog.rows import Family, ObjectiveRow, settings_of
 from diffusion_feedback.catalog.sources import foreign_hash
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo

@@ -108,7 +108,7 @@ def test_bad_flags(
 
 def test_noise_of_each_prompt_s_own(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
     """With the bare seed equal prompts in two places get equal images; with their own noise other prompts differ."""
-    from diffusion_feedback.generation import own_noise
+    from diffusion_feedback.generation.images import own_noise
 
     asked: list[list[int]] = []
 

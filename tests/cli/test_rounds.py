@@ -19,10 +19,10 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import Recipe
+from diffusion_feedback.config.recipe import Recipe
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.data.token_index import TokenIndex
-from diffusion_feedback.generation import load_completions
+from diffusion_feedback.generation.completions import load_completions
 from diffusion_feedback.workflows.rounds import training_runs
 from diffusion_feedback.workflows.rounds.schedule import PromptSchedule, derived_seed
 from diffusion_feedback.workflows.rounds.stages import Stage

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_feedback.data.token_index import TokenIndex
-from diffusion_feedback.types import TokenExample, TokenSequence
+from diffusion_feedback.types.texts import TokenExample, TokenSequence
 from diffusion_feedback.workflows.training.token_batches import MismatchedCompletions
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffusion_feedback.data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from diffusion_feedback.data.images import EncodedImage
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.types import Conditioning, ImageView
+from diffusion_feedback.types.images import ImageView
+from diffusion_feedback.types.models import Conditioning
 
 ROOT = Path(__file__).resolve().parents[2]
 APPENDER = ROOT / "tests" / "support" / "appender.py"

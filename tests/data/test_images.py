@@ -17,7 +17,7 @@ from diffusion_feedback.data.images import EncodedImage, decode_image, image_hea
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.pixels import resample
 from diffusion_feedback.records import content_hash
-from diffusion_feedback.types import ImageView
+from diffusion_feedback.types.images import ImageView
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from diffusion_feedback.data.token_index import TokenIndex, unpair
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import TextRecord
-from diffusion_feedback.types import TokenExample, TokenSequence
+from diffusion_feedback.types.texts import TokenExample, TokenSequence
 
 
 def sequence(prompt: list[int], completion: list[int]) -> TokenSequence:

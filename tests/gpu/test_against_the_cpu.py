@@ -24,7 +24,7 @@ from diffusion_feedback.catalog import resolve
 from diffusion_feedback.data.images import EncodedImage
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.runner import score_batches
-from diffusion_feedback.types import ImageItem
+from diffusion_feedback.types.images import ImageItem
 
 pytestmark = pytest.mark.gpu
 Make = Callable[..., Path]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import key_of, logistic, one, panel_and_candidates
 
-from diffusion_feedback.catalog import check_settings, names, resolve, settings_of
+from diffusion_feedback.catalog import check_settings, names, resolve
+from diffusion_feedback.catalog.rows import settings_of
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.labeling import rules
 from diffusion_feedback.labeling.candidates import Standing, rank

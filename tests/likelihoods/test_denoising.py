@@ -18,7 +18,7 @@ from diffusion_feedback.data.cache import CachedImageEncoder, CachedTextEncoder
 from diffusion_feedback.likelihoods.denoising import DenoisingInputs, DenoisingLikelihood
 from diffusion_feedback.likelihoods.draws import draw_noise, draw_pair
 from diffusion_feedback.records import content_hash
-from diffusion_feedback.types import EncodedImages, ImageHandle, ImageView, PreferenceBatch
+from diffusion_feedback.types.images import EncodedImages, ImageHandle, ImageView, PreferenceBatch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from diffusion_feedback.likelihoods.divergence import exact_divergence, num_prefixes, sampled_divergence
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
-from diffusion_feedback.types import TokenSequence
+from diffusion_feedback.types.texts import TokenSequence
 
 VOCABULARY, END, LENGTH, PROMPT = 5, 1, 3, (0, 3)
 

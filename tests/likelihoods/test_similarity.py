@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_feedback.likelihoods.similarity import PromptImageSimilarity
-from diffusion_feedback.types import ImageHandle, PreferenceBatch
+from diffusion_feedback.types.images import ImageHandle, PreferenceBatch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_feedback.likelihoods import heads
-from diffusion_feedback.types import ShapedHead
+from diffusion_feedback.types.heads import ShapedHead
 
 ROWS, WIDTH, VOCABULARY = 7, 6, 2500  # three tiles of at least 1024 tokens
 NEVER, ALWAYS = 0, 1 << 30

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.tokenization import Tokenization, common_prefix
 from diffusion_feedback.records import TextRecord
-from diffusion_feedback.types import TokenExample, TokenSequence
+from diffusion_feedback.types.texts import TokenExample, TokenSequence
 
 USER = {"role": "user", "content": "what is the colour?"}
 RED, BLUE = ({"role": "assistant", "content": colour} for colour in ("red", "blue"))

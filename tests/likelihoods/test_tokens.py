@@ -15,7 +15,8 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.prompt_sharing import shared_length
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
-from diffusion_feedback.types import Likelihood, TextBatch, TokenSequence
+from diffusion_feedback.types.texts import TextBatch, TokenSequence
+from diffusion_feedback.types.training import Likelihood
 
 MODELS = [("llama", False), ("llama", True), ("gpt2", False), ("gpt2", True)]
 

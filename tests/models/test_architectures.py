@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, output_heads, value_heads
-from diffusion_feedback.types import TokenSequence
+from diffusion_feedback.types.texts import TokenSequence
 
 KINDS = [*tiny_architectures.KINDS, *tiny_architectures.MULTIMODAL]
 PROMPT = 4

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion_feedback.catalog import FAMILIES, resolve
+from diffusion_feedback.catalog import resolve
+from diffusion_feedback.catalog.families import FAMILIES
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import lora
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion

@@ -16,7 +16,7 @@ from diffusion_feedback.models import lora
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 from diffusion_feedback.models.reference import AdaptersOff
 from diffusion_feedback.noise import RectifiedFlow
-from diffusion_feedback.types import Conditioning, Denoiser
+from diffusion_feedback.types.models import Conditioning, Denoiser
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 16, "width": 16, "max_sequence_length": 8}
 ABSENT = {"text_encoder_3": None, "tokenizer_3": None}

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from objective_calls import ON_SAMPLES
 
-from diffusion_feedback.catalog import OBJECTIVES, names, resolve, settings_of
+from diffusion_feedback.catalog import names, resolve
+from diffusion_feedback.catalog.objectives import OBJECTIVES
+from diffusion_feedback.catalog.rows import settings_of
 from diffusion_feedback.objectives.divergences import DIVERGENCES
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text()

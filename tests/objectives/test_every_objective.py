@@ -23,10 +23,12 @@ from objective_calls import (
 )
 from torch import Tensor
 
-from diffusion_feedback.catalog import OBJECTIVES, check_settings, resolve, settings_of
+from diffusion_feedback.catalog import check_settings, resolve
+from diffusion_feedback.catalog.objectives import OBJECTIVES
+from diffusion_feedback.catalog.rows import settings_of
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.divergences import DIVERGENCES, divergence_score
-from diffusion_feedback.types import PairLogps, UnpairedLogps
+from diffusion_feedback.types.training import PairLogps, UnpairedLogps
 
 LN2 = 0.6931471805599453
 # Of the reference's table: the loss where policy equals reference, at beta 0.1.

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from objective_calls import COUPLED, WITH_REFERENCE, call, pairs
 from torch import Tensor
 
-from diffusion_feedback.catalog import OBJECTIVES, check_settings, resolve, settings_of
+from diffusion_feedback.catalog import check_settings, resolve
+from diffusion_feedback.catalog.objectives import OBJECTIVES
+from diffusion_feedback.catalog.rows import settings_of
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo, hinge, ipo, robust
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback.types.training import PairLogps
 
 LN2 = 0.6931471805599453
 PAIRWISE = [name for name in WITH_REFERENCE if name not in (*COUPLED, "bco")]

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_feedback.catalog import settings_of
+from diffusion_feedback.catalog.rows import settings_of
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.metrics import denoising_metrics, pair_metrics, reward_scale
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.objectives.pointwise import sft
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback.types.training import PairLogps
 
 
 def doubles(*values: float) -> torch.Tensor:

@@ -14,7 +14,8 @@ import tiny_text
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import OBJECTIVES, check_settings, resolve
+from diffusion_feedback.catalog import check_settings, resolve
+from diffusion_feedback.catalog.objectives import OBJECTIVES
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.policy_gradient import GRPO, PPO, RLOO, Actions, Experience, log_ratio
 from diffusion_feedback.objectives.returns import (

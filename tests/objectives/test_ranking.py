@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from diffusion_feedback.objectives.pairwise import label_entropy, preference_divergence
 from diffusion_feedback.objectives.ranking import own_logits, pickscore, pickscore_in_batch
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback.types.training import PairLogps
 
 LN2 = 0.6931471805599453
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.reward import bradley_terry
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback.types.training import PairLogps
 
 
 def scores(count: int = 16) -> tuple[Tensor, Tensor, Tensor]:

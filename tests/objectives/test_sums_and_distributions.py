@@ -11,21 +11,14 @@ import torch
 from objective_calls import call, random_pairs
 from torch import Tensor
 
-from diffusion_feedback.catalog import (
-    FAMILIES,
-    OBJECTIVES,
-    check_settings,
-    check_terms,
-    names,
-    needs_reference,
-    objectives_for,
-    parts_of,
-)
+from diffusion_feedback.catalog import check_settings, check_terms, names, needs_reference, objectives_for, parts_of
+from diffusion_feedback.catalog.families import FAMILIES
+from diffusion_feedback.catalog.objectives import OBJECTIVES
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo, hinge, ipo, odpo, sppo
 from diffusion_feedback.objectives.shifted import bco
 from diffusion_feedback.objectives.weighted_sum import weighted_sum
-from diffusion_feedback.types import PairLogps
+from diffusion_feedback.types.training import PairLogps
 
 # --- weighted sums ------------------------------------------------------------------------------------------------------
 

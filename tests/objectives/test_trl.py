@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import OBJECTIVES
+from diffusion_feedback.catalog.objectives import OBJECTIVES
 from diffusion_feedback.objectives import coupled, pairwise, reference_free, shifted, unpaired
 from diffusion_feedback.objectives.metrics import pair_metrics
-from diffusion_feedback.types import PairLogps, UnpairedLogps
+from diffusion_feedback.types.training import PairLogps, UnpairedLogps
 
 PROMPT = 3
 

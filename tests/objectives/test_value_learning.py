@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_feedback.catalog import OBJECTIVES, objectives_for
+from diffusion_feedback.catalog import objectives_for
+from diffusion_feedback.catalog.objectives import OBJECTIVES
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.value_learning import (
     ActionValues,

@@ -18,7 +18,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers import aesthetic, clip_score
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer, Towers
-from diffusion_feedback.types import ImageItem
+from diffusion_feedback.types.images import ImageItem
 
 WIDTH = 24
 

@@ -18,7 +18,7 @@ from diffusion_feedback.catalog import names
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
-from diffusion_feedback.types import ImageItem
+from diffusion_feedback.types.images import ImageItem
 
 
 def _aesthetic(folder: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
-from diffusion_feedback.types import ImageItem, Scores
+from diffusion_feedback.types.images import ImageItem, Scores
 
 
 @dataclass

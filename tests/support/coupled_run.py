@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffusion_feedback.catalog import OBJECTIVES as ROWS
+from diffusion_feedback.catalog.objectives import OBJECTIVES as ROWS
 from diffusion_feedback.config.recipe import TrainingConfig
 from diffusion_feedback.data.token_index import TokenIndex, unpair
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
@@ -29,7 +29,8 @@ from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import FixedBatchSource, TokenSource, UnpairedSource
 from diffusion_feedback.training.steps import StepParts
-from diffusion_feedback.types import BatchSource, TokenExample, TokenSequence
+from diffusion_feedback.types.texts import TokenExample, TokenSequence
+from diffusion_feedback.types.training import BatchSource
 
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "kto": {"name": "kto", "beta": 0.5, "desirable_weight": 1.2},

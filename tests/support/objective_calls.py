@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import OBJECTIVES, resolve, settings_of
-from diffusion_feedback.types import PairLogps, UnpairedLogps
+from diffusion_feedback.catalog import resolve
+from diffusion_feedback.catalog.objectives import OBJECTIVES
+from diffusion_feedback.catalog.rows import settings_of
+from diffusion_feedback.types.training import PairLogps, UnpairedLogps
 
 ON_PAIRS = [name for name, row in OBJECTIVES.items() if row.sees_both]
 COUPLED = [name for name in ON_PAIRS if OBJECTIVES[name].looks_ahead]

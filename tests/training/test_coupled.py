@@ -22,7 +22,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.preference import Divergence, NoContext, Population, PreferenceStep, RunningMean
 from diffusion_feedback.training.sources import UnpairedSource
-from diffusion_feedback.types import Coupled, Gated, Observer
+from diffusion_feedback.types.training import Coupled, Gated, Observer
 
 ROOT = Path(__file__).resolve().parents[2]
 

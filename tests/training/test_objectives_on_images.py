@@ -14,13 +14,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffusion_feedback.catalog import OBJECTIVES, needs_reference, objectives_for
+from diffusion_feedback.catalog import needs_reference, objectives_for
+from diffusion_feedback.catalog.objectives import OBJECTIVES
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import load_recipe
 from diffusion_feedback.config.checks import check_recipe
+from diffusion_feedback.config.parsing import load_recipe
 from diffusion_feedback.data.index import PairIndex
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.types import Coupled
+from diffusion_feedback.types.training import Coupled
 from diffusion_feedback.workflows.training.diffusion import DiffusionEvaluation, diffusion_session
 from diffusion_feedback.workflows.training.given import Setup
 from diffusion_feedback.workflows.training.image_pairs import ImagePairs

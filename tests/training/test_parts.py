@@ -22,7 +22,8 @@ from diffusion_feedback.training.order import EpochOrder, split
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
-from diffusion_feedback.types import PairLogps, PreferenceBatch
+from diffusion_feedback.types.images import PreferenceBatch
+from diffusion_feedback.types.training import PairLogps
 
 
 def test_every_epoch_meets_every_pair_once() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import load_recipe
+from diffusion_feedback.config.parsing import load_recipe
 from diffusion_feedback.scorers.texts.loading import load_text_scorer
 from diffusion_feedback.workflows.training.given import Setup
 from diffusion_feedback.workflows.training.policy_gradient import policy_gradient_session

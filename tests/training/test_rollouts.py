@@ -30,7 +30,7 @@ from diffusion_feedback.training.token_rollouts import (
     draws_sequences,
     ends_in,
 )
-from diffusion_feedback.types import TokenSequence
+from diffusion_feedback.types.texts import TokenSequence
 
 PROMPTS = ("a red", "the cat sat on", "hello", "good")
 TEMPERATURE = 0.7

@@ -25,13 +25,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from diffusion_feedback.catalog import FAMILIES, names, objective_row, objectives_for
+from diffusion_feedback.catalog import names, objective_row, objectives_for
+from diffusion_feedback.catalog.families import FAMILIES
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.images import decode_image
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.records import PairRecord
 from diffusion_feedback.training.ranking import RankingStep
-from diffusion_feedback.types import PreferenceBatch
+from diffusion_feedback.types.images import PreferenceBatch
 
 MakeRecipe = Callable[..., Path]
 

@@ -277,7 +277,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_every_objective_trains(make_text_recipe: MakeTextRecipe, name: str) -> None:
     import inspect
 
-    from diffusion_feedback.catalog import resolve, settings_of
+    from diffusion_feedback.catalog import resolve
+    from diffusion_feedback.catalog.rows import settings_of
 
     needed = {key for key, p in settings_of(resolve("objective", name)).items() if p.default is inspect.Parameter.empty}
     usual = {"beta": 0.1, "label_smoothing": 0.1, "alpha": 0.1, "gamma": 0.5, "delta": 1.0, "lam": 1.0}

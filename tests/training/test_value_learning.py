@@ -18,7 +18,8 @@ from torch import nn
 
 from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.config import TrainingConfig, load_recipe
+from diffusion_feedback.config.parsing import load_recipe
+from diffusion_feedback.config.recipe import TrainingConfig
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
@@ -31,7 +32,7 @@ from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.training.value_learning import ValueLearningStep, trajectory_metrics
-from diffusion_feedback.types import TextBatch, TokenSequence, TrajectoryBatch
+from diffusion_feedback.types.texts import TextBatch, TokenSequence, TrajectoryBatch
 from diffusion_feedback.workflows.training import run as training_run
 
 SETTINGS = {"gamma": 0.9, "tau": 0.8, "cql_scale": 0.3, "awac_scale": 0.7, "beta": 1.5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...config import Recipe, to_yaml
+from ...config.recipe import Recipe, to_yaml
 from ...evaluation.comparison import CaseRow, compare
 from ...evaluation.rounds import RoundMetrics
 from ...folders import ROUNDS

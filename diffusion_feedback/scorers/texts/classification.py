@@ -21,7 +21,7 @@ from ...text_folders import (
     positions_of,
     rows_of,
 )
-from ...types import Tokenizer
+from ...types.models import Tokenizer
 from ...weights import state_hash
 
 _WHAT = "a judge of texts"

@@ -10,7 +10,7 @@ import torch
 from ...catalog import check_settings, names, resolve
 from ...errors import UserError, nearest
 from ...specs import split_spec
-from ...types import TextScorer
+from ...types.texts import TextScorer
 from ..function import FUNCTION
 
 SPEC_HELP = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...catalog import needs_reference, objective_row
-from ...config import Recipe, RoundsConfig
+from ...config.recipe import Recipe, RoundsConfig
 from ...errors import UserError
 from ...labeling.rule_specs import rule_of
 from .modality import Modality

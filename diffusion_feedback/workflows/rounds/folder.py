@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from ...config import Recipe, to_dict, user_sources
+from ...config.recipe import Recipe, to_dict
+from ...config.sources import user_sources
 from ...documents import read_object, read_yaml
 from ...errors import UserError
 from ...folders import ROUNDS, check_outside

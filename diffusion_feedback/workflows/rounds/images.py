@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from ...catalog import needs_reference, resolve
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.image_sets import open_images
 from ...data.scores import write_scores
 from ...errors import UserError
 from ...folders import is_main_process
-from ...generation import generate_images, load_generated, own_noise
+from ...generation.images import generate_images, load_generated, own_noise
 from ...labeling.rule_specs import rule_of
 from ...prompts import read_prompts
 from ...records import Text, atomic_folder
-from ...types import Denoiser
+from ...types.models import Denoiser
 from ..labeling import label_images
 from ..scoring import score_items
 from ..settings import LabelingSettings, ScoringSettings

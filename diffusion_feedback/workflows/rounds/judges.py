@@ -9,7 +9,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ...config import Recipe, load_recipe
+from ...config.parsing import load_recipe
+from ...config.recipe import Recipe
 from ...records import write_text
 from .modality import Modality
 from .stages import Stage

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from ...catalog import family_row, needs_reference
-from ...config import Recipe, RolloutConfig, RoundsConfig
+from ...config.recipe import Recipe, RolloutConfig, RoundsConfig
 from ...data.scores import read_scores
 from ...errors import UserError
 from ...evaluation.rounds import RoundMetrics, measure

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from ...catalog import family_row, objective_row
-from ...config import Recipe, load_recipe
+from ...config.parsing import load_recipe
+from ...config.recipe import Recipe
 from ...data.scores import read_scores, write_scores
 from ...errors import UserError
 from ...folders import is_main_process
-from ...generation import COMPLETIONS, complete_prompts, load_completions
+from ...generation.completions import COMPLETIONS, complete_prompts, load_completions
 from ...labeling.candidates import join_scores
 from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ...labeling.panel import build_panel

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...training.run_folder import RunFolder
 from ..training.run import run_training
 

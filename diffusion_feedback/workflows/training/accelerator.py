@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from ...config import Recipe, to_yaml
+from ...config.recipe import Recipe, to_yaml
 from ...errors import UserError, first_line
 from ...folders import expand
 from ...processes import check_joined, check_plugins, num_launched

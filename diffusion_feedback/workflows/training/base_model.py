@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ...catalog import resolve
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...errors import UserError
 from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
-from ...types import Adaptable, Reference, TextModel, Tokenizer, Tuned
+from ...types.models import Adaptable, TextModel, Tokenizer, Tuned
+from ...types.training import Reference
 from .given import Setup
 from .memory import weight_bytes
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...config import Recipe, to_dict
+from ...config.recipe import Recipe, to_dict
 from ...models.end_tokens import adds_end
 from ...reports.cards.writer import CardKind, TokenizerFacts, write_card
 from ...training.loop import Trainer
-from ...types import TextModel
+from ...types.models import TextModel
 
 
 def write_run_card(kind: CardKind, trainer: Trainer, recipe: Recipe, **facts: object) -> None:

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import nn
 
 from ...catalog import needs_reference
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.index import PairIndex
 from ...likelihoods.denoising import DenoisingLikelihood
 from ...records import atomic_write
@@ -21,7 +21,9 @@ from ...training.heldout import implicit_accuracy
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
-from ...types import BatchSource, Denoiser, PreferenceBatch, Reference
+from ...types.images import PreferenceBatch
+from ...types.models import Denoiser
+from ...types.training import BatchSource, Reference
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .given import Setup
 from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches

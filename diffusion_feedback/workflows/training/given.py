@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ...catalog import ObjectiveRow, name_of, objective_row
+from ...catalog import name_of, objective_row
+from ...catalog.rows import ObjectiveRow
 from ...catalog.sources import source_hash
-from ...config import Recipe, checked, is_object, object_name
+from ...config.parsing import checked
+from ...config.recipe import Recipe
+from ...config.sources import is_object, object_name
 from ...data.places import is_dataset
 from ...errors import UserError
 from ...models.loaded import family_of
 from ...models.loaded import over as over_model
 from ...scorers.texts.function import over as over_function
-from ...types import TextScorer, Tokenizer, Tuned
+from ...types.models import Tokenizer, Tuned
+from ...types.texts import TextScorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

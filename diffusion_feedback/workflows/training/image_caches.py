@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
 from ...data.images import EncodedImage
 from ...errors import within_memory
 from ...folders import expand
 from ...records import PairRecord
-from ...types import Denoiser, ImageView, PreferenceBatch
+from ...types.images import ImageView, PreferenceBatch
+from ...types.models import Denoiser
 from .image_pairs import ImagePairs
 
 

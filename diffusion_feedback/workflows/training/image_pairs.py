@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ...catalog import objective_row
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.index import PairIndex
 from ...data.readers import PairReader, open_pairs
 from ...data.squares import square_notes
@@ -19,7 +19,7 @@ from ...progress import progress
 from ...records import PairRecord, content_hash
 from ...training.order import EpochOrder
 from ...training.sources import FixedBatchSource, UnpairedSource
-from ...types import PreferenceBatch
+from ...types.images import PreferenceBatch
 from .examples import check_apart, say_skipped
 from .given import Setup
 

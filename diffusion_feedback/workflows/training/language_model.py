@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...catalog import needs_reference
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
@@ -23,7 +23,7 @@ from ...training.text_heldout import (
     text_accuracy,
     token_metrics,
 )
-from ...types import GenerativeTextModel
+from ...types.models import GenerativeTextModel
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .card import tokenizer_facts
 from .given import Setup

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...likelihoods.tokenization import Tokenization
 from ...likelihoods.tokens import TokenLikelihood
 from ...models.actor_critic import ActorCritic
@@ -21,7 +21,8 @@ from ...records import Text, content_hash
 from ...training.order import EpochOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining
-from ...types import GenerativeTextModel, TokenSequence
+from ...types.models import GenerativeTextModel
+from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .card import tokenizer_facts
 from .examples import check_apart

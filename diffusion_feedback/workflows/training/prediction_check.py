@@ -9,7 +9,7 @@ from torch import nn
 
 from ...likelihoods.denoising import DenoisingLikelihood
 from ...noise import DDPMProcess, PredictionType
-from ...types import PreferenceBatch
+from ...types.images import PreferenceBatch
 
 _NOTHING = 1.05  # noise, velocity and latents have a variance of about 1: the error of predicting nothing
 _FAR_BETTER = 0.5

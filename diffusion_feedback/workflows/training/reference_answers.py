@@ -14,7 +14,7 @@ from ...data.token_index import TokenIndex
 from ...errors import within_memory
 from ...folders import expand
 from ...likelihoods.tokens import TokenLikelihood
-from ...types import TextBatch
+from ...types.texts import TextBatch
 from .base_model import FrozenReference
 from .given import Setup
 from .token_batches import passes_over

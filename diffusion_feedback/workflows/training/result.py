@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...catalog import resolve
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...errors import UserError
 from ...models.loaded import with_result
 from ...training.run_folder import RunFolder

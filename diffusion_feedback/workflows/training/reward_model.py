@@ -9,7 +9,7 @@ from torch import nn
 from ...likelihoods.rewards import SequenceRewards
 from ...training.reward import RewardStep, reward_accuracy
 from ...training.run_folder import RunFolder
-from ...types import TextModel
+from ...types.models import TextModel
 from .base_model import base_model, make_trainable
 from .card import tokenizer_facts
 from .given import Setup

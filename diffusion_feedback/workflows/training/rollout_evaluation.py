@@ -15,7 +15,7 @@ from ...records import Text, write_text
 from ...training.rollouts import Measure
 from ...training.run_folder import RunFolder
 from ...training.token_rollouts import drawn_sequence
-from ...types import TokenSequence
+from ...types.texts import TokenSequence
 from .rollout_prompts import RolloutPrompts
 from .rollout_source import CompletionJudge, PolicySampler
 from .sample_completions import fenced

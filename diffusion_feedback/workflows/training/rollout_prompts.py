@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.texts import name_of_data, open_prompts, open_texts
 from ...errors import UserError
 from ...likelihoods.conversations import as_turns
@@ -19,7 +19,8 @@ from ...records import Text, content_hash
 from ...training.order import EpochOrder
 from ...training.rollout_batches import Pretraining, RolloutBatch
 from ...training.token_rollouts import drawn_sequence
-from ...types import GenerativeTextModel, TokenSequence
+from ...types.models import GenerativeTextModel
+from ...types.texts import TokenSequence
 from ..completing import plain_note
 from .given import Setup
 from .tokenization import length_of

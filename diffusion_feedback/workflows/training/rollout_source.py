@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...models.sharing import share_frozen
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text
@@ -20,7 +20,8 @@ from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining, RolloutSource
 from ...training.rollouts import RolloutSampler
 from ...training.token_rollouts import TokenCodec, completion_ids, draws_sequences, ends_in
-from ...types import GenerativeTextModel, TextScorer, TokenSequence
+from ...types.models import GenerativeTextModel
+from ...types.texts import TextScorer, TokenSequence
 from .given import Setup
 from .memory import weight_bytes
 from .rollout_prompts import RolloutPrompts

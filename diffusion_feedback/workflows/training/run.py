@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import nn, optim
 
 from ...catalog import resolve
-from ...config import Recipe, is_object, to_dict, to_yaml
+from ...config.recipe import Recipe, to_dict, to_yaml
+from ...config.sources import is_object
 from ...errors import UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
 from ...models.loaded import without_adapters
@@ -21,7 +22,8 @@ from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
 from ...training.loop import Trainer
 from ...training.run_folder import RunFolder
-from ...types import TextScorer, Tokenizer
+from ...types.models import Tokenizer
+from ...types.texts import TextScorer
 from .accelerator import make_accelerator, own_accelerate, start_trackers
 from .card import write_run_card
 from .given import NOTHING, Given, Setup, accept, check_all_given, recorded

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from torch import nn
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...documents import read_object
 from ...foreign import reading
 from ...records import Text, write_text
 from ...training.run_folder import RunFolder
-from ...types import GenerativeTextModel
+from ...types.models import GenerativeTextModel
 from .token_batches import TokenBatches
 
 _BEFORE = "before.json"

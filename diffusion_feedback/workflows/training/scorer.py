@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.cache import TensorCache
 from ...data.images import EncodedImage
 from ...data.views import CachedViews
@@ -15,7 +15,7 @@ from ...likelihoods.similarity import PromptImageSimilarity
 from ...records import PairRecord
 from ...training.ranking import RankingStep, ranking_accuracy
 from ...training.run_folder import RunFolder
-from ...types import TrainableScorer
+from ...types.models import TrainableScorer
 from .base_model import base_model, make_whole_trainable
 from .given import Setup
 from .image_pairs import ImagePairs

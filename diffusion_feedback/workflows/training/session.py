@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import nn
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...models.lora import trainable
 from ...reports.cards.writer import CardKind
 from ...training.order import EpochOrder
 from ...training.run_folder import RunFolder
-from ...types import BatchSource, Step
+from ...types.training import BatchSource, Step
 
 Evaluate = Callable[[int, nn.Module, RunFolder], Mapping[str, float]]
 """(Step, network, the run's folder) to metrics of the network after that step; may write samples to the folder."""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from ...training.preference import PreferenceStep
 from ...training.steps import PointwiseStep, StepParts
-from ...types import Likelihood, Reference
+from ...types.training import Likelihood, Reference
 from .given import Setup
 
 BatchT = TypeVar("BatchT")

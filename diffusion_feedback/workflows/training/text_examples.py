@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...catalog import objective_row
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.text_check import repeats_prompt
 from ...data.texts import TextReader, open_texts
 from ...data.token_index import TokenIndex, unpair
 from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
 from ...records import TextRecord, content_hash
-from ...types import TokenExample
+from ...types.texts import TokenExample
 from .examples import check_apart, say_skipped
 from .given import Setup
 

@@ -10,14 +10,15 @@ import numpy as np
 from accelerate import Accelerator
 
 from ...catalog import objective_row
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
 from ...scorers.texts.checking import quote
 from ...training.order import EpochOrder
 from ...training.sources import TokenSource, UnpairedSource, under_budget
-from ...types import TextModel, TokenExample, UnpairedBatch
+from ...types.models import TextModel
+from ...types.texts import TokenExample, UnpairedBatch
 from .given import Setup
 from .session import Examples
 from .text_examples import TextData, load_texts

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...config import Recipe
+from ...config.recipe import Recipe
 from ...errors import UserError
 from ...likelihoods.conversations import read_template
 from ...likelihoods.tokenization import Tokenization
 from ...text_folders import NO_LIMIT, rows_of, unknown_tokens
-from ...types import TextModel, Tokenizer
+from ...types.models import TextModel, Tokenizer
 
 
 def build_tokenization(recipe: Recipe, loaded: TextModel, *, room_for: int | None = None) -> Tokenization:

@@ -19,7 +19,8 @@ from ...training.order import EpochOrder
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep, trajectory_metrics
-from ...types import GenerativeTextModel, TokenExample
+from ...types.models import GenerativeTextModel
+from ...types.texts import TokenExample
 from .base_model import base_model, make_trainable
 from .examples import check_apart, say_skipped
 from .given import Setup

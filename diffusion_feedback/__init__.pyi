@@ -1,0 +1,49 @@
+"""The public names, each once: what type checkers and editors see, and where Python finds them."""
+
+from .catalog.rows import Family as Family
+from .catalog.rows import ObjectiveRow as ObjectiveRow
+from .config.parsing import load_recipe as load_recipe
+from .config.recipe import DataConfig as DataConfig
+from .config.recipe import ModelConfig as ModelConfig
+from .config.recipe import Recipe as Recipe
+from .config.recipe import RolloutConfig as RolloutConfig
+from .config.recipe import RoundsConfig as RoundsConfig
+from .config.recipe import TextConfig as TextConfig
+from .config.recipe import TrainingConfig as TrainingConfig
+from .config.recipe import ValidationConfig as ValidationConfig
+from .errors import Interrupted as Interrupted
+from .errors import UserError as UserError
+from .evaluation.benchmarks.benchmark import Benchmark as Benchmark
+from .labeling.candidates import Standing as Standing
+from .models.latent_diffusion import LatentDiffusion as LatentDiffusion
+from .progress import set_verbosity as set_verbosity
+from .scorers.function import scorer_from as scorer_from
+from .scorers.loading import load_scorer as load_scorer
+from .types.training import PairLogps as PairLogps
+from .workflows.benchmarking import benchmark as benchmark
+from .workflows.calibrating import calibrate as calibrate
+from .workflows.checking import check as check
+from .workflows.converting import convert as convert
+from .workflows.generating import generate as generate
+from .workflows.judging import judge as judge
+from .workflows.labeling import label as label
+from .workflows.reporting import report as report
+from .workflows.rounds.run import rounds as rounds
+from .workflows.scoring import score as score
+from .workflows.settings import BenchmarkSettings as BenchmarkSettings
+from .workflows.settings import CalibrationSettings as CalibrationSettings
+from .workflows.settings import CheckSettings as CheckSettings
+from .workflows.settings import CompletionSampling as CompletionSampling
+from .workflows.settings import ConvertSettings as ConvertSettings
+from .workflows.settings import GenerationSettings as GenerationSettings
+from .workflows.settings import ImageSampling as ImageSampling
+from .workflows.settings import ImageSettings as ImageSettings
+from .workflows.settings import JudgeSettings as JudgeSettings
+from .workflows.settings import LabelingSettings as LabelingSettings
+from .workflows.settings import ModelSource as ModelSource
+from .workflows.settings import ReportSettings as ReportSettings
+from .workflows.settings import ScoringSettings as ScoringSettings
+from .workflows.training.result import Run as Run
+from .workflows.training.run import train as train
+
+__version__: str
