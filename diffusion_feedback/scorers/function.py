@@ -20,7 +20,7 @@ from ..pixels import to_rgb
 from ..records import content_hash
 from ..types.images import Scores
 from .checking import numbers
-from .scorer import SharedFeatures, Towers, check_one_prompt_each
+from .scorer import Scorer, SharedFeatures, Towers, check_one_prompt_each
 
 FUNCTION = "function"
 """The name of this scorer in the catalog."""
@@ -30,7 +30,7 @@ BatchFunction = Callable[[Sequence[Image.Image], Sequence[str]], Any]
 
 @dataclass(frozen=True)
 class ImageFunction:
-    """An ``ImageScorer`` that gives RGB images of any size and their prompts to ``judge``, a batch at a time."""
+    """A scorer that gives RGB images of any size and their prompts to ``judge``, a batch at a time."""
 
     name: str
     recipe_id: str
@@ -64,6 +64,10 @@ class ImageFunction:
 
         scores = torch.tensor(numbers(values, len(views), label, "image", describe), dtype=torch.float32)
         return Scores(scores, scores)
+
+
+ImageScorer = Scorer | ImageFunction
+"""What judges images against prompts; ``recipe_id`` names all that makes the number."""
 
 
 def scorer_from(

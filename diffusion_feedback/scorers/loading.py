@@ -13,8 +13,8 @@ import torch
 from ..catalog import check_settings, names, resolve
 from ..errors import UserError, nearest
 from ..specs import Spec, split_spec
-from .function import FUNCTION, ImageFunction, function_name, name_of_function, scorer_from
-from .scorer import ImageScorer, Scorer, Towers
+from .function import FUNCTION, ImageFunction, ImageScorer, function_name, name_of_function, scorer_from
+from .scorer import Scorer, Towers
 
 SPEC_HELP = (
     "[ALIAS:]NAME[=WEIGHTS][,key=value,...] where WEIGHTS is a folder, a file or a hub id, and ALIAS tells two scorers of"
@@ -120,7 +120,7 @@ def _load(given: AnyScorer, towers: Towers) -> ImageScorer:
         given = parse_spec(given)
     if isinstance(given, Spec):
         scorer: ImageScorer = resolve("scorer", given.name)(given.source, towers, **given.settings)
-        return replace(scorer, name=given.alias) if given.alias else scorer  # type: ignore[type-var]
+        return replace(scorer, name=given.alias) if given.alias else scorer
     if isinstance(given, Scorer | ImageFunction):
         return given
     if not callable(given):

@@ -12,8 +12,8 @@ from ..data.scores import score_dataset
 from ..errors import UserError
 from ..processes import process_state
 from ..records import ScoreRecord
+from ..scorers.function import ImageScorer
 from ..scorers.loading import AnyScorer
-from ..scorers.scorer import ImageScorer
 from ..types.images import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
 from .image_inputs import Images, Prompts, open_inputs
