@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,42 @@ def test_the_command_and_the_call_give_the_same_pairs(folder: Path, tmp_path: Pa
     assert pairs.to_list() == pq.read_table(output).to_pylist()
     pairs.to_parquet(tmp_path / "own.parquet")
     assert dfb.check(str(tmp_path / "own.parquet")).is_ready
+
+
+def test_the_call_writes_the_command_s_bytes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache, own, other = str(tmp_path / "cache"), tmp_path / "own.parquet", tmp_path / "other.parquet"
+    pairs = dfb.label(folder, scorers=SHAPES, ties="half", cache_dir=cache, output=own)
+    argv = ["label", str(folder), "--scorer", SHAPES, "--ties", "half", "--cache_dir", cache, "--output", str(other)]
+    assert capsys.readouterr() == ("", "")
+    assert main(argv) == 0
+    assert f"{other}: 3 pairs" in capsys.readouterr().out
+    assert own.read_bytes() == other.read_bytes()
+    whole = pq.read_table(own)
+    assert pairs.to_list() == whole.drop_columns(["jpg_0", "jpg_1"]).to_pylist()
+    assert whole["jpg_0"].to_pylist() == dfb.label(folder, scorers=SHAPES, ties="half", cache_dir=cache)["jpg_0"]
+    with pytest.raises(dfb.UserError, match="(?s)exists already.*`overwrite`"):
+        dfb.label(folder, scorers=SHAPES, cache_dir=cache, output=str(own))
+    own.write_text("of before")
+    dfb.label(folder, scorers=SHAPES, ties="half", cache_dir=cache, output=own, overwrite=True)
+    assert own.read_bytes() == other.read_bytes()
+
+
+def test_outputs_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    def refused(problem: str, images: Any, **keywords: Any) -> None:
+        with pytest.raises(dfb.UserError, match=problem):
+            dfb.label(images, **{"cache_dir": None, "overwrite": True, **keywords})
+
+    (tmp_path / "pairs").mkdir()
+    pairs, table = tmp_path / "pairs" / "train-0.parquet", tmp_path / "scores.parquet"
+    pq.write_table(pq.read_table(PAIRS).slice(0, 8), pairs)
+    before = pairs.read_bytes()
+    dfb.score(folder, scorers=SHAPES, cache_dir=None, output=table)
+    refused("is an input, and would be lost", pairs, scorers=SHAPES, output=pairs)
+    refused("is an input, and would be lost", folder, scores=table, output=table)
+    refused("lies in .*pairs, whose files are read", pairs.parent, scorers=SHAPES, output=pairs.parent / "new.parquet")
+    refused("a name that ends in .parquet", folder, scorers=SHAPES, output=tmp_path / "pairs.csv")
+    refused("`overwrite`: nothing is written without `output`", folder, scorers=SHAPES)
+    assert pairs.read_bytes() == before
 
 
 def test_pictures_in_memory_are_paired(folder: Path) -> None:
@@ -110,6 +147,39 @@ def test_a_calibration_is_a_result(tmp_path: Path) -> None:
     scales = {scorer.recipe_id: scorer.fit.logit_scale}
     soft = dfb.label(pairs, scorers=SHAPES, ties="soft", calibration=scales, cache_dir=str(tmp_path))
     assert set(soft["logit_scales"][0]) == {scorer.fit.logit_scale}
+
+
+def test_a_calibration_is_the_command_s_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, cache = tmp_path / "pairs.parquet", str(tmp_path / "cache")
+    pq.write_table(pq.read_table(PAIRS).slice(0, 200), pairs)
+    own, other = tmp_path / "own", tmp_path / "other"
+    result = dfb.calibrate(str(pairs), scorers=SHAPES, cache_dir=cache, output_dir=own)
+    assert capsys.readouterr() == ("", "")
+    assert main(["calibrate", str(pairs), "--scorer", SHAPES, "--cache_dir", cache, "--output_dir", str(other)]) == 0
+    assert f"{other}: calibration.json, report.html, README.md" in capsys.readouterr().out
+    names = ["README.md", "calibration.json", "report.html"]
+    assert sorted(path.name for path in own.iterdir()) == names
+    assert [(own / name).read_bytes() for name in names] == [(other / name).read_bytes() for name in names]
+    assert json.loads((own / "calibration.json").read_text()) == result.to_json()
+    fitted = dfb.label(str(pairs), scorers=SHAPES, ties="soft", calibration=own / "calibration.json", cache_dir=cache)
+    assert fitted["logit_scales"][0] == [result.scorers[0].fit.logit_scale]
+    with pytest.raises(dfb.UserError, match="(?s)holds files already.*`overwrite`"):
+        dfb.calibrate(str(pairs), scorers=SHAPES, cache_dir=cache, output_dir=str(own))
+    with pytest.raises(dfb.UserError, match="is a file"):
+        dfb.calibrate(str(pairs), scorers=SHAPES, cache_dir=cache, output_dir=pairs)
+    with pytest.raises(dfb.UserError, match="`overwrite`: nothing is written without `output_dir`"):
+        dfb.calibrate(str(pairs), scorers=SHAPES, cache_dir=cache, overwrite=True)
+    (own / "report.html").write_text("of before")
+    dfb.calibrate(str(pairs), scorers=SHAPES, cache_dir=cache, output_dir=own, overwrite=True)
+    assert (own / "report.html").read_bytes() == (other / "report.html").read_bytes()
+
+
+def test_the_split_to_tune_on_means_nothing_without_pairs_to_tune_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(dfb.UserError, match="`tune_split`: means nothing, as no pairs to `tune` on are given"):
+        dfb.calibrate(str(PAIRS), scorers=SHAPES, tune_split="validation")
+    argv = ["calibrate", str(PAIRS), "--scorer", SHAPES, "--tune_split", "validation", "--output_dir", "nowhere"]
+    assert main(argv) == 2
+    assert "--tune_split: means nothing, as no pairs to --tune on are given" in capsys.readouterr().err
 
 
 def test_converting_gives_its_result(tmp_path: Path) -> None:

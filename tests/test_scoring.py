@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pairs_data
 import pytest
 import shapes_images
 from PIL import Image
@@ -45,6 +46,68 @@ def test_the_command_and_the_call_give_the_same_table(folder: Path, tmp_path: Pa
     table.to_parquet(tmp_path / "own.parquet")
     assert read_scores(tmp_path / "own.parquet") == read_scores(output)
     assert table.column_names[:5] == ["image", "image_key", "prompt", "scorer", "recipe_id"]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_the_call_writes_the_command_s_bytes(
+    folder: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, own, other = str(tmp_path / "cache"), tmp_path / f"own{ending}", tmp_path / f"other{ending}"
+    table = dfb.score(folder, scorers=SHAPES, cache_dir=cache, output=str(own))
+    assert capsys.readouterr() == ("", "")
+    assert main(["score", str(folder), "--scorer", SHAPES, "--cache_dir", cache, "--output", str(other)]) == 0
+    assert f"{other}: 6 scores of 6 images" in capsys.readouterr().out
+    assert own.read_bytes() == other.read_bytes()
+    assert len(table) == 6
+    with pytest.raises(dfb.UserError, match="(?s)exists already.*`overwrite`"):
+        dfb.score(folder, scorers=SHAPES, cache_dir=cache, output=own)
+    own.write_text("of before")
+    dfb.score(folder, scorers=SHAPES, cache_dir=cache, output=own, overwrite=True)
+    assert own.read_bytes() == other.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "cache", own.name, other.name}
+
+
+def test_outputs_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    def refused(problem: str, images: Any = folder, **keywords: Any) -> None:
+        with pytest.raises(dfb.UserError, match=problem):
+            dfb.score(images, **{"scorers": SHAPES, "cache_dir": None, **keywords})
+
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("file_name,prompt\na.png,a small red circle on a blue background\n")
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "plain" / "a.png")
+    refused("is an input", tmp_path / "plain", prompts=prompts, output=prompts, overwrite=True)
+    assert prompts.read_text().startswith("file_name")
+    pairs = tmp_path / "pairs.parquet"
+    pairs_data.write_pairs(pairs)
+    refused("is an input", str(pairs), output=pairs, overwrite=True)
+    refused("a name that ends in .parquet or .csv or .jsonl", output=tmp_path / "scores.xlsx")
+    refused("`overwrite`: nothing is written without `output`", overwrite=True)
+
+
+def test_settings_of_data_sets_mean_nothing_for_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for keywords in ({"split": "test"}, {"revision": "main"}):
+        for images in ([Image.new("RGB", (8, 8))], folder):
+            with pytest.raises(dfb.UserError, match=f"`{next(iter(keywords))}`: means nothing for these images"):
+                dfb.score(images, scorers=brightness, cache_dir=None, **keywords)
+    output = str(folder.with_name("s.csv"))
+    assert main(["score", str(folder), "--split", "test", "--scorer", SHAPES, "--output", output]) == 2
+    assert "--split: means nothing for these images" in capsys.readouterr().err
+    dfb.score([Image.new("RGB", (8, 8))], "a cat", scorers=brightness, cache_dir=None, split="train")
+
+
+def test_a_list_of_files_keeps_its_order_and_the_shell_s_does_not(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    files = [str(tmp_path / f"{number}.png") for number in (10, 1, 2)]
+    function = f"function={tmp_path / 'red.py'}:red"
+    (tmp_path / "red.py").write_text("def red(image):\n    return image.getpixel((0, 0))[0]\n")
+    assert dfb.score(files, scorers=function, cache_dir=None)["score"] == [10, 1, 2]
+    assert dfb.score(files, "a cat", scorers=function, cache_dir=None)["image"] == files
+    assert dfb.score(str(tmp_path / "*.png"), scorers=function, cache_dir=None)["score"] == [1, 2, 10]
+    output = tmp_path / "scores.csv"
+    assert main(["score", *files, "--scorer", function, "--output", str(output)]) == 0
+    assert [record.score for record in read_scores(output)] == [1, 2, 10]
 
 
 def test_images_of_every_form_have_the_same_scores(folder: Path, tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ explains the rest. Run the same command again to go on after an interruption. df
 def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
-        prog="dfb benchmark",
-        description="Run a benchmark: generate or find its images, score them, and report metrics with intervals.",
-        epilog=EPILOG,
+        "dfb benchmark",
+        "Run a benchmark: generate or find its images, score them, and report metrics with intervals.",
+        EPILOG,
     )
     add = parser.add_argument
     add(
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> None:
 
     from ..workflows.benchmarking import benchmark
 
-    result = benchmark(given.pop("name"), scorers=given.pop("scorer"), **given)
+    result = benchmark(**given)
     if is_main_process():
         folder = result.run.folder
         print(f"{result}\n\n{result.report}: open it; {folder / 'results.json'} holds its metrics")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..folders import hold_folder
-from ..workflows.settings import CalibrationSettings, ScoringSettings
+from ..workflows.settings import CalibrationSettings
 from .flags import Flags
 from .scoring import SCORERS_HELP, add_scoring_flags
-from .settings import add_flags, made_of
+from .settings import add_flags
 
 EPILOG = f"""examples:
   dfb calibrate assets/pairs/validation-00000.parquet --scorer pickscore=assets/shapes-scorer shapes \\
@@ -41,9 +39,9 @@ HELPS = {
 def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
-        prog="dfb calibrate",
-        description="Measure how far scorers can be trusted, on pairs that people have labelled, and fit their scale.",
-        epilog=EPILOG,
+        "dfb calibrate",
+        "Measure how far scorers can be trusted, on pairs that people have labelled, and fit their scale.",
+        EPILOG,
     )
     add = parser.add_argument
     add("pairs", metavar="PAIRS", help="labelled preference pairs: parquet, glob, folder, hub id or rankings (.json)")
@@ -57,20 +55,8 @@ def build_parser() -> Flags:
 
 def run(argv: Sequence[str]) -> None:
     """Calibrate as ``argv`` says. Raises UserError for bad input."""
-    arguments = build_parser().parse_args(argv)
-    settings, scoring = made_of(arguments, CalibrationSettings), made_of(arguments, ScoringSettings)
+    given = vars(build_parser().parse_args(argv))
 
-    from ..processes import process_state
-    from ..reports.console import calibration_summary
-    from ..workflows.calibrating import calibrate_scorers, check_ceiling, write_calibration
-    from ..workflows.outputs import check_empty
+    from ..workflows.calibrating import calibrate
 
-    check_ceiling(settings, arguments.scorer)
-    folder = Path(arguments.output_dir)
-    check_empty(folder, overwrite=arguments.overwrite)
-    with hold_folder(folder, "dfb calibrate"):
-        result = calibrate_scorers(arguments.pairs, arguments.scorer, arguments.tune, settings, scoring)
-        if process_state().is_main_process:
-            write_calibration(result, folder)
-            print(calibration_summary(result))
-            print(f"{arguments.output_dir}: calibration.json, report.html, README.md")
+    calibrate(**given)

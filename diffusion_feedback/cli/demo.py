@@ -31,9 +31,7 @@ HELPS = {
 def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
-        prog="dfb demo",
-        description="Beat the embedded Stable Diffusion by its own Diffusion-DPO fine-tune, and prove it.",
-        epilog=EPILOG,
+        "dfb demo", "Beat the embedded Stable Diffusion by its own Diffusion-DPO fine-tune, and prove it.", EPILOG
     )
     add_flags(parser, DemoSettings, HELPS)
     return parser

@@ -27,15 +27,12 @@ are texts or conversations in any form that dfb train reads. Run the same comman
 
 def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags(
-        prog="dfb generate",
-        description="Generate one image, or some completions, for each prompt under each seed.",
-        epilog=EPILOG,
-    )
+    parser = Flags("dfb generate", "Generate one image, or some completions, for each prompt under each seed.", EPILOG)
     add = parser.add_argument
     add("model", metavar="MODEL", help="diffusers or transformers folder, hub id, or folder of a run (LoRA runs too)")
     add(
         "--prompts",
+        type=Path,
         required=True,
         help=".txt (one a line), .json, .jsonl, .csv, .tsv or .parquet (column prompt, prompts, caption or text)",
     )
@@ -60,4 +57,4 @@ def run(argv: Sequence[str]) -> None:
 
     from ..workflows.generating import generate
 
-    generate(given.pop("model"), Path(given.pop("prompts")), **given)
+    generate(**given)

@@ -34,11 +34,7 @@ judgements.jsonl, results.json, report.html and README.md. Run the same command 
 
 def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags(
-        prog="dfb judge",
-        description="Compare two language models, or their completions, on held-out prompts.",
-        epilog=EPILOG,
-    )
+    parser = Flags("dfb judge", "Compare two language models, or their completions, on held-out prompts.", EPILOG)
     add = parser.add_argument
     add("a", metavar="A", help="model folder, hub id, or completions")
     add("b", metavar="B", help="what A is compared with")
@@ -67,6 +63,6 @@ def run(argv: Sequence[str]) -> None:
 
     from ..workflows.judging import judge
 
-    result = judge(given.pop("a"), given.pop("b"), **given)
+    result = judge(**given)
     print(result)
     print(f"{result.folder}: results.json, report.html, README.md")

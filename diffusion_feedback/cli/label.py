@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..folders import hold_file
-from ..workflows.settings import ImageSettings, LabelingSettings, ScoringSettings
+from ..workflows.settings import LabelingSettings
 from .flags import Flags
-from .scoring import IMAGES_HELP, SCORERS_HELP, add_image_flags, add_scoring_flags
-from .settings import add_flags, made_of
+from .scoring import IMAGES_HELP, SCORERS_HELP, add_image_flags, add_scoring_flags, in_natural_order
+from .settings import add_flags
 
 EPILOG = f"""examples:
   dfb label out/base --scorer pickscore=assets/shapes-scorer --output pairs.parquet
@@ -49,15 +47,19 @@ HELPS = {
 def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
-        prog="dfb label",
-        description="Make preference pairs of scored images, or label pairs again, by one or several scorers.",
-        epilog=EPILOG,
+        "dfb label", "Make preference pairs of scored images, or label pairs again, by one or several scorers.", EPILOG
     )
     add = parser.add_argument
     add_image_flags(parser, metavar="IMAGES_OR_PAIRS", about="images with prompts, see below, or preference pairs")
     add("--output", required=True, metavar="PAIRS.parquet", help="file to write")
     add("--scores", metavar="SCORES.parquet", help="use the scores of this table from dfb score, in place of --scorer")
-    add("--use", nargs="+", metavar="SCORER", help="with --scores: the scorers of the table that judge (default all)")
+    add(
+        "--use",
+        nargs="+",
+        default=(),
+        metavar="SCORER",
+        help="with --scores: the scorers of the table that judge (default all)",
+    )
     add("--rule", help="how pairs are picked, see below (default best_worst)")
     add_flags(parser, LabelingSettings, HELPS, calibration={"metavar": "FILE.json"})
     add("--overwrite", action="store_true", help="replace the output if it is there already")
@@ -67,27 +69,8 @@ def build_parser() -> Flags:
 
 def run(argv: Sequence[str]) -> None:
     """Label as ``argv`` says. Raises UserError for bad input."""
-    arguments = build_parser().parse_args(argv)
-    labeling, scoring = made_of(arguments, LabelingSettings), made_of(arguments, ScoringSettings)
+    given = vars(build_parser().parse_args(argv))
 
-    from ..data.places import check_not_inside
-    from ..labeling.rule_specs import rule_of
-    from ..processes import process_state
-    from ..workflows.image_inputs import open_places
-    from ..workflows.labeling import are_pairs, label_images
-    from ..workflows.outputs import check_not_input, check_output
+    from ..workflows.labeling import label
 
-    output = Path(arguments.output)
-    check_output(output, (".parquet",), overwrite=arguments.overwrite)
-    rule = None if arguments.rule is None else rule_of(arguments.rule, "`rule`")
-    judges = {"scorers": arguments.scorer, "scores": arguments.scores, "use": arguments.use or ()}
-    with hold_file(output, "dfb label"):
-        prompts = arguments.prompts and Path(arguments.prompts)
-        items = open_places(arguments.images, prompts, made_of(arguments, ImageSettings)).items
-        check_not_input(output, items, arguments.scores, arguments.prompts)
-        if are_pairs(items):
-            check_not_inside(output, arguments.images)
-        labelled = label_images(items, **judges, rule=rule, settings=labeling, scoring=scoring)
-        if process_state().is_main_process:
-            labelled.write(output)
-            print(f"{labelled.summary}\n{output}: {labelled.num:,} pairs")
+    label(in_natural_order(given.pop("images")), **given)

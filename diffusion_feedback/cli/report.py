@@ -21,11 +21,7 @@ side, and an alarm where one scorer rises while another falls. It is one file wi
 
 def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags(
-        prog="dfb report",
-        description="Join benchmark runs into one HTML page.",
-        epilog=EPILOG,
-    )
+    parser = Flags("dfb report", "Join benchmark runs into one HTML page.", EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder that dfb benchmark wrote")
     parser.add_argument("--output", required=True, metavar="REPORT.html", help="file to write")
     helps = {
@@ -45,6 +41,6 @@ def run(argv: Sequence[str]) -> None:
 
     from ..workflows.reporting import report
 
-    page = report(given.pop("runs"), given.pop("output"), **given)
+    page = report(**given)
     for notice in page.notices:
         print(f"{'ALARM: ' if notice.tone == 'alarm' else ''}{notice.title}\n  {notice.text}")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..folders import hold_file
-from ..workflows.settings import ImageSettings, ScoringSettings
 from .flags import Flags
-from .scoring import IMAGES_HELP, SCORERS_HELP, add_image_flags, add_scoring_flags
-from .settings import made_of
+from .scoring import IMAGES_HELP, SCORERS_HELP, add_image_flags, add_scoring_flags, in_natural_order
 
 EPILOG = f"""examples:
   dfb score runs/demo/samples/dpo --scorer pickscore=assets/shapes-scorer shapes --output scores.parquet
@@ -29,13 +24,9 @@ Run the same command again to go on after an interruption.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags(
-        prog="dfb score",
-        description="Score images against their prompts, by one or several scorers at once.",
-        epilog=EPILOG,
-    )
+    parser = Flags("dfb score", "Score images against their prompts, by one or several scorers at once.", EPILOG)
     add_image_flags(parser, metavar="IMAGES", about="folders of images, images, globs, or preference pairs, see below")
     parser.add_argument("--output", required=True, metavar="SCORES", help="file to write: .parquet, .csv or .jsonl")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there already")
@@ -45,28 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> None:
     """Score as ``argv`` says. Raises UserError for bad input."""
-    arguments = build_parser().parse_args(argv)
-    scoring, inputs = made_of(arguments, ScoringSettings), made_of(arguments, ImageSettings)
+    given = vars(build_parser().parse_args(argv))
 
-    from ..data.scores import SCORE_ENDINGS, write_scores
-    from ..processes import process_state
-    from ..reports.console import folder_means, scores_summary
-    from ..workflows.image_inputs import open_places
-    from ..workflows.outputs import check_not_input, check_output
-    from ..workflows.scoring import score_items
+    from ..workflows.scoring import score
 
-    output = Path(arguments.output)
-    check_output(output, SCORE_ENDINGS, overwrite=arguments.overwrite)
-    with hold_file(output, "dfb score"):
-        images = open_places(arguments.images, arguments.prompts and Path(arguments.prompts), inputs)
-        check_not_input(output, images.items, arguments.prompts)
-        records = score_items(images.items, arguments.scorer, scoring)
-        if not process_state().is_main_process:
-            return
-        write_scores(records, output)
-        print(scores_summary(records))
-        if table := folder_means(records, images.folders):
-            print(f"\n{table}")
-        number = len({(record.sample, record.prompt) for record in records})
-        left = len(images.items) - number
-        print(f"{output}: {len(records):,} scores of {number:,} images" + (f"; {left:,} left out" if left else ""))
+    score(in_natural_order(given.pop("images")), **given)

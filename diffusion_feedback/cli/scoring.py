@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from ..workflows.settings import ImageSettings, ScoringSettings
 from .settings import add_flags
@@ -34,9 +36,8 @@ IMAGES_HELP = """images:
 def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str) -> None:
     """The images, and the flags that say which prompts are theirs."""
     parser.add_argument("images", metavar=metavar, nargs="+", help=about)
-    parser.add_argument(
-        "--prompts", help="file of the prompts of plain folders, see below (txt, json, jsonl, csv, tsv or parquet)"
-    )
+    about = "file of the prompts of plain folders, see below (txt, json, jsonl, csv, tsv or parquet)"
+    parser.add_argument("--prompts", type=Path, help=about)
     helps = {
         "prompt": "one prompt for all images",
         "split": "split, where the source has splits",
@@ -45,11 +46,18 @@ def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str
     add_flags(parser, ImageSettings, helps, prompt={"metavar": "TEXT"})
 
 
+def in_natural_order(images: list[str]) -> list[str]:
+    """Files that are named one by one, in the order of counting: a shell's glob gives the order of letters."""
+    from ..data.image_folders import is_image_name, natural_order
+
+    is_list = all(is_image_name(image) and os.path.isfile(image) for image in images)
+    return natural_order(Path(image).as_posix() for image in images) if is_list else images
+
+
 def add_scoring_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The flags that say by which scorers, where and how fast images are judged."""
-    parser.add_argument(
-        "--scorer", nargs="+", action="extend", required=required, default=None, metavar="SPEC", help="see below"
-    )
+    add = parser.add_argument
+    add("--scorer", dest="scorers", nargs="+", action="extend", required=required, metavar="SPEC", help="see below")
     helps = {
         "device": "cuda, cpu, ...; the best one there is by default",
         "dtype": "precision of the towers",

@@ -75,7 +75,9 @@ def open_image_set(
     files = [user_path(place) for place in places if _is_image(place)]
     sets: list[ImageSet] = []
     if files:
-        sets.append(_of_files(files, given))
+        # Neither a glob nor a folder among them, nor prompts that go by the order of names.
+        in_order = records is None and places == list(paths) and len(files) == len(places)
+        sets.append(_of_files(files, given, in_order=in_order))
     sets += [_open(place, given) for place in places if not _is_image(place)]
     if len(places) > 1 and len(sets) > 1:
         sets = [_named(one, place) for one, place in zip(sets, _names(files, places), strict=True)]
@@ -270,13 +272,14 @@ def _plain(contents: FolderImages, given: _Given) -> ImageSet:
     return ImageSet(items, (contents.note, over, note), tuple(tops) if len(set(tops)) > 1 else ())
 
 
-def _of_files(files: Sequence[Path], given: _Given) -> ImageSet:
-    """Images that are named one by one: in natural order, since a shell's glob gives the order of letters."""
+def _of_files(files: Sequence[Path], given: _Given, *, in_order: bool) -> ImageSet:
+    """Images that are named one by one: ``in_order`` as they are given, else in natural order."""
     if absent := [path for path in files if not os.path.lexists(path)]:
         raise UserError(f"{absent[0]}: no such file or folder", "check the path")
     if len(files) == 1:
         return _plain(FolderImages(files[0].parent, [files[0].name]), given)
-    names = natural_order(path.as_posix() for path in files)
+    names = [path.as_posix() for path in files]
+    names = names if in_order else natural_order(names)
     if len(set(names)) < len(names):
         raise UserError(f"{next(n for n in names if names.count(n) > 1)}: is given twice", "give every image once")
     contents = FolderImages(Path(), names)

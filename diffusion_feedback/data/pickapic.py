@@ -71,6 +71,14 @@ def pickapic_dataset(pairs: Iterable[PairRecord], extra: Mapping[str, Sequence[o
     return datasets.Dataset(pa.concat_tables(_tables(pairs, columns, schema, 64)))
 
 
+def read_labels(path: Path) -> Dataset:
+    """All columns of the parquet file ``path`` but those of the images."""
+    import datasets
+
+    names = [name for name in pq.read_schema(path).names if name not in ("jpg_0", "jpg_1")]
+    return datasets.Dataset(pq.read_table(path, columns=names))
+
+
 def _columns(extra: Mapping[str, Sequence[object]]) -> tuple[dict[str, pa.Array], pa.Schema]:
     columns = {name: pa.array(values) for name, values in extra.items()}
     if clash := set(columns) & set(SCHEMA.names):

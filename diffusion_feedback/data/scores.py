@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..folders import expand
 from ..prompts.rows import read_lines
 from ..records import ScoreRecord, atomic_write
 
@@ -91,7 +92,7 @@ def read_scores(given: str | Path | Dataset) -> list[ScoreRecord]:
     """
     if not isinstance(given, str | Path):
         return _records(given.data.table, "the table of scores")
-    path = Path(given)
+    path = expand(given)
     if not path.is_file():
         raise UserError(
             f"{path}: {'is a folder' if path.is_dir() else 'no such file'}", "give a table that scoring has written"

@@ -14,8 +14,7 @@ import torch
 from ..errors import UserError
 from ..pixels import WAS_TRANSPARENT
 from ..types.images import ImageItem, Scores
-from .function import ImageScorer
-from .scorer import SharedFeatures
+from .scorer import ImageScorer, SharedFeatures
 
 Views = dict[str, Any]
 

@@ -145,7 +145,6 @@ class Story:
         settings = ScoringSettings(cache_dir=str(self.folder / "cache"), batch_size=64)
         labelled = label_images(items, scorers=[f"pickscore={SCORER}"], settings=LabelingSettings(), scoring=settings)
         labelled.write(output)
-        logger.info("%s\n%s: %d pairs", labelled.summary, output, labelled.num)
 
     def _sample(self, name: str, lora: str | None) -> VerifiedImages:
         recipe = self.recipes["dpo"]

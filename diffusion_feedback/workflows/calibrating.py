@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,44 +16,67 @@ from ..data.readers import open_pairs
 from ..errors import UserError, nearest
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
+from ..folders import is_main_process
 from ..progress import progress
 from ..records import ScoreRecord, content_hash, write_json
+from ..reports.console import calibration_summary
 from ..reports.pages.calibration import write_calibration_pages
 from ..scorers.loading import AnyScorer, label_of
 from ..types.images import ImageItem
+from .outputs import output_folder
 from .scoring import Scorers, listed_scorers, score_items
-from .settings import CalibrationSettings, ScoringSettings, made_of_keywords
+from .settings import CalibrationSettings, ScoringSettings, made_of_keywords, refuse
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
+
+logger = logging.getLogger(__name__)
 
 Pairs: TypeAlias = "str | Path | Dataset"
 """Labelled pairs: a path, glob or hub id, or a ``datasets.Dataset``."""
 
 
-def calibrate(pairs: Pairs, *, scorers: Scorers, tune: Pairs | None = None, **settings: Any) -> CalibrationResult:
+def calibrate(
+    pairs: Pairs,
+    *,
+    scorers: Scorers,
+    tune: Pairs | None = None,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> CalibrationResult:
     """Measure ``scorers`` on labelled ``pairs``, and fit the logit scale of each.
 
     ``pairs``: a path (parquet, glob, folder, hub id, rankings) or a ``datasets.Dataset`` of pairs; ``tune`` are others, on
     which scale and tie threshold are fitted, else the halves of the prompts tune each other. ``scorers`` as for
     ``score``; ``settings`` are the fields of CalibrationSettings and ScoringSettings. The result's ``scorers`` hold accuracy
     (share of decided pairs), log loss (nats) and fitted scale, each with a 95 % interval that resamples prompts;
-    {s.recipe_id: s.fit.logit_scale for s in result.scorers} is the ``calibration`` of labelling. Raises UserError for bad
-    pairs and scorers.
+    {s.recipe_id: s.fit.logit_scale for s in result.scorers} is the ``calibration`` of labelling. ``output_dir`` becomes a
+    folder of calibration.json, which is one too, report.html and README.md; files of before are replaced with ``overwrite``
+    alone. Raises UserError for bad pairs, scorers and settings, and for a folder that holds files already.
     """
     calibration, scoring = made_of_keywords(settings, CalibrationSettings, ScoringSettings)
-    return calibrate_scorers(pairs, listed_scorers(scorers), tune, calibration, scoring)
+    if tune is None:
+        refuse(settings, ["tune_split"], "no pairs to `tune` on are given")
+    listed = listed_scorers(scorers)
+    _check_ceiling(calibration, listed)
+    with output_folder(output_dir, "calibrate", overwrite=overwrite) as folder:
+        result = _calibrated(pairs, listed, tune, calibration, scoring)
+        if folder is not None and is_main_process():
+            write_calibration_pages(result, folder)
+            write_json(folder / "calibration.json", result.to_json(), allow_nan=False)
+            summary = calibration_summary(result)
+            logger.info("%s\n%s: calibration.json, report.html, README.md", summary, output_dir)
+    return result
 
 
-def calibrate_scorers(
+def _calibrated(
     pairs: Pairs,
     scorers: Sequence[AnyScorer],
     tune: Pairs | None,
     settings: CalibrationSettings,
     scoring: ScoringSettings,
 ) -> CalibrationResult:
-    """``calibrate`` under ``settings``. Raises UserError as it does."""
-    check_ceiling(settings, scorers)
     test = _read(pairs, settings.split, settings)
     tuning = None if tune is None else _read(tune, settings.tune_split, settings)
     if tuning is not None:
@@ -74,13 +98,7 @@ def calibrate_scorers(
     )
 
 
-def write_calibration(result: CalibrationResult, folder: Path) -> None:
-    """Write report.html, README.md and, last, calibration.json to ``folder``, each whole or not at all."""
-    write_calibration_pages(result, folder)
-    write_json(folder / "calibration.json", result.to_json(), allow_nan=False)
-
-
-def check_ceiling(settings: CalibrationSettings, scorers: Sequence[AnyScorer]) -> None:
+def _check_ceiling(settings: CalibrationSettings, scorers: Sequence[AnyScorer]) -> None:
     """Raise UserError where the ceiling is none of the ``scorers``, before any of them is loaded."""
     names = [label_of(scorer) for scorer in scorers]
     if settings.ceiling_scorer is not None and settings.ceiling_scorer not in names:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from PIL import Image
 
 from ..data.image_folders import is_image_name
+from ..data.image_handles import PairImage
 from ..data.image_lists import dataset_images, listed_images
 from ..data.image_sets import ImageSet, open_image_set
 from ..data.places import is_dataset, is_glob
 from ..data.texts import says_texts
 from ..errors import UserError
+from ..folders import expand
 from ..prompts import read_prompts
 from .settings import ImageSettings
 
@@ -37,21 +39,31 @@ def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings
 
     ``images``: a PIL image, the path of an image, folder, glob or pairs (see ``open_image_set``), a ``datasets.Dataset``,
     or a list of these. A list of PIL images or of single files keeps its order, ``prompts`` being in the same.
-    Raises UserError for images that are not there, and prompts that do not fit.
+    Raises UserError for images that are not there, and prompts and settings that do not fit.
     """
     settings = settings or ImageSettings()
     given = _listed(images)
     if prompts is not None and settings.prompt is not None:
         raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
     file = _prompt_file(prompts)
-    texts: Any = settings.prompt if settings.prompt is not None else None if file else prompts
+    texts: Any = settings.prompt if settings.prompt is not None else read_prompts(file) if file else prompts
     if isinstance(texts, str) and not texts.strip():
         raise UserError("`prompts`: is empty", "give a prompt of at least one character")
     are_paths = all(isinstance(each, str | Path) for each in given)
-    if are_paths and (file or isinstance(images, str | Path) or not all(map(_is_single, given))):
-        return open_places([str(each) for each in given], file or texts, settings)
-    if file:
-        texts = [record.prompt for record in read_prompts(str(file))]
+    if are_paths and (file or texts is None or isinstance(texts, str) or not all(map(_is_single, given))):
+        image_set = _at_paths([str(each) for each in given], texts, settings)
+    else:
+        image_set = _of_objects(given, [record.prompt for record in texts] if file else texts)
+    from_places = are_paths and any(isinstance(item.handle, PairImage) for item in image_set.items)
+    for name in () if from_places else ("split", "revision"):
+        if getattr(settings, name) != getattr(ImageSettings(), name):
+            problem = f"`{name}`: means nothing for these images"
+            raise UserError(problem, "leave it out: it chooses a part of a data set of pairs")
+    return image_set
+
+
+def _of_objects(given: Sequence[Any], texts: Sequence[str] | str | None) -> ImageSet:
+    """The images of a data set, or pictures and files in the order ``given``, each with its own of ``texts``."""
     if not all(is_dataset(each) for each in given):
         pictures = [each for each in given if isinstance(each, Image.Image | str | Path)]
         if len(pictures) < len(given):
@@ -62,6 +74,21 @@ def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings
     if len(given) > 1:
         raise UserError(f"`images`: {len(given)} data sets", "join them with datasets.concatenate_datasets")
     return dataset_images(given[0], texts)
+
+
+def _at_paths(paths: Sequence[str], texts: Any, settings: ImageSettings) -> ImageSet:
+    """The images of ``paths``; ``texts``: one prompt of all of them, or several, with what a file says of them."""
+    for path in paths:
+        if says_texts(path):
+            raise UserError(
+                f"{path}: holds texts, and this is for images",
+                "give images; judge compares texts, and rounds learn from them",
+            )
+    one, several = (texts, None) if isinstance(texts, str) else (None, texts)
+    images = open_image_set(paths, prompts=several, prompt=one, split=settings.split, revision=settings.revision)
+    for note in images.notes:
+        logger.warning("note: %s", note)
+    return images
 
 
 def _listed(images: Images) -> list[Any]:
@@ -79,32 +106,9 @@ def _listed(images: Images) -> list[Any]:
 
 def _prompt_file(prompts: Prompts) -> Path | None:
     """The file that ``prompts`` names; a text that looks like the name of one is meant as such."""
-    if isinstance(prompts, Path):
-        return prompts
-    is_file = isinstance(prompts, str) and prompts.lower().endswith(_PROMPT_FILES) and "\n" not in prompts
-    return Path(str(prompts)) if is_file else None
+    is_name = isinstance(prompts, str) and prompts.lower().endswith(_PROMPT_FILES) and "\n" not in prompts
+    return expand(str(prompts)) if is_name or isinstance(prompts, Path) else None
 
 
 def _is_single(path: str | Path) -> bool:
     return is_image_name(str(path)) and not is_glob(str(path)) and not Path(path).is_dir()
-
-
-def open_places(paths: Sequence[str], prompts: Prompts, settings: ImageSettings) -> ImageSet:
-    """The images of ``paths`` in natural order; ``prompts``: the file of them, or as for ``open_inputs``.
-
-    Raises UserError as ``open_inputs`` does.
-    """
-    if prompts is not None and settings.prompt is not None and prompts != settings.prompt:
-        raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
-    for path in paths:
-        if says_texts(path):
-            raise UserError(
-                f"{path}: holds texts, and this is for images",
-                "give images; judge compares texts, and rounds learn from them",
-            )
-    one = prompts if isinstance(prompts, str) else settings.prompt
-    several = read_prompts(prompts) if isinstance(prompts, Path) else None if isinstance(prompts, str) else prompts
-    images = open_image_set(paths, prompts=several, prompt=one, split=settings.split, revision=settings.revision)
-    for note in images.notes:
-        logger.warning("note: %s", note)
-    return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,26 +11,32 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..data.image_handles import PairImage, encoded_bytes
-from ..data.pickapic import pickapic_dataset, write_pickapic
+from ..data.pickapic import pickapic_dataset, read_labels, write_pickapic
+from ..data.places import check_not_inside
 from ..data.rows import BadRow, to_record, unlabelled
 from ..data.scores import read_scores
 from ..errors import UserError, nearest
+from ..folders import expand, is_main_process
 from ..labeling.candidates import Candidate, join_scores
 from ..labeling.pairs import build_pairs
 from ..labeling.panel import Panel, build_panel, read_calibration
 from ..labeling.relabel import relabel
 from ..labeling.rule_specs import NamedRule, rule_of
+from ..processes import process_state
 from ..progress import progress
 from ..records import PairRecord, ScoreRecord
 from ..reports.console import pairs_summary, relabelled_summary
 from ..scorers.loading import AnyScorer
 from ..types.images import ImageItem
 from .image_inputs import Images, Prompts, open_inputs
+from .outputs import check_not_input, output_file
 from .scoring import Scorers, listed_scorers, score_items
 from .settings import ImageSettings, LabelingSettings, ScoringSettings, made_of_keywords
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,10 @@ class LabelledImages:
     columns: Mapping[str, Any]
     summary: str
 
-    def write(self, path: str | Path) -> None:
-        """Write a parquet file, whole or not at all."""
+    def write(self, path: Path) -> None:
+        """Write a parquet file, whole or not at all, and note the summary."""
         write_pickapic(self.rows(), path, self.columns)
+        logger.info("%s\n%s: %s pairs", self.summary, path, f"{self.num:,}")
 
     def dataset(self) -> Dataset:
         """A ``datasets.Dataset``, the images in memory."""
@@ -61,6 +69,8 @@ def label(
     scores: str | Path | Dataset | None = None,
     use: Sequence[str] = (),
     rule: str | Callable[..., Any] | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
     **settings: Any,
 ) -> Dataset:
     """Pairs of ``images`` with labels by ``scorers``: a ``datasets.Dataset`` in Pick-a-Pic's columns.
@@ -71,15 +81,36 @@ def label(
     the ranked images of a prompt, best_worst by default: a name of the catalog, "file.py:attribute" (settings as
     ",key=value"), or a function from a ``Standing`` to pairs of places. ``settings`` are the fields of LabelingSettings,
     ScoringSettings and ImageSettings. ``caption, jpg_0, jpg_1`` (encoded bytes), ``label_0`` in [0, 1], scores and recipes
-    are among the columns. Raises UserError for bad input, and where no pair is left.
+    are among the columns.
+
+    ``output``, a .parquet file, is written pair by pair, so that no more than a few images are in memory at once; what is
+    returned then lacks the columns jpg_0 and jpg_1. One of before is replaced with ``overwrite`` alone. Raises UserError for
+    bad input, where no pair is left, and for an output that is there already or is read from.
     """
     labeling, scoring, inputs = made_of_keywords(settings, LabelingSettings, ScoringSettings, ImageSettings)
     rule = None if rule is None else rule_of(rule, "`rule`")
-    items = open_inputs(images, prompts, inputs).items
     judges = None if scorers is None else listed_scorers(scorers)
-    return label_images(
-        items, scorers=judges, scores=scores, use=use, rule=rule, settings=labeling, scoring=scoring
-    ).dataset()
+    with output_file(output, [".parquet"], "label", overwrite=overwrite) as path:
+        items = open_inputs(images, prompts, inputs).items
+        if path is not None:
+            _check_apart(path, images, items, scores, prompts)
+        labelled = label_images(
+            items, scorers=judges, scores=scores, use=use, rule=rule, settings=labeling, scoring=scoring
+        )
+        if path is None:
+            return labelled.dataset()
+        if is_main_process():
+            labelled.write(path)
+        process_state().wait_for_everyone()
+        return read_labels(path)
+
+
+def _check_apart(output: Path, images: Images, items: Sequence[ImageItem], *others: object) -> None:
+    """Raise UserError where ``output`` is an input, or lies in a folder of the pairs that are read."""
+    check_not_input(output, items, *others)
+    if are_pairs(items):
+        places = images if isinstance(images, list | tuple) else [images]
+        check_not_inside(output, [str(place) for place in places if isinstance(place, str | Path)])
 
 
 def label_images(
@@ -113,14 +144,15 @@ def label_images(
     if relabels and settings.max_pairs_per_prompt is not None:
         problem = "`max_pairs_per_prompt`: the pairs of the input are kept as they are"
         raise UserError(problem, "leave it out, or make new pairs of the images with `rule`")
-    calibration = _calibration(settings)
+    calibration = settings.calibration
+    scales = read_calibration(expand(calibration)) if isinstance(calibration, str | Path) else calibration
     if scorers is not None:
         records = score_items(items, scorers, scoring)
         names = {record.sample for record in records}
         scored = [item for item in items if item.name in names]  # all of them, unless bad images are skipped
     else:
         records, scored = _scores_of(items, scores, use), list(items)
-    panel = build_panel(records, settings.policy, calibration)
+    panel = build_panel(records, settings.policy, scales)
     if relabels:
         return relabel_images(items, scored, records, panel)
     return pair_images(scored, records, panel, rule or rule_of("best_worst", "`rule`"), settings.max_pairs_per_prompt)
@@ -221,11 +253,6 @@ def _old_pairs(items: Sequence[ImageItem]) -> tuple[list[_OldPair], int]:
         label_0 = None if why == "unlabelled" else record.label_0
         pairs.append(_OldPair(record.prompt, first, second, label_0, record.weight, record.source))
     return pairs, identical
-
-
-def _calibration(settings: LabelingSettings) -> Mapping[str, float] | None:
-    given = settings.calibration
-    return read_calibration(given) if isinstance(given, str | Path) else given
 
 
 def _scores_of(items: Sequence[ImageItem], scores: str | Path | Dataset, use: Sequence[str]) -> list[ScoreRecord]:

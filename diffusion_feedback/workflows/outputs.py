@@ -1,13 +1,54 @@
-"""Files that are written: that they are not there yet, and that nothing is read from them."""
+"""Files and folders that a call writes: not there yet, kept from others meanwhile, and nothing that is read from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..data.image_handles import files_of_pairs
 from ..errors import UserError
+from ..folders import expand, hold_file, hold_folder
 from ..types.images import ImageItem
+
+
+@contextmanager
+def output_file(
+    output: str | Path | None, endings: Sequence[str], work: str, *, overwrite: bool
+) -> Iterator[Path | None]:
+    """The file that ``work`` writes, kept from others meanwhile; None where it writes none.
+
+    Raises UserError unless it ends in one of ``endings`` and is not there yet, or may be replaced.
+    """
+    if output is None:
+        _refuse_overwrite("output", overwrite)
+        yield None
+        return
+    path = expand(output)
+    check_output(path, endings, overwrite=overwrite)
+    with hold_file(path, work):
+        yield path
+
+
+@contextmanager
+def output_folder(folder: str | Path | None, work: str, *, overwrite: bool) -> Iterator[Path | None]:
+    """``output_file`` for a folder. Raises UserError unless it is one without files, or its files may be replaced."""
+    if folder is None:
+        _refuse_overwrite("output_dir", overwrite)
+        yield None
+        return
+    path = expand(folder)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file", "choose another `output_dir`")
+    if path.is_dir() and any(path.glob("[!.]*")) and not overwrite:
+        raise UserError(f"{path}: holds files already", "choose another `output_dir`, or give `overwrite`")
+    with hold_folder(path, work):
+        yield path
+
+
+def _refuse_overwrite(output: str, overwrite: bool) -> None:
+    if overwrite:
+        raise UserError(f"`overwrite`: nothing is written without `{output}`", f"leave it out, or give `{output}`")
 
 
 def check_output(output: Path, endings: Sequence[str], *, overwrite: bool) -> None:
@@ -19,16 +60,8 @@ def check_output(output: Path, endings: Sequence[str], *, overwrite: bool) -> No
         raise UserError(f"{output}: exists already", "give another name, or `overwrite` to replace it")
 
 
-def check_empty(folder: Path, *, overwrite: bool) -> None:
-    """Raise UserError unless ``folder`` is a folder without files, or its files may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file", "choose another `output_dir`")
-    if folder.is_dir() and any(folder.glob("[!.]*")) and not overwrite:
-        raise UserError(f"{folder}: holds files already", "choose another `output_dir`, or give `overwrite`")
-
-
-def check_not_input(output: Path, items: Sequence[ImageItem], *others: str | None) -> None:
-    """Raise UserError where ``output`` would replace a file that ``items`` are read from, or one of the ``others``."""
-    read = files_of_pairs(items) | {Path(name).resolve() for name in others if name}
-    if output.resolve() in read:
+def check_not_input(output: Path, items: Sequence[ImageItem], *others: object) -> None:
+    """Raise UserError where ``output`` would replace a file that ``items`` are read from, or a path among the ``others``."""
+    named = {expand(other).resolve() for other in others if isinstance(other, str | Path)}
+    if output.resolve() in files_of_pairs(items) | named:
         raise UserError(f"{output}: is an input, and would be lost", "give another name for the output")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
-from ..data.scores import score_dataset
+from ..data.image_sets import ImageSet
+from ..data.scores import SCORE_ENDINGS, score_dataset, write_scores
 from ..errors import UserError
+from ..folders import is_main_process
 from ..processes import process_state
 from ..records import ScoreRecord
-from ..scorers.function import ImageScorer
+from ..reports.console import folder_means, scores_summary
 from ..scorers.loading import AnyScorer
+from ..scorers.scorer import ImageScorer
 from ..types.images import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
 from .image_inputs import Images, Prompts, open_inputs
+from .outputs import check_not_input, output_file
 from .settings import ImageSettings, ScoringSettings, made_of_keywords
 
 if TYPE_CHECKING:
@@ -30,7 +35,15 @@ Scorers = AnyScorer | Sequence[AnyScorer]
 _NAMED = 20  # bad images that a message names
 
 
-def score(images: Images, prompts: Prompts = None, *, scorers: Scorers, **settings: Any) -> Dataset:
+def score(
+    images: Images,
+    prompts: Prompts = None,
+    *,
+    scorers: Scorers,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Dataset:
     """Score ``images`` against their prompts: a ``datasets.Dataset`` with the columns of the table that ``score`` writes.
 
     ``images``: PIL images, paths of images, folders or pairs, globs, a ``datasets.Dataset``, or a list of these;
@@ -38,11 +51,28 @@ def score(images: Images, prompts: Prompts = None, *, scorers: Scorers, **settin
     ``scorers``: one or several of: a spec ("pickscore", "function=file.py:brightness"), a loaded scorer, a function (see
     ``scorer_from``). ``settings`` are the fields of ScoringSettings and ImageSettings. One row for each image and scorer:
     image, image_key (hash of its bytes), prompt, scorer, recipe_id, score, raw, logit_scale, prompt_cut; larger is better.
-    Scores that the cache holds are not computed again. Raises UserError for bad images, prompts, scorers and settings.
+    The table is written to ``output`` too, a .parquet, .csv or .jsonl file, which replaces one of before with ``overwrite``
+    alone. Scores that the cache holds are not computed again. Raises UserError for bad images, prompts, scorers and
+    settings, and for an output that is there already or is read from.
     """
     scoring, inputs = made_of_keywords(settings, ScoringSettings, ImageSettings)
-    items = open_inputs(images, prompts, inputs).items
-    return score_dataset(score_items(items, listed_scorers(scorers), scoring))
+    with output_file(output, SCORE_ENDINGS, "score", overwrite=overwrite) as path:
+        image_set = open_inputs(images, prompts, inputs)
+        if path is not None:
+            check_not_input(path, image_set.items, prompts)
+        records = score_items(image_set.items, listed_scorers(scorers), scoring)
+        if path is not None and is_main_process():
+            write_scores(records, path)
+            logger.info("%s", _summary(records, image_set, path))
+    return score_dataset(records)
+
+
+def _summary(records: Sequence[ScoreRecord], images: ImageSet, output: Path) -> str:
+    number = len({(record.sample, record.prompt) for record in records})
+    left = len(images.items) - number
+    counts = f"{output}: {len(records):,} scores of {number:,} images" + (f"; {left:,} left out" if left else "")
+    means = folder_means(records, images.folders)
+    return "\n".join([scores_summary(records), *([f"\n{means}"] if means else []), counts])
 
 
 def listed_scorers(scorers: Scorers) -> list[AnyScorer]:

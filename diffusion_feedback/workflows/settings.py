@@ -5,7 +5,7 @@ Each class checks its own values when it is made, and raises UserError naming th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -50,6 +50,13 @@ def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[
             raise UserError(f"`{name}`: is no setting", nearest(name, list(known)))
     names = [{field.name for field in fields(kind)} for kind in kinds]
     return [kind(**{n: v for n, v in keywords.items() if n in own}) for kind, own in zip(kinds, names, strict=True)]
+
+
+def refuse(keywords: Mapping[str, object], names: Iterable[str], why: str, remedy: str = "leave it out") -> None:
+    """Raise UserError for the first of ``names`` that is among the ``keywords`` of a call, where it means nothing."""
+    for name in names:
+        if name in keywords:
+            raise UserError(f"`{name}`: means nothing, as {why}", remedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,7 +117,6 @@ class ImageModality:
             scoring=ScoringSettings(),
         )
         labelled.write(output)
-        logger.info("%s\n%s: %s pairs", labelled.summary, output, f"{labelled.num:,}")
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The LoRA weights of ``run`` merged into the pipeline that it started from, in float32."""

@@ -62,7 +62,7 @@ class TextModality:
             problem = f"rollouts.temperature: got {rollouts.temperature}"
             raise UserError(problem, "allowed: above 0, as samples must differ")
         for spec in filter(None, (rollouts.reward, rounds.labels_from, rounds.heldout_judge)):
-            parse_text_spec(spec)
+            parse_text_spec(spec, "text_scorer")
         if rounds.scorer:
             problem = f"rounds.scorer: got {rounds.scorer!r}, and texts are judged by rollouts.reward"
             raise UserError(problem, "leave it out")
@@ -130,6 +130,8 @@ class TextModality:
         loaded = load_text_scorer(scorer, "cuda" if torch.cuda.is_available() else "cpu")
         records = load_completions(drawn)
         scores = score_records(loaded, records)
+        # The difference of two rewards is a Bradley-Terry logit; other judges have no such scale.
+        scale = 1.0 if parse_text_spec(scorer).kind == "reward_model" else None
         rows = [
             ScoreRecord(
                 f"prompt {record.prompt_index}, sample {record.sample}",
@@ -139,7 +141,7 @@ class TextModality:
                 loaded.recipe_id,
                 score,
                 score,
-                getattr(loaded, "logit_scale", None),
+                scale,
             )
             for record, score in zip(records, scores, strict=True)
         ]
