@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .documents import read_object
 from .errors import UserError
 from .records import write_text
 
@@ -51,6 +53,25 @@ class OutputKind:
             if not is_free and old.get(key) != new.get(key):
                 values = {"old": _shown(old.get(key)), "new": _shown(new.get(key))}
                 raise UserError(f"{folder}: {self.changed.format(key='.'.join(key), **values)}", self.changed_remedy)
+
+    def check(self, folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+        """Raise UserError where ``folder`` holds other things, or, unless ``overwrite``, work under other ``settings``.
+
+        The mark holds these as JSON; what an older version did not record is no difference.
+        """
+        self.check_own(folder)  # not even overwriting replaces what this work has not written
+        if self.is_marked(folder) and not overwrite:
+            before = read_object(folder / self.mark, self.changed_remedy)
+            self.check_same(folder, before, {name: value for name, value in settings.items() if name in before})
+
+    def open(self, folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+        """Make ``folder`` that of work under ``settings``: what is there is kept where they are the same, else cleared.
+
+        Raises UserError as ``check`` and ``claim`` do.
+        """
+        self.check(folder, settings, overwrite=overwrite)
+        if overwrite or not self.is_marked(folder):
+            self.claim(folder, json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def claim(self, folder: Path, mark: str) -> None:
         """Remove what earlier work left, then write the text ``mark``: the folder belongs to new work.

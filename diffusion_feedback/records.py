@@ -18,10 +18,19 @@ from .documents import unique_keys
 from .errors import UserError
 
 
-def content_hash(*parts: bytes | str) -> str:
-    """SHA-256 over the length-prefixed ``parts``, as 32 hexadecimal digits; the key of every cache."""
+def content_hash(*parts: bytes | str | Path) -> str:
+    """SHA-256 over the length-prefixed ``parts``, as 32 hexadecimal digits; the key of every cache.
+
+    A Path stands for the bytes of its file, of which a megabyte at a time is in memory.
+    """
     digest = hashlib.sha256()
     for part in parts:
+        if isinstance(part, Path):
+            digest.update(part.stat().st_size.to_bytes(8, "little"))
+            with part.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            continue
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 from pathlib import Path
@@ -101,7 +102,19 @@ def test_mistakes_are_told_by_parameters(changes: dict[str, Any], message: str, 
     assert "--" not in str(error.value)
 
 
-def test_rounds_are_a_function(models: list[Path], tmp_path: Path, capsys: Any) -> None:
+def _not_at_once(read_bytes: Any) -> Any:
+    """A model is larger than memory may be: its files are hashed part by part."""
+
+    def read(path: Path) -> bytes:
+        assert path.suffix != ".safetensors", f"{path} is read whole"
+        return read_bytes(path)
+
+    return read
+
+
+def test_rounds_are_a_function(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     (tmp_path / "rewards.py").write_text(
         "def letters(prompts, completions):\n    return [len(set(c)) for c in completions]\n"
     )
@@ -126,7 +139,14 @@ def test_rounds_are_a_function(models: list[Path], tmp_path: Path, capsys: Any) 
             "rounds.heldout_prompts": str(tmp_path / "heldout.txt"),
         },
     )
-    result = dfb.rounds(recipe)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = dataclasses.replace(recipe, output_dir="~/run")  # as one that is made in Python may have it
+    with pytest.raises(dfb.UserError, match="rounds.num_samples: got 1"):
+        dfb.rounds(dataclasses.replace(recipe, rounds=dataclasses.replace(recipe.rounds, num_samples=1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _not_at_once(Path.read_bytes))
+        result = dfb.rounds(recipe)
+    assert result.folder == tmp_path / "run"
     assert [each.to_json() for each in result.metrics] == json.loads((tmp_path / "run/rounds.json").read_text())
     assert result.models == [str(models[0]), str(tmp_path / "run/round-1/model")]
     AutoModelForCausalLM.from_pretrained(result.models[-1])

@@ -23,10 +23,12 @@ from diffusion_feedback.records import (
 )
 
 
-def test_content_hash_by_hand() -> None:
+def test_content_hash_by_hand(tmp_path: Path) -> None:
     data = (1).to_bytes(8, "little") + b"a" + (2).to_bytes(8, "little") + b"bc"
     assert content_hash("a", b"bc") == hashlib.sha256(data).hexdigest()[:32]
     assert content_hash("ab", "c") != content_hash("a", "bc")
+    (tmp_path / "file").write_bytes(b"bc" * 700_000)
+    assert content_hash("a", tmp_path / "file", "d") == content_hash("a", b"bc" * 700_000, "d")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tiny_text
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
@@ -137,6 +137,36 @@ def test_conversations_and_plain_prompts(tmp_path: Path) -> None:
         dfb.generate(folder, "a dog", height=16)
     with pytest.raises(dfb.UserError, match="`prompts`: none is given"):
         dfb.generate(folder, [])
+
+
+def test_what_is_no_prompt_is_refused_with_its_place(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
+    """Columns with nulls are common, and an image of "None" is none."""
+    folder = tiny_text.save_tiny_lm(tmp_path / "lm")
+    pictures = [Image.new("RGB", (8, 8))] * 2
+    for bad, kind in ((None, "None"), (3, "a int")):
+        with pytest.raises(dfb.UserError, match=f"`prompts`, item 1: is {kind}"):
+            dfb.generate(tiny_pipelines["sd"], ["a cat", bad], **SHORT)
+        with pytest.raises(dfb.UserError, match=f"`prompts`, item 1: is {kind}"):
+            dfb.generate(folder, ["a cat", bad])
+        with pytest.raises(dfb.UserError, match=f"`prompts`, item 1: is {kind}"):
+            dfb.score(pictures, ["a small red circle on a blue background", bad], scorers="shapes")
+    with pytest.raises(dfb.UserError, match="`prompts`, item 0: is a list"):
+        dfb.generate(folder, [["a cat"]])
+
+
+def test_a_model_by_name_has_its_own_tokenizer(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
+    folder = tiny_text.save_tiny_lm(tmp_path / "lm")
+    with pytest.raises(dfb.UserError, match="`tokenizer`: comes with a loaded model alone"):
+        dfb.generate(folder, PROMPTS, tokenizer=tiny_text.tokenizer())
+    with pytest.raises(dfb.UserError, match="`tokenizer`: means nothing for .*, which makes images"):
+        dfb.generate(tiny_pipelines["sd"], PROMPTS, tokenizer=tiny_text.tokenizer())
+
+
+def test_a_model_that_writes_nothing(tmp_path: Path) -> None:
+    folder = tiny_text.save_tiny_reward_model(tmp_path / "reward")
+    judge = AutoModelForSequenceClassification.from_pretrained(folder)
+    with pytest.raises(dfb.UserError, match="reads texts, and writes none"):
+        dfb.generate(judge, PROMPTS, tokenizer=tiny_text.tokenizer())
 
 
 # --- benchmarks ------------------------------------------------------------------------------------------------------

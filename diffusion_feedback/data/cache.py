@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 import warnings
@@ -168,7 +167,7 @@ class TensorCache:
         if path.name in self._verified:
             return True
         try:
-            if _shard_name(path) != path.name:
+            if content_hash(path) != path.stem:
                 raise OSError("its content is not what its name, a hash, says")
             with safe_open(path, "pt") as shard:
                 broken = next((name for name in shard.keys() if not _is_finite(shard.get_tensor(name))), None)  # noqa: SIM118
@@ -227,15 +226,6 @@ class TensorCache:
         """Flush, and let go of the files."""
         self.flush()
         self._open.clear()
-
-
-def _shard_name(path: Path) -> str:
-    """The name of a shard with the content of ``path``: that of ``records.content_hash``, a part at a time."""
-    digest = hashlib.sha256(path.stat().st_size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return f"{digest.hexdigest()[:32]}{path.suffix}"
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 
 from ..errors import UserError
 from ..pixels import to_rgb
+from ..prompts import check_texts
 from ..types.images import ImageItem
 from .image_handles import ImageFile, RowImage
 from .image_sets import ImageSet, caption_beside, images_of_pairs
@@ -35,6 +36,7 @@ def listed_images(images: Sequence[Image.Image | str | Path], prompts: Sequence[
     texts = [prompts] * len(images) if isinstance(prompts, str) else prompts
     if texts is not None and len(texts) != len(images):
         raise UserError(f"{len(texts)} prompts for {len(images)} images", "give one prompt for each, or one for all")
+    check_texts(texts or ())
     items = []
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):
@@ -74,15 +76,13 @@ def dataset_images(data: Dataset, prompts: Sequence[str] | str | None) -> ImageS
     if isinstance(prompts, str) or (prompts is None and own is None):
         texts: Sequence[str] = [prompts or ""] * len(data)
     else:
-        texts = data[own] if prompts is None else prompts
+        texts = [text or "" for text in data[own]] if prompts is None else prompts
     if len(texts) != len(data):
         raise UserError(f"{len(texts)} prompts for {len(data)} rows", "give one prompt for each, or one for all")
+    check_texts(texts)
     rows = undecoded(data).select_columns([column])
     return ImageSet(
-        [
-            ImageItem(f"row {number}", (text or "").strip(), RowImage(rows, number, column))
-            for number, text in enumerate(texts)
-        ]
+        [ImageItem(f"row {number}", text.strip(), RowImage(rows, number, column)) for number, text in enumerate(texts)]
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError, nearest
 from ..records import PromptRecord
 from .rows import READERS, Cells, read_rows
 from .tabular import check_columns
+
+__all__ = ["ENDINGS", "PROMPT_COLUMNS", "check_texts", "prompt_column", "read_prompts", "to_prompt"]
 
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
 """Names that the column of prompts may have, in any case; the first of them that is there is taken."""
@@ -39,6 +41,16 @@ def to_prompt(row: str | Cells, where: str) -> PromptRecord:
     column = prompt_column(list(row), where)
     extra = {str(name): value for name, value in row.items() if name != column}
     return PromptRecord(_text(row[column], f"{where}, column {column!r}"), extra)
+
+
+def check_texts(prompts: Iterable[object], *, or_turns: bool = False) -> None:
+    """Raise UserError for the first of ``prompts``, by its place, that is no text, nor a conversation where these are allowed."""
+    for number, prompt in enumerate(prompts):
+        turns = prompt if or_turns and isinstance(prompt, Sequence) else [None]
+        if not isinstance(prompt, str) and not all(isinstance(turn, Mapping) for turn in turns):
+            kind = "None" if prompt is None else f"a {type(prompt).__name__}"
+            remedy = 'give a text, or turns such as {"role": "user", "content": "..."}' if or_turns else "give a text"
+            raise UserError(f"`prompts`, item {number}: is {kind}", remedy)
 
 
 def prompt_column(names: Sequence[str], where: str) -> str:

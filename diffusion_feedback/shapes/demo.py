@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..catalog import resolve
 from ..config.parsing import load_recipe
 from ..config.recipe import Recipe
 from ..data.image_sets import open_images
@@ -19,11 +17,13 @@ from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.comparison import Comparison, compare
 from ..folders import hold_folder
-from ..generation.images import generate_images, load_generated, own_noise
+from ..output_folders import OutputKind
 from ..prompts import read_prompts
 from ..records import write_json
+from ..workflows.generating import draw_images
 from ..workflows.labeling import label_images
-from ..workflows.settings import LabelingSettings, ScoringSettings
+from ..workflows.sampling import validation_sampler
+from ..workflows.settings import GenerationSettings, LabelingSettings, ScoringSettings
 from ..workflows.training.run import train
 from .page import write_demo_pages
 from .result import Demo, VerifiedImages, average
@@ -38,20 +38,13 @@ TIE_MARGIN = 0.02  # verified scores closer than this count as a tie; scores lie
 SCORER = "assets/shapes-scorer"
 METHODS = {"dpo": "shapes_dpo_lora", "ai": "shapes_ai_dpo_lora", "sft": "shapes_sft_lora"}
 """The runs of the demo and their recipes: people's labels, the embedded scorer's labels, chosen images alone."""
-OWN = frozenset(
-    [
-        "samples",
-        "cache",
-        "stages.json",
-        "results.json",
-        "report.html",
-        "README.md",
-        "before_after.png",
-        AI_PAIRS,
-        *METHODS,
-    ]
+_DEMOS = OutputKind(
+    mark="stages.json",
+    own=("results.json", "report.html", "README.md", "before_after.png", AI_PAIRS, "samples", *METHODS),
+    free={()},  # every training run, and every folder of samples, knows its own settings
+    foreign="is there and holds no demo",
+    changed="",
 )
-"""What a folder of the demo holds."""
 
 
 def demo(settings: DemoSettings) -> Demo:
@@ -63,18 +56,8 @@ def demo(settings: DemoSettings) -> Demo:
         raise UserError(f"{settings.prompts}: no such file", "run from the root of a clone, which holds assets/")
     folder = Path(settings.output_dir)
     with hold_folder(folder, "demo"):
-        if others := sorted(path.name for path in folder.glob("[!.]*") if path.name not in OWN):
-            raise UserError(f"{folder}: is there and holds {others[0]}", "choose another output_dir")
-        if settings.overwrite:
-            _clear(folder)
+        _DEMOS.open(folder, {}, overwrite=settings.overwrite)
         return Story(settings).tell()
-
-
-def _clear(folder: Path) -> None:
-    for name in ("samples", *METHODS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("stages.json", AI_PAIRS):
-        (folder / name).unlink(missing_ok=True)
 
 
 class Story:
@@ -147,23 +130,11 @@ class Story:
         labelled.write(output)
 
     def _sample(self, name: str, lora: str | None) -> VerifiedImages:
-        recipe = self.recipes["dpo"]
-        denoiser = resolve("family", recipe.model.family)(recipe.model.pretrained_model_name_or_path)
-        if lora:
-            denoiser.load_lora(lora)
-        validation = recipe.validation
-        settings = {"num_inference_steps": validation.num_inference_steps, "guidance_scale": validation.guidance_scale}
-        folder = self.folder / "samples" / name
-        generate_images(
-            self.prompts,
-            [validation.seed],
-            folder,
-            sampler=own_noise(lambda prompts, seeds: denoiser.sample(denoiser.network, prompts, seeds, **settings)),
-            model_hash=denoiser.model_hash(),
-            settings={**settings, "noise": "by prompt and seed"},
-            batch_size=32,
-        )
-        return _judge(self.prompts, [path for _, path in load_generated(folder)])
+        recipe, folder = self.recipes["dpo"], self.folder / "samples" / name
+        sampler = validation_sampler(recipe, recipe.model.pretrained_model_name_or_path, lora)
+        generation = GenerationSettings(seeds=(recipe.validation.seed,), batch_size=32)
+        records = draw_images(self.prompts, sampler, folder, generation)
+        return _judge(self.prompts, [folder / record.file_name for record in records])
 
     def _compare(self, before: VerifiedImages, after: VerifiedImages) -> Comparison:
         return compare(self.prompts, before.scores, after.scores, tie_margin=TIE_MARGIN)

@@ -105,7 +105,10 @@ class TrajectoryBatch:
 
 @runtime_checkable
 class TextScorer(Protocol):
-    """Judges completions of prompts: a reward model, a classifier, a function. Larger is better."""
+    """Judges completions of prompts: a reward model, a classifier, a function. Larger is better.
+
+    One whose scores are Bradley-Terry strengths, times ``logit_scale``, has that number as well.
+    """
 
     @property
     def recipe_id(self) -> str:

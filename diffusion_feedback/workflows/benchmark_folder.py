@@ -24,7 +24,7 @@ SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.
 REPORT, README = "report.html", "README.md"
 _NEEDED: Mapping[str, type] = {"benchmark": str, "prompts": str, "prompts_hash": str, "short": list}
 _OPTIONAL: Mapping[str, type] = {"images": str, "seeds": list, "generation": dict, "recipes": dict}
-_RUNS = OutputKind(
+RUNS = OutputKind(
     mark=SETTINGS,
     # Results first: without them a run counts as unfinished, whenever this is interrupted.
     own=(RESULTS, PROMPTS, SCORES, REPORT, README),
@@ -51,23 +51,6 @@ def benchmark_of(named: Named) -> Benchmark:
     if not isinstance(benchmark, Benchmark):
         raise UserError(f"benchmark {name!r}: makes a {type(benchmark).__name__}", "return a Benchmark")
     return replace(benchmark, name=name)
-
-
-def check_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Raise UserError where ``folder`` holds another run that is not to be replaced, or other things than a run."""
-    _RUNS.check_own(folder)  # not even overwriting replaces what no run has written
-    if _RUNS.is_marked(folder) and not overwrite:
-        _RUNS.check_same(folder, _read_json(folder / SETTINGS), settings)
-
-
-def open_folder(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Make ``folder`` this run's: keep what is there when the settings are the same, clear it when requested.
-
-    Raises UserError as ``check_folder`` does, and where the folder cannot be written.
-    """
-    check_folder(folder, settings, overwrite=overwrite)
-    if overwrite or not _RUNS.is_marked(folder):
-        _RUNS.claim(folder, json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_scored(run: BenchmarkRun, *, overwrite: bool) -> None:

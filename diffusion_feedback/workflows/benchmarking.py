@@ -29,12 +29,11 @@ from ..reports.pages.benchmark import write_benchmark_pages
 from ..scorers.loading import AnyScorer, parse_spec
 from .benchmark_folder import (
     REPORT,
+    RUNS,
     benchmark_of,
-    check_folder,
     check_scored,
     image_names,
     load_run,
-    open_folder,
     write_run,
 )
 from .generating import draw_images
@@ -116,7 +115,7 @@ def benchmark(
                     run, records = work.on_model(own_model, source, sampling, before)
             comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
             if process_state().is_main_process:
-                open_folder(folder, run.settings, overwrite=own.overwrite and model is None)
+                RUNS.open(folder, run.settings, overwrite=own.overwrite and model is None)
                 check_scored(run, overwrite=own.overwrite)
                 write_run(run, records, comparison)
                 write_benchmark_pages(run, comparison)
@@ -162,7 +161,7 @@ class _Work:
         self._check_images(place, read.prompts, matched)
         settings["images"] = str(place.resolve())
         # Nothing is replaced before there is something to put in its place.
-        check_folder(self.folder, settings, overwrite=self.own.overwrite)
+        RUNS.check(self.folder, settings, overwrite=self.own.overwrite)
         return self._score(matched, read.prompts, settings)
 
     def on_model(
@@ -182,7 +181,7 @@ class _Work:
         settings |= {"model_hash": sampler.model.model_hash(), "seeds": list(generation.seeds)}
         settings["generation"] = sampler.settings
         if process_state().is_main_process:
-            open_folder(self.folder, settings, overwrite=self.own.overwrite)
+            RUNS.open(self.folder, settings, overwrite=self.own.overwrite)
         draw_images([prompt.prompt for prompt in read.prompts], sampler, self.folder, generation)
         del sampler  # its memory is the scorers' now
         return self._score(find_images(self.folder, read.prompts), read.prompts, settings)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from ..data.texts import open_prompts
-from ..devices import best_device, find_device
 from ..errors import UserError, visible
 from ..generation.completions import Completion
 from ..likelihoods.conversations import as_turns, read_template
 from ..likelihoods.prompt_ends import open_ended
 from ..likelihoods.tokenization import Tokenization
-from ..models import causal_lm, loaded
+from ..prompts import check_texts
 from ..records import Message, Text
 from ..types.models import GenerativeTextModel, Tokenizer
+from .sampling import open_model
 from .settings import CompletionSampling, GenerationSettings, ModelSource
 
 logger = logging.getLogger(__name__)
@@ -94,17 +92,14 @@ def open_text_sampler(
 ) -> TextSampler:
     """A sampler of ``model``: a folder, a hub id, or a transformers model that is loaded, with its ``tokenizer``.
 
-    Raises UserError where it cannot be used.
+    Raises UserError where it cannot be used, and for one that writes no texts.
     """
-    dtype, device = generation.dtype, generation.device
-    if isinstance(model, str):
-        load = getattr(torch, dtype or "float32")
-        return TextSampler.over(
-            causal_lm.load(model, revision=source.revision, dtype=load, device=best_device(device)), sampling
-        )
-    own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
-    text_model = loaded.over(model, tokenizer, dtype=own, device=find_device(device) if device else None)
-    return TextSampler.over(cast(GenerativeTextModel, text_model), sampling)
+    source = source if source.family else replace(source, family="causal_lm")
+    text_model: GenerativeTextModel = open_model(model, source, generation, tokenizer)
+    if not hasattr(text_model, "sample"):
+        name = model if isinstance(model, str) else type(model).__name__
+        raise UserError(f"{name}: reads texts, and writes none", "give a causal language model")
+    return TextSampler.over(text_model, sampling)
 
 
 def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_turns: bool = False) -> list[Text]:
@@ -115,6 +110,7 @@ def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_
     if isinstance(prompts, str | Path):
         texts = open_prompts(prompts, say=lambda line: logger.warning("%s", line))
     else:
+        check_texts(prompts, or_turns=True)
         given: list[Text] = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
         texts = list({repr(prompt): prompt for prompt in given}.values())
     if not texts or not all(texts):

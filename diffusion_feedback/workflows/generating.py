@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..folders import expand, hold_folder
 from ..generation.completions import COMPLETIONS, complete_prompts
 from ..generation.images import generate_images
-from ..prompts import ENDINGS, read_prompts, to_prompt
+from ..prompts import ENDINGS, check_texts, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
 from ..types.models import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
@@ -27,6 +27,7 @@ Prompts = str | Path | Sequence[str | Sequence[Message]]
 """A list of texts or conversations, one text, or a file of prompts."""
 
 _OF_IMAGES = ("lora", "variant", *ImageSampling.__slots__)
+_OF_TEXTS = ("tokenizer", *CompletionSampling.__slots__)
 
 
 def generate(
@@ -67,10 +68,11 @@ def _samples(
     else:
         model, source = path, source = base_of_lora_run(path, source)
     is_text = writes_texts(model, source.family)
-    unfit, what = (_OF_IMAGES, "writes texts") if is_text else (CompletionSampling.__slots__, "makes images")
+    unfit, what = (_OF_IMAGES, "writes texts") if is_text else (_OF_TEXTS, "makes images")
     taken = "" if path is None or Path(path).exists() else "is no folder here, and by its name "
     name = type(model).__name__ if path is None else path
-    _refuse(settings, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
+    given = settings if tokenizer is None else {**settings, "tokenizer": tokenizer}
+    _refuse(given, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
     with _place(output_dir) as folder:
         if is_text:
             texts = text_prompts(_named_or_listed(prompts), in_turns=completions.wants_turns)
@@ -164,6 +166,5 @@ def _captions(prompts: Prompts) -> list[str]:
     given = _named_or_listed(prompts)
     if isinstance(given, Path):
         return [record.prompt for record in read_prompts(given)]
-    if other := next((prompt for prompt in given if not isinstance(prompt, str)), None):
-        raise UserError(f"`prompts`: holds a {type(other).__name__}", "give texts, as images are drawn of these alone")
+    check_texts(given)
     return [to_prompt(str(prompt), f"`prompts`, item {number}").prompt for number, prompt in enumerate(given)]

@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from ..catalog import family_row, resolve
+from ..catalog import family_row
+from ..config.recipe import Recipe
 from ..devices import best_device, find_device
 from ..documents import read_yaml
 from ..errors import UserError
@@ -22,6 +23,7 @@ from ..generation.images import own_noise
 from ..models import loaded
 from ..types.models import Denoiser, Tokenizer
 from .settings import GenerationSettings, ImageSampling, ModelSource
+from .training.base_model import load_named_model, source_of
 from .training.result import Run
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,14 @@ class ImageSampler:
 
     model: Denoiser
     sampling: ImageSampling
-    dtype: str
+    dtype: torch.dtype | None
 
     @classmethod
-    def over(cls, model: Denoiser, sampling: ImageSampling, dtype: str) -> ImageSampler:
-        """A sampler of ``model``, whose network is in ``dtype``. Raises UserError for more steps than the model has."""
+    def over(cls, model: Denoiser, sampling: ImageSampling, dtype: torch.dtype | None = None) -> ImageSampler:
+        """A sampler of ``model``; manifests record ``dtype``, unless it is None, as what a recipe beside them says.
+
+        Raises UserError for more steps than the model has.
+        """
         most = model.process.num_timesteps
         if sampling.num_inference_steps > most:
             problem = f"`num_inference_steps`: got {sampling.num_inference_steps}"
@@ -56,7 +61,9 @@ class ImageSampler:
     def settings(self) -> dict[str, object]:
         """What a manifest of images records besides prompts, seeds and the hash of the model."""
         own = {"noise": "by prompt and seed"} if self.sampling.noise == "prompt" else {}
-        return {**self._call, "dtype": self.dtype, **own}
+        if self.dtype is not None:
+            own["dtype"] = str(self.dtype).removeprefix("torch.")
+        return {**self._call, **own}
 
     @property
     def _call(self) -> dict[str, Any]:
@@ -84,22 +91,37 @@ def open_image_sampler(
     model: object, source: ModelSource, sampling: ImageSampling, generation: GenerationSettings
 ) -> ImageSampler:
     """A sampler of ``model``: a folder, a hub id, or a pipeline of diffusers that is loaded. Raises UserError."""
-    dtype, device = generation.dtype, generation.device
-    if not isinstance(model, str):
-        own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
-        denoiser = cast(Denoiser, loaded.over(model, dtype=own, device=find_device(device) if device else None))
-        return ImageSampler.over(denoiser, sampling, str(own).removeprefix("torch."))
-    dtype = dtype or "float32"
-    denoiser = resolve("family", source.family or "sd")(
-        model,
-        revision=source.revision,
-        variant=source.variant,
-        dtype=getattr(torch, dtype),
-        device=best_device(device),
+    denoiser: Denoiser = open_model(model, source, generation)
+    return ImageSampler.over(denoiser, sampling, next(denoiser.network.parameters()).dtype)
+
+
+def validation_sampler(recipe: Recipe, path: str, lora: str | None = None) -> ImageSampler:
+    """A sampler of the model at ``path`` as ``recipe`` draws for validation, each image from noise of its own.
+
+    Its manifests leave out the precision, which the recipe beside them tells.
+    """
+    validation, source = recipe.validation, replace(source_of(recipe, path), lora=lora)
+    sampling = ImageSampling(
+        num_inference_steps=validation.num_inference_steps, guidance_scale=validation.guidance_scale, noise="prompt"
     )
-    if source.lora:
-        logger.info("%s", denoiser.load_lora(source.lora))
-    return ImageSampler.over(denoiser, sampling, dtype)
+    denoiser = load_named_model(path, source, dtype=recipe.model.dtype, device=best_device())
+    return ImageSampler.over(denoiser, sampling)
+
+
+def open_model(
+    model: object, source: ModelSource, generation: GenerationSettings, tokenizer: Tokenizer | None = None
+) -> Any:
+    """What samples are drawn from: a folder or hub id is loaded; over a model that is loaded already it is made.
+
+    Raises UserError where it cannot be used, and for a ``tokenizer`` of what is not loaded.
+    """
+    dtype, device = generation.dtype, generation.device
+    if isinstance(model, str):
+        if tokenizer is not None:
+            raise UserError("`tokenizer`: comes with a loaded model alone", f"leave it out: {model} has its own")
+        return load_named_model(model, source, dtype=dtype or "float32", device=best_device(device))
+    own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
+    return loaded.over(model, tokenizer, dtype=own, device=find_device(device) if device else None)
 
 
 def adapts_object(model: object) -> bool:

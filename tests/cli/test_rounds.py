@@ -23,9 +23,8 @@ from diffusion_feedback.config.recipe import Recipe
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.data.token_index import TokenIndex
 from diffusion_feedback.generation.completions import load_completions
-from diffusion_feedback.workflows.rounds import training_runs
-from diffusion_feedback.workflows.rounds.schedule import PromptSchedule, derived_seed
-from diffusion_feedback.workflows.rounds.stages import Stage
+from diffusion_feedback.workflows.rounds import schedule as schedules
+from diffusion_feedback.workflows.rounds.schedule import PromptSchedule, Stage, derived_seed
 from diffusion_feedback.workflows.training import text_examples
 from diffusion_feedback.workflows.training.run import run_training
 
@@ -107,7 +106,7 @@ def recipes_of(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         seen.append(recipe)
         return run_training(recipe, **how)
 
-    monkeypatch.setattr(training_runs, "run_training", keep)
+    monkeypatch.setattr(schedules, "run_training", keep)
     return seen
 
 

@@ -12,7 +12,7 @@ from diffusion_feedback.catalog import resolve
 from diffusion_feedback.evaluation.benchmarks.benchmark import prompts_hash
 from diffusion_feedback.evaluation.benchmarks.run import make_run
 from diffusion_feedback.records import PromptRecord, ScoreRecord
-from diffusion_feedback.workflows.benchmark_folder import open_folder, write_run
+from diffusion_feedback.workflows.benchmark_folder import RUNS, write_run
 
 RECIPES = {
     "hpsv2": "hpsv2.1/letterbox-224/fp32/0123456789ab",
@@ -55,7 +55,7 @@ def write_folder(
         for name in images
         if value is not None
     ]
-    open_folder(folder, own | settings, overwrite=True)
+    RUNS.open(folder, own | settings, overwrite=True)
     run = make_run(folder, resolve("benchmark", benchmark)(), own | settings, prompts, names, records)
     write_run(run, records, None)
     return folder

@@ -61,7 +61,7 @@ def identity_of(recipe: Recipe, prompts: tuple[list[Text], list[Text]]) -> dict[
         own = content_hash(str(model), str(recipe.model.revision))
     else:
         files = sorted(file for file in model.rglob("*") if file.suffix in (".safetensors", ".json", ".bin"))
-        own = content_hash(*(part for file in files for part in (str(file.relative_to(model)), file.read_bytes())))
+        own = content_hash(*(part for file in files for part in (str(file.relative_to(model)), file)))
     code = user_sources(to_dict(recipe))
     return {"prompts": content_hash(repr(prompts)), "model": own} | (
         {"code": content_hash(*code.values())} if code else {}

@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import torch
+from accelerate import PartialState
 
-from ...catalog import needs_reference, resolve
+from ...catalog import needs_reference
 from ...config.recipe import Recipe
 from ...data.image_sets import open_images
 from ...data.scores import write_scores
+from ...devices import best_device
 from ...errors import UserError
 from ...folders import is_main_process
-from ...generation.images import generate_images, load_generated, own_noise
+from ...generation.images import load_generated
 from ...labeling.rule_specs import rule_of
 from ...prompts import read_prompts
 from ...records import Text, atomic_folder
-from ...types.models import Denoiser
+from ..generating import draw_images
 from ..labeling import label_images
+from ..sampling import validation_sampler
 from ..scoring import score_items
-from ..settings import LabelingSettings, ScoringSettings
-from .judges import NamedJudge
+from ..settings import GenerationSettings, LabelingSettings, ScoringSettings
+from ..training.base_model import load_named_model, source_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageModality:
-    """A ``Modality``; ``recipe`` is that of the rounds."""
+    """How images are drawn, judged and paired; ``recipe`` is that of the rounds. Every output is written whole or not at all."""
 
     recipe: Recipe
-
-    @property
-    def pairs_name(self) -> str:
-        """File name of the pairs of a round."""
-        return "pairs.parquet"
-
-    @property
-    def judge(self) -> NamedJudge:
-        """The recipe's scorer of images."""
-        return NamedJudge(self.heldout_judge)
+    pairs_name: ClassVar[str] = "pairs.parquet"
 
     @property
     def heldout_judge(self) -> str:
         """The recipe's scorer of images."""
+        return self.recipe.rounds.scorer
+
+    def judge_of(self, number: int, folder: Path, state: PartialState) -> str:
+        """The recipe's scorer of images, in every round."""
         return self.recipe.rounds.scorer
 
     def check(self) -> None:
@@ -68,36 +65,11 @@ class ImageModality:
         """The different prompts of a file."""
         return list(dict.fromkeys(record.prompt for record in read_prompts(path)))
 
-    def _load(self, model: str, *, dtype: str = "float32") -> Denoiser:
-        settings = self.recipe.model
-        is_initial = model == settings.pretrained_model_name_or_path
-        denoiser: Denoiser = resolve("family", settings.family)(
-            model,
-            revision=settings.revision if is_initial else None,
-            variant=settings.variant if is_initial else None,
-            dtype=getattr(torch, dtype),
-            device="cuda" if torch.cuda.is_available() else "cpu",
-        )
-        return denoiser
-
     def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
-        """Images of every prompt in ``folder``, each from noise of its own, the same for every model."""
-        denoiser = self._load(model, dtype=self.recipe.model.dtype)
-        validation = self.recipe.validation
-        settings: dict[str, Any] = {
-            "num_inference_steps": validation.num_inference_steps,
-            "guidance_scale": validation.guidance_scale,
-        }
-        records = generate_images(
-            [str(prompt) for prompt in prompts],
-            range(seed, seed + num_samples),
-            folder,
-            sampler=own_noise(lambda texts, seeds: denoiser.sample(denoiser.network, texts, seeds, **settings)),
-            model_hash=denoiser.model_hash(),
-            settings={**settings, "noise": "by prompt and seed"},
-            batch_size=self.recipe.rounds.batch_size,
-        )
-        return len(records)
+        """Images of every prompt in ``folder``, each from noise of its own, the same for every model; how many there are."""
+        size, sampler = self.recipe.rounds.batch_size, validation_sampler(self.recipe, model)
+        generation = GenerationSettings(seeds=range(seed, seed + num_samples), batch_size=size)
+        return len(draw_images([str(prompt) for prompt in prompts], sampler, folder, generation))
 
     def score(self, scorer: str, drawn: Path, output: Path) -> None:
         """Score every image, each process its share; what the cache holds is not scored again."""
@@ -120,8 +92,8 @@ class ImageModality:
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The LoRA weights of ``run`` merged into the pipeline that it started from, in float32."""
-        denoiser = self._load(start)
-        denoiser.load_lora(str(run))
+        source = replace(source_of(self.recipe, start), lora=str(run))
+        denoiser = load_named_model(start, source, device=best_device())
         with atomic_folder(folder) as temporary:
             denoiser.save_merged(temporary)
 

@@ -11,25 +11,26 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ...catalog import family_row, needs_reference
+from ...catalog import family_row, needs_reference, objective_row
+from ...config.parsing import checked
 from ...config.recipe import Recipe, RolloutConfig, RoundsConfig
 from ...data.scores import read_scores
 from ...errors import UserError
 from ...evaluation.rounds import RoundMetrics, measure
 from ...folders import hold_folder
+from ...labeling.rule_specs import rule_of
 from ...processes import check_joined
 from ...records import Text, write_json
 from ...reports.pages.rounds import write_rounds_pages
-from .checks import check_rounds
 from .folder import claim, identity_of, read_divergence
 from .images import ImageModality
-from .modality import Modality
-from .schedule import PromptSchedule, derived_seed
-from .stages import Stage
+from .schedule import PromptSchedule, Stage, derived_seed, train_to_end
 from .texts import TextModality
-from .training_runs import train_to_end
 
 logger = logging.getLogger(__name__)
+
+Modality = ImageModality | TextModality
+"""How samples are drawn, judged, paired and measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,34 @@ def rounds(recipe: Recipe, *, overwrite: bool = False) -> RoundsResult:
     the same call goes on after a kill, or with more rounds; ``overwrite`` starts again. Raises UserError for settings that
     contradict each other, and a folder that holds something else, or rounds of another recipe.
     """
-    modality = _modality_of(recipe)
-    check_rounds(recipe, modality)
+    recipe = checked(recipe)
+    modality = TextModality(recipe) if family_row(recipe.model.family).reads_text else ImageModality(recipe)
+    check_rounds(recipe)
+    modality.check()
     with hold_folder(Path(recipe.output_dir), "rounds"):
         return Rounds.open(recipe, modality, overwrite=overwrite).run()
 
 
-def _modality_of(recipe: Recipe) -> Modality:
-    return TextModality(recipe) if family_row(recipe.model.family).reads_text else ImageModality(recipe)
+def check_rounds(recipe: Recipe) -> None:
+    """Raise UserError for a section rounds that is not there, and settings that contradict each other, whatever the samples are."""
+    rounds, name = recipe.rounds, recipe.objective["name"]
+    if rounds.num_rounds < 1:
+        raise UserError(f"rounds.num_rounds: got {rounds.num_rounds}", "allowed: 1 or more")
+    if not rounds.heldout_prompts:
+        remedy = "name a file of prompts that the rounds do not train on"
+        raise UserError("rounds.heldout_prompts: is not given", remedy)
+    if not objective_row(name).sees_both:
+        problem = f"objective.name: {name!r} does not learn from the pairs that rounds make"
+        raise UserError(problem, "use one that does, such as dpo")
+    if recipe.model.reference_model_name_or_path is not None:
+        raise UserError("model.reference_model_name_or_path: every round has its own", "set rounds.reference")
+    rule_of(rounds.rule, "rounds.rule")
+    if not needs_reference(recipe.objective) and rounds.reference != RoundsConfig().reference:
+        problem = f"rounds.reference: got {rounds.reference!r}, and objective {name!r} has no reference"
+        raise UserError(problem, "leave it out")
+    if rounds.reference != "ema" and rounds.reference_decay != RoundsConfig().reference_decay:
+        problem = f"rounds.reference_decay: means nothing with reference {rounds.reference!r}"
+        raise UserError(problem, "leave it out, or set rounds.reference: ema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +156,7 @@ class Rounds:
         logger.info("\n== round %d: %d samples a prompt", number, settings.num_samples)
         drawn, prompts = place / "samples", self.schedule.of_round(number)
         self._draw(model, prompts, drawn, purpose=str(number), num_samples=settings.num_samples)
-        judge = self.modality.judge.of_round(number, self.folder, self.state)
+        judge = self.modality.judge_of(number, self.folder, self.state)
         scores = self._score(judge, drawn, place)
         return Stage(output, partial(self.modality.pair, drawn, scores)).run(self.state)
 

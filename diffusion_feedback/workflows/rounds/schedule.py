@@ -1,12 +1,19 @@
-"""Which prompts a round draws samples of, and under which seeds."""
+"""What rounds are made of: the prompts and seeds of each, pieces of work that are done once, and training runs."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+from ...config.recipe import Recipe
 from ...records import Text, content_hash
+from ...training.run_folder import RunFolder
+from ..training.run import run_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +50,36 @@ class PromptSchedule:
 def derived_seed(seed: int, purpose: str) -> int:
     """A seed for one ``purpose`` of rounds whose recipe has ``seed``."""
     return int(content_hash(f"rounds/{seed}/{purpose}")[:6], 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``work(output)`` writes ``output`` whole or not at all; where it is there, the work is done.
+
+    ``is_shared``: every process takes part in the work. Else the main process does it, and the others wait.
+    """
+
+    output: Path
+    work: Callable[[Path], None]
+    is_shared: bool = False
+
+    def run(self, state: PartialState) -> Path:
+        """Do the work unless it is done; returns the output once it is there for every process."""
+        if (self.is_shared or state.is_main_process) and not self.output.exists():
+            self.work(self.output)
+        state.wait_for_everyone()
+        return self.output
+
+
+def train_to_end(recipe: Recipe, state: PartialState) -> None:
+    """Train ``recipe`` to its end, from where it stands. Trackers end with it; the group of processes goes on."""
+    folder = RunFolder(Path(recipe.output_dir))
+    state.wait_for_everyone()
+    if folder.is_complete():
+        return
+    # accelerate keeps one state a process, of one precision: the next run may have another.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = run_training(recipe, resume=(folder.path / "recipe.yaml").exists())
+    for tracker in accelerator.trackers if accelerator is not None else ():
+        tracker.finish()
+    AcceleratorState._reset_state(reset_partial_state=False)

@@ -6,17 +6,21 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+from accelerate import PartialState
 
 from ...catalog import family_row, objective_row
 from ...config.parsing import load_recipe
 from ...config.recipe import Recipe
 from ...data.scores import read_scores, write_scores
+from ...devices import best_device
 from ...errors import UserError
 from ...folders import is_main_process
-from ...generation.completions import COMPLETIONS, complete_prompts, load_completions
+from ...generation.completions import load_completions
 from ...labeling.candidates import join_scores
 from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ...labeling.panel import build_panel
@@ -26,34 +30,46 @@ from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, conte
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..completing import TextSampler, open_text_sampler, text_prompts
 from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
-from ..settings import CompletionSampling, GenerationSettings, LabelingSettings, ModelSource
-from .judges import LearntJudge, NamedJudge
-from .modality import RoundJudge
+from ..generating import complete
+from ..settings import CompletionSampling, GenerationSettings, LabelingSettings
+from ..training.base_model import source_of
+from .schedule import Stage, train_to_end
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TextModality:
-    """A ``Modality``; ``recipe`` is that of the rounds."""
+    """How completions are drawn, judged, paired and measured; ``recipe`` is that of the rounds.
+
+    Every output is written whole or not at all.
+    """
 
     recipe: Recipe
-
-    @property
-    def pairs_name(self) -> str:
-        """File name of the pairs of a round."""
-        return "pairs.jsonl"
-
-    @property
-    def judge(self) -> RoundJudge:
-        """The recipe's reward, or a reward model that is trained in every round."""
-        own = self.recipe.rounds.reward_recipe
-        return NamedJudge(self.recipe.rollouts.reward) if own is None else LearntJudge(self.recipe, self)
+    pairs_name: ClassVar[str] = "pairs.jsonl"
 
     @property
     def heldout_judge(self) -> str:
         """Who labels, where a reward model is trained: one that fools its own judge is found out; else the reward."""
         return self.recipe.rounds.labels_from or self.recipe.rollouts.reward
+
+    def judge_of(self, number: int, folder: Path, state: PartialState) -> str:
+        """Who judges in round ``number`` of the rounds in ``folder``, whose samples are drawn: the recipe's reward.
+
+        With ``rounds.reward_recipe`` a reward model, trained on what was labelled in all rounds up to this one.
+        """
+        rounds, place = self.recipe.rounds, folder / f"round-{number}"
+        if rounds.reward_recipe is None:
+            return self.recipe.rollouts.reward
+        score = partial(self.score, str(rounds.labels_from), place / "samples")
+        labels = Stage(place / "labels-scores.parquet", score, is_shared=True).run(state)
+        pair = partial(self.pair, place / "samples", labels)
+        labelled = Stage(place / f"labelled-{self.pairs_name}", pair).run(state)
+        parts = [folder / f"round-{earlier}" / labelled.name for earlier in range(1, number + 1)]
+        joined = Stage(place / f"reward-{self.pairs_name}", partial(_join_lines, parts)).run(state)
+        own = {"data.train": joined, "output_dir": place / "reward"}
+        train_to_end(load_recipe(rounds.reward_recipe, own), state)
+        return f"reward_model={place / 'reward'}"
 
     def check(self) -> None:
         """Raise UserError for samples that would all be alike, judges that are none, and a recipe that trains none."""
@@ -94,40 +110,27 @@ class TextModality:
         """The different prompts of a file; plain ones become turns where the recipe has a chat template."""
         return text_prompts(path, in_turns=self.recipe.text.chat_template is not None)
 
-    def _sampler(self, model: str) -> TextSampler:
-        rollouts, settings = self.recipe.rollouts, self.recipe.model
+    def _sampler(self, model: str, num_samples: int = 1) -> TextSampler:
+        rollouts = self.recipe.rollouts
         sampling = CompletionSampling(
+            num_samples=num_samples,
             max_new_tokens=rollouts.max_new_tokens,
             temperature=rollouts.temperature,
             chat_template=self.recipe.text.chat_template,
         )
-        revision = settings.revision if model == settings.pretrained_model_name_or_path else None
-        return open_text_sampler(
-            model, ModelSource(revision=revision), sampling, GenerationSettings(dtype=settings.dtype)
-        )
+        generation = GenerationSettings(dtype=self.recipe.model.dtype)
+        return open_text_sampler(model, source_of(self.recipe, model), sampling, generation)
 
     def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
-        """Completions of every prompt in ``folder``/completions.jsonl."""
-        sampler = self._sampler(model)
-        for note in sampler.notes(prompts):
-            logger.warning("note: %s", note)
-        records = complete_prompts(
-            prompts,
-            folder / COMPLETIONS,
-            sampler=sampler,
-            seeds=[seed],
-            num_samples=num_samples,
-            model_hash=sampler.model.model_hash(),
-            settings=sampler.settings,
-            batch_size=self.recipe.rollouts.batch_size,
-        )
-        return len(records)
+        """Completions of every prompt in ``folder``/completions.jsonl; how many there are."""
+        generation = GenerationSettings(seeds=(seed,), batch_size=self.recipe.rollouts.batch_size)
+        return len(complete(prompts, self._sampler(model, num_samples), folder, generation))
 
     def score(self, scorer: str, drawn: Path, output: Path) -> None:
         """Score every completion; equal ones of one prompt once. The main process does it alone."""
         if not is_main_process():
             return
-        loaded = load_text_scorer(scorer, "cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load_text_scorer(scorer, best_device())
         records = load_completions(drawn)
         scores = score_records(loaded, records)
         # The difference of two rewards is a Bradley-Terry logit; other judges have no such scale.
@@ -197,6 +200,10 @@ class TextModality:
     def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
         """Prompt and completion of every sample."""
         return [(record.prompt, record.completion) for record in load_completions(drawn)]
+
+
+def _join_lines(files: Sequence[Path], output: Path) -> None:
+    write_text(output, "".join(part.read_text("utf-8") for part in files))
 
 
 def _rows(pairs: Sequence[LabelledPair], by_name: Mapping[str, CompletionRecord]) -> Iterator[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from ...errors import UserError
 from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
 from ...types.models import Adaptable, TextModel, Tokenizer, Tuned
 from ...types.training import Reference
+from ..settings import ModelSource
 from .given import Setup
 from .memory import weight_bytes
+
+logger = logging.getLogger(__name__)
 
 
 def base_model(setup: Setup, **settings: object) -> Any:
@@ -30,15 +34,41 @@ def base_model(setup: Setup, **settings: object) -> Any:
 
 def load_model(recipe: Recipe, device: torch.device, path: str | None = None, **settings: object) -> Any:
     """The model of the recipe's family at ``path`` (the recipe's own unless given), frozen, in the recipe's precision."""
+    path = path or recipe.model.pretrained_model_name_or_path
+    return load_named_model(path, source_of(recipe, path), dtype=recipe.model.dtype, device=device, **settings)
+
+
+def source_of(recipe: Recipe, path: str) -> ModelSource:
+    """Which weights ``path`` has: revision and variant of ``recipe`` are those of its own model, and of no other."""
     model = recipe.model
-    return resolve("family", model.family)(
-        path or model.pretrained_model_name_or_path,
-        revision=model.revision,
-        variant=model.variant,
-        dtype=getattr(torch, model.dtype),
+    if path != model.pretrained_model_name_or_path:
+        return ModelSource(family=model.family)
+    return ModelSource(family=model.family, revision=model.revision, variant=model.variant)
+
+
+def load_named_model(
+    path: str,
+    source: ModelSource,
+    *,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    **settings: object,
+) -> Any:
+    """The model in the folder or under the hub id ``path``, frozen, in ``dtype``, with the LoRA weights of ``source`` on.
+
+    ``settings`` are further ones of the family's loader. Raises UserError where it cannot be loaded.
+    """
+    model = resolve("family", source.family or "sd")(
+        path,
+        revision=source.revision,
+        variant=source.variant,
+        dtype=getattr(torch, dtype),
         device=device,
         **settings,
     )
+    if source.lora:
+        logger.info("%s", model.load_lora(source.lora))
+    return model
 
 
 def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:

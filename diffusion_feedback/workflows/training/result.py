@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...catalog import resolve
 from ...config.recipe import Recipe
 from ...errors import UserError
 from ...models.loaded import with_result
 from ...training.run_folder import RunFolder
+from .base_model import load_named_model, source_of
 from .given import Given
 
 Row = dict[str, Any]
@@ -66,15 +66,15 @@ class Run:
         """
         if not self.report.exists():
             raise UserError(f"{self.path}: the run is not finished", "train it with `resume`")
-        model, load = self.recipe.model, resolve("family", self.recipe.model.family)
         own = self.given.model
         if own is not None and not self.is_whole:
             return with_result(getattr(own, "library_model", own), self.path)
-        if self.is_whole or not any(self.path.glob("pytorch_lora_weights.safetensors")):
-            return load(str(self.path)).library_model
-        base = load(model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant)
-        base.load_lora(str(self.path))
-        return base.library_model
+        path = str(self.path)
+        source = source_of(self.recipe, path)
+        if not self.is_whole and any(self.path.glob("pytorch_lora_weights.safetensors")):
+            path = self.recipe.model.pretrained_model_name_or_path
+            source = replace(source_of(self.recipe, path), lora=str(self.path))
+        return load_named_model(path, source).library_model
 
     def save(self, path: str | Path) -> Path:
         """Copy the result to ``path``: weights, recipe, metrics and card, without checkpoints. Raises UserError where it is."""
