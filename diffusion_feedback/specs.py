@@ -10,20 +10,26 @@ from .errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """``head`` is what stands before the "=" and the first comma; ``source`` None where there is no "="; values are text."""
+    """What stands behind ``name`` in the catalog's ``kind``, with which settings, and its name in results.
 
-    head: str
+    ``name`` is what stands before the "=" and the first comma; ``source`` is None where there is no "=", and the values of
+    settings are text. An ``alias`` stands apart from the name for scorers alone.
+    """
+
+    kind: str
+    name: str
     source: str | None
     settings: Mapping[str, str]
+    alias: str | None = None
 
 
-def split_spec(text: str, label: str, form: str) -> Spec:
+def split_spec(kind: str, text: str, label: str, form: str) -> Spec:
     """Take ``text`` apart. ``label`` begins the messages, ``form`` says how it is written.
 
     Raises UserError for a part that is no setting, a value that is empty, and a setting that stands twice.
     """
     first, *rest = text.split(",")
-    head, has_source, source = first.partition("=")
+    name, has_source, source = first.partition("=")
     settings: dict[str, str] = {}
     for part in rest:
         key, _, value = part.partition("=")
@@ -32,4 +38,4 @@ def split_spec(text: str, label: str, form: str) -> Spec:
         if key in settings:
             raise UserError(f"{label}: {key!r} stands twice", "give each setting once")
         settings[key] = value
-    return Spec(head, source if has_source else None, settings)
+    return Spec(kind, name, source if has_source else None, settings)

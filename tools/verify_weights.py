@@ -21,9 +21,10 @@ import torch
 
 from diffusion_feedback.data.image_handles import ImageFile
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers
+from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
+from diffusion_feedback.specs import Spec
 from diffusion_feedback.types.images import ImageItem
 
 PUBLISHED = {
@@ -63,7 +64,7 @@ class Check:
 
     def load(self, folder: Path, device: str) -> Scorer:
         """The scorer. Raises UserError where the weights cannot be loaded."""
-        spec = ScorerSpec(self.scorer, str(folder / self.files[0]), dict(self.settings))
+        spec = Spec("scorer", self.scorer, str(folder / self.files[0]), dict(self.settings))
         return load_scorers([spec], device=device)[0]
 
 

@@ -38,7 +38,7 @@ def rule_of(given: str | Callable[..., object], label: str) -> NamedRule:
     if not isinstance(given, str):
         return NamedRule(name_of(given), _own_rule(given, {}, name_of(given)))
     form = "write NAME,key=value,..."
-    spec = split_spec(given, f"{label} {given}", form)
+    spec = split_spec("rule", given, f"{label} {given}", form)
     name = given.partition(",")[0]
     settings: dict[str, Any] = {}
     for key, value in spec.settings.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..types.images import Scores
 from ..weights import state_hash
+from .affine_head import affine_head
 from .checkpoints import fill, read_checkpoint
 from .scorer import Scorer, Towers
 from .towers import load_clip
@@ -20,7 +20,6 @@ from .towers import load_clip
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_URL = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
 V1_URL = "https://github.com/LAION-AI/aesthetic-predictor"
-_HIDDEN = (1024, 128, 64, 16, 1)
 _V1 = {"weight", "bias"}
 _FITTING = {
     768: "openai/clip-vit-large-patch14",
@@ -46,8 +45,9 @@ def load(weights: str | None, towers: Towers, *, clip: str | None = None) -> Sco
     if clip is None and is_v1:
         clip = _clip_of_v1(state, str(path))
     tower = load_clip(clip or _FITTING[768], towers)
-    affine = _affine_v1 if is_v1 else _affine
-    weight, bias = (part.to(towers.device) for part in affine(state, tower.width, str(path)))
+    width = tower.width
+    head = _affine_v1(state, width, str(path)) if is_v1 else affine_head(state, width, str(path), "layers.")
+    weight, bias = (part.to(towers.device) for part in head)
     view = replace(tower.view, centre="nearest")  # published with OpenAI's clip
 
     def judge(images: Tensor, prompts: Tensor) -> Scores:
@@ -68,7 +68,6 @@ def load(weights: str | None, towers: Towers, *, clip: str | None = None) -> Sco
         encode_images=tower.encode_images,
         encode_prompts=encode_prompts,
         judge=judge,
-        view_pixels=view.pixels,
     )
 
 
@@ -86,18 +85,3 @@ def _affine_v1(state: dict[str, Tensor], width: int, source: str) -> tuple[Tenso
     layer = nn.Linear(width, 1, device="meta")
     fill(layer, state, source)
     return layer.weight.detach()[0].float(), layer.bias.detach()[0].float()
-
-
-def _affine(state: dict[str, Tensor], width: int, source: str) -> tuple[Tensor, Tensor]:
-    """Weight (width,) and bias () of the whole head. Raises UserError naming ``source`` where it is another head."""
-    linear = [nn.Linear(*sizes, device="meta") for sizes in pairwise((width, *_HIDDEN))]
-    # The dropouts of training are counted in the published names.
-    dropout = nn.Identity()
-    layers = [linear[0], dropout, linear[1], dropout, linear[2], dropout, linear[3], linear[4]]
-    fill(nn.ModuleDict({"layers": nn.Sequential(*layers)}), state, source)
-    weight = torch.eye(width, dtype=torch.float64)
-    bias = torch.zeros(width, dtype=torch.float64)
-    with torch.no_grad():
-        for layer in linear:
-            weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
-    return weight[0].float(), bias[0].float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ _LARGEST = float(np.finfo(np.float32).max)  # what learns from a score has no mo
 _SHOWN = 80  # characters of a text that a message quotes
 
 
-def numbers(values: Iterable[Any], number: int, judge: str, sample: str, describe: Callable[[int], str]) -> list[float]:
+def numbers(values: object, number: int, judge: str, sample: str, describe: Callable[[int], str]) -> list[float]:
     """``values`` as floats, one for each of ``number`` samples; ``sample`` is what one is called, "image" say.
 
     Raises UserError naming ``judge``, and by ``describe(i)`` the sample whose value is no number or not finite.
@@ -23,7 +23,7 @@ def numbers(values: Iterable[Any], number: int, judge: str, sample: str, describ
     if isinstance(values, (str, bytes, dict)):  # lists of something else: characters, keys
         raise UserError(f"{judge}: returned {_shown(values)}", remedy)
     try:
-        rows = list(islice(values, number + 1))  # what goes on for ever is not read to its end
+        rows = list(islice(cast(Iterable[object], values), number + 1))  # what goes on for ever is not read to its end
     except Exception as error:  # what is made while it is read may fail in any way
         problem = f"{judge}: returned {_shown(values)}, of which no list can be made: {first_line(error)}"
         raise UserError(problem, remedy) from error

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, nearest
-from ..types.images import Scores
 from .scorer import Scorer, Towers
-from .towers import load_clip, load_open_clip
+from .towers import clip_scorer, load_clip, load_open_clip
 from .views import CropView, LetterboxView
 
 
@@ -80,21 +79,10 @@ def load(weights: str | None, towers: Towers, *, form: str = "percent", architec
     def whole(prompts: Sequence[str]) -> list[str]:
         return [made.prefix + prompt for prompt in prompts]
 
-    def judge(images: Tensor, prompts: Tensor) -> Scores:
-        raw = (images * prompts).sum(-1).cpu()
-        return Scores(made.score(raw), raw)
-
-    return Scorer(
-        name="clip_score",
-        recipe_id=f"clip_score.{form}{'/clean-text' if made.cleans else ''}/{view.id}/{tower.key}",
-        view_key=view.id,
-        image_key=tower.key,
+    recipe = f"clip_score.{form}{'/clean-text' if made.cleans else ''}"
+    return replace(
+        clip_scorer("clip_score", recipe, tower, view, made.score),
         text_key=text,
-        logit_scale=None,
-        view=view,
-        encode_images=tower.encode_images,
         encode_prompts=lambda prompts: tower.encode_prompts(whole(prompts)),
-        judge=judge,
-        view_pixels=view.pixels,
         cuts=lambda prompts: tower.tokenizer.cuts(whole(prompts)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..pixels import to_rgb
 from ..records import content_hash
 from ..types.images import Scores
 from .checking import numbers
-from .scorer import SharedFeatures, Towers, check_one_prompt_each
+from .scorer import Scorer, SharedFeatures, Towers, check_one_prompt_each
 
 FUNCTION = "function"
 """The name of this scorer in the catalog."""
@@ -30,7 +30,7 @@ BatchFunction = Callable[[Sequence[Image.Image], Sequence[str]], Any]
 
 @dataclass(frozen=True)
 class ImageFunction:
-    """An ``ImageScorer`` that gives RGB images of any size and their prompts to ``judge``, a batch at a time."""
+    """A scorer that gives RGB images of any size and their prompts to ``judge``, a batch at a time."""
 
     name: str
     recipe_id: str
@@ -66,6 +66,10 @@ class ImageFunction:
         return Scores(scores, scores)
 
 
+ImageScorer = Scorer | ImageFunction
+"""What judges images against prompts; ``recipe_id`` names all that makes the number."""
+
+
 def scorer_from(
     function: Callable[..., object], *, name: str | None = None, logit_scale: float | None = None, **settings: object
 ) -> ImageFunction:
@@ -83,8 +87,9 @@ def scorer_from(
     if settings:
         check_settings("scorer", function, settings)
     home = getattr(function, "__module__", "") or ""
-    recipe = f"function.1/{home}:{getattr(function, '__qualname__', own)}/{source_hash(function)[:12]}"
-    return _made(function, own, recipe, logit_scale, settings)
+    place = f"{home}:{getattr(function, '__qualname__', own)}"
+    bound, recipe = bind(function, place, source_hash(function), settings)
+    return ImageFunction(own, recipe, *_called(bound, own), logit_scale)
 
 
 def name_of_function(function: Callable[..., object]) -> str:
@@ -95,20 +100,14 @@ def name_of_function(function: Callable[..., object]) -> str:
 def load(source: str | None, towers: Towers, **settings: object) -> ImageFunction:
     """The function that ``source`` names, as ``path/to/file.py:attribute`` or ``module:attribute``; see ``scorer_from``.
 
-    The hash of its file is part of the recipe id; what that file imports is not. Its scores are no logits until a
-    calibration gives a scale. Raises UserError where there is no such function.
+    Its scores are no logits until a calibration gives a scale. Raises UserError where there is no such function.
     """
     from ..catalog import check_settings  # which names this module
 
-    source = source or ""
-    label = f"function={source}"
-    function = load_named(source, label)
-    place, _, attribute = source.rpartition(":")
-    home = Path(place).stem if place.endswith(".py") else place
-    recipe = f"function.1/{home}:{attribute}/{source_hash(source)[:12]}"
-    check_settings("scorer", source, settings)
-    typed = {key: parse_yaml(str(value), f"{label}, {key}") for key, value in settings.items()}
-    return _made(function, function_name(source), recipe, None, typed)
+    bound, recipe = load_function(source or "", settings)
+    check_settings("scorer", str(source), settings)
+    own = function_name(str(source))
+    return ImageFunction(own, recipe, *_called(bound, own))
 
 
 def function_name(source: str) -> str:
@@ -116,33 +115,42 @@ def function_name(source: str) -> str:
     return source.rpartition(":")[2].rpartition(".")[2]
 
 
-def _made(
-    function: Callable[..., object], name: str, recipe: str, scale: float | None, settings: dict[str, object]
-) -> ImageFunction:
-    label = f"scorer {name}"
-    if settings:
-        recipe += f"/{content_hash(repr(sorted(settings.items())))[:12]}"
-    judge, reads_prompts = _called(functools.partial(function, **settings) if settings else function, label)
-    return ImageFunction(name, recipe, judge, reads_prompts, scale)
+def load_function(source: str, settings: Mapping[str, object]) -> tuple[Callable[..., object], str]:
+    """The function that ``source`` names with its ``settings``, which are text, and the recipe id of both.
+
+    The hash of its file is part of that; what the file imports is not. Raises UserError where there is no such function.
+    """
+    label = f"function={source}"
+    function = load_named(source, label)
+    place, _, attribute = source.rpartition(":")
+    home = Path(place).stem if place.endswith(".py") else place
+    typed = {key: parse_yaml(str(value), f"{label}, {key}") for key, value in settings.items()}
+    return bind(function, f"{home}:{attribute}", source_hash(source), typed)
 
 
-def _called(function: Callable[..., object], label: str) -> tuple[BatchFunction, bool]:
+def bind(
+    function: Callable[..., object], place: str, source: str, settings: Mapping[str, object]
+) -> tuple[Callable[..., object], str]:
+    """``function`` with its ``settings``, and the recipe id of both; ``source`` is the hash of its code."""
+    recipe = f"function.1/{place}/{source[:12]}"
+    if not settings:
+        return function, recipe
+    return functools.partial(function, **settings), f"{recipe}/{content_hash(repr(sorted(settings.items())))[:12]}"
+
+
+def _called(function: Callable[..., object], name: str) -> tuple[BatchFunction, bool]:
     """How ``function`` is called with images and prompts, and whether it reads prompts."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
         return function, True
-    empty, positional = (
-        inspect.Parameter.empty,
-        (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD),
-    )
-    places = [p for p in parameters if p.kind in positional]
-    has_rest = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    empty = inspect.Parameter.empty
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    has_rest = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if not (places or has_rest) or any(p.default is empty for p in places[2:]):
-        problem = f"{label}: takes {inspect.signature(function)}, and is called with images and prompts"
-        raise UserError(
-            problem, "give a function of a list of images and a list of prompts, or of an image and a prompt"
-        )
+        problem = f"scorer {name}: takes {inspect.signature(function)}, and is called with images and prompts"
+        remedy = "give a function of a list of images and a list of prompts, or of an image and a prompt"
+        raise UserError(problem, remedy)
     # A further parameter with a default is the function's own affair.
     second = places[1] if len(places) > 1 else None
     reads_prompts = has_rest or (second is not None and (second.default is empty or second.name.startswith("prompt")))

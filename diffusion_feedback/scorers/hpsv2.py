@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError, nearest
-from ..foreign import is_hub_id
-from .hub_files import hub_file
+from .hub_files import weights_file
 from .scorer import Scorer, Towers
-from .towers import cosine_scores, load_open_clip
+from .towers import clip_scorer, load_open_clip
 from .views import LetterboxView
 
 HUB_ID = "xswu/HPSv2"
@@ -39,30 +38,13 @@ def load(
     version, checkpoint = _checkpoint(weights, version)
     tower = load_open_clip(architecture, checkpoint, towers)
     view = LetterboxView(tower.image_size, "legacy" if resampling == "legacy" else "antialias")
-    return Scorer(
-        name="hpsv2",
-        recipe_id=f"hps{version}/{view.id}/{tower.key}",
-        view_key=view.id,
-        image_key=tower.key,
-        text_key=tower.key,
-        logit_scale=tower.logit_scale,
-        view=view,
-        encode_images=tower.encode_images,
-        encode_prompts=tower.encode_prompts,
-        judge=cosine_scores(1.0),
-        view_pixels=view.pixels,
-        cuts=tower.tokenizer.cuts,
-    )
+    return clip_scorer("hpsv2", f"hps{version}", tower, view, lambda cosine: cosine, tower.logit_scale)
 
 
 def _checkpoint(weights: str | None, version: str | None) -> tuple[str, Path]:
     """The version and the file. Raises UserError where nothing tells the version, and where name and ``version`` differ."""
     wanted = version or "v2.1"
-    remedy = f"give the path of {FILES[wanted]} (published at the hub as {HUB_ID})"
-    if weights is None or is_hub_id(weights):
-        return wanted, hub_file(weights or HUB_ID, FILES[wanted], remedy)
-    path = Path(weights).expanduser()
-    path = path / FILES[wanted] if path.is_dir() else path
+    path = weights_file(weights, HUB_ID, FILES[wanted])
     named = next((known for known, file in FILES.items() if Path(file).stem == path.stem), None)
     if named and version and named != version:
         raise UserError(f"{path}: by its name the weights of {named}, requested as {version}", f"say version={named}")

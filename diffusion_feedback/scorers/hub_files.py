@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..errors import UserError, first_line
+from ..foreign import is_hub_id
 from ..records import parse_json
 
 
@@ -18,6 +19,18 @@ def hub_file(repository: str, file: str, remedy: str) -> Path:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # the network's own errors are of many kinds
         raise UserError(f"{repository}/{file} cannot be had from the hub ({first_line(error)})", remedy) from error
+
+
+def weights_file(weights: str | None, hub_id: str, file: str) -> Path:
+    """The file of a scorer's ``weights``: itself, or ``file`` of that folder or hub repository, of ``hub_id`` for None.
+
+    Raises UserError where the hub cannot give it.
+    """
+    if weights is None or is_hub_id(weights):
+        remedy = f"give the path of {file}, or of a folder that holds it (published at the hub as {hub_id})"
+        return hub_file(weights or hub_id, file, remedy)
+    path = Path(weights).expanduser()
+    return path / file if path.is_dir() else path
 
 
 def optional_file(source: str, name: str) -> Path | None:

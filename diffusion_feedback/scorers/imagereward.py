@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertTokenizer
 
 from ..errors import UserError
-from ..foreign import is_hub_id, reading
+from ..foreign import reading
 from ..records import content_hash
 from ..types.images import Scores
 from ..weights import state_hash
+from .affine_head import affine_head
 from .blip import Blip, load_blip
-from .checkpoints import fill, read_checkpoint
-from .hub_files import hub_file
+from .checkpoints import read_checkpoint
+from .hub_files import hub_file, weights_file
 from .scorer import Scorer, Towers
 from .views import CropView
 
@@ -52,10 +52,12 @@ def load(weights: str | None, towers: Towers) -> Scorer:
     the head's output, a Bradley-Terry logit as trained: ``logit_scale`` is 1; ``score`` = (raw - MEAN) / STD.
     Raises UserError where a file cannot be had or holds other weights or another vocabulary.
     """
-    path = _weights_file(weights)
+    path = weights_file(weights, HUB_ID, WEIGHTS_FILE)
     state = {name: value for name, value in read_checkpoint(path).items() if name not in UNUSED}
     blip = load_blip({name: value for name, value in state.items() if not name.startswith(_HEAD)}, str(path))
-    weight, bias = (part.to(towers.device) for part in _affine(_load_head(state, blip, str(path))))
+    head = {name: value for name, value in state.items() if name.startswith(_HEAD)}
+    affine = affine_head(head, blip.text.config.hidden_size, str(path), _HEAD)
+    weight, bias = (part.to(towers.device) for part in affine)
     tokenizer = _tokenizer(_vocabulary_file(path), blip)
     blip = blip.to(towers.device, towers.dtype)
     view = CropView(blip.image_size, blip.image_size, centre="nearest")  # torchvision's, as published
@@ -83,17 +85,8 @@ def load(weights: str | None, towers: Towers) -> Scorer:
         encode_images=blip.encode_images,
         encode_prompts=encode_prompts,
         judge=judge,
-        view_pixels=view.pixels,
         cuts=lambda prompts: [len(ids) > TOKENS for ids in tokenizer(list(prompts)).input_ids] if prompts else [],
     )
-
-
-def _weights_file(weights: str | None) -> Path:
-    if weights is None or is_hub_id(weights):
-        remedy = f"give the path of {WEIGHTS_FILE}, or of a folder that holds it (published at the hub as {HUB_ID})"
-        return hub_file(weights or HUB_ID, WEIGHTS_FILE, remedy)
-    path = Path(weights).expanduser()
-    return path / WEIGHTS_FILE if path.is_dir() else path
 
 
 def _vocabulary_file(weights: Path) -> Path:
@@ -113,25 +106,3 @@ def _tokenizer(vocabulary: Path, blip: Blip) -> BertTokenizer:
         problem = f"{vocabulary}: holds {len(tokenizer) - 2} tokens, the weights know {blip.vocabulary - 2}"
         raise UserError(problem, f"give the {VOCABULARY_FILE} of {VOCABULARY_HUB_ID}")
     return tokenizer
-
-
-def _load_head(state: dict[str, Tensor], blip: Blip, source: str) -> nn.Sequential:
-    """The published head: five linear layers with dropout between them, and no activation."""
-    widths = (blip.text.config.hidden_size, 1024, 128, 64, 16, 1)
-    layers = [nn.Linear(*pair) for pair in pairwise(widths)]
-    dropout = nn.Identity()  # counted in the published names, without effect in judging
-    head = nn.Sequential(layers[0], dropout, layers[1], dropout, layers[2], dropout, layers[3], layers[4])
-    part = {name: value for name, value in state.items() if name.startswith(_HEAD)}
-    fill(head, part, source, lambda name: _HEAD + name)
-    return head
-
-
-@torch.no_grad()
-def _affine(head: nn.Sequential) -> tuple[Tensor, Tensor]:
-    """Linear layers one after the other are one affine map: weight (hidden,) and bias (), multiplied in float64."""
-    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
-    weight = torch.eye(linear[0].in_features, dtype=torch.float64)
-    bias = torch.zeros(linear[0].in_features, dtype=torch.float64)
-    for layer in linear:
-        weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
-    return weight[0].float(), bias[0].float()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 
 from ..catalog import check_settings, names, resolve
 from ..errors import UserError, nearest
-from ..specs import split_spec
-from .function import FUNCTION, ImageFunction, function_name, name_of_function, scorer_from
-from .scorer import ImageScorer, Scorer, Towers
+from ..specs import Spec, split_spec
+from .function import FUNCTION, ImageFunction, ImageScorer, function_name, name_of_function, scorer_from
+from .scorer import Scorer, Towers
 
 SPEC_HELP = (
     "[ALIAS:]NAME[=WEIGHTS][,key=value,...] where WEIGHTS is a folder, a file or a hub id, and ALIAS tells two scorers of"
@@ -39,60 +39,45 @@ _ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ScorerSpec:
-    """Which scorer, with which weights (None: the published ones, from the hub), settings, and name in the results."""
-
-    name: str
-    weights: str | None
-    settings: Mapping[str, object]
-    alias: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The scorer's name in results."""
-        return self.alias or (function_name(self.weights or "") if self.name == FUNCTION else self.name)
-
-
-def parse_spec(text: str) -> ScorerSpec:
+def parse_spec(text: str) -> Spec:
     """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``; the values of settings are text.
 
     Raises UserError for an unknown scorer or setting, a setting that stands twice, and weights or values that are empty:
     without its weights a scorer would be another one, the published.
     """
-    spec = split_spec(text, f"scorer {text!r}", SPEC_HELP)
-    alias, colon, name = spec.head.rpartition(":")
+    label = f"scorer {text!r}"
+    spec = split_spec("scorer", text, label, SPEC_HELP)
+    alias, colon, name = spec.name.rpartition(":")
     if name not in names("scorer"):
         known = _ELSEWHERE.get(re.sub(r"[^a-z0-9]", "", name.lower()))
         if known:
             problem = f"scorer {name!r} ({known}) is none of this project's"
-            raise UserError(
-                problem, f"known: {', '.join(names('scorer'))}; it is another scorer than those of like names"
-            )
+            remedy = f"known: {', '.join(names('scorer'))}; it is another scorer than those of like names"
+            raise UserError(problem, remedy)
         raise UserError(f"unknown scorer {name!r}", nearest(name, names("scorer")))
     if name != FUNCTION:  # whose settings are those of the function
         check_settings("scorer", name, spec.settings)
     if colon and not alias:
-        raise UserError(f"scorer {text!r}: the alias is empty", SPEC_HELP)
+        raise UserError(f"{label}: the alias is empty", SPEC_HELP)
     if spec.source == "":
-        raise UserError(f"scorer {text!r}: the weights are empty", SPEC_HELP)
+        raise UserError(f"{label}: the weights are empty", SPEC_HELP)
     try:
         Path(spec.source or "").expanduser().exists()
     except (OSError, RuntimeError) as error:  # too long for a path, or the home of nobody
-        raise UserError(f"scorer {text!r}: the weights are no path ({error})", SPEC_HELP) from error
-    return ScorerSpec(name, spec.source, spec.settings, alias or None)
+        raise UserError(f"{label}: the weights are no path ({error})", SPEC_HELP) from error
+    return replace(spec, name=name, alias=alias or None)
 
 
-AnyScorer = str | ScorerSpec | ImageScorer | Callable[..., Any]
+AnyScorer = str | Spec | ImageScorer | Callable[..., Any]
 """A scorer as users name it: a spec as text or taken apart, a loaded one, or a function (see ``scorer_from``)."""
 
 
 def label_of(scorer: AnyScorer) -> str:
     """The name in results of ``scorer``, which need not be loaded. Raises UserError for a bad spec."""
     if isinstance(scorer, str):
-        return parse_spec(scorer).label
-    if isinstance(scorer, ScorerSpec):
-        return scorer.label
+        scorer = parse_spec(scorer)
+    if isinstance(scorer, Spec):
+        return scorer.alias or (function_name(scorer.source or "") if scorer.name == FUNCTION else scorer.name)
     if isinstance(scorer, Scorer | ImageFunction):
         return scorer.name
     return name_of_function(scorer) if callable(scorer) else repr(scorer)
@@ -133,9 +118,9 @@ def load_scorers(
 def _load(given: AnyScorer, towers: Towers) -> ImageScorer:
     if isinstance(given, str):
         given = parse_spec(given)
-    if isinstance(given, ScorerSpec):
-        scorer: ImageScorer = resolve("scorer", given.name)(given.weights, towers, **given.settings)
-        return replace(scorer, name=given.alias) if given.alias else scorer  # type: ignore[type-var]
+    if isinstance(given, Spec):
+        scorer: ImageScorer = resolve("scorer", given.name)(given.source, towers, **given.settings)
+        return replace(scorer, name=given.alias) if given.alias else scorer
     if isinstance(given, Scorer | ImageFunction):
         return given
     if not callable(given):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .scorer import Scorer, Towers
-from .towers import cosine_scores, load_clip
+from .towers import clip_scorer, load_clip
 
 HUB_ID = "yuvalkirstain/PickScore_v1"
 
@@ -15,17 +15,5 @@ def load(weights: str | None, towers: Towers) -> Scorer:
     that ``logit_scale`` is the model's own. Raises UserError where the model cannot be had or is no CLIPModel.
     """
     tower = load_clip(weights or HUB_ID, towers)
-    return Scorer(
-        name="pickscore",
-        recipe_id=f"pickscore.1/{tower.view.id}/{tower.key}",
-        view_key=tower.view.id,
-        image_key=tower.key,
-        text_key=tower.key,
-        logit_scale=tower.logit_scale,
-        view=tower.view,
-        encode_images=tower.encode_images,
-        encode_prompts=tower.encode_prompts,
-        judge=cosine_scores(tower.logit_scale),
-        view_pixels=tower.view.pixels,
-        cuts=tower.tokenizer.cuts,
-    )
+    scale = tower.logit_scale
+    return clip_scorer("pickscore", "pickscore.1", tower, tower.view, lambda cosine: scale * cosine, scale)

@@ -14,7 +14,8 @@ import torch
 from ..errors import UserError
 from ..pixels import WAS_TRANSPARENT
 from ..types.images import ImageItem, Scores
-from .scorer import ImageScorer, SharedFeatures
+from .function import ImageScorer
+from .scorer import SharedFeatures
 
 Views = dict[str, Any]
 

@@ -5,54 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
 from ..types.images import Scores
 
 _MAX_PROMPTS = 65_536  # prompt features held for each text tower: 256 MB at 1024 float32
-
-
-class ImageScorer(Protocol):
-    """What judges images against prompts: a ``Scorer``, or a user's function; ``recipe_id`` names all that makes the number.
-
-    ``view`` makes of one RGB image what ``judge_views`` takes; scorers of one ``view_key`` share it.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def recipe_id(self) -> str: ...
-    @property
-    def logit_scale(self) -> float | None:
-        """``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none."""
-        ...
-
-    @property
-    def reads_prompts(self) -> bool:
-        """Whether the score depends on the prompt."""
-        ...
-
-    @property
-    def view_key(self) -> str: ...
-    @property
-    def view(self) -> Callable[[Image.Image], Any]: ...
-    @property
-    def cuts(self) -> Callable[[Sequence[str]], list[bool]]:
-        """Which of the prompts are longer than the scorer reads."""
-        ...
-
-    def judge_views(self, views: Sequence[Any], prompts: Sequence[str], shared: SharedFeatures) -> Scores:
-        """Scores (N,) of N views against their prompts, row by row."""
-        ...
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """Scores (N,) float32 of images against their prompts."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +28,6 @@ class Scorer:
 
     ``recipe_id`` names all that makes the number: name and version / preprocessing / precision / hash of the weights.
     ``logit_scale * raw`` is a Bradley-Terry logit; None where the scorer has none.
-    ``view_pixels`` is ``view`` for a batch (N, 3, H, W) in [0, 1], differentiable; None where there is no such thing.
     ``cuts`` says which of the prompts are longer than the scorer reads: what is cut from them does not count.
     """
 
@@ -81,17 +41,12 @@ class Scorer:
     encode_images: Callable[[Tensor], Tensor]
     encode_prompts: Callable[[Sequence[str]], Tensor]
     judge: Callable[[Tensor, Tensor], Scores]
-    view_pixels: Callable[[Tensor], Tensor] | None = None
     cuts: Callable[[Sequence[str]], list[bool]] = lambda prompts: [False] * len(prompts)
 
     @property
     def reads_prompts(self) -> bool:
         """Whether the score depends on the prompt; ``text_key`` is "none" where it does not."""
         return self.text_key != "none"
-
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many of ``prompts`` are longer than the scorer reads."""
-        return sum(self.cuts(prompts))
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores (N,) float32 of each image against its prompt. Raises ValueError for unequal lengths or no image.
@@ -105,19 +60,6 @@ class Scorer:
     def judge_views(self, views: Sequence[Tensor], prompts: Sequence[str], shared: SharedFeatures) -> Scores:
         """Scores of stacked ``views``; what another scorer has computed of them is taken from ``shared``."""
         return self.judge(shared.of_images(self, views), shared.of_prompts(self, prompts))
-
-    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (N,) of ``pixels`` (N, 3, H, W) in [0, 1], differentiable with respect to them.
-
-        Agrees with ``score`` up to the resampler where the published preprocessing resamples 8-bit pictures.
-        Raises UserError where the scorer has no differentiable form.
-        """
-        if self.view_pixels is None:
-            raise UserError(f"scorer {self.name!r} cannot be differentiated", "train on a scorer of another kind")
-        check_one_prompt_each(pixels, prompts)
-        with torch.no_grad():
-            text = self.encode_prompts(prompts)
-        return self.judge(self.encode_images(self.view_pixels(pixels)), text).score
 
 
 def check_one_prompt_each(images: Sized, prompts: Sized) -> None:

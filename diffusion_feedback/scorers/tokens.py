@@ -54,10 +54,6 @@ class PromptTokenizer:
         """Which of ``prompts`` are cut."""
         return [len(ids) > self.length for ids in self.encode(prompts)]
 
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many of ``prompts`` are cut."""
-        return sum(self.cuts(prompts))
-
 
 def folder_tokenizer(source: str, text: CLIPTextConfig) -> PromptTokenizer:
     """The tokenizer beside the weights, or CLIP's standard one for a model of that vocabulary.

@@ -22,9 +22,9 @@ from ..types.images import Scores
 from ..weights import state_hash
 from .checkpoints import fill, read_checkpoint
 from .hub_files import optional_file, optional_json
-from .scorer import Towers
+from .scorer import Scorer, Towers
 from .tokens import VOCABULARY, PromptTokenizer, folder_tokenizer
-from .views import CropView, crop_view
+from .views import CropView, LetterboxView, crop_view
 
 _PROMPTS_AT_ONCE = 64
 
@@ -51,7 +51,7 @@ class ClipTower:
     dtype: torch.dtype
 
     def encode_images(self, views: Tensor) -> Tensor:
-        """Features (N, width) of ``views`` (N, 3, S, S), differentiable with respect to them."""
+        """Features (N, width) of ``views`` (N, 3, S, S)."""
         features = self.image_features(views.to(self.device, self.dtype))
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
@@ -64,14 +64,36 @@ class ClipTower:
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
 
-def cosine_scores(scale: float) -> Callable[[Tensor, Tensor], Scores]:
-    """A judge of unit vectors (N, D) and (N, D): ``raw`` is their cosine, ``score`` is ``scale`` times that."""
+def clip_scorer(
+    name: str,
+    recipe: str,
+    tower: ClipTower,
+    view: CropView | LetterboxView,
+    score: Callable[[Tensor], Tensor],
+    logit_scale: float | None = None,
+) -> Scorer:
+    """The scorer whose ``raw`` is the cosine of image and prompt, and whose ``score`` is made of that.
+
+    ``recipe`` begins its recipe id, which ends in the ids of ``view`` and ``tower``.
+    """
 
     def judge(images: Tensor, prompts: Tensor) -> Scores:
         raw = (images * prompts).sum(-1).cpu()
-        return Scores(scale * raw, raw)
+        return Scores(score(raw), raw)
 
-    return judge
+    return Scorer(
+        name=name,
+        recipe_id=f"{recipe}/{view.id}/{tower.key}",
+        view_key=view.id,
+        image_key=tower.key,
+        text_key=tower.key,
+        logit_scale=logit_scale,
+        view=view,
+        encode_images=tower.encode_images,
+        encode_prompts=tower.encode_prompts,
+        judge=judge,
+        cuts=tower.tokenizer.cuts,
+    )
 
 
 def load_clip(source: str, towers: Towers) -> ClipTower:

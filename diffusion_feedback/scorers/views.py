@@ -1,9 +1,9 @@
-"""How the published scorers cut a picture to the square that their image tower takes, and the same for tensors.
+"""How the published scorers cut a picture to the square that their image tower takes.
 
-A view is a small frozen callable: one image of any size and mode to (3, S, S) float32, and ``pixels`` for a batch of
-tensors, differentiable. Its ``id`` is the part of a recipe id that names all of it. Images of every mode go through
-``pixels.to_rgb`` first, so that a file has one score however it was opened. The published pipelines do not all agree
-there: OpenAI's clip and torchvision scale palette and bilevel pictures before they make them RGB, by the nearest pixel.
+A view is a small frozen callable: one image of any size and mode to (3, S, S) float32. Its ``id`` is the part of a
+recipe id that names all of it. Images of every mode go through ``pixels.to_rgb`` first, so that a file has one score
+however it was opened. The published pipelines do not all agree there: OpenAI's clip and torchvision scale palette and
+bilevel pictures before they make them RGB, by the nearest pixel.
 """
 
 from __future__ import annotations
@@ -71,19 +71,6 @@ class CropView:
         square = resample(rgb, (width, height), Image.Resampling.BICUBIC)
         return _normalise(_levels(square.crop((left, top, left + self.size, top + self.size))), self.mean, self.std)
 
-    def pixels(self, pixels: Tensor) -> Tensor:
-        """The same for ``pixels`` (N, 3, H, W) in [0, 1], with gradients.
-
-        Agrees with the view of the 8-bit picture to 0.01 of the range [0, 1], 0.0015 in the mean: as Pillow does,
-        columns are scaled before rows and each pass is clamped to [0, 1], but not rounded to 8 bits.
-        """
-        height, width = self._scaled(*pixels.shape[-2:])
-        top, left = self._corner(height, width)
-        for passed in ((pixels.shape[-2], width), (height, width)):
-            if passed != tuple(pixels.shape[-2:]):
-                pixels = transforms.resize(pixels, passed, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        return _normalise(pixels[..., top : top + self.size, left : left + self.size], self.mean, self.std)
-
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         short, long = min(height, width), max(height, width)
         longer = int(self.resize * long / short)
@@ -122,10 +109,7 @@ class LetterboxView:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Fit ``image`` into (3, S, S)."""
-        return self.pixels(_levels(to_rgb(image))[None])[0]
-
-    def pixels(self, pixels: Tensor) -> Tensor:
-        """The same for ``pixels`` (N, 3, H, W) in [0, 1], with gradients; equal to the view but for rounding."""
+        pixels = _levels(to_rgb(image))
         height, width = pixels.shape[-2:]
         scale = self.size / max(height, width)
         if scale != 1:

@@ -19,9 +19,9 @@ from ..devices import find_device
 from ..errors import UserError
 from ..progress import progress
 from ..records import content_hash
+from ..scorers.function import ImageScorer
 from ..scorers.loading import AnyScorer, load_scorers
 from ..scorers.runner import ScoredBatch, score_batches
-from ..scorers.scorer import ImageScorer
 from ..types.images import ImageItem
 from .settings import ScoringSettings
 

@@ -23,7 +23,7 @@ from ..output_folders import OutputKind
 from ..records import CompletionRecord, TextRecord, content_hash, write_text
 from ..reports.console import judge_summary
 from ..reports.pages.judge import write_judge_pages
-from ..scorers.texts.checking import quote
+from ..scorers.texts.completion_scorer import quote
 from .completing import text_prompts
 from .generating import Prompts, complete
 from .model_measures import Contender, measure_distance, measure_fluency, read_texts

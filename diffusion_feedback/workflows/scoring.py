@@ -16,8 +16,8 @@ from ..folders import is_main_process
 from ..processes import process_state
 from ..records import ScoreRecord
 from ..reports.console import folder_means, scores_summary
+from ..scorers.function import ImageScorer
 from ..scorers.loading import AnyScorer
-from ..scorers.scorer import ImageScorer
 from ..types.images import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
 from .image_inputs import Images, Prompts, open_inputs

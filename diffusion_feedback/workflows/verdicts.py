@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 
-from ..catalog import names, resolve
 from ..devices import best_device
 from ..evaluation.judged import Verdict
 from ..evaluation.judging import (
@@ -18,8 +17,8 @@ from ..evaluation.judging import (
     position_bias,
 )
 from ..records import CompletionRecord
-from ..scorers.texts import function
-from ..scorers.texts.loading import parse_text_spec
+from ..scorers.texts.function import from_function
+from ..scorers.texts.loading import load_text_judge, parse_text_spec
 from ..types.texts import PairJudge, TextScorer
 from .completion_scores import completion_text, prompt_name, score_records
 from .settings import JudgeSettings
@@ -39,7 +38,7 @@ def name_of_judge(judge: Judge) -> str:
 def check_judge(judge: Judge) -> None:
     """Raise UserError for a spec of an unknown kind or with unknown settings. Loads nothing."""
     if isinstance(judge, str):
-        parse_text_spec(judge, _kind(judge))
+        parse_text_spec(judge, "pair_judge")
 
 
 def load_judge(judge: Judge, settings: JudgeSettings) -> TextScorer | PairJudge:
@@ -47,16 +46,10 @@ def load_judge(judge: Judge, settings: JudgeSettings) -> TextScorer | PairJudge:
 
     Raises UserError where that cannot be loaded.
     """
-    if isinstance(judge, str):
-        spec, dtype = parse_text_spec(judge, _kind(judge)), getattr(torch, settings.dtype or "float32")
-        build = resolve(_kind(judge), spec.kind)
-        loaded: TextScorer | PairJudge = build(spec.source, best_device(settings.device), dtype, **spec.settings)
-        return loaded
-    return judge if isinstance(judge, TextScorer | PairJudge) else cast(TextScorer, function.over(judge))
-
-
-def _kind(spec: str) -> str:
-    return "pair_judge" if spec.partition("=")[0] in names("pair_judge") else "text_scorer"
+    if not isinstance(judge, str):
+        return judge if isinstance(judge, TextScorer | PairJudge) else cast(TextScorer, from_function(judge))
+    spec, device = parse_text_spec(judge, "pair_judge"), best_device(settings.device)
+    return load_text_judge(spec, device, getattr(torch, settings.dtype or "float32"))
 
 
 def verdict_of(

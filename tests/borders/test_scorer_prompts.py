@@ -133,8 +133,8 @@ def test_every_prompt_has_a_score_of_its_own(name: str, bare: Path, published: t
     early = ["sea " + "cat " * 200, "dog " + "cat " * 200]
     one, two = scorer.encode_prompts(early)
     assert not torch.allclose(one.double(), two.double(), atol=1e-4)
-    assert scorer.count_truncated([*early, "cat"]) == 2
-    assert scorer.count_truncated([]) == 0
+    assert sum(scorer.cuts([*early, "cat"])) == 2
+    assert sum(scorer.cuts([])) == 0
 
 
 def test_imagereward_reads_as_bert_does(bert: Path) -> None:

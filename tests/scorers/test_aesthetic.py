@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny_clip import PROMPTS, SIDE, Landmine, check_pixels, check_rows_are_independent, pictures, save_clip
+from tiny_clip import PROMPTS, SIDE, Landmine, check_rows_are_independent, pictures, save_clip
 from torch import nn
 from transformers import CLIPModel
 
@@ -68,16 +68,12 @@ def test_rows_do_not_depend_on_each_other(files: tuple[Path, Path]) -> None:
     check_rows_are_independent(scorer_of(files))
 
 
-def test_pixels_are_scored_alike_and_have_gradients(files: tuple[Path, Path]) -> None:
-    check_pixels(scorer_of(files), tolerance=0.02)
-
-
 def test_the_prompt_is_not_read(files: tuple[Path, Path]) -> None:
     scorer = scorer_of(files)
     assert not scorer.reads_prompts
     assert scorer.encode_prompts(PROMPTS).shape == (len(PROMPTS), 0)
     assert torch.equal(scorer.score(pictures(), PROMPTS), scorer.score(pictures(), PROMPTS[::-1]))
-    assert scorer.count_truncated(["word " * 500]) == 0
+    assert sum(scorer.cuts(["word " * 500])) == 0
 
 
 def test_recipe_names_tower_and_head(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -171,8 +167,6 @@ def test_version_1_is_one_layer_over_the_features(files: tuple[Path, Path], tmp_
     scorer = scorer_of((file, files[1]))
     torch.testing.assert_close(scorer.score(pictures(), PROMPTS).double(), expected, atol=1e-5, rtol=0)
     assert scorer.recipe_id.startswith("aesthetic.1/pil12-crop-32-nearest/fp32/")
-    with torch.enable_grad():
-        check_pixels(scorer, tolerance=0.02)
 
 
 @pytest.mark.parametrize(

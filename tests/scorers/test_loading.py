@@ -8,23 +8,24 @@ import pytest
 import tiny_imagereward
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.scorers.loading import ScorerSpec, load_scorers, parse_spec
+from diffusion_feedback.scorers.loading import load_scorers, parse_spec
+from diffusion_feedback.specs import Spec
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("shapes", ScorerSpec("shapes", None, {})),
-        ("imagereward", ScorerSpec("imagereward", None, {})),
-        ("imagereward=weights/ImageReward.pt", ScorerSpec("imagereward", "weights/ImageReward.pt", {})),
-        ("mine:imagereward=a=b", ScorerSpec("imagereward", "a=b", {}, "mine")),
-        ("mine:shapes", ScorerSpec("shapes", None, {}, "mine")),
-        ("hpsv2=w.pt,version=2.1", ScorerSpec("hpsv2", "w.pt", {"version": "2.1"})),
-        ("aesthetic=h.pth,clip=5", ScorerSpec("aesthetic", "h.pth", {"clip": "5"})),
-        ("hpsv2=w.pt,architecture=[", ScorerSpec("hpsv2", "w.pt", {"architecture": "["})),
+        ("shapes", Spec("scorer", "shapes", None, {})),
+        ("imagereward", Spec("scorer", "imagereward", None, {})),
+        ("imagereward=weights/ImageReward.pt", Spec("scorer", "imagereward", "weights/ImageReward.pt", {})),
+        ("mine:imagereward=a=b", Spec("scorer", "imagereward", "a=b", {}, "mine")),
+        ("mine:shapes", Spec("scorer", "shapes", None, {}, "mine")),
+        ("hpsv2=w.pt,version=2.1", Spec("scorer", "hpsv2", "w.pt", {"version": "2.1"})),
+        ("aesthetic=h.pth,clip=5", Spec("scorer", "aesthetic", "h.pth", {"clip": "5"})),
+        ("hpsv2=w.pt,architecture=[", Spec("scorer", "hpsv2", "w.pt", {"architecture": "["})),
     ],
 )
-def test_specs_are_read(text: str, expected: ScorerSpec) -> None:
+def test_specs_are_read(text: str, expected: Spec) -> None:
     assert parse_spec(text) == expected
 
 

@@ -126,5 +126,3 @@ def test_score_needs_a_prompt_for_each_image() -> None:
     assert scorer(counts).score([picture], ["ab"]).tolist() == [32.0]
     with pytest.raises(ValueError, match="2 images, 1 prompts"):
         scorer(counts).score([picture, picture], ["ab"])
-    with pytest.raises(UserError, match="cannot be differentiated"):
-        scorer(counts).score_pixels(torch.zeros(1, 3, 4, 4), ["ab"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from ...errors import UserError, first_line
 from ...foreign import apply_template, reading
@@ -24,8 +24,6 @@ from ...text_folders import (
 from ...types.models import Tokenizer
 from ...weights import state_hash
 
-_WHAT = "a judge of texts"
-_FOLDER = "give a folder that AutoModelForSequenceClassification loads, the folder of its adapter, or a hub id"
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -87,12 +85,7 @@ class Classification:
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         device = next(self.model.parameters()).device
-        lengths = torch.tensor([len(ids) for ids in sequences])
-        width = int(lengths.max())
-        mask = torch.arange(width)[None] < lengths[:, None]
-        # Which id stands on the padding does not matter: it is masked, and never read.
-        ids = torch.zeros(mask.shape, dtype=torch.long)
-        ids[mask] = torch.tensor([token for sequence in sequences for token in sequence])
+        ids, mask = padded(sequences)
         call = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
         head = getattr(self.model, "score", None)
         if not isinstance(head, nn.Module):  # an encoder, which pools by itself
@@ -100,8 +93,34 @@ class Classification:
             return pooled
         # A decoder's own forward looks for the last token that is not the padding's, and misses an end token of that id.
         hidden = self.model.base_model(**call, use_cache=False).last_hidden_state
-        scored: Tensor = head(hidden[torch.arange(len(sequences), device=device), (lengths - 1).to(device)])
+        scored: Tensor = head(hidden[torch.arange(len(sequences), device=device), (mask.sum(1) - 1).to(device)])
         return scored
+
+
+def load_judge_network(
+    path: str,
+    auto: type[PreTrainedModel],
+    what: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    **settings: object,
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """The network by the auto class ``auto``, without dropout, and the tokenizer at ``path``: a folder or a hub id.
+
+    ``settings`` go to its ``from_pretrained``. Raises UserError where there is no such ``what``, or its weights are not all
+    there.
+    """
+    remedy = f"give a folder that {auto.__name__} loads, the folder of its adapter, or a hub id"
+    located(path, what, remedy)
+    loaded = load_network(path, auto, what, remedy, is_trained=False, dtype=dtype, **settings)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(path, tokenizer, loaded.model)
+    missing = sorted(name for name in loaded.missing if not name.endswith("position_ids"))
+    if missing:
+        problem = f"{path}: weights are missing, such as {missing[0]}: it was not trained to be {what}"
+        raise UserError(problem, f"train one, or {remedy}")
+    with reading(path, what, f"use another device than {device}"):
+        return loaded.model.to(device).eval(), tokenizer
 
 
 def load_classification(
@@ -119,21 +138,12 @@ def load_classification(
     ``num_labels`` is what the model must have, None for any number; ``ends`` applies to decoders with an end token.
     Raises UserError where there is no such model, its head is missing, or numbers are out of range.
     """
-    located(path, _WHAT, _FOLDER)
-    wanted: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
-    loaded = load_network(
-        path, AutoModelForSequenceClassification, _WHAT, _FOLDER, is_trained=False, dtype=dtype, **wanted
+    wanted = {} if num_labels is None else {"num_labels": num_labels}
+    model, tokenizer = load_judge_network(
+        path, AutoModelForSequenceClassification, "a judge of texts", device, dtype, **wanted
     )
-    model, tokenizer = loaded.model, load_tokenizer(path)
-    check_vocabulary(path, tokenizer, model)
-    missing = sorted(name for name in loaded.missing if not name.endswith("position_ids"))
-    if missing:
-        problem = f"{path}: weights are missing, such as {missing[0]}: it was not trained to judge"
-        raise UserError(problem, "train one (family reward_model), or give another folder")
     is_decoder = isinstance(getattr(model, "score", None), nn.Module)
     limit = min(int(tokenizer.model_max_length), _positions(model.config))
-    with reading(path, _WHAT, f"use another device than {device}"):
-        model = model.to(device).eval()
     return Classification(
         model=model,
         tokenizer=tokenizer,
@@ -143,6 +153,16 @@ def load_classification(
         ends=ends and is_decoder and tokenizer.eos_token_id is not None,
         cut_left=is_decoder,
     )
+
+
+def padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids (N, T) of ``sequences`` side by side, and the mask (N, T) of what is no padding."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    # Which id stands on the padding does not matter: it is masked, and never read.
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.tensor([token for sequence in sequences for token in sequence])
+    return ids, mask
 
 
 def _positions(config: PreTrainedConfig) -> int:

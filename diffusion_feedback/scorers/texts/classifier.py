@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...errors import UserError, nearest
 from ...records import Text
-from .checking import check_equal_length, finite
-from .classification import Classification, encode_pairs, load_classification
+from .classification import encode_pairs, load_classification
+from .completion_scorer import CompletionScorer
 
 OUTPUTS = ("logit", "probability")
 READS = ("text", "completion")
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifierScorer:
-    """A transformers model for sequence classification; ``label`` is the index of the label that is wanted."""
-
-    name: str
-    recipe_id: str
-    judge: Classification
-    label: int
-    output: str
-    reads: str
-
-    def score(
-        self, prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool] | None = None
-    ) -> list[float]:
-        """Log-odds, or probability, of the label for each completion."""
-        check_equal_length(prompts, completions)
-        if not completions:
-            return []
-        blank: list[Text] = ["" if isinstance(text, str) else () for text in completions]
-        read = prompts if self.reads == "text" else blank
-        logits = self.judge.logits(encode_pairs(self.judge, read, completions, finished, as_chat=False)).double()
-        odds = self._log_odds(logits)
-        values = odds if self.output == "logit" else torch.sigmoid(odds)
-        return finite(values.tolist(), prompts, completions, f"classifier {self.name}")
-
-    def _log_odds(self, logits: Tensor) -> Tensor:
-        """log p / (1 - p) of the label, (N,), from ``logits`` (N, labels); exact where p rounds to 1."""
-        own = logits[:, self.label]
-        if self.judge.model.config.problem_type == "multi_label_classification":
-            return own
-        others = torch.ones(logits.shape[1], dtype=torch.bool)
-        others[self.label] = False
-        return own - logits[:, others].logsumexp(1)
 
 
 def load(
@@ -62,7 +26,7 @@ def load(
     reads: str = "text",
     max_length: str = "",
     batch_size: str = "32",
-) -> ClassifierScorer:
+) -> CompletionScorer:
     """The classifier in the folder or under the hub id ``source``; ``label`` is the name of the label that is wanted.
 
     ``output`` "logit" gives the log-odds log p / (1 - p) of the label, which for two labels is the difference of their
@@ -81,5 +45,25 @@ def load(
         raise UserError(f"classifier={source}: has {len(names)} label", f"use it as reward_model={source}")
     if label not in names:
         raise UserError(f"classifier={source}: has no label {label!r}", nearest(label, list(names)))
+    is_multi_label = judge.model.config.problem_type == "multi_label_classification"
+
+    def values(prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool] | None) -> list[float]:
+        blank: list[Text] = ["" if isinstance(text, str) else () for text in completions]
+        shown = prompts if reads == "text" else blank
+        logits = judge.logits(encode_pairs(judge, shown, completions, finished, as_chat=False)).double()
+        odds = logits[:, names[label]] if is_multi_label else _log_odds(logits, names[label])
+        shares: list[float] = (odds if output == "logit" else torch.sigmoid(odds)).tolist()
+        return shares
+
     recipe = f"classifier.1/{label}/{output} of {reads}/{judge.recipe}"
-    return ClassifierScorer(source, recipe, judge, names[label], output, reads)
+    return CompletionScorer(source, recipe, f"classifier {source}", values, network=judge.model)
+
+
+def _log_odds(logits: Tensor, label: int) -> Tensor:
+    """log p / (1 - p) of one label of several that exclude each other, (N,), from ``logits`` (N, labels).
+
+    Exact where p rounds to 1.
+    """
+    others = torch.ones(logits.shape[1], dtype=torch.bool)
+    others[label] = False
+    return logits[:, label] - logits[:, others].logsumexp(1)

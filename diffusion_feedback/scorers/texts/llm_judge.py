@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from ...documents import read_text
 from ...errors import UserError, first_line
-from ...foreign import apply_template, reading
+from ...foreign import apply_template
 from ...records import Text, content_hash
-from ...text_folders import check_vocabulary, load_network, load_tokenizer, located, positions_of
+from ...text_folders import positions_of
 from ...weights import state_hash
-from .checking import check_equal_length
-from .classification import PRECISION, check_tokens, whole_number
+from .classification import PRECISION, check_tokens, load_judge_network, padded, whole_number
+from .completion_scorer import check_equal_length
 
 TEMPLATE = """Which of two answers to the request is better: more helpful, more truthful, and closer to what is asked?
 The order of the answers and their length must not matter.
@@ -35,8 +35,6 @@ The order of the answers and their length must not matter.
 Reply with one letter, A or B. The better answer is:"""
 _ANSWERS = ("A", "B")
 _FIELDS = ("prompt", "first", "second")
-_WHAT = "a language model that judges"
-_FOLDER = "give a folder that AutoModelForCausalLM loads, the folder of its adapter, or a hub id"
 _FIELD = re.compile("{(" + "|".join(_FIELDS) + ")}")
 
 
@@ -87,10 +85,7 @@ class LanguageModelJudge:
         self._check_length(max(map(len, rows)))
         for row in rows:
             check_tokens(row, self.model, f"llm={self.name}")
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-        ids = torch.zeros(mask.shape, dtype=torch.long)
-        ids[mask] = torch.tensor([token for row in rows for token in row])
+        ids, mask = padded(rows)
         device = self.model.device
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
         logps = torch.log_softmax(logits.float(), -1)[:, :-1].gather(2, ids[:, 1:, None].to(device)).squeeze(2).cpu()
@@ -124,15 +119,8 @@ def load(
     or model.
     """
     question = _read_question(template) if template else TEMPLATE
-    located(source, _WHAT, _FOLDER)
-    loaded = load_network(source, AutoModelForCausalLM, _WHAT, _FOLDER, is_trained=False, dtype=dtype)
-    tokenizer = load_tokenizer(source)
-    if loaded.missing:
-        problem = f"llm={source}: {len(loaded.missing)} weights are missing, the first is {min(loaded.missing)!r}"
-        raise UserError(problem, _FOLDER)
-    check_vocabulary(source, tokenizer, loaded.model)
-    with reading(source, _WHAT, f"use another device than {device}"):
-        model = loaded.model.to(device).eval()
+    what = "a language model that judges"
+    model, tokenizer = load_judge_network(source, AutoModelForCausalLM, what, device, dtype)
     recipe = f"llm.1/question {content_hash(question)[:8]}/{PRECISION[dtype]}/{state_hash(model.state_dict())}"
     return LanguageModelJudge(source, recipe, model, tokenizer, question, whole_number("batch_size", batch_size))
 

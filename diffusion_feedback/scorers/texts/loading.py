@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 
 from ...catalog import check_settings, names, resolve
 from ...errors import UserError, nearest
-from ...specs import split_spec
-from ...types.texts import TextScorer
+from ...specs import Spec, split_spec
+from ...types.texts import PairJudge, TextScorer
 from ..function import FUNCTION
 
 SPEC_HELP = (
@@ -18,37 +15,35 @@ SPEC_HELP = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TextScorerSpec:
-    """Which kind of judge, where it lies, and its settings."""
-
-    kind: str
-    source: str
-    settings: Mapping[str, str]
-
-
-def parse_text_spec(text: str, kind: str = "text_scorer") -> TextScorerSpec:
-    """Read ``KIND=SOURCE[,key=value...]``; ``kind`` is the catalog's kind of names that are allowed.
+def parse_text_spec(text: str, *more: str) -> Spec:
+    """Read ``NAME=SOURCE[,key=value...]``, NAME a text_scorer of the catalog, or of the kinds ``more``.
 
     Raises UserError for an unknown kind of judge or setting, one that stands twice or is missing, and an empty value.
     """
-    spec = split_spec(text, repr(text), SPEC_HELP)
-    name = spec.head
-    if name not in names(kind):
-        raise UserError(f"{text!r}: unknown kind of judge {name!r}", f"{SPEC_HELP}; {nearest(name, names(kind))}")
+    kinds = ("text_scorer", *more)
+    name = text.partition(",")[0].partition("=")[0]
+    kind = next((kind for kind in kinds if name in names(kind)), None)
+    if kind is None:
+        known = [name for kind in kinds for name in names(kind)]
+        raise UserError(f"{text!r}: unknown kind of judge {name!r}", f"{SPEC_HELP}; {nearest(name, known)}")
+    spec = split_spec(kind, text, repr(text), SPEC_HELP)
     if not spec.source:
         raise UserError(f"{text!r}: does not say where the {name} lies", SPEC_HELP)
     if name != FUNCTION:
         check_settings(kind, name, spec.settings)
     elif spec.settings:  # which are those of the function
         check_settings(kind, spec.source, spec.settings)
-    return TextScorerSpec(name, spec.source, spec.settings)
+    return spec
 
 
-def load_text_scorer(
-    spec: str | TextScorerSpec, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> TextScorer:
-    """Load the judge that ``spec`` names, on ``device`` in ``dtype``. Raises UserError for a bad spec or model."""
-    given = parse_text_spec(spec) if isinstance(spec, str) else spec
-    scorer: TextScorer = resolve("text_scorer", given.kind)(given.source, device, dtype, **given.settings)
+def load_text_scorer(spec: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextScorer:
+    """The scorer that ``spec`` names, on ``device`` in ``dtype``. Raises UserError for a bad spec or model."""
+    scorer = load_text_judge(parse_text_spec(spec), device, dtype)
+    assert isinstance(scorer, TextScorer)
     return scorer
+
+
+def load_text_judge(spec: Spec, device: torch.device | str, dtype: torch.dtype) -> TextScorer | PairJudge:
+    """The judge that ``spec`` names. Raises UserError where it cannot be loaded."""
+    judge: TextScorer | PairJudge = resolve(spec.kind, spec.name)(spec.source, device, dtype, **spec.settings)
+    return judge

@@ -78,7 +78,7 @@ class TextModality:
             problem = f"rollouts.temperature: got {rollouts.temperature}"
             raise UserError(problem, "allowed: above 0, as samples must differ")
         for spec in filter(None, (rollouts.reward, rounds.labels_from, rounds.heldout_judge)):
-            parse_text_spec(spec, "text_scorer")
+            parse_text_spec(spec)
         if rounds.scorer:
             problem = f"rounds.scorer: got {rounds.scorer!r}, and texts are judged by rollouts.reward"
             raise UserError(problem, "leave it out")
@@ -133,8 +133,6 @@ class TextModality:
         loaded = load_text_scorer(scorer, best_device())
         records = load_completions(drawn)
         scores = score_records(loaded, records)
-        # The difference of two rewards is a Bradley-Terry logit; other judges have no such scale.
-        scale = 1.0 if parse_text_spec(scorer).kind == "reward_model" else None
         rows = [
             ScoreRecord(
                 f"prompt {record.prompt_index}, sample {record.sample}",
@@ -144,7 +142,7 @@ class TextModality:
                 loaded.recipe_id,
                 score,
                 score,
-                scale,
+                getattr(loaded, "logit_scale", None),
             )
             for record, score in zip(records, scores, strict=True)
         ]

@@ -20,7 +20,7 @@ from ...data.places import is_dataset
 from ...errors import UserError
 from ...models.loaded import family_of
 from ...models.loaded import over as over_model
-from ...scorers.texts.function import over as over_function
+from ...scorers.texts.function import from_function
 from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
 
@@ -151,7 +151,7 @@ def _mark_of_reward(objects: dict[str, object]) -> str:
     if not hasattr(reward, "score"):
         if not callable(reward):
             raise UserError(f"reward: is a {type(reward).__name__}", "give a function of prompts and completions")
-        reward = objects["reward"] = over_function(reward)
+        reward = objects["reward"] = from_function(reward)
     return object_name("reward", getattr(reward, "recipe_id", ""))
 
 

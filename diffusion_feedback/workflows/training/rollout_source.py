@@ -13,7 +13,7 @@ from ...config.recipe import Recipe
 from ...models.sharing import share_frozen
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text
-from ...scorers.texts.checking import finite
+from ...scorers.texts.completion_scorer import finite
 from ...scorers.texts.loading import load_text_scorer
 from ...training.order import EpochOrder
 from ...training.policy_gradient import PolicyGradientStep
@@ -38,7 +38,7 @@ class CompletionJudge:
         own: TextScorer | None = setup.given.reward
         self.scorer = own if own is not None else load_text_scorer(self.spec, setup.accelerator.device)
         self.end_token_ids = frozenset(model.end_token_ids)
-        judge = getattr(getattr(self.scorer, "judge", None), "model", None)
+        judge = getattr(self.scorer, "network", None)
         self.num_bytes = 0
         if judge is not None:
             self.shared_bytes = share_frozen(judge, model.library_model)

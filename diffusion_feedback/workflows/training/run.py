@@ -211,7 +211,7 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
 
 def _place_of(reward: str) -> str | None:
     """Where the judge lies that the spec ``reward`` names."""
-    return parse_text_spec(reward, "text_scorer").source if reward and not is_object(reward) else None
+    return parse_text_spec(reward).source if reward and not is_object(reward) else None
 
 
 def describe(session: Session) -> list[str]:

@@ -14,7 +14,7 @@ from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
-from ...scorers.texts.checking import quote
+from ...scorers.texts.completion_scorer import quote
 from ...training.order import EpochOrder
 from ...training.sources import TokenSource, UnpairedSource, under_budget
 from ...types.models import TextModel
