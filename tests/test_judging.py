@@ -79,6 +79,30 @@ def test_what_is_measured_of_each_model(models: list[Path], tmp_path: Path) -> N
     assert result.divergences["b"].log_ratio == 0.0 < result.divergences["a"].kl.value
 
 
+def test_a_judge_is_loaded_once(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Any] = []
+
+    def load(source: str, *where: Any) -> Any:
+        loads.append(source)
+        return SimpleNamespace(recipe_id="one.1", score=lambda *texts: [1.0] * len(texts[1]))
+
+    monkeypatch.setattr("diffusion_feedback.scorers.texts.reward_model.load", load)
+    result = dfb.judge(*models, PROMPTS, judges="reward_model=somewhere", **SHORT)
+    assert (loads, result.win_rates["reward_model=somewhere"].win_rate) == (["somewhere"], 0.5)
+
+
+def test_a_call_that_fails_leaves_no_folder(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for a in ("~nobody-of-this-name/model", models[0] / "absent"):
+        with pytest.raises(dfb.UserError):
+            dfb.judge(a, models[1], PROMPTS, judges=by_length, **SHORT)
+    with pytest.raises(dfb.UserError):
+        dfb.benchmark("shapes", images=tmp_path / "absent")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

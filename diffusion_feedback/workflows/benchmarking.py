@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from tempfile import mkdtemp
 from typing import Any, cast
 from weakref import finalize
 
@@ -21,7 +19,7 @@ from ..devices import find_device
 from ..errors import UserError
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash, style_of
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, check_comparable, compare_runs, make_run
-from ..folders import expand, hold_folder
+from ..folders import expand
 from ..processes import process_state
 from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
@@ -37,6 +35,7 @@ from .benchmark_folder import (
     write_run,
 )
 from .generating import draw_images
+from .outputs import hold_output
 from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of
 from .scoring import listed_scorers, score_items
 from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, made_of_keywords
@@ -96,32 +95,29 @@ def benchmark(
     chosen = benchmark_of(name)
     judges = listed_scorers(scorers) if scorers else list(chosen.scorers)
     _check(model, images, own, scoring)
-    folder = expand(output_dir if output_dir is not None else mkdtemp(prefix="benchmark-"))
-    with ExitStack() as stack:
-        if output_dir is None:  # the folder lives as long as the result
-            stack.callback(rmtree, folder, ignore_errors=True)
-        before = _baseline(baseline, folder)
-        for spec in judges:  # before hours of generating, and before anything is replaced
-            if isinstance(spec, str):
-                parse_spec(spec)
-        if scoring.device:
-            find_device(scoring.device)
-        with hold_folder(folder, "benchmark"):
-            work = _Work(chosen, name, own, scoring, judges, folder)
-            if model is None:
-                run, records = work.on_images(Path(str(images)), before)
-            else:
-                with of_run(model) as (own_model, _):
-                    run, records = work.on_model(own_model, source, sampling, before)
-            comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
-            if process_state().is_main_process:
-                RUNS.open(folder, run.settings, overwrite=own.overwrite and model is None)
-                check_scored(run, overwrite=own.overwrite)
-                write_run(run, records, comparison)
-                write_benchmark_pages(run, comparison)
-        result = BenchmarkResult(run, comparison)
-        finalize(result, stack.pop_all().close)
-        return result
+    before = _baseline(baseline, output_dir)
+    for spec in judges:  # before hours of generating, and before anything is replaced
+        if isinstance(spec, str):
+            parse_spec(spec)
+    if scoring.device:
+        find_device(scoring.device)
+    with hold_output(output_dir, "benchmark") as folder:
+        work = _Work(chosen, name, own, scoring, judges, folder)
+        if model is None:
+            run, records = work.on_images(expand(str(images)), before)
+        else:
+            with of_run(model) as (own_model, _):
+                run, records = work.on_model(own_model, source, sampling, before)
+        comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
+        if process_state().is_main_process:
+            RUNS.open(folder, run.settings, overwrite=own.overwrite and model is None)
+            check_scored(run, overwrite=own.overwrite)
+            write_run(run, records, comparison)
+            write_benchmark_pages(run, comparison)
+    result = BenchmarkResult(run, comparison)
+    if output_dir is None:  # the folder lives as long as the result
+        finalize(result, rmtree, folder, ignore_errors=True)
+    return result
 
 
 def _check(model: object, images: object, own: BenchmarkSettings, scoring: ScoringSettings) -> None:
@@ -132,14 +128,14 @@ def _check(model: object, images: object, own: BenchmarkSettings, scoring: Scori
         raise UserError("`on_bad_image` skip leaves prompts without a score", "give `allow_missing` too")
 
 
-def _baseline(baseline: str | Path | BenchmarkResult | None, folder: Path) -> BenchmarkRun | None:
+def _baseline(baseline: str | Path | BenchmarkResult | None, output_dir: str | Path | None) -> BenchmarkRun | None:
     if baseline is None:
         return None
     if isinstance(baseline, BenchmarkResult):
         return baseline.run
-    if Path(baseline).resolve() == folder.resolve():
+    if output_dir is not None and expand(baseline).resolve() == expand(output_dir).resolve():
         raise UserError(f"`baseline` {baseline}: is the `output_dir`", "compare with another run")
-    return load_run(baseline)
+    return load_run(expand(baseline))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
 from typing import Any
 
 from ..data.samples import image_samples, text_samples
 from ..errors import UserError
-from ..folders import expand, hold_folder
 from ..generation.completions import COMPLETIONS, complete_prompts
 from ..generation.images import generate_images
 from ..prompts import ENDINGS, check_texts, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
 from ..types.models import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
+from .outputs import hold_output
 from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of, writes_texts
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords
 
@@ -73,15 +72,19 @@ def _samples(
     name = type(model).__name__ if path is None else path
     given = settings if tokenizer is None else {**settings, "tokenizer": tokenizer}
     _refuse(given, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
-    with _place(output_dir) as folder:
+    with hold_output(output_dir, "generate") as folder:
         if is_text:
             texts = text_prompts(_named_or_listed(prompts), in_turns=completions.wants_turns)
             text_sampler = open_text_sampler(model, source, completions, generation, tokenizer=tokenizer)
-            return text_samples(complete(texts, text_sampler, folder, generation))
-        captions = _captions(prompts)
-        sampler = open_image_sampler(model, source, images, generation)
-        records = draw_images(captions, sampler, folder, generation)
-        return image_samples([(each, folder / each.file_name) for each in records], in_memory=output_dir is None)
+            samples = text_samples(complete(texts, text_sampler, folder, generation))
+        else:
+            captions = _captions(prompts)
+            sampler = open_image_sampler(model, source, images, generation)
+            drawn = [(each, folder / each.file_name) for each in draw_images(captions, sampler, folder, generation)]
+            samples = image_samples(drawn, in_memory=output_dir is None)
+    if output_dir is None:
+        rmtree(folder, ignore_errors=True)
+    return samples
 
 
 def draw_images(
@@ -141,17 +144,6 @@ def _refuse(settings: Mapping[str, object], unfit: Sequence[str], what: str, rem
     for name in unfit:
         if name in settings:
             raise UserError(f"`{name}`: means nothing for {what}", remedy)
-
-
-@contextmanager
-def _place(output_dir: str | Path | None) -> Iterator[Path]:
-    """The folder to write, kept from others; without one a folder for the time of the work."""
-    if output_dir is None:
-        with TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    with hold_folder(expand(output_dir), "generate"):
-        yield expand(output_dir)
 
 
 def _named_or_listed(prompts: Prompts) -> Path | Sequence[str | Sequence[Message]]:

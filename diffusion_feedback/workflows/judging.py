@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
-from tempfile import mkdtemp
 from typing import cast
 from weakref import finalize
 
@@ -17,7 +15,7 @@ from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.judged import Distance, Fluency, Judged, Verdict
 from ..evaluation.statistics import Interval, WinRate
-from ..folders import check_outside, expand, hold_folder
+from ..folders import check_outside, expand
 from ..generation.completions import COMPLETIONS, load_completions
 from ..output_folders import OutputKind
 from ..records import CompletionRecord, TextRecord, content_hash, write_text
@@ -26,7 +24,8 @@ from ..reports.pages.judge import write_judge_pages
 from ..scorers.texts.completion_scorer import quote
 from .completing import text_prompts
 from .generating import Prompts, complete
-from .model_measures import Contender, measure_distance, measure_fluency, read_texts
+from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
+from .outputs import hold_output
 from .settings import CompletionSampling, JudgeSettings, made_of_keywords
 from .verdicts import Judge, check_judge, load_judge, name_of_judge, verdict_of
 
@@ -106,24 +105,20 @@ def judge(
     own, sampling = made_of_keywords(settings, JudgeSettings, CompletionSampling)
     listed: list[Judge] = list(judges) if isinstance(judges, list | tuple) else [cast(Judge, judges)]
     first, second = _names(a, b, names)
-    sides = Contender.of(a, first, sampling, own), Contender.of(b, second, sampling, own)
-    origin = None if reference is None else Contender.of(reference, _described(reference), sampling, own)
+    sides = ComparedModel.of(a, first, sampling, own), ComparedModel.of(b, second, sampling, own)
+    origin = None if reference is None else ComparedModel.of(reference, _described(reference), sampling, own)
     place = None if texts is None else str(texts)
     comparison = _Comparison(sides, prompts, listed, place, origin, names, own, sampling)
     comparison.check()
     records = read_texts(place)
-    folder = expand(output_dir if output_dir is not None else mkdtemp(prefix="judge-"))
-    check_outside(folder, comparison.inputs())
-    with ExitStack() as stack:
-        if output_dir is None:  # the folder lives as long as the result
-            stack.callback(rmtree, folder, ignore_errors=True)
-        with hold_folder(folder, "judge"):
-            recorded = comparison.recorded()
-            _check_free(folder, recorded, overwrite=own.overwrite)
-            claim = cache(partial(_claim, folder, recorded, overwrite=own.overwrite))  # once, when something is written
-            result = JudgeResult(comparison.measure(folder, records, claim), folder)
-        finalize(result, stack.pop_all().close)
-        return result
+    if output_dir is not None:
+        check_outside(expand(output_dir), comparison.inputs())
+    with hold_output(output_dir, "judge") as folder:
+        claim = _claim(folder, comparison.recorded(), overwrite=own.overwrite)
+        result = JudgeResult(comparison.measure(folder, records, claim), folder)
+    if output_dir is None:  # the folder lives as long as the result
+        finalize(result, rmtree, folder, ignore_errors=True)
+    return result
 
 
 def _described(given: object) -> str:
@@ -146,42 +141,39 @@ def _names(a: object, b: object, names: Sequence[str] | None) -> tuple[str, str]
     return first, second
 
 
-def _check_free(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Raise UserError where ``folder`` holds another comparison, or anything of others. Writes nothing."""
+def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> Callable[[], None]:
+    """What makes ``folder`` one of a comparison under ``settings``, once it has found all that it reads.
+
+    Raises UserError where ``folder`` holds another comparison, or anything of others. Writes nothing.
+    """
     others = [path for side in _SIDES for path in (folder / side).glob("[!.]*") if path.name != COMPLETIONS]
     if others:
         raise UserError(f"{folder}: is there and holds {min(others).name}", "choose another output_dir")
     _COMPARISONS.check_own(folder)
-    if overwrite or not _COMPARISONS.is_marked(folder):
-        return
-    path, remedy = folder / _COMPARISONS.mark, "choose another output_dir, or `overwrite` to start over"
-    content = read_object(path, remedy, ["settings"])
-    before, now = content["settings"], json.loads(json.dumps(settings))
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: damaged: 'settings' is no object", remedy)
-    if "judges" in content:  # else it failed or was killed, and what it drew is checked by its own settings
-        # What an older version did not record is no difference.
-        _COMPARISONS.check_same(folder, {key: before.get(key) for key in now}, now)
-
-
-def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Make ``folder`` one of this comparison, which has found all that it reads."""
     mark = json.dumps({"settings": settings}, indent=2) + "\n"
     if overwrite or not _COMPARISONS.is_marked(folder):
-        _COMPARISONS.claim(folder, mark)
-    elif "judges" not in read_object(folder / _COMPARISONS.mark, ""):
-        _COMPARISONS.write_mark(folder, mark)
+        return cache(partial(_COMPARISONS.claim, folder, mark))
+    path, remedy = folder / _COMPARISONS.mark, "choose another output_dir, or `overwrite` to start over"
+    content = read_object(path, remedy, ["settings"])
+    before, now = content["settings"], json.loads(mark)["settings"]
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: damaged: 'settings' is no object", remedy)
+    if "judges" not in content:  # it failed or was killed, and what it drew is checked by its own settings
+        return cache(partial(_COMPARISONS.write_mark, folder, mark))
+    # What an older version did not record is no difference.
+    _COMPARISONS.check_same(folder, {key: before.get(key) for key in now}, now)
+    return lambda: None
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
     """What is compared, and how."""
 
-    sides: tuple[Contender, Contender]
+    sides: tuple[ComparedModel, ComparedModel]
     prompts: Prompts | None
     judges: Sequence[Judge]
     texts: str | None
-    reference: Contender | None
+    reference: ComparedModel | None
     names: Sequence[str] | None
     own: JudgeSettings
     sampling: CompletionSampling
@@ -237,8 +229,10 @@ class _Comparison:
 
         The judgements are there before anything else is measured.
         """
+        # One that cannot be loaded is named before minutes of sampling.
+        judges = {name_of_judge(judge): load_judge(judge, self.own) for judge in self.judges}
         completions = self.completions(folder, claim)
-        verdicts = [verdict_of(judge, *completions, self.own) for judge in self.judges]
+        verdicts = [verdict_of(name, judge, *completions, self.own.tie_margin) for name, judge in judges.items()]
         claim()
         _write_judgements(folder / "judgements.jsonl", completions, verdicts)
         fluency, notes = measure_fluency(self.sides, texts)
@@ -259,15 +253,12 @@ class _Comparison:
         self, folder: Path, claim: Callable[[], None]
     ) -> tuple[list[CompletionRecord], list[CompletionRecord]]:
         """The completions of A and of B: read, or drawn into ``folder``; none where nothing needs them."""
-        if not all(side.holds_completions for side in self.sides):
-            for judge in self.judges:
-                load_judge(judge, self.own)  # one that cannot be loaded is named before minutes of sampling
         a, b = (self._completions(side, folder / name, claim) for side, name in zip(self.sides, _SIDES, strict=True))
         if a:
             _check_aligned([side.name for side in self.sides], a, b)
         return a, b
 
-    def _completions(self, side: Contender, folder: Path, claim: Callable[[], None]) -> list[CompletionRecord]:
+    def _completions(self, side: ComparedModel, folder: Path, claim: Callable[[], None]) -> list[CompletionRecord]:
         if side.holds_completions:
             return load_completions(str(side.path))
         if not (self.judges or self.reference):

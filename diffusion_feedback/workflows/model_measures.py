@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from ..data.texts import open_texts
 from ..errors import UserError
 from ..evaluation.judged import Distance, Fluency
 from ..evaluation.judging import clustered_mean, perplexity, standard_error
 from ..generation.completions import COMPLETIONS
+from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_divergence
 from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
 from ..types.models import Tokenizer
 from ..types.texts import TokenSequence
 from .completing import TextSampler, open_text_sampler
-from .completion_scores import divergence_of, prompt_name
 from .sampling import adapts_object, path_of
 from .settings import CompletionSampling, JudgeSettings, ModelSource
+from .verdicts import prompt_name
+
+_MOST_PREFIXES = 20_000  # of one prompt; beyond it a divergence is estimated on samples alone
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class ComparedModel:
     """A language model by the ``name`` that a comparison gives it, or completions that one has drawn.
 
     ``model``: a folder or hub id, completions, or a transformers model that is loaded, with its ``tokenizer``.
@@ -39,7 +44,7 @@ class Contender:
     settings: JudgeSettings
 
     @classmethod
-    def of(cls, given: object, name: str, sampling: CompletionSampling, settings: JudgeSettings) -> Contender:
+    def of(cls, given: object, name: str, sampling: CompletionSampling, settings: JudgeSettings) -> ComparedModel:
         """``given``: a path or hub id, the result of a run, or (model, tokenizer)."""
         if isinstance(given, tuple):
             model, tokenizer = given
@@ -82,7 +87,7 @@ def read_texts(path: str | None) -> list[TextRecord]:
 
 
 def measure_fluency(
-    contenders: Sequence[Contender], records: Sequence[TextRecord]
+    models: Sequence[ComparedModel], records: Sequence[TextRecord]
 ) -> tuple[dict[str, Fluency], list[str]]:
     """Perplexity of each model on ``records``, and what should be known of it."""
     if not records:
@@ -90,12 +95,12 @@ def measure_fluency(
     fluency: dict[str, Fluency] = {}
     notes: list[str] = []
     vocabularies = []
-    for contender in contenders:
-        sampler, template = contender.open(), contender.sampling.chat_template
+    for model in models:
+        sampler, template = model.open(), model.sampling.chat_template
         tokenizer = sampler.model.tokenizer
         tokenization = Tokenization(tokenizer, sampler.model.window, None, template)
         sequences = [example.chosen for example in tokenization.encode(records)]
-        losses, tokens = _losses(sampler, sequences, contender.settings.batch_size)
+        losses, tokens = _losses(sampler, sequences, model.settings.batch_size)
         whole = Tokenization(tokenizer, UNCUT, None, template).encode(records)
         size = sum(
             len(
@@ -105,8 +110,8 @@ def measure_fluency(
             else sum(len(text.encode()) for text in _scored_texts(record))
             for record, sequence, example in zip(records, sequences, whole, strict=True)
         )
-        fluency[contender.name] = Fluency(perplexity(losses, tokens), sum(losses) / size / math.log(2), sum(tokens))
-        notes += [f"{contender.name}: {note}" for note in tokenization.counts.notes()]
+        fluency[model.name] = Fluency(perplexity(losses, tokens), sum(losses) / size / math.log(2), sum(tokens))
+        notes += [f"{model.name}: {note}" for note in tokenization.counts.notes()]
         vocabularies.append(tokenizer.get_vocab())
     if vocabularies[0] != vocabularies[1]:
         notes.append("note: the two tokenizers differ: compare bits a byte, not perplexities a token")
@@ -136,30 +141,65 @@ def _scored_texts(record: TextRecord) -> list[str]:
 
 
 def measure_distance(
-    contenders: Sequence[Contender], completions: Sequence[Sequence[CompletionRecord]], reference: Contender | None
+    models: Sequence[ComparedModel], completions: Sequence[Sequence[CompletionRecord]], reference: ComparedModel | None
 ) -> dict[str, Distance]:
     """KL of each model from ``reference`` on its own ``completions``."""
     if reference is None:
         return {}
     origin = reference.open()
     distance: dict[str, Distance] = {}
-    for contender, records in zip(contenders, completions, strict=True):
-        sampler = contender.open()
+    for model, records in zip(models, completions, strict=True):
+        sampler = model.open()
         if sampler.model.tokenizer.get_vocab() != origin.model.tokenizer.get_vocab():
-            problem = f"`reference`: {reference.name} and {contender.path or contender.name} have different tokenizers"
+            problem = f"`reference`: {reference.name} and {model.path or model.name} have different tokenizers"
             raise UserError(problem, "measure against a model with the same tokens")
         prompts = [prompt_name(record.prompt) for record in records]
         estimates = divergence_of(sampler, origin.model.network, records)
-        distance[contender.name] = _as_distance(estimates, prompts)
+        token_kl, log_ratio, exact = (estimates.get(key, []) for key in ("token_kl", "log_ratio", "exact"))
+        distance[model.name] = Distance(
+            clustered_mean(token_kl, prompts),
+            standard_error(token_kl, prompts),
+            clustered_mean(log_ratio, prompts).value,
+            standard_error(log_ratio, prompts),
+            sum(exact) / len(exact) if exact else None,
+        )
     return distance
 
 
-def _as_distance(estimates: Mapping[str, Sequence[float]], prompts: Sequence[str]) -> Distance:
-    exact = estimates.get("exact")
-    return Distance(
-        clustered_mean(estimates["token_kl"], prompts),
-        standard_error(estimates["token_kl"], prompts),
-        clustered_mean(estimates["log_ratio"], prompts).value,
-        standard_error(estimates["log_ratio"], prompts),
-        sum(exact) / len(exact) if exact else None,
-    )
+def divergence_of(
+    sampler: TextSampler, reference: nn.Module, records: Sequence[CompletionRecord]
+) -> dict[str, list[float]]:
+    """Estimates of KL(sampler || reference) on completions that ``sampler`` drew with all tokens allowed, nats.
+
+    ``log_ratio`` and ``token_kl`` for every completion, ``exact`` for every prompt where there are few enough.
+    """
+    model, sampling = sampler.model, sampler.sampling
+    device = next(model.network.parameters()).device
+    prompts = sampler.encode([record.prompt for record in records])
+    sequences = [_sequence_of(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
+    likelihood = TokenLikelihood(device, temperature=sampling.temperature)
+    sampled = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
+    estimates = {"log_ratio": sampled.log_ratio.tolist(), "token_kl": sampled.token_kl.tolist()}
+    vocabulary, ends = int(model.library_model.get_output_embeddings().weight.shape[0]), model.end_token_ids
+    if num_prefixes(vocabulary, len(ends), sampling.max_new_tokens) <= _MOST_PREFIXES:
+        different = dict(zip((record.prompt_index for record in records), prompts, strict=True))
+        estimates["exact"] = [
+            exact_divergence(
+                model.network,
+                reference,
+                prompt,
+                max_new_tokens=sampling.max_new_tokens,
+                end_ids=ends,
+                temperature=sampling.temperature,
+                device=device,
+            )
+            for _, prompt in sorted(different.items())
+        ]
+    return estimates
+
+
+def _sequence_of(prompt: Sequence[int], completion: Sequence[int]) -> TokenSequence:
+    """The tokens as they were drawn: nothing is decoded and read again."""
+    scored = np.zeros(len(prompt) + len(completion), np.bool_)
+    scored[len(prompt) :] = True
+    return TokenSequence(np.array([*prompt, *completion], np.int32), scored, len(prompt))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 from ..data.image_handles import files_of_pairs
 from ..errors import UserError
@@ -65,3 +67,18 @@ def check_not_input(output: Path, items: Sequence[ImageItem], *others: object) -
     named = {expand(other).resolve() for other in others if isinstance(other, str | Path)}
     if output.resolve() in files_of_pairs(items) | named:
         raise UserError(f"{output}: is an input, and would be lost", "give another name for the output")
+
+
+@contextmanager
+def hold_output(output_dir: str | Path | None, command: str) -> Iterator[Path]:
+    """The folder that ``command`` writes, kept from others. Where none is named, one that goes if the work fails."""
+    if output_dir is not None:
+        with hold_folder(expand(output_dir), command):
+            yield expand(output_dir)
+        return
+    folder = Path(mkdtemp(prefix=f"{command}-"))
+    try:
+        yield folder
+    except BaseException:
+        rmtree(folder, ignore_errors=True)
+        raise

@@ -1,7 +1,8 @@
-"""Judges of completions, by name or as objects, and their verdicts on two models."""
+"""Judges of completions, by name or as objects: their scores, and their verdicts on two models."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -16,11 +17,10 @@ from ..evaluation.judging import (
     outcomes_of_scores,
     position_bias,
 )
-from ..records import CompletionRecord
+from ..records import CompletionRecord, Text
 from ..scorers.texts.function import from_function
 from ..scorers.texts.loading import load_text_judge, parse_text_spec
 from ..types.texts import PairJudge, TextScorer
-from .completion_scores import completion_text, prompt_name, score_records
 from .settings import JudgeSettings
 
 # A spec, a scorer or judge that is loaded, or a function of prompts and completions.
@@ -53,22 +53,51 @@ def load_judge(judge: Judge, settings: JudgeSettings) -> TextScorer | PairJudge:
 
 
 def verdict_of(
-    judge: Judge, a: Sequence[CompletionRecord], b: Sequence[CompletionRecord], settings: JudgeSettings
+    name: str,
+    judge: TextScorer | PairJudge,
+    a: Sequence[CompletionRecord],
+    b: Sequence[CompletionRecord],
+    tie_margin: float,
 ) -> Verdict:
-    """What ``judge`` says of ``a`` against ``b``, completion by completion; one that compares judges in both orders."""
-    loaded, name = load_judge(judge, settings), name_of_judge(judge)
+    """What ``judge``, called ``name``, says of ``a`` against ``b``, one by one; a judge of pairs judges in both orders."""
     prompts = [prompt_name(record.prompt) for record in a]
-    if isinstance(loaded, TextScorer):
+    if isinstance(judge, TextScorer):
         # Both at once, so that equal completions get the very same score.
-        scores = score_records(loaded, [*a, *b])
+        scores = score_records(judge, [*a, *b])
         first, second = scores[: len(a)], scores[len(a) :]
-        outcomes = outcomes_of_scores(first, second, tie_margin=settings.tie_margin)
+        outcomes = outcomes_of_scores(first, second, tie_margin=tie_margin)
         means = clustered_mean(first, prompts), clustered_mean(second, prompts)
         return Verdict(
-            name, loaded.recipe_id, first, second, outcomes, clustered_win_rate(outcomes, prompts), means=means
+            name, judge.recipe_id, first, second, outcomes, clustered_win_rate(outcomes, prompts), means=means
         )
     texts = [record.prompt for record in a], [completion_text(r) for r in a], [completion_text(r) for r in b]
-    a_first, b_first = loaded.judge(*texts), loaded.judge(texts[0], texts[2], texts[1])
+    a_first, b_first = judge.judge(*texts), judge.judge(texts[0], texts[2], texts[1])
     outcomes = outcomes_of_both_orders(a_first, b_first)
     bias = position_bias(a_first, b_first, prompts) if len(set(prompts)) > 1 else None
-    return Verdict(name, loaded.recipe_id, a_first, b_first, outcomes, clustered_win_rate(outcomes, prompts), bias=bias)
+    return Verdict(name, judge.recipe_id, a_first, b_first, outcomes, clustered_win_rate(outcomes, prompts), bias=bias)
+
+
+def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> list[float]:
+    """The score of each completion; equal ones of one prompt are scored once, so that rounding does not part them."""
+    keys = [(prompt_name(record.prompt), record.completion, record.is_finished) for record in records]
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    distinct = [records[place] for place in sorted(first.values())]
+    scores = scorer.score(
+        [record.prompt for record in distinct],
+        [completion_text(record) for record in distinct],
+        [record.is_finished for record in distinct],
+    )
+    by_place = dict(zip(sorted(first.values()), scores, strict=True))
+    return [by_place[first[key]] for key in keys]
+
+
+def prompt_name(prompt: Text) -> str:
+    """A prompt as one text, by which a table of scores knows it."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=dict, sort_keys=True)
+
+
+def completion_text(record: CompletionRecord) -> Text:
+    """The completion as its prompt stands: a text, or the assistant's turn."""
+    if isinstance(record.prompt, str):
+        return record.completion
+    return ({"role": "assistant", "content": record.completion},)

@@ -29,10 +29,11 @@ from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, content_hash, write_text
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..completing import TextSampler, open_text_sampler, text_prompts
-from ..completion_scores import completion_text, divergence_of, prompt_name, score_records
 from ..generating import complete
+from ..model_measures import divergence_of
 from ..settings import CompletionSampling, GenerationSettings, LabelingSettings
 from ..training.base_model import source_of
+from ..verdicts import completion_text, prompt_name, score_records
 from .schedule import Stage, train_to_end
 
 logger = logging.getLogger(__name__)
