@@ -27,7 +27,7 @@ FLOORS = (
     {"documents"},
     {
         "records", "types", "noise", "specs", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes",
-        "progress", "weights",
+        "progress", "weights", "values",
     },
     {"catalog"},
     {"prompts", "text_folders", "output_folders"},

@@ -5,28 +5,9 @@ from __future__ import annotations
 from ..catalog import family_row, objective_row, objectives_for, parts_of
 from ..catalog.objectives import OBJECTIVES
 from ..errors import UserError
-from .meaning import keys_of, refuse, require
-from .ranges import check_values
-from .recipe import Recipe
+from .meaning import check_values, keys_for, keys_of, refuse, require
+from .recipe import ADAPTERS, NOISE, SAMPLES, Recipe
 from .text_checks import check_text
-
-# What only means something where pictures are made from noise: a scorer sees whole pictures, as they are, and draws
-# nothing at random.
-_ADAPTERS = ("model.lora_rank", "model.lora_alpha", "model.lora_targets")
-_TEXT = ("text", "rollouts")
-_DENOISING_ONLY = (
-    "data.resolution",
-    "data.cache_dtype",
-    "data.random_flip",
-    "data.random_crop",
-    "data.caption_dropout",
-    "training.timestep_range",
-    "validation.prompts",
-    "validation.num_prompts",
-    "validation.seed",
-    "validation.num_inference_steps",
-    "validation.guidance_scale",
-)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -40,12 +21,6 @@ def check_recipe(recipe: Recipe) -> None:
         require(all(getattr(model, key)), f"model.{key}", getattr(model, key), "names that are not empty")
     if model.tuning == "full":
         refuse(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
-    require(
-        data.resolution is None or data.resolution % 8 == 0,
-        "data.resolution",
-        data.resolution,
-        "multiples of 8",
-    )
     half = model.dtype == "float32" or training.mixed_precision != "no"
     require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
     _check_family(recipe)
@@ -89,13 +64,13 @@ def _check_family(recipe: Recipe) -> None:
     if models.reads_text:
         check_text(recipe)
         return
-    text = [key for section in _TEXT for key in keys_of(section)]
+    text = (*keys_of("text"), *keys_of("rollouts"))
     refuse(recipe, (*text, "model.reference_model_name_or_path", "model.lora_modules_to_save"), "a model of images")
     if not objective.trains_judge:
         return
     if recipe.model.tuning != "full":
         problem = f"model.tuning: got {recipe.model.tuning!r}, and a scorer is tuned as a whole"
         raise UserError(problem, "set model.tuning: full")
-    refuse(recipe, (*_ADAPTERS, *_DENOISING_ONLY), "a scorer")
+    refuse(recipe, keys_for(ADAPTERS, NOISE, SAMPLES), "a scorer")
     size = recipe.training.train_batch_size
     require(size > 1 or not objective.is_coupled, "training.train_batch_size", size, f"2 or more with {name}")

@@ -1,12 +1,17 @@
-"""Keys that are set though they mean nothing for a run, and values out of range: refused by name."""
+"""Keys that are set though they mean nothing for a run, and values that no run can have: refused by name."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from ..errors import UserError
+from ..values import Range
 from .recipe import SECTIONS, Recipe
+from .wording import allowed, is_optional, notes
+
+# Texts that may be empty where their default is: nothing is named then.
+_EMPTY = "rollouts.reward", "rounds.scorer", "rounds.heldout_prompts", "validation.prompts"
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -15,7 +20,7 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
         raise UserError(f"{key}: got {value!r}", f"allowed: {allowed}")
 
 
-def refuse(recipe: Recipe, keys: Sequence[str], what: str) -> None:
+def refuse(recipe: Recipe, keys: Iterable[str], what: str) -> None:
     """Raise UserError for the first of ``keys`` that is set though it means nothing for ``what``."""
     for key in keys:
         section, _, part = key.partition(".")
@@ -29,6 +34,33 @@ def keys_of(section: str) -> list[str]:
     return [f"{section}.{field.name}" for field in dataclasses.fields(SECTIONS[section])]
 
 
+def keys_for(*purposes: str) -> list[str]:
+    """The keys that are said to be for any of ``purposes``."""
+    return [key for key, said in notes().items() if not set(purposes).isdisjoint(said)]
+
+
 def _default(section: str, name: str) -> object:
     field = next(field for field in dataclasses.fields(SECTIONS[section]) if field.name == name)
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def check_values(recipe: Recipe) -> None:
+    """Refuse numbers out of range and texts that name nothing. Raises UserError naming the key."""
+    for key, said in notes().items():
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(recipe, section) if section else recipe, name)
+        if value is None and not is_optional(key):  # the parser lets a key without a value pass
+            raise UserError(f"{key}: got nothing", f"allowed: {allowed(key)}; or leave the key out")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                _check_text(key, text)
+        for note in said:
+            if isinstance(note, Range):
+                note.check(key, value)
+
+
+def _check_text(key: str, value: str) -> None:
+    if not value.strip() and not (value == "" and key in _EMPTY):
+        raise UserError(f"{key}: got {value!r}", "name something, or leave the key out")
+    if "\0" in value:
+        raise UserError(f"{key}: got {value!r}, with a NUL character", "take it out")

@@ -19,17 +19,13 @@ from ..documents import parse_yaml, read_yaml
 from ..errors import UserError, first_line, nearest
 from ..folders import expand
 from .checks import check_recipe
-from .recipe import SECTIONS, Recipe, plain, to_dict
+from .meaning import keys_for
+from .recipe import PATH, SECTIONS, Recipe, plain, to_dict
 from .wording import allowed, explain, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
 _STAND_IN: dict[str, Any] = {"name": "sft"}
 _TOP = [item.name for item in dataclasses.fields(Recipe)]
-# Keys that are paths, or may be: a leading ~ is the home folder.
-_PATHS = (
-    "output_dir", "model.pretrained_model_name_or_path", "model.reference_model_name_or_path", "data.train",
-    "data.validation", "text.chat_template", "rollouts.ptx_data", "rounds.reward_recipe", "rounds.heldout_prompts",
-)  # fmt: skip
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -133,7 +129,7 @@ def _with_underscores(argument: str) -> str:
 
 def _with_homes(recipe: Recipe) -> Recipe:
     """``recipe`` with a leading ~ of its paths as the home folder."""
-    for key in _PATHS:
+    for key in keys_for(PATH):
         section, _, name = key.rpartition(".")
         place: Any = getattr(recipe, section) if section else recipe
         value = getattr(place, name)

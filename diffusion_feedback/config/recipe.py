@@ -6,9 +6,35 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
+
+from ..values import (
+    COUNT,
+    DECAY,
+    GUIDANCE,
+    INFERENCE_STEPS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SEVERAL,
+    SHARE,
+    SIDE,
+    SOME,
+    TOKENS,
+    Range,
+)
+
+_STEPS, _STEPS_OR_NONE, _PAIRS = Range(1, 100_000_000), Range(0, 100_000_000), Range(1, 2.0**40)
+# What a key is for, where it means nothing to all other runs.
+IMAGES = "pairs of images"
+NOISE = "pictures that are made from noise"  # a scorer sees whole pictures, as they are, and draws nothing at random
+SAMPLES = "samples of an evaluation"
+ADAPTERS = "adapters"
+POLICY_GRADIENT = "policy gradients"
+GIVEN = "examples that are given"  # completions drawn are not labelled, and how many an update has follows from the rollouts
+PATH = "paths"  # or may be: a leading ~ is the home folder
 
 
 @dataclass(frozen=True)
@@ -30,18 +56,18 @@ class ModelConfig:
         reference_model_name_or_path: Another model as the reference; the model as it is loaded when not given.
     """
 
-    pretrained_model_name_or_path: str
+    pretrained_model_name_or_path: Annotated[str, PATH]
     family: str = "sd"
     revision: str | None = None
     variant: str | None = None
     tuning: Literal["lora", "full"] = "lora"
-    lora_rank: int = 8
-    lora_alpha: float | None = None
-    lora_targets: list[str] = field(default_factory=lambda: ["attention"])
+    lora_rank: Annotated[int, Range(1, 65_536), ADAPTERS] = 8
+    lora_alpha: Annotated[float | None, POSITIVE, ADAPTERS] = None
+    lora_targets: Annotated[list[str], ADAPTERS] = field(default_factory=lambda: ["attention"])
     lora_modules_to_save: list[str] = field(default_factory=list)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
-    reference_model_name_or_path: str | None = None
+    reference_model_name_or_path: Annotated[str | None, PATH] = None
 
 
 @dataclass(frozen=True)
@@ -70,25 +96,25 @@ class DataConfig:
         max_validation_pairs: Use only this many validation pairs.
     """
 
-    train: str
-    validation: str | None = None
+    train: Annotated[str, PATH]
+    validation: Annotated[str | None, PATH] = None
     split: str = "train"
     validation_split: str = "validation"
     revision: str | None = None
-    streaming: bool = False
-    resolution: int | None = None
-    ties: Literal["drop", "soft"] = "drop"
-    soft_labels: bool = False
-    prompt_weights: bool = True
+    streaming: Annotated[bool, IMAGES] = False
+    resolution: Annotated[int | None, SIDE, NOISE] = None
+    ties: Annotated[Literal["drop", "soft"], GIVEN] = "drop"
+    soft_labels: Annotated[bool, GIVEN] = False
+    prompt_weights: Annotated[bool, GIVEN] = True
     on_bad_row: Literal["error", "skip"] = "error"
-    cache: bool = True
+    cache: Annotated[bool, IMAGES] = True
     cache_dir: str = "~/.cache/diffusion-feedback"
-    cache_dtype: Literal["float32", "float16"] = "float32"
-    random_flip: bool = False
-    random_crop: bool = False
-    caption_dropout: float = 0.0
-    max_train_pairs: int | None = None
-    max_validation_pairs: int | None = None
+    cache_dtype: Annotated[Literal["float32", "float16"], NOISE] = "float32"
+    random_flip: Annotated[bool, NOISE] = False
+    random_crop: Annotated[bool, NOISE] = False
+    caption_dropout: Annotated[float, SHARE, NOISE] = 0.0
+    max_train_pairs: Annotated[int | None, _PAIRS] = None
+    max_validation_pairs: Annotated[int | None, _PAIRS] = None
 
 
 @dataclass(frozen=True)
@@ -112,19 +138,19 @@ class TrainingConfig:
         report_to: Tracker of accelerate (tensorboard, wandb, ...), or a list of them, beside metrics.jsonl.
     """
 
-    seed: int = 0
-    max_train_steps: int = 1000
-    train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-5
+    seed: Annotated[int, SEED] = 0
+    max_train_steps: Annotated[int, _STEPS] = 1000
+    train_batch_size: Annotated[int, COUNT] = 8
+    gradient_accumulation_steps: Annotated[int, COUNT, GIVEN] = 1
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 1e-5
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup_steps: int = 0
-    max_grad_norm: float = 1.0
+    lr_warmup_steps: Annotated[int, _STEPS_OR_NONE] = 0
+    max_grad_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    ema_decay: float = 0.0
-    timestep_range: tuple[float, float] = (0.0, 1.0)
-    checkpointing_steps: int = 100
-    checkpoints_total_limit: int = 2
+    ema_decay: Annotated[float, DECAY] = 0.0
+    timestep_range: Annotated[tuple[float, float], SHARE, NOISE] = (0.0, 1.0)
+    checkpointing_steps: Annotated[int, _STEPS] = 100
+    checkpoints_total_limit: Annotated[int, COUNT] = 2
     report_to: list[str] | str = field(default_factory=list)
 
     @property
@@ -148,12 +174,12 @@ class ValidationConfig:
         guidance_scale: Classifier-free guidance.
     """
 
-    steps: int = 0
-    prompts: list[str] = field(default_factory=list)
-    num_prompts: int = 8
-    seed: int = 0
-    num_inference_steps: int = 30
-    guidance_scale: float = 7.5
+    steps: Annotated[int, _STEPS_OR_NONE] = 0
+    prompts: Annotated[list[str], SAMPLES] = field(default_factory=list)
+    num_prompts: Annotated[int, SOME, SAMPLES] = 8
+    seed: Annotated[int, SEED, SAMPLES] = 0
+    num_inference_steps: Annotated[int, INFERENCE_STEPS, NOISE] = 30
+    guidance_scale: Annotated[float, GUIDANCE, NOISE] = 7.5
 
 
 @dataclass(frozen=True)
@@ -173,13 +199,13 @@ class TextConfig:
         cache_reference: Compute the reference's log-probabilities once and keep them on disk.
     """
 
-    max_length: int | None = None
-    max_completion_length: int | None = None
-    max_tokens_per_pass: int | None = None
+    max_length: Annotated[int | None, Range(2, 2**31 - 1)] = None
+    max_completion_length: Annotated[int | None, TOKENS, GIVEN] = None
+    max_tokens_per_pass: Annotated[int | None, TOKENS] = None
     share_prompt: bool = False
-    chat_template: str | None = None
-    tail_weight: float = 1.0
-    cache_reference: bool = False
+    chat_template: Annotated[str | None, PATH] = None
+    tail_weight: Annotated[float, SHARE] = 1.0
+    cache_reference: Annotated[bool, GIVEN] = False
 
 
 @dataclass(frozen=True)
@@ -204,18 +230,18 @@ class RolloutConfig:
     """
 
     reward: str = ""
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    batch_size: int = 64
-    num_prompts: int = 32
-    num_generations: int = 4
-    num_ppo_epochs: int = 4
-    num_mini_batches: int = 1
-    missing_eos_penalty: float | None = None
-    reward_clip: float | None = None
-    ptx_data: str | None = None
-    ptx_coef: float = 1.0
-    ptx_batch_size: int | None = None
+    max_new_tokens: Annotated[int, TOKENS] = 64
+    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
+    batch_size: Annotated[int, COUNT] = 64
+    num_prompts: Annotated[int, COUNT, POLICY_GRADIENT] = 32
+    num_generations: Annotated[int, COUNT, POLICY_GRADIENT] = 4
+    num_ppo_epochs: Annotated[int, COUNT, POLICY_GRADIENT] = 4
+    num_mini_batches: Annotated[int, COUNT, POLICY_GRADIENT] = 1
+    missing_eos_penalty: Annotated[float | None, NOT_NEGATIVE, POLICY_GRADIENT] = None
+    reward_clip: Annotated[float | None, POSITIVE, POLICY_GRADIENT] = None
+    ptx_data: Annotated[str | None, POLICY_GRADIENT, PATH] = None
+    ptx_coef: Annotated[float, NOT_NEGATIVE, POLICY_GRADIENT] = 1.0
+    ptx_batch_size: Annotated[int | None, COUNT, POLICY_GRADIENT] = None
 
 
 @dataclass(frozen=True)
@@ -241,21 +267,21 @@ class RoundsConfig:
         batch_size: Images drawn at once; texts go by rollouts.batch_size.
     """
 
-    num_rounds: int = 0
-    num_prompts: int | None = None
-    num_samples: int = 4
+    num_rounds: Annotated[int, Range(0, 10_000)] = 0
+    num_prompts: Annotated[int | None, COUNT] = None
+    num_samples: Annotated[int, SEVERAL] = 4
     rule: str = "best_worst"
     start_from: Literal["previous", "initial"] = "previous"
     reference: Literal["initial", "previous", "ema"] = "initial"
-    reference_decay: float = 0.5
+    reference_decay: Annotated[float, DECAY] = 0.5
     scorer: str = ""
-    reward_recipe: str | None = None
+    reward_recipe: Annotated[str | None, PATH] = None
     labels_from: str | None = None
-    heldout_prompts: str = ""
-    num_heldout_prompts: int | None = None
-    num_heldout_samples: int = 1
+    heldout_prompts: Annotated[str, PATH] = ""
+    num_heldout_prompts: Annotated[int | None, SEVERAL] = None
+    num_heldout_samples: Annotated[int, COUNT] = 1
     heldout_judge: str | None = None
-    batch_size: int = 16
+    batch_size: Annotated[int, COUNT] = 16
 
 
 @dataclass(frozen=True)
@@ -277,7 +303,7 @@ class Recipe:
 
     model: ModelConfig
     data: DataConfig
-    output_dir: str
+    output_dir: Annotated[str, PATH]
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "dpo", "beta": 5000.0})
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -288,13 +314,9 @@ class Recipe:
 
 
 SECTIONS: Mapping[str, type[Any]] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "training": TrainingConfig,
-    "validation": ValidationConfig,
-    "text": TextConfig,
-    "rollouts": RolloutConfig,
-    "rounds": RoundsConfig,
+    name: kind
+    for name, kind in get_type_hints(Recipe).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 # Sections that mean nothing to most runs: a resolved recipe names them only where they say something.
 _OPTIONAL: Mapping[str, Any] = {"text": TextConfig(), "rollouts": RolloutConfig(), "rounds": RoundsConfig()}

@@ -4,29 +4,8 @@ from __future__ import annotations
 
 from ..catalog import objective_row
 from ..errors import UserError
-from .meaning import refuse, require
-from .recipe import Recipe, RoundsConfig
-
-_POLICY_GRADIENT_ONLY = (
-    "rollouts.num_prompts",
-    "rollouts.num_generations",
-    "rollouts.num_ppo_epochs",
-    "rollouts.num_mini_batches",
-    "rollouts.missing_eos_penalty",
-    "rollouts.reward_clip",
-    "rollouts.ptx_data",
-    "rollouts.ptx_coef",
-    "rollouts.ptx_batch_size",
-)
-# Completions are not labelled, and how many an update has follows from the rollouts.
-_LABELS = (
-    "data.ties",
-    "data.soft_labels",
-    "data.prompt_weights",
-    "training.gradient_accumulation_steps",
-    "text.cache_reference",
-    "text.max_completion_length",
-)
+from .meaning import keys_for, refuse, require
+from .recipe import GIVEN, POLICY_GRADIENT, Recipe, RoundsConfig
 
 
 def check_rollouts(recipe: Recipe) -> None:
@@ -35,10 +14,14 @@ def check_rollouts(recipe: Recipe) -> None:
     row = objective_row(name)
     if row.learns_from != "rollouts":
         # In rounds somebody judges what was drawn, whatever is learnt from it then.
-        keys = _POLICY_GRADIENT_ONLY if recipe.rounds != RoundsConfig() else (*_POLICY_GRADIENT_ONLY, "rollouts.reward")
-        refuse(recipe, keys, f"objective {name!r}, which does not learn from its own completions")
+        keys = [] if recipe.rounds != RoundsConfig() else ["rollouts.reward"]
+        refuse(
+            recipe,
+            [*keys_for(POLICY_GRADIENT), *keys],
+            f"objective {name!r}, which does not learn from its own completions",
+        )
         return
-    refuse(recipe, _LABELS, f"objective {name!r}, which learns from its own completions")
+    refuse(recipe, keys_for(GIVEN), f"objective {name!r}, which learns from its own completions")
     algorithm = row(**{key: value for key, value in recipe.objective.items() if key != "name"})
     require(
         bool(rollouts.reward), "rollouts.reward", rollouts.reward, "what judges completions, such as reward_model=PATH"

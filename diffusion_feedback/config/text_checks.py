@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from ..catalog import needs_reference, objective_row
 from ..errors import UserError
-from .meaning import keys_of, refuse
-from .recipe import Recipe
+from .meaning import keys_for, keys_of, refuse
+from .recipe import IMAGES, NOISE, SAMPLES, Recipe
 from .rollout_checks import check_rollouts
 
-# A text has no pixels and no noise; it is read whole, and nothing but the reference is worth a cache (text.cache_reference).
-_IMAGES_ONLY = (
-    "data.resolution",
-    "data.streaming",
-    "data.cache",
-    "data.cache_dtype",
-    "data.random_flip",
-    "data.random_crop",
-    "data.caption_dropout",
-    "training.timestep_range",
-    "validation.num_inference_steps",
-    "validation.guidance_scale",
-)
-_SAMPLES = ("validation.prompts", "validation.num_prompts", "validation.seed")
 _REFERENCE = ("text.cache_reference", "model.reference_model_name_or_path")
 _SIDES = ("text.share_prompt", "text.tail_weight")
 _DIFFUSION_DEFAULT = {"name": "dpo", "beta": 5000.0}
@@ -29,7 +15,8 @@ _DIFFUSION_DEFAULT = {"name": "dpo", "beta": 5000.0}
 
 def check_text(recipe: Recipe) -> None:
     """Refuse values out of range, and settings that mean nothing for texts. Raises UserError naming the key."""
-    refuse(recipe, _IMAGES_ONLY, "a model of texts")
+    # A text has no pixels and no noise; it is read whole, and nothing but the reference is worth a cache.
+    refuse(recipe, keys_for(IMAGES, NOISE), "a model of texts")
     if recipe.objective == _DIFFUSION_DEFAULT:
         problem = "objective: dpo with beta 5000 is the default for images, and a thousand times too steep for texts"
         raise UserError(problem, "set it, for example objective: {name: dpo, beta: 0.1}")
@@ -41,11 +28,10 @@ def check_text(recipe: Recipe) -> None:
         refuse(recipe, _REFERENCE, f"objective {name!r}, which has no reference")
     if row.learns_from == "labels":
         refuse(recipe, ("text.cache_reference",), f"objective {name!r}: other prompts meet other completions each time")
+    writing = (*keys_for(SAMPLES), *keys_of("rollouts"))
     if row.trains_judge:
-        refuse(recipe, (*_SAMPLES, *keys_of("rollouts")), "a reward model, which writes nothing")
+        refuse(recipe, writing, "a reward model, which writes nothing")
     if row.learns_from == "trajectories":
-        refuse(
-            recipe, (*_SAMPLES, *keys_of("rollouts")), f"objective {name!r}, which learns from given completions alone"
-        )
+        refuse(recipe, writing, f"objective {name!r}, which learns from given completions alone")
         refuse(recipe, ("training.ema_decay",), f"objective {name!r}, whose targets are averages already")
     check_rollouts(recipe)

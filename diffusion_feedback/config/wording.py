@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from ..errors import nearest
+from ..values import described, hints_of, notes_of
 from .recipe import SECTIONS, Recipe
 
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_Said = TypeVar("_Said")
 _TIMES_SAID = 3  # sections that a key without one may belong to, named together
 
 
 def known_keys() -> list[str]:
     """All recipe keys with their sections, such as training.learning_rate."""
-    sections = [f"{name}.{item.name}" for name, section in SECTIONS.items() for item in dataclasses.fields(section)]
-    return [item.name for item in dataclasses.fields(Recipe)] + sections
+    return list(notes())
+
+
+def _by_key(of_fields: Callable[[type[Any]], Mapping[str, _Said]]) -> dict[str, _Said]:
+    """What ``of_fields`` says of the fields of a class, by the keys of a recipe."""
+    kinds = SECTIONS.items()
+    return {
+        **of_fields(Recipe),
+        **{f"{name}.{key}": said for name, kind in kinds for key, said in of_fields(kind).items()},
+    }
 
 
 @cache
-def _hints() -> dict[str, object]:
-    hints = dict(typing.get_type_hints(Recipe))
-    for name, section in SECTIONS.items():
-        hints |= {f"{name}.{key}": hint for key, hint in typing.get_type_hints(section).items()}
-    return hints
+def notes() -> dict[str, tuple[object, ...]]:
+    """What stands beside the types of all keys: ranges, and what a key is for."""
+    return _by_key(notes_of)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return _by_key(hints_of)
 
 
 def allowed(key: str) -> str:
     """What values ``key`` may have, such as "lora or full"; nothing for a key that is not known."""
-    return _described(_hints()[key]) if key in _hints() else ""
+    return described(_hints()[key]) if key in _hints() else ""
 
 
 def is_optional(key: str) -> bool:
     """Whether ``key`` may be null."""
     return type(None) in typing.get_args(_hints()[key])
-
-
-def _described(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return ", or ".join(["null" if part is type(None) else _described(part) for part in arguments])
-    if origin is Literal:
-        *some, last = map(str, arguments)
-        return f"{', '.join(some)} or {last}" if some else last
-    if origin is list:
-        return "a list of texts, such as [one, other]"
-    if origin is tuple:
-        return f"{len(arguments)} numbers, such as [0.2, 0.8]"
-    if origin is dict:
-        return "settings with their names, such as {name: adamw}"
-    return _PLAIN.get(hint, "settings with their names, each in a line of its own")
 
 
 def unknown_option(name: str, flags: Sequence[str]) -> tuple[str, str]:

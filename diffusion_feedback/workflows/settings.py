@@ -1,42 +1,32 @@
 """The settings of what a user does: the only place of their defaults. The command line makes its flags of them.
 
-Each class checks its own values when it is made, and raises UserError naming the parameter.
+Each class checks its own values by their types when it is made, and raises UserError naming the parameter.
+``device`` is a name, such as "cuda:1", or a ``torch.device``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from ..errors import UserError, nearest
 from ..labeling.panel import LabelPolicy
+from ..values import (
+    COUNT,
+    GUIDANCE,
+    MARGIN,
+    NOT_NEGATIVE,
+    SEED,
+    SEEDS,
+    SIDE,
+    SOME,
+    TOKENS,
+    Range,
+    checked_by_type,
+)
 
 DType = Literal["float32", "bfloat16", "float16"]
-_LARGEST = 8192  # px
-_STRONGEST = 1000  # of guidance: beyond, all pictures are noise
-
-
-def at_least(smallest: int, **values: int | None) -> None:
-    """Raise UserError for the first of ``values``, by name, that is below ``smallest``; None stands for a default."""
-    for name, value in values.items():
-        if value is not None and value < smallest:
-            raise UserError(f"`{name}`: got {value}", f"allowed: {smallest} or more")
-
-
-def check_choices(settings: object) -> None:
-    """Raise UserError for the first field of ``settings`` whose value is none of those that its Literal allows."""
-    for name, hint in get_type_hints(type(settings)).items():
-        value, kinds = getattr(settings, name), get_args(hint) if type(None) in get_args(hint) else (hint,)
-        for kind in kinds:
-            if get_origin(kind) is Literal and value not in (*get_args(kind), *([None] if len(kinds) > 1 else [])):
-                raise UserError(f"`{name}`: got {value!r}", nearest(str(value), list(get_args(kind))))
-
-
-def _as_floats(settings: object, *names: str) -> None:
-    """Make the fields ``names`` floats, as they are recorded alike whether 2 or 2.0 was given."""
-    for name in names:
-        object.__setattr__(settings, name, float(getattr(settings, name)))
 
 
 def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[Any]:
@@ -60,6 +50,7 @@ def refuse(keywords: Mapping[str, object], names: Iterable[str], why: str, remed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ImageSettings:
     """Which images of a place are meant: ``prompt`` is the one of all of them; ``split`` and ``revision`` of a data set."""
 
@@ -74,23 +65,20 @@ class ImageSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ScoringSettings:
     """Where, how exactly and how fast images are scored; ``cache_dir`` None keeps no scores."""
 
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = 16
-    workers: int = 4
+    device: Any = None
+    dtype: DType = "float32"
+    batch_size: Annotated[int, COUNT] = 16
+    workers: Annotated[int, COUNT] = 4
     cache_dir: str | None = "~/.cache/diffusion-feedback"
     on_bad_image: Literal["error", "skip"] = "error"
 
-    def __post_init__(self) -> None:
-        """Raises UserError for sizes below 1, and values that are none of those allowed."""
-        check_choices(self)
-        at_least(1, batch_size=self.batch_size, workers=self.workers)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class LabelingSettings:
     """How scores become labels, as ``LabelPolicy`` says.
 
@@ -104,12 +92,10 @@ class LabelingSettings:
     tie_margin: float = 0.0
     min_probability: float = 0.5
     calibration: str | Mapping[str, float] | None = None
-    max_pairs_per_prompt: int | None = None
+    max_pairs_per_prompt: Annotated[int | None, COUNT] = None
 
     def __post_init__(self) -> None:
         """Raises UserError for values out of range."""
-        check_choices(self)
-        at_least(1, max_pairs_per_prompt=self.max_pairs_per_prompt)
         self.policy  # noqa: B018 (checks itself)
 
     @property
@@ -119,6 +105,7 @@ class LabelingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class CalibrationSettings:
     """Which labelled pairs are read.
 
@@ -133,12 +120,9 @@ class CalibrationSettings:
     revision: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
-    def __post_init__(self) -> None:
-        """Raises UserError for values that are none of those allowed."""
-        check_choices(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class CheckSettings:
     """Which data set is checked; texts in the tokens of ``tokenizer``, at most ``max_length`` of them in an example."""
 
@@ -157,6 +141,7 @@ class CheckSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ConvertSettings:
     """Which data set is converted; ``each_answer`` makes a row of each answer of a conversation, of texts."""
 
@@ -167,10 +152,6 @@ class ConvertSettings:
     each_answer: bool = False
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
-        """Raises UserError for values that are none of those allowed."""
-        check_choices(self)
-
     @property
     def where(self) -> dict[str, Any]:
         """What readers take."""
@@ -178,6 +159,7 @@ class ConvertSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ModelSource:
     """Which weights a model has, besides its folder or hub id; ``family`` None is recognised by the files of the folder."""
 
@@ -188,6 +170,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ImageSampling:
     """How images are drawn from a model.
 
@@ -196,24 +179,15 @@ class ImageSampling:
     independent.
     """
 
-    num_inference_steps: int = 30
-    guidance_scale: float = 7.5
+    num_inference_steps: Annotated[int, COUNT] = 30
+    guidance_scale: Annotated[float, GUIDANCE] = 7.5
     negative_prompt: str | None = None
-    height: int | None = None
-    width: int | None = None
+    height: Annotated[int | None, SIDE] = None
+    width: Annotated[int | None, SIDE] = None
     noise: Literal["seed", "prompt"] = "seed"
 
     def __post_init__(self) -> None:
         """Raises UserError for steps, sizes and scales that no sampler takes."""
-        check_choices(self)
-        _as_floats(self, "guidance_scale")
-        at_least(1, num_inference_steps=self.num_inference_steps)
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value is not None and (not 8 <= value <= _LARGEST or value % 8):
-                raise UserError(f"`{name}`: got {value}", f"allowed: multiples of 8, up to {_LARGEST}")
-        if not 0 <= self.guidance_scale <= _STRONGEST:
-            problem = f"`guidance_scale`: got {self.guidance_scale}"
-            raise UserError(problem, f"allowed: 0 to {_STRONGEST}; 1 and less is no guidance, 7.5 is usual")
         if self.negative_prompt and self.guidance_scale <= 1:
             problem = (
                 f"`negative_prompt`: means nothing with `guidance_scale` {self.guidance_scale}, which is no guidance"
@@ -222,6 +196,7 @@ class ImageSampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class CompletionSampling:
     """How completions are drawn from a language model.
 
@@ -229,23 +204,13 @@ class CompletionSampling:
     with it, or ``as_turns``, plain prompts become the user's turn.
     """
 
-    num_samples: int = 1
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    num_samples: Annotated[int, COUNT] = 1
+    max_new_tokens: Annotated[int, TOKENS] = 64
+    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
+    top_k: Annotated[int, SOME] = 0
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     chat_template: str | None = None
     as_turns: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises UserError for values out of range."""
-        _as_floats(self, "temperature", "top_p")
-        at_least(1, num_samples=self.num_samples, max_new_tokens=self.max_new_tokens)
-        at_least(0, top_k=self.top_k)
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"`temperature`: got {self.temperature}", "allowed: 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"`top_p`: got {self.top_p}", "allowed: above 0, up to 1")
 
     @property
     def wants_turns(self) -> bool:
@@ -254,29 +219,19 @@ class CompletionSampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class GenerationSettings:
     """What is drawn of each prompt, and how fast; ``dtype`` None is float32, or that of a model that is loaded already."""
 
-    seeds: Sequence[int] = (0,)
+    seeds: Annotated[Sequence[int], SEEDS] = (0,)
     dtype: DType | None = None
-    device: str | None = None
-    batch_size: int = 8
+    device: Any = None
+    batch_size: Annotated[int, COUNT] = 8
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a size below 1, and seeds that are repeated or negative."""
-        check_choices(self)
-        at_least(1, batch_size=self.batch_size)
-        check_seeds(self.seeds)
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise UserError for no ``seeds``, and repeated or negative ones."""
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"`seeds`: got {list(seeds)}", "allowed: distinct numbers, 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class BenchmarkSettings:
     """What a benchmark asks for.
 
@@ -287,20 +242,13 @@ class BenchmarkSettings:
     """
 
     prompts: str | None = None
-    tie_margin: float = 0.0
+    tie_margin: Annotated[float, MARGIN] = 0.0
     allow_missing: bool = False
     allow_short: bool = False
-    seeds: Sequence[int] = (0,)
+    seeds: Annotated[Sequence[int], SEEDS] = (0,)
     model_dtype: DType | None = None
-    generation_batch_size: int = 8
+    generation_batch_size: Annotated[int, COUNT] = 8
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises UserError for values out of range."""
-        check_choices(self)
-        check_tie_margin(self.tie_margin)
-        at_least(1, generation_batch_size=self.generation_batch_size)
-        check_seeds(self.seeds)
 
     def generation(self, device: str | None) -> GenerationSettings:
         """How the images are generated on ``device``."""
@@ -314,6 +262,7 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class JudgeSettings:
     """How two language models are compared.
 
@@ -321,20 +270,12 @@ class JudgeSettings:
     ``batch_size`` at once. ``dtype`` is that of models and judges; None is float32, or that of a model that is loaded.
     """
 
-    tie_margin: float = 0.0
-    seed: int = 0
-    batch_size: int = 16
+    tie_margin: Annotated[float, MARGIN] = 0.0
+    seed: Annotated[int, SEED] = 0
+    batch_size: Annotated[int, COUNT] = 16
     dtype: DType | None = None
-    device: str | None = None
+    device: Any = None
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises UserError for values out of range."""
-        check_choices(self)
-        _as_floats(self, "tie_margin")
-        check_tie_margin(self.tie_margin)
-        at_least(1, batch_size=self.batch_size)
-        at_least(0, seed=self.seed)
 
     @property
     def generation(self) -> GenerationSettings:
@@ -343,21 +284,12 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ReportSettings:
     """How benchmark runs are shown: ``names``, one a run, the baseline first, are their folders' by default."""
 
     baseline: str | None = None
     names: Sequence[str] = ()
     title: str = ""
-    tie_margin: float = 0.0
+    tie_margin: Annotated[float, MARGIN] = 0.0
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a negative margin."""
-        check_tie_margin(self.tie_margin)
-
-
-def check_tie_margin(tie_margin: float) -> None:
-    """Raise UserError unless ``tie_margin`` is 0 or more."""
-    if not tie_margin >= 0:
-        raise UserError(f"`tie_margin`: got {tie_margin}", "allowed: 0 or more, in the unit of the scores")

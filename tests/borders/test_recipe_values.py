@@ -19,13 +19,14 @@ import pytest
 import yaml
 
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.config.meaning import check_values
 from diffusion_feedback.config.parsing import build_parser, load_recipe, parse
-from diffusion_feedback.config.ranges import RANGES, check_values
 from diffusion_feedback.config.recipe import SECTIONS, Recipe
-from diffusion_feedback.config.wording import known_keys
+from diffusion_feedback.config.wording import known_keys, notes
 from diffusion_feedback.documents import parse_yaml, read_object
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import parse_json
+from diffusion_feedback.values import Range
 
 BASE: dict[str, Any] = {
     "model": {"pretrained_model_name_or_path": "m"}, "data": {"train": "d"}, "output_dir": "o",
@@ -48,6 +49,7 @@ def hints() -> dict[str, Any]:
 
 
 HINTS = hints()
+RANGES = {key: note for key, said in notes().items() for note in said if isinstance(note, Range)}
 
 
 def bare(key: str) -> Any:
