@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -58,6 +59,39 @@ def test_the_package_is_imported_without_torch() -> None:
     code = "import sys, diffusion_feedback; print(len(dir(diffusion_feedback)), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split()[1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (dfb.GenerationSettings, {"seeds": 3}, "`seeds`: got 3\n  -> allowed: a list of numbers, such as [0, 1]"),
+        (dfb.GenerationSettings, {"seeds": "12"}, "`seeds`: got '12'"),
+        (dfb.GenerationSettings, {"seeds": [0, 0]}, "`seeds`: got [0, 0]\n  -> allowed: distinct numbers, 0 or more"),
+        (dfb.GenerationSettings, {"batch_size": "8"}, "`batch_size`: got '8'\n  -> allowed: a whole number"),
+        (dfb.GenerationSettings, {"batch_size": True}, "`batch_size`: got True"),
+        (dfb.ScoringSettings, {"workers": 0}, "`workers`: got 0\n  -> allowed: 1 or more"),
+        (dfb.ImageSampling, {"height": "512"}, "`height`: got '512'\n  -> allowed: a whole number, or None"),
+        (dfb.ImageSampling, {"height": 12}, "`height`: got 12\n  -> allowed: multiples of 8"),
+        (dfb.ImageSampling, {"guidance_scale": -1}, "1 and less is no guidance"),
+        (dfb.LabelingSettings, {"tie_margin": "x"}, "`tie_margin`: got 'x'\n  -> allowed: a number"),
+        (dfb.LabelingSettings, {"calibration": 3}, "`calibration`: got 3\n  -> allowed: a text, or a mapping, or None"),
+        (dfb.ReportSettings, {"names": "ab"}, "`names`: got 'ab'\n  -> allowed: a list of texts"),
+        (dfb.ReportSettings, {"tie_margin": float("nan")}, "`tie_margin`: got nan"),
+        (dfb.CompletionSampling, {"top_p": 0}, "`top_p`: got 0\n  -> allowed: above 0 to 1"),
+        (dfb.ConvertSettings, {"streaming": "no"}, "`streaming`: got 'no'\n  -> allowed: true or false"),
+    ],
+)
+def test_settings_of_another_type_or_out_of_range(kind: Any, setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(dfb.UserError) as told:
+        kind(**setting)
+    assert message in str(told.value)
+
+
+def test_settings_take_what_means_the_same() -> None:
+    """Paths as texts, whole numbers where numbers with a point are recorded, any sequence, numbers of numpy."""
+    assert dfb.ScoringSettings(cache_dir=Path("x/y"), device=torch.device("cpu")).cache_dir == "x/y"
+    assert repr(dfb.ImageSampling(guidance_scale=3).guidance_scale) == "3.0"
+    assert dfb.GenerationSettings(seeds=range(3), batch_size=np.int64(2)).seeds == range(3)
 
 
 @pytest.fixture
