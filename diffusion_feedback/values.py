@@ -51,13 +51,13 @@ class Range:
             return f"{least}, {'below' if self.below else 'at most'} {_short(self.high)}"
         return f"{least}, and finite"
 
-    def check(self, key: str, value: Any) -> None:
+    def check(self, key: str, value: object) -> None:
         """Raise UserError naming ``key`` unless ``value``, a number or several of them, is in here; None passes."""
-        several = isinstance(value, Sequence)
-        numbers = list(value) if several else [] if value is None else [value]
+        shown = list(value) if isinstance(value, Sequence) else value
+        numbers: list[Any] = shown if isinstance(shown, list) else [shown]
         repeated = self.distinct and not 0 < len(numbers) == len(set(numbers))
-        if repeated or not all(number in self for number in numbers):
-            text = repr(numbers if several else value)
+        if repeated or not all(number is None or number in self for number in numbers):
+            text = repr(shown)
             text = text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
             raise UserError(f"{key}: got {text}", f"allowed: {self}")
 
@@ -81,21 +81,21 @@ SIDE = Range(8, 16_384, multiples_of=8)  # px
 MARGIN = Range(note="in the unit of the scores")
 
 
-def hints_of(kind: type[Any]) -> dict[str, Any]:
+def hints_of(kind: type[object]) -> dict[str, object]:
     """The types of the fields of ``kind``."""
     return typing.get_type_hints(kind)
 
 
-def notes_of(kind: type[Any]) -> dict[str, tuple[object, ...]]:
+def notes_of(kind: type[object]) -> dict[str, tuple[object, ...]]:
     """What stands beside the types of the fields of ``kind``: ranges, and whom a field is for."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
 
 
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_PLAIN: Mapping[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def described(hint: Any) -> str:
+def described(hint: object) -> str:
     """What values a type takes, such as "lora or full"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -140,14 +140,14 @@ def checked_by_type(kind: type[Settings]) -> type[Settings]:
     return kind
 
 
-def _allowed(value: object, hint: Any) -> str:
+def _allowed(value: object, hint: object) -> str:
     """What may stand in the place of ``value``; the nearest name where names are meant."""
     parts = [hint, *typing.get_args(hint)]
     choices = [choice for part in parts if typing.get_origin(part) is Literal for choice in typing.get_args(part)]
     return nearest(str(value), choices) if choices else f"allowed: {described(hint).replace('null', 'None')}"
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True

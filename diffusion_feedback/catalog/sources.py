@@ -31,7 +31,7 @@ def is_reference(name: str) -> bool:
     return ":" in name
 
 
-def load_named(reference: str, label: str, *, also: type[Any] | tuple[type[Any], ...] = ()) -> Any:
+def load_named(reference: str, label: str, *, also: type[object] | tuple[type[object], ...] = ()) -> Any:
     """The function that ``reference`` names: a module or file, a colon, and an attribute, which may have dots.
 
     Objects of the types ``also`` pass too. ``label`` begins every message. Raises UserError where there is no such file,

@@ -200,7 +200,7 @@ def _content_of(file: str) -> dict[str, Any]:
     return content
 
 
-def _check_content(content: Mapping[Any, Any], where: str) -> None:
+def _check_content(content: Mapping[str, Any], where: str) -> None:
     for key, value in content.items():
         if key not in _TOP:
             raise UserError(f"{where}: unknown key {key!r}", nearest(str(key), known_keys()))

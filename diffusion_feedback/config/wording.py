@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import nearest
 from ..values import described, hints_of, notes_of
@@ -22,7 +22,7 @@ def known_keys() -> list[str]:
     return list(notes())
 
 
-def _by_key(of_fields: Callable[[type[Any]], Mapping[str, _Said]]) -> dict[str, _Said]:
+def _by_key(of_fields: Callable[[type[object]], Mapping[str, _Said]]) -> dict[str, _Said]:
     """What ``of_fields`` says of the fields of a class, by the keys of a recipe."""
     kinds = SECTIONS.items()
     return {
@@ -38,7 +38,7 @@ def notes() -> dict[str, tuple[object, ...]]:
 
 
 @cache
-def _hints() -> dict[str, Any]:
+def _hints() -> dict[str, object]:
     return _by_key(hints_of)
 
 
