@@ -33,7 +33,8 @@ class Interval:
 class WinRate:
     """Share of comparisons won, in [0, 1], a tie counting half; ``low`` and ``high`` bound its 95 % interval.
 
-    ``p_value`` is that of the two-sided sign test of "wins and losses are equally likely".
+    ``p_value`` is that of the two-sided sign test of "wins and losses are equally likely". Raises UserError for numbers
+    outside [0, 1], bounds in the wrong order, and no comparison.
     """
 
     win_rate: float
@@ -44,6 +45,17 @@ class WinRate:
     losses: int
     num: int
     p_value: float
+
+    def __post_init__(self) -> None:
+        for name in ("win_rate", "low", "high", "p_value"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"win rate: {name} is {getattr(self, name)}", "give a number from 0 to 1")
+        # A bound may miss the estimate by rounding alone.
+        if not self.low - 1e-9 <= self.win_rate <= self.high + 1e-9:
+            problem = f"win rate: {self.win_rate} lies outside its interval {self.low} to {self.high}"
+            raise UserError(problem, "give low <= win_rate <= high")
+        if self.num < 1:
+            raise UserError(f"win rate: num is {self.num}", "give the number of comparisons, 1 or more")
 
     @property
     def tie_share(self) -> float:

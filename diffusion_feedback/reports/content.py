@@ -5,63 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from PIL import Image
 
 from ..errors import UserError
 from ..evaluation.calibrated import CalibrationResult
-from .figures import Curve, PointsFigure
+from ..evaluation.statistics import Interval, WinRate
+from .figures import CurveFigure, Picture, PointsFigure
 from .parts import Notice, Table
-
-ReportImage = Image.Image | Path | bytes
-"""A picture in memory, in a file, or as the bytes of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A win rate in [0, 1] with its 95 % interval over ``num`` comparisons; ``tie_share`` in [0, 1].
+    """How often the model ``label`` won, as a share; ``detail`` is a few words beside it.
 
-    ``label`` names the model that wins; ``detail`` is a few words beside it. Raises UserError for numbers that are not
-    finite, outside [0, 1] or in the wrong order.
+    ``num_prompts``: how many prompts the comparisons are of; where these are more, no sign test is shown, as the samples of
+    one prompt are alike.
     """
 
     label: str
-    win_rate: float
-    low: float
-    high: float
-    num: int
-    tie_share: float | None = None
-    p_value: float | None = None
+    won: WinRate
     detail: str = ""
+    num_prompts: int | None = None
 
-    def __post_init__(self) -> None:
-        where = f"win rate of {self.label!r}"
-        for name in ("win_rate", "low", "high", "tie_share", "p_value"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"{where}: {name} is {value}", "give a number from 0 to 1")
-        # A bound may miss the estimate by rounding alone.
-        if not self.low - 1e-9 <= self.win_rate <= self.high + 1e-9:
-            problem = f"{where}: {self.win_rate} lies outside its interval {self.low} to {self.high}"
-            raise UserError(problem, "give low <= win_rate <= high")
-        if self.num < 1:
-            raise UserError(f"{where}: num is {self.num}", "give the number of comparisons, 1 or more")
+    @property
+    def p_value(self) -> float | None:
+        """That of the sign test, where one is shown."""
+        return self.won.p_value if self.num_prompts in (None, self.won.num) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric before and after, in one unit; ``is_share`` shows values in [0, 1] as per cent.
 
-    ``change_low`` and ``change_high`` bound the 95 % interval of after - before: only a change whose interval leaves
-    out 0 is coloured. Raises UserError for values that are not finite or half an interval.
+    ``bounds`` is the 95 % interval of after - before: only a change whose interval leaves out 0 is coloured. Raises
+    UserError for values that are not finite, and bounds in the wrong order.
     """
 
     label: str
     before: float
     after: float
-    change_low: float | None = None
-    change_high: float | None = None
+    bounds: Interval | None = None
     is_share: bool = False
     higher_is_better: bool = True
     detail: str = ""
@@ -69,11 +51,9 @@ class Metric:
     def __post_init__(self) -> None:
         where = f"metric {self.label!r}"
         _check_finite(where, before=self.before, after=self.after)
-        if (self.change_low is None) != (self.change_high is None):
-            raise UserError(f"{where}: one bound of the change is missing", "give both bounds or none")
-        if self.change_low is not None and self.change_high is not None and not self.change_low <= self.change_high:
-            problem = f"{where}: the change lies between {self.change_low} and {self.change_high}"
-            raise UserError(problem, "give change_low <= change_high")
+        if self.bounds is not None and not self.bounds.low <= self.bounds.high:
+            problem = f"{where}: the change lies between {self.bounds.low} and {self.bounds.high}"
+            raise UserError(problem, "give the lower bound first")
 
     @property
     def change(self) -> float:
@@ -83,9 +63,9 @@ class Metric:
     @property
     def verdict(self) -> str:
         """``better`` or ``worse`` where the interval of the change leaves out 0, else ``same``."""
-        if self.change_low is None or self.change_high is None or self.change_low <= 0 <= self.change_high:
+        if self.bounds is None or self.bounds.low <= 0 <= self.bounds.high:
             return "same"
-        return "better" if (self.change_low > 0) == self.higher_is_better else "worse"
+        return "better" if (self.bounds.low > 0) == self.higher_is_better else "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +75,8 @@ class Case:
     """
 
     prompt: str
-    before_image: ReportImage
-    after_image: ReportImage
+    before_image: Picture
+    after_image: Picture
     before_score: float
     after_score: float
     seed: int | None = None
@@ -135,7 +115,7 @@ class Sample:
     """One image with its prompt and its score; higher is better. Raises UserError for a score that is not finite."""
 
     prompt: str
-    image: ReportImage
+    image: Picture
     score: float
 
     def __post_init__(self) -> None:
@@ -149,18 +129,6 @@ class SampleGroup:
     title: str
     samples: Sequence[Sample]
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CurveFigure:
-    """One figure of training curves; ``reference`` is a dashed level, such as ln 2 for the loss."""
-
-    title: str
-    series: Mapping[str, Curve]
-    detail: str = ""
-    x_label: str = "step"
-    y_label: str = ""
-    reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

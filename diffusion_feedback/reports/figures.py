@@ -1,27 +1,30 @@
-"""Figures that stand in a README or a report: before/after grids as pictures, training curves as SVG."""
+"""Figures that stand in a README or a report: before/after grids as pictures, curves and points as SVG."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
+from ..evaluation.statistics import Interval
 
-Picture = Image.Image | Path
+Picture = Image.Image | Path | bytes
+"""A picture in memory, in a file, or as the bytes of a file."""
+
 Resample = Literal["nearest", "lanczos"]
 Curve = Sequence[tuple[float, float]]
 """(step, value) by rising step; a value that is not finite leaves a gap."""
@@ -30,22 +33,14 @@ SERIES_COLORS = ("#2f6bd8", "#c8622d", "#1f8a7d", "#8556b8", "#a88417", "#b8447a
 """Lines of a figure in order; distinguished by lightness too, so that colour-blind readers follow."""
 
 INK, FAINT, HAIRLINE = "#4a4f57", "#9aa0a8", "#e3e5e8"
+DASHED: Mapping[str, Any] = {"color": FAINT, "linewidth": 1, "linestyle": (0, (4, 3))}
 _MAX_RAW_POINTS = 60  # beyond it a line is a cloud, and a running mean is drawn over it
 
 
 # --- grids -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Theme:
-    paper: str
-    ink: str
-    soft: str
-    line: str
-
-
-_LIGHT = _Theme(paper="#ffffff", ink="#1f2328", soft="#656d76", line="#d8dbe0")
-_DARK = _Theme(paper="#0d1117", ink="#e6edf3", soft="#9198a1", line="#3a414a")
+_PAPER, _TITLES, _CAPTIONS, _EDGE = "#ffffff", "#1f2328", "#656d76", "#d8dbe0"
 
 
 def image_grid(
@@ -57,7 +52,6 @@ def image_grid(
     scale: int = 2,
     resample: Resample = "lanczos",
     blocks: int = 1,
-    dark: bool = False,
 ) -> Image.Image:
     """Draw ``rows`` of images, each row with its caption below, under ``column_titles``; RGB.
 
@@ -69,33 +63,32 @@ def image_grid(
     _check_grid(rows, captions, column_titles)
     columns, side, gap, margin, between = len(rows[0]), cell * scale, 8 * scale, 20 * scale, 24 * scale
     title_height, line_height = 30 * scale if column_titles else 0, 18 * scale
-    theme, font = _DARK if dark else _LIGHT, _font(13 * scale)
-    width = columns * side + (columns - 1) * gap
+    font, width = _font(13 * scale), columns * side + (columns - 1) * gap
     texts = [_wrap(caption, font, width) for caption in captions or [""] * len(rows)]
     bands = [range(start, min(start + blocks, len(rows))) for start in range(0, len(rows), blocks)]
     heights = [side + 24 * scale + line_height * max(len(texts[index]) for index in band) for band in bands]
     lefts = [margin + block * (width + between) for block in range(min(blocks, len(rows)))]
     size = (lefts[-1] + width + margin, margin + title_height + sum(heights) - 16 * scale + margin)
-    canvas = Image.new("RGB", size, theme.paper)
+    canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     for left in lefts:
         for column, title in enumerate(column_titles or []):
             middle = (left + column * (side + gap) + side // 2, margin + 10 * scale)
-            draw.text(middle, title, theme.ink, _font(15 * scale, bold=True), anchor="mm")
+            draw.text(middle, title, _TITLES, _font(15 * scale, bold=True), anchor="mm")
     top = margin + title_height
     for band, height in zip(bands, heights, strict=True):
         for left, index in zip(lefts, band, strict=False):
             for column, picture in enumerate(rows[index]):
-                fitted = _fit(_open(picture), side, resample)
+                fitted = _fit(open_picture(picture), side, resample)
                 x = left + column * (side + gap) + (side - fitted.width) // 2
                 y = top + (side - fitted.height) // 2
                 canvas.paste(fitted, (x, y))
                 # A hairline just outside, so that a white picture does not run into white paper.
                 edge = (x - scale, y - scale, x + fitted.width + scale - 1, y + fitted.height + scale - 1)
-                draw.rectangle(edge, outline=theme.line, width=scale)
+                draw.rectangle(edge, outline=_EDGE, width=scale)
             for number, text in enumerate(texts[index]):
                 place = (left + width // 2, top + side + 7 * scale + number * line_height)
-                draw.text(place, text, theme.soft, font, anchor="ma")
+                draw.text(place, text, _CAPTIONS, font, anchor="ma")
         top += height
     return canvas
 
@@ -111,14 +104,16 @@ def _check_grid(
             raise ValueError(f"{expected} {name} are needed, got {len(texts)}")
 
 
-def _open(picture: Picture) -> Image.Image:
+def open_picture(picture: Picture) -> Image.Image:
+    """``picture`` upright, in RGB. Raises UserError for what is no image."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     try:
-        with Image.open(picture) as image:
-            return image.convert("RGB")
+        with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{picture}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
+        name = f"{picture}" if isinstance(picture, Path) else f"image of {len(picture)} bytes"
+        raise UserError(f"{name}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
 
 
 def _fit(image: Image.Image, side: int, resample: Resample) -> Image.Image:
@@ -156,55 +151,53 @@ def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return kept.rstrip() + "…"
 
 
-# --- curves ----------------------------------------------------------------------------------------------------------
+# --- curves and points -----------------------------------------------------------------------------------------------
 
 
-def curves_svg(
-    series: Mapping[str, Curve],
-    *,
-    x_label: str = "step",
-    y_label: str = "",
-    reference: float | None = None,
-    size: tuple[float, float] = (4.9, 2.7),
-) -> str:
-    """Draw ``series`` over steps as inline SVG (no XML header), equal bytes for equal numbers; ``size`` in inches.
+@dataclass(frozen=True, slots=True)
+class CurveFigure:
+    """One figure of curves over steps; ``reference`` is a dashed level, such as ln 2 for the loss."""
 
-    A line of more than 60 points is drawn faint under its running mean. ``reference`` is a dashed level, such as
-    ln 2 for the loss. Raises UserError for no series, an empty one, or one without a finite value.
-    """
-    if not series:
-        raise UserError("no series to draw", "give at least one line")
-    for name, points in series.items():
-        if not np.isfinite([value for _, value in points]).any():
-            raise UserError(f"series {name!r}: {len(points)} points, none of them finite", "leave the series out")
-    with svg_style((sorted(series.items()), x_label, y_label, size)):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        if reference is not None:
-            axes.axhline(reference, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        for number, (name, points) in enumerate(series.items()):
-            steps, values = np.array(points, np.float64).T
-            draw = partial(axes.plot, color=SERIES_COLORS[number % len(SERIES_COLORS)], solid_capstyle="round")
-            if len(steps) > _MAX_RAW_POINTS:
-                draw(steps, values, alpha=0.25, linewidth=0.8)
-                values = _running_mean(values, window=max(5, len(values) // 25))
-            draw(steps, values, label=name, linewidth=1.8, marker="o" if len(steps) == 1 else None)
-        dress(axes, x_label, y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
-        return inline_svg(figure)
+    title: str
+    series: Mapping[str, Curve]
+    detail: str = ""
+    x_label: str = "step"
+    y_label: str = ""
+    reference: float | None = None
+
+    def svg(self) -> str:
+        """Draw it; a line of more than 60 points is drawn faint under its running mean.
+
+        Raises UserError for no series, an empty one, or one without a finite value.
+        """
+        if not self.series:
+            raise UserError("no series to draw", "give at least one line")
+        for name, points in self.series.items():
+            if not np.isfinite([value for _, value in points]).any():
+                raise UserError(f"series {name!r}: {len(points)} points, none of them finite", "leave the series out")
+
+        def draw(axes: Axes) -> None:
+            if self.reference is not None:
+                axes.axhline(self.reference, **DASHED)
+            for color, (name, points) in zip(cycle(SERIES_COLORS), self.series.items(), strict=False):
+                steps, values = np.array(points, np.float64).T
+                line = partial(axes.plot, color=color, solid_capstyle="round")
+                if len(steps) > _MAX_RAW_POINTS:
+                    line(steps, values, alpha=0.25, linewidth=0.8)
+                    values = _running_mean(values, window=max(5, len(values) // 25))
+                line(steps, values, label=name, linewidth=1.8, marker="o" if len(steps) == 1 else None)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+
+        return draw_svg(draw, sorted(self.series.items()), self.x_label, self.y_label)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A measured point with the bounds (low, high) of its 95 % intervals, and a few letters beside it."""
+    """A measured point with its 95 % intervals, and a few letters beside it."""
 
-    x: float
-    y: float
-    x_bounds: tuple[float, float]
-    y_bounds: tuple[float, float]
+    x: Interval
+    y: Interval
     label: str = ""
 
 
@@ -218,38 +211,27 @@ class PointsFigure:
     x_label: str = ""
     y_label: str = ""
 
+    def svg(self) -> str:
+        """Draw the points with their intervals. Raises UserError for no series, an empty one, and what is not finite."""
+        if not self.series or not all(self.series.values()):
+            raise UserError("no points to draw", "give at least one point in each series")
+        for name, points in self.series.items():
+            if not np.isfinite([(each.value, each.low, each.high) for p in points for each in (p.x, p.y)]).all():
+                raise UserError(f"series {name!r}: holds a number that is not finite", "leave the point out")
 
-def points_svg(
-    series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, size: tuple[float, float] = (4.9, 2.7)
-) -> str:
-    """Draw ``series`` of points with their intervals as inline SVG, equal bytes for equal numbers; ``size`` in inches.
+        def draw(axes: Axes) -> None:
+            for color, (name, points) in zip(cycle(SERIES_COLORS), self.series.items(), strict=False):
+                places = [(point.x.value, point.y.value) for point in points]
+                axes.plot(*zip(*places, strict=True), color=color, linewidth=1.2, alpha=0.6)
+                for point, (x, y) in zip(points, places, strict=True):
+                    axes.plot((point.x.low, point.x.high), (y, y), color=color, linewidth=1)
+                    axes.plot((x, x), (point.y.low, point.y.high), color=color, linewidth=1)
+                    axes.annotate(point.label, (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8.5)
+                axes.plot(*zip(*places, strict=True), "o", color=color, markersize=4.5, label=name)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
 
-    Raises UserError for no series, an empty one, and numbers that are not finite.
-    """
-    if not series or not all(series.values()):
-        raise UserError("no points to draw", "give at least one point in each series")
-    for name, points in series.items():
-        numbers = [value for p in points for value in (p.x, p.y, *p.x_bounds, *p.y_bounds)]
-        if not np.isfinite(numbers).all():
-            raise UserError(f"series {name!r}: holds a number that is not finite", "leave the point out")
-    with svg_style((sorted(series.items()), x_label, y_label, size)):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        for number, (name, points) in enumerate(series.items()):
-            color = SERIES_COLORS[number % len(SERIES_COLORS)]
-            axes.plot([p.x for p in points], [p.y for p in points], color=color, linewidth=1.2, alpha=0.6)
-            for point in points:
-                axes.plot(point.x_bounds, (point.y, point.y), color=color, linewidth=1)
-                axes.plot((point.x, point.x), point.y_bounds, color=color, linewidth=1)
-                place = (point.x, point.y)
-                axes.annotate(point.label, place, (4, 4), textcoords="offset points", color=INK, fontsize=8.5)
-            axes.plot([p.x for p in points], [p.y for p in points], "o", color=color, markersize=4.5, label=name)
-        dress(axes, x_label, y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
-        return inline_svg(figure)
+        return draw_svg(draw, sorted(self.series.items()), self.x_label, self.y_label)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -261,33 +243,47 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(finite, total / np.maximum(count, 1), np.nan)
 
 
-def svg_style(identity: object) -> AbstractContextManager[None]:
-    """Settings under which a figure of a page is drawn and saved; ``identity`` is what tells it from others there."""
+def draw_svg(
+    draw: Callable[[Axes], None],
+    identity: object,
+    x_label: str,
+    y_label: str,
+    *,
+    size: tuple[float, float] = (4.9, 2.7),
+    has_legend: bool = False,
+) -> str:
+    """What ``draw`` puts on quiet axes, as inline SVG, equal bytes for equal numbers; ``size`` in inches.
+
+    ``identity``, with labels and size, tells the figure from others of its page. A legend stands above several lines, and
+    above a single one where it ``has_legend``.
+    """
     # Identifiers within the SVG are hashed from the salt: several figures of one page must not share them.
+    salt = repr((identity, x_label, y_label, size))
     style = {
-        "svg.hashsalt": hashlib.sha256(repr(identity).encode()).hexdigest(),
+        "svg.hashsalt": hashlib.sha256(salt.encode()).hexdigest(),
         "svg.fonttype": "none",
         "text.parse_math": False,
         "font.family": "sans-serif",
         "font.size": 9.5,
     }
-    context: AbstractContextManager[None] = matplotlib.rc_context(style)
-    return context
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(FAINT)
+        axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK, length=0, pad=5)
+        axes.set_xlabel(x_label, color=INK)
+        axes.set_ylabel(y_label, color=INK)
+        if has_legend or len(axes.get_legend_handles_labels()[1]) > 1:
+            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, handlelength=1.2)
+        return _inline(figure)
 
 
-def dress(axes: Axes, x_label: str, y_label: str) -> None:
-    """Quiet axes with their labels: one faint line below, hairlines across."""
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0, pad=5)
-    axes.set_xlabel(x_label, color=INK)
-    axes.set_ylabel(y_label, color=INK)
-
-
-def inline_svg(figure: Figure) -> str:
+def _inline(figure: Figure) -> str:
     """``figure`` as SVG without what it does not need within HTML: XML header, comments, metadata, global style."""
     file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))

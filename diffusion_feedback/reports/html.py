@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import math
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from ..errors import UserError, visible
+from ..errors import visible
+from ..evaluation.statistics import WinRate
 from ..records import write_text
-from .calibration import coverage_series, coverage_svg, reliability_figure, reliability_svg
-from .content import CurveFigure, Rate, Report, ReportImage
-from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, PointsFigure, curves_svg, points_svg
-from .rendering import TEMPLATES, Functions, load_template
+from .calibration import coverage_svg, reliability_svg
+from .content import Report
+from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, Picture, open_picture
+from .rendering import TEMPLATES, load_template
 
 _SMALL_SIDE = 160  # px; up to here pixels are shown as pixels, and stored without loss
 _MINUS, _NO_SPLIT = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
@@ -33,19 +35,7 @@ def write_report(report: Report, path: Path | str, *, max_image_side: int = 768)
 
 def render_report(report: Report, *, max_image_side: int = 768) -> str:
     """The page of ``write_report`` as text; control characters of texts and names are written out."""
-    functions: Functions = {
-        "fixed": fixed,
-        "decimals": decimals,
-        "picture": lambda image: _picture(image, max_image_side),
-        "significant": significant,
-        "figure": _figure,
-        "reliability_figure": reliability_figure,
-        "reliability": lambda figure: _themed(reliability_svg(figure)),
-        "coverage": lambda scorers: _themed(coverage_svg(coverage_series(scorers))),
-        "verdict": verdict,
-    }
-    filters: Functions = {"percent": percent, "p_value": p_value, "count": count}
-    template = load_template("report.html.j2", filters=filters, functions=functions)
+    template = load_template("report.html.j2", {"percent": percent, "p_value": p_value, "count": count})
     deltas = [case.delta for group in report.cases for case in group.cases]
     scores = [sample.score for group in report.samples for sample in group.samples]
     page = template.render(
@@ -53,6 +43,14 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
         style=Markup(TEMPLATES.joinpath("report.css").read_text("utf-8")),
         case_digits=decimals(max(map(abs, deltas), default=0.0)),
         score_digits=decimals(max(scores) - min(scores)) if scores else 0,
+        fixed=fixed,
+        decimals=decimals,
+        picture=partial(_picture, max_side=max_image_side),
+        significant=significant,
+        themed=_themed,
+        reliability=reliability_svg,
+        coverage=coverage_svg,
+        verdict=verdict,
     )
     return visible(page)
 
@@ -60,13 +58,13 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
 # --- words and numbers -----------------------------------------------------------------------------------------------
 
 
-def verdict(rate: Rate, before: str, after: str) -> str:
-    """What ``rate`` shows of ``after`` against ``before``, in one sentence that claims no more than its interval."""
+def verdict(won: WinRate, before: str, after: str) -> str:
+    """What ``won`` shows of ``after`` against ``before``, in one sentence that claims no more than its interval."""
     name = after[:1].upper() + after[1:]
     level, even = f"95{_NO_SPLIT}% interval", f"50{_NO_SPLIT}%"
-    if rate.low > 0.5:
+    if won.low > 0.5:
         return f"{name} is better than {before}: the whole {level} lies above {even}."
-    if rate.high < 0.5:
+    if won.high < 0.5:
         return f"{name} is worse than {before}: the whole {level} lies below {even}."
     return f"No difference between {after} and {before} is shown: the {level} includes {even}."
 
@@ -116,9 +114,9 @@ def _rounded(value: float, digits: int) -> str:
 # --- pictures and figures --------------------------------------------------------------------------------------------
 
 
-def _picture(image: ReportImage, max_side: int) -> dict[str, object]:
+def _picture(image: Picture, max_side: int) -> dict[str, object]:
     """``image`` as a data URI with its size and whether its pixels are to be seen."""
-    opened = _open(image)
+    opened = open_picture(image)
     if max(opened.size) > max_side:
         opened = ImageOps.contain(opened, (max_side, max_side), Image.Resampling.LANCZOS)
     is_small = max(opened.size) <= _SMALL_SIDE
@@ -126,24 +124,6 @@ def _picture(image: ReportImage, max_side: int) -> dict[str, object]:
     opened.save(file, format="WEBP", lossless=is_small, quality=90, method=4)
     uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
     return {"uri": uri, "width": opened.width, "height": opened.height, "is_small": is_small}
-
-
-def _open(image: ReportImage) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    name = f"{image}" if isinstance(image, Path) else f"image of {len(image)} bytes"
-    try:
-        with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{name}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
-
-
-def _figure(curve: CurveFigure | PointsFigure) -> Markup:
-    """The curves or points as inline SVG whose colours follow the page's theme."""
-    if isinstance(curve, PointsFigure):
-        return _themed(points_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label))
-    return _themed(curves_svg(curve.series, x_label=curve.x_label, y_label=curve.y_label, reference=curve.reference))
 
 
 def _themed(svg: str) -> Markup:

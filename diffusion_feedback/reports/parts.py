@@ -9,6 +9,7 @@ from typing import Literal
 from ..errors import UserError
 
 Mark = Literal["", "better", "worse", "differs", "quiet"]
+Tone = Literal["alarm", "caution", "calm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Notice:
 
     title: str
     text: str
-    tone: Literal["alarm", "caution", "calm"] = "calm"
+    tone: Tone = "calm"
 
 
 @dataclass(frozen=True, slots=True)

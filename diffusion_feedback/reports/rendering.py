@@ -1,4 +1,4 @@
-"""Templates of pages and cards: HTML escapes what is put into it, Markdown does not."""
+"""Templates of pages, cards and summaries: HTML escapes what is put into it, plain text does not."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ import jinja2
 TEMPLATES = files(__package__).joinpath("templates")
 
 
-Functions = Mapping[str, Callable[..., Any]]
-
-
-def load_template(
-    name: str, *, filters: Functions | None = None, functions: Functions | None = None
-) -> jinja2.Template:
-    """The template ``name``, which knows these ``filters`` and ``functions``; what is not defined is an error."""
+def load_template(name: str, filters: Mapping[str, Callable[..., Any]] | None = None) -> jinja2.Template:
+    """The template ``name``, which knows these ``filters``; what is not defined is an error."""
     is_html = name.endswith(".html.j2")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: TEMPLATES.joinpath(name).read_text("utf-8")),
@@ -28,5 +23,4 @@ def load_template(
         lstrip_blocks=True,
     )
     environment.filters |= filters or {}
-    environment.globals |= functions or {}
     return environment.get_template(name)

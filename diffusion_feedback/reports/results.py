@@ -1,25 +1,31 @@
-"""Results as parts of a page: win rates, groups of cases, and cells of tables."""
+"""Results as parts of a page: notices, notes, groups of cases, and cells of tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import yaml
 
 from ..evaluation.comparison import CaseRow, pick_cases
 from ..evaluation.statistics import Interval, WinRate
 from ..records import Text
-from .content import Case, CaseGroup, Rate
+from .content import Case, CaseGroup
 from .html import fixed, percent
-from .parts import Cell, Mark
+from .parts import Cell, Mark, Notice, Tone
+from .rendering import TEMPLATES, load_template
 
 
-def rate_of(label: str, won: WinRate, detail: str = "", *, num_prompts: int | None = None) -> Rate:
-    """``won`` under ``label``, with the p-value of its sign test.
+def notice(kind: str, tone: Tone = "caution", **values: object) -> Notice:
+    """The notice whose words stand in ``notices/KIND.txt.j2``, the title in the first line; they show ``values``."""
+    words = load_template(f"notices/{kind}.txt.j2", {"percent": percent}).render(values)
+    title, text = words.rstrip("\n").split("\n", 1)
+    return Notice(title, text, tone)
 
-    ``num_prompts``: how many prompts the comparisons are of; where these are more, no sign test is shown, as the samples of
-    one prompt are alike.
-    """
-    p_value = won.p_value if num_prompts in (None, won.num) else None
-    return Rate(label, won.win_rate, won.low, won.high, won.num, won.tie_share, p_value, detail)
+
+def notes(page: str, needed: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What "How to read this" says on a ``page``, (title, text); without what ``needed`` has under a false value."""
+    texts = yaml.safe_load(TEMPLATES.joinpath("notes.yaml").read_text("utf-8"))[page]
+    return [(title, text) for title, text in texts.items() if needed.get(title, True)]
 
 
 def case_groups(
@@ -39,17 +45,12 @@ def interval_cell(estimate: Interval | None, digits: int = 3) -> Cell:
     return Cell(fixed(estimate.value, digits), bounds)
 
 
-def share_cell(estimate: Interval) -> Cell:
-    """A share in [0, 1] as per cent, above its interval."""
-    return Cell(percent(estimate.value), f"{percent(estimate.low)} to {percent(estimate.high)}")
-
-
-def win_rate_cell(won: WinRate | None, *lines: str, mark: Mark = "") -> Cell:
-    """A win rate as per cent, above its interval and ``lines``; empty for None."""
-    if won is None:
+def share_cell(share: Interval | WinRate | None, *lines: str, mark: Mark = "") -> Cell:
+    """A share in [0, 1] as per cent, above its interval and ``lines``; empty for None."""
+    if share is None:
         return Cell("")
-    interval = f"{percent(won.low)} to {percent(won.high)}"
-    return Cell(percent(won.win_rate), "\n".join([interval, *lines]), mark)
+    value = share.win_rate if isinstance(share, WinRate) else share.value
+    return Cell(percent(value), "\n".join([f"{percent(share.low)} to {percent(share.high)}", *lines]), mark)
 
 
 def prompt_text(prompt: Text) -> str:

@@ -10,11 +10,10 @@ from ..documents import read_text
 from ..evaluation.comparison import CaseRow, Comparison
 from ..evaluation.statistics import mean_interval
 from ..records import atomic_write, parse_json
-from ..reports.content import Case, CaseGroup, CurveFigure, Metric, Report
-from ..reports.figures import image_grid
-from ..reports.html import write_report
-from ..reports.pages.folder import read_environment, write_readme
-from ..reports.results import case_groups, rate_of
+from ..reports.content import Case, CaseGroup, Metric, Rate, Report
+from ..reports.figures import CurveFigure, image_grid
+from ..reports.pages.folder import read_environment, write_pages
+from ..reports.results import case_groups
 from .result import Demo, VerifiedImages, average
 
 _CASES = 9  # fills rows of three
@@ -33,7 +32,7 @@ def write_demo_pages(demo: Demo) -> None:
             "shape, background and cleanliness back from the pixels, judges prompts that no pair was made of."
         ),
         after_name="Diffusion-DPO",
-        headline=rate_of("Diffusion-DPO", comparison.win_rate),
+        headline=Rate("Diffusion-DPO", comparison.win_rate),
         facts={
             "held-out prompts": str(comparison.win_rate.num),
             "training pairs a step": str(recipe.training.train_batch_size),
@@ -47,13 +46,13 @@ def write_demo_pages(demo: Demo) -> None:
             _metric("verified score", before.scores, after.scores, "half accuracy, half cleanliness"),
         ],
         methods=[
-            rate_of("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
+            Rate("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
             *(
-                rate_of("Diffusion-DPO, AI feedback", each.win_rate, "on the embedded scorer's labels")
+                Rate("Diffusion-DPO, AI feedback", each.win_rate, "on the embedded scorer's labels")
                 for method, each in demo.comparisons.items()
                 if method == "ai"
             ),
-            rate_of("SFT", demo.comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
+            Rate("SFT", demo.comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
         ],
         score_name="verified score",
         cases=_case_groups(comparison, before, after),
@@ -61,14 +60,13 @@ def write_demo_pages(demo: Demo) -> None:
         recipe=to_yaml(recipe),
         environment=read_environment(demo.folder / "dpo", _AGAIN),
     )
-    write_report(report, demo.folder / "report.html")
-    write_readme("demo", demo.folder)
+    write_pages(report, "demo", demo.folder)
     _before_after(demo.folder, comparison, before, after)
 
 
 def _metric(label: str, before: Sequence[float], after: Sequence[float], detail: str) -> Metric:
-    change = mean_interval([b - a for a, b in zip(before, after, strict=True)])
-    return Metric(label, average(before), average(after), change.low, change.high, is_share=True, detail=detail)
+    bounds = mean_interval([b - a for a, b in zip(before, after, strict=True)])
+    return Metric(label, average(before), average(after), bounds, is_share=True, detail=detail)
 
 
 def _case_groups(comparison: Comparison, before: VerifiedImages, after: VerifiedImages) -> list[CaseGroup]:

@@ -23,7 +23,8 @@ from ..folders import expand
 from ..processes import process_state
 from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
-from ..reports.pages.benchmark import write_benchmark_pages
+from ..reports.pages.benchmark import benchmark_report
+from ..reports.pages.folder import write_pages
 from ..scorers.loading import AnyScorer, parse_spec
 from .benchmark_folder import (
     REPORT,
@@ -113,7 +114,8 @@ def benchmark(
             RUNS.open(folder, run.settings, overwrite=own.overwrite and model is None)
             check_scored(run, overwrite=own.overwrite)
             write_run(run, records, comparison)
-            write_benchmark_pages(run, comparison)
+            page = benchmark_report([run], [comparison] if comparison else [])
+            write_pages(page, "benchmark", run.folder, run=run)
     result = BenchmarkResult(run, comparison)
     if output_dir is None:  # the folder lives as long as the result
         finalize(result, rmtree, folder, ignore_errors=True)

@@ -20,7 +20,8 @@ from ..folders import is_main_process
 from ..progress import progress
 from ..records import ScoreRecord, content_hash, write_json
 from ..reports.console import calibration_summary
-from ..reports.pages.calibration import write_calibration_pages
+from ..reports.pages.calibration import calibration_report
+from ..reports.pages.folder import write_pages
 from ..scorers.loading import AnyScorer, label_of
 from ..types.images import ImageItem
 from .outputs import output_folder
@@ -63,7 +64,7 @@ def calibrate(
     with output_folder(output_dir, "calibrate", overwrite=overwrite) as folder:
         result = _calibrated(pairs, listed, tune, calibration, scoring)
         if folder is not None and is_main_process():
-            write_calibration_pages(result, folder)
+            write_pages(calibration_report(result), "calibration", folder)
             write_json(folder / "calibration.json", result.to_json(), allow_nan=False)
             summary = calibration_summary(result)
             logger.info("%s\n%s: calibration.json, report.html, README.md", summary, output_dir)

@@ -20,7 +20,8 @@ from ..generation.completions import COMPLETIONS, load_completions
 from ..output_folders import OutputKind
 from ..records import CompletionRecord, TextRecord, content_hash, write_text
 from ..reports.console import judge_summary
-from ..reports.pages.judge import write_judge_pages
+from ..reports.pages.folder import write_pages
+from ..reports.pages.judge import judge_report
 from ..scorers.texts.completion_scorer import quote
 from .completing import text_prompts
 from .generating import Prompts, complete
@@ -246,7 +247,7 @@ class _Comparison:
             notes=notes,
         )
         _COMPARISONS.write_mark(folder, json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n")
-        write_judge_pages(judged, folder)
+        write_pages(judge_report(judged), "judge", folder, results=judge_summary(judged))
         return judged
 
     def completions(

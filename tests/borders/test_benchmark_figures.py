@@ -17,7 +17,8 @@ from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
 from diffusion_feedback.evaluation.benchmarks.run import compare_runs
 from diffusion_feedback.records import PromptRecord, ScoreRecord
 from diffusion_feedback.reports.console import benchmark_summary
-from diffusion_feedback.reports.pages.benchmark import write_benchmark_pages
+from diffusion_feedback.reports.html import write_report
+from diffusion_feedback.reports.pages.benchmark import benchmark_report
 from diffusion_feedback.workflows.benchmark_folder import load_run, write_run
 
 BENCHMARKS = ["hpsv2", "pickapic", "partiprompts", "drawbench", "shapes"]
@@ -53,7 +54,7 @@ def test_hpsv2_is_in_the_published_unit_on_every_benchmark(tmp_path: Path, bench
     shown = benchmark_summary(after, comparison)
     assert "hpsv2 (100 x cosine)  (hpsv2.1/" in shown
     assert "pickscore  (pickscore.1/" in shown
-    write_benchmark_pages(after, comparison)
+    write_report(benchmark_report([after], [comparison]), run / "report.html")
     page = (run / "report.html").read_text()
     assert "Means, hpsv2 (100 x cosine)" in page
     assert "26.70" in page
@@ -92,7 +93,7 @@ def test_a_whole_style_compares_with_the_published_ones_of_that_style(tmp_path: 
     assert "published, not reproduced here: " in shown
     assert ", photo 28." in shown
     assert "30.63" not in shown  # an average over four styles
-    write_benchmark_pages(run, None)
+    write_report(benchmark_report([run]), folder / "report.html")
     page = (folder / "report.html").read_text()
     assert "Published results of the same scorer, v2.1" in page
     assert "Those of whole styles do, style by style: photo." in page

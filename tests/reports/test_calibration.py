@@ -23,23 +23,11 @@ from diffusion_feedback.evaluation.calibration import (
 )
 from diffusion_feedback.evaluation.statistics import Interval
 from diffusion_feedback.evaluation.temperature import ReliabilityBin, ScaleFit
-from diffusion_feedback.reports.calibration import (
-    Estimate,
-    IntervalPoint,
-    ReliabilityFigure,
-    coverage_series,
-    coverage_svg,
-    reliability_figure,
-    reliability_svg,
-)
+from diffusion_feedback.reports.calibration import coverage_svg, reliability_svg
 from diffusion_feedback.reports.content import Report
 from diffusion_feedback.reports.html import render_report, significant, write_report
 
 NARROW = "\N{NARROW NO-BREAK SPACE}"
-
-
-def points(*rows: tuple[float, float]) -> list[IntervalPoint]:
-    return [IntervalPoint(x, Estimate(y, max(0, y - 0.08), min(1, y + 0.08))) for x, y in rows]
 
 
 def interval(value: float, low: float, high: float) -> Interval:
@@ -135,19 +123,21 @@ def test_reports_without_calibration_have_no_trace_of_it() -> None:
 
 
 def test_figures_are_the_same_bytes_for_the_same_numbers() -> None:
-    scorers = sample().scorers
-    figure = reliability_figure(scorers[1])
-    assert reliability_svg(figure) == reliability_svg(figure)
-    assert coverage_svg(coverage_series(scorers)) == coverage_svg(coverage_series(scorers))
-    assert reliability_svg(figure).startswith("<svg")
+    plain, both = sample().scorers
+    assert reliability_svg(both) == reliability_svg(both)
+    assert reliability_svg(both) != reliability_svg(replace(both, name="another"))  # they share no identifiers
+    assert coverage_svg([plain, both]) == coverage_svg([plain, both])
+    assert reliability_svg(both).startswith("<svg")
     for label in ("own scale", "after the fit", "confidence of the scorer", "90 %"):
-        assert f">{label}<" in reliability_svg(figure)
-    assert "own scale" not in reliability_svg(replace(figure, series={"own scale": points((0.6, 0.6))}))  # no legend
+        assert f">{label}<" in reliability_svg(both)
+    assert "after the fit" not in reliability_svg(plain)  # no legend over a single line
+    assert ">shapes<" in coverage_svg([plain])
 
 
 def test_reliability_is_drawn_where_its_numbers_say() -> None:
     """On the diagonal, a point that is calibrated lies on the dashed line; one that is too sure lies below it."""
-    svg = reliability_svg(ReliabilityFigure("x", {"a": points((0.6, 0.6), (0.9, 0.7))}))
+    scorer = sample().scorers[0]
+    svg = reliability_svg(replace(scorer, fitted=replace(scorer.fitted, reliability=bins((0.6, 0.6), (0.9, 0.7)))))
     [line] = re.findall(r'<path d="([^"]+)"[^>]*stroke-dasharray', svg)
     (x0, y0), (x1, y1) = [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", line)][:2]
     uses = [
@@ -168,8 +158,9 @@ def test_significant_digits() -> None:
 
 @pytest.mark.parametrize("bounds", [(0.5, 0.6, 0.7), (0.5, 0.2, 0.4), (math.nan, 0.1, 0.9), (0.5, -math.inf, 0.9)])
 def test_wrong_intervals_are_refused(bounds: tuple[float, float, float]) -> None:
+    scorer = replace(sample().scorers[0], coverage=[CoveragePoint(1.0, interval(*bounds))])
     with pytest.raises(UserError, match="outside its interval|not finite"):
-        Estimate(*bounds)
+        coverage_svg([scorer])
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")

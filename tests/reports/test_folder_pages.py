@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.reports.pages.folder import read_environment, write_results_readme
+from diffusion_feedback.reports.content import Report
+from diffusion_feedback.reports.pages.folder import read_environment, write_pages
 
 
 def test_the_environment_is_what_a_reader_reads(tmp_path: Path) -> None:
@@ -22,6 +23,10 @@ def test_the_environment_is_what_a_reader_reads(tmp_path: Path) -> None:
 
 
 def test_a_readme_holds_results_and_files(tmp_path: Path) -> None:
-    write_results_readme(tmp_path, "A & B", "win rate 0.5 <1>", {"a/": "of A", "b/": "of B"})
-    expected = "# A & B\n\n```\nwin rate 0.5 <1>\n```\n\n| file | what it holds |\n|---|---|\n| `a/` | of A |\n| `b/` | of B |\n"
-    assert (tmp_path / "README.md").read_text() == expected
+    write_pages(Report("A & B", after_name="A", before_name="B"), "judge", tmp_path, results="win rate 0.5 <1>")
+    assert "<h1>A &amp; B</h1>" in (tmp_path / "report.html").read_text()
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith(
+        "# A & B\n\n```\nwin rate 0.5 <1>\n```\n\n| file | what it holds |\n|---|---|\n| `report.html` | "
+    )
+    assert readme.endswith("| `a/, b/` | completions that A and B drew, where they were not given |\n")

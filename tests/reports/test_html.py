@@ -18,7 +18,9 @@ from PIL import Image
 from sample_report import HOSTILE, encoded, full_report, picture
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
+from diffusion_feedback.evaluation.statistics import Interval, WinRate, win_rate_of_counts
+from diffusion_feedback.reports.content import Case, CaseGroup, Metric, Rate, Report
+from diffusion_feedback.reports.figures import CurveFigure
 from diffusion_feedback.reports.html import (
     count,
     decimals,
@@ -91,7 +93,7 @@ def test_nothing_of_the_users_becomes_markup() -> None:
         after_name=HOSTILE,
         facts={HOSTILE: HOSTILE},
         metrics=[Metric(HOSTILE, 0.1, 0.2, detail=HOSTILE)],
-        methods=[Rate(HOSTILE, 0.5, 0.4, 0.6, 10, detail=HOSTILE)],
+        methods=[Rate(HOSTILE, win_rate_of_counts(5, 0, 5), HOSTILE)],
         curves=[CurveFigure(HOSTILE, {HOSTILE: [(0, 1.0)], "b": [(0, 2.0)]}, HOSTILE, HOSTILE, HOSTILE)],
         recipe=HOSTILE,
         environment={HOSTILE: HOSTILE},
@@ -135,20 +137,28 @@ def test_equal_reports_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "deep/two.html").read_bytes()
 
 
+def bounds(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high, 10)
+
+
+def won(rate: float, low: float, high: float, num: int = 10, p_value: float = 0.5) -> WinRate:
+    return WinRate(rate, low, high, num, 0, 0, num, p_value)
+
+
 def test_colours_follow_the_interval_alone() -> None:
     assert Metric("m", 0.1, 0.2).verdict == "same"
-    assert Metric("m", 0.1, 0.2, -0.01, 0.2).verdict == "same"
-    assert Metric("m", 0.1, 0.2, 0.01, 0.2).verdict == "better"
-    assert Metric("m", 0.1, 0.2, 0.01, 0.2, higher_is_better=False).verdict == "worse"
-    assert Metric("m", 0.2, 0.1, -0.2, -0.01, higher_is_better=False).verdict == "better"
-    assert Metric("m", 0.1, 0.2, -math.inf, math.inf).verdict == "same"
+    assert Metric("m", 0.1, 0.2, bounds(-0.01, 0.2)).verdict == "same"
+    assert Metric("m", 0.1, 0.2, bounds(0.01, 0.2)).verdict == "better"
+    assert Metric("m", 0.1, 0.2, bounds(0.01, 0.2), higher_is_better=False).verdict == "worse"
+    assert Metric("m", 0.2, 0.1, bounds(-0.2, -0.01), higher_is_better=False).verdict == "better"
+    assert Metric("m", 0.1, 0.2, bounds(-math.inf, math.inf)).verdict == "same"
 
 
 def test_the_verdict_claims_no_more_than_the_interval() -> None:
-    assert "Tuned is better" in verdict(Rate("r", 0.6, 0.51, 0.7, 10), "base", "tuned")
-    assert "Tuned is worse" in verdict(Rate("r", 0.4, 0.3, 0.49, 10), "base", "tuned")
+    assert "Tuned is better" in verdict(won(0.6, 0.51, 0.7), "base", "tuned")
+    assert "Tuned is worse" in verdict(won(0.4, 0.3, 0.49), "base", "tuned")
     for low, high in ((0.5, 0.7), (0.3, 0.5), (0.4, 0.6)):
-        assert "No difference" in verdict(Rate("r", (low + high) / 2, low, high, 10), "base", "tuned")
+        assert "No difference" in verdict(won((low + high) / 2, low, high), "base", "tuned")
 
 
 def test_numbers_have_sensible_digits() -> None:
@@ -169,14 +179,13 @@ def test_numbers_have_sensible_digits() -> None:
     ("make", "message"),
     [
         (lambda: Report("  "), "the report has no title"),
-        (lambda: Rate("DPO", 1.2, 0.1, 0.2, 10), "win rate of 'DPO': win_rate is 1.2"),
-        (lambda: Rate("DPO", math.nan, 0.1, 0.2, 10), "win_rate is nan"),
-        (lambda: Rate("DPO", 0.5, 0.6, 0.7, 10), "0.5 lies outside its interval 0.6 to 0.7"),
-        (lambda: Rate("DPO", 0.5, 0.4, 0.7, 0), "num is 0"),
-        (lambda: Rate("DPO", 0.5, 0.4, 0.7, 5, p_value=2), "p_value is 2"),
+        (lambda: won(1.2, 0.1, 0.2), "win rate: win_rate is 1.2"),
+        (lambda: won(math.nan, 0.1, 0.2), "win_rate is nan"),
+        (lambda: won(0.5, 0.6, 0.7), "0.5 lies outside its interval 0.6 to 0.7"),
+        (lambda: won(0.5, 0.4, 0.7, 0), "num is 0"),
+        (lambda: won(0.5, 0.4, 0.7, p_value=2), "p_value is 2"),
         (lambda: Metric("accuracy", math.nan, 1), "metric 'accuracy': before is nan"),
-        (lambda: Metric("accuracy", 0, 1, 0.5), "one bound of the change is missing"),
-        (lambda: Metric("accuracy", 0, 1, 0.5, 0.2), "the change lies between 0.5 and 0.2"),
+        (lambda: Metric("accuracy", 0, 1, bounds(0.5, 0.2)), "the change lies between 0.5 and 0.2"),
         (lambda: Case("a cat", b"", b"", 0.1, math.inf), "case 'a cat': after_score is inf"),
     ],
 )

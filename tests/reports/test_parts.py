@@ -10,6 +10,7 @@ from reports.test_html import _Page
 from sample_report import HOSTILE, picture
 
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.evaluation.statistics import win_rate_of_counts
 from diffusion_feedback.reports.content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup
 from diffusion_feedback.reports.html import render_report
 from diffusion_feedback.reports.parts import Cell, Notice, Table
@@ -23,7 +24,7 @@ def parts(word: str) -> Report:
         tables=[
             Table(f"Means {word}", ["anime", "photo"], [(Cell("ours", word), [cell, cell])], f"said {word}", "Model")
         ],
-        rate_groups=[RateGroup(f"hpsv2 {word}", [Rate(f"ours {word}", 0.7, 0.6, 0.8, 100)], word)],
+        rate_groups=[RateGroup(f"hpsv2 {word}", [Rate(f"ours {word}", win_rate_of_counts(70, 0, 30))], word)],
         cases=[CaseGroup("Best", [Case("p", picture(1), picture(2), 0.1, 0.2)], after_name=f"second {word}")],
         samples=[SampleGroup(f"Highest {word}", [Sample(f"a prompt {word}", picture(3), 0.25)])],
         setup=Table(

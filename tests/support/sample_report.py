@@ -8,7 +8,9 @@ import random
 
 from PIL import Image, ImageDraw
 
-from diffusion_feedback.reports.content import Case, CaseGroup, CurveFigure, Metric, Rate, Report
+from diffusion_feedback.evaluation.statistics import Interval, WinRate
+from diffusion_feedback.reports.content import Case, CaseGroup, Metric, Rate, Report
+from diffusion_feedback.reports.figures import CurveFigure
 
 HOSTILE = '<script>document.title="broken"</script><img src="http://example.com/x.png"> & "quotes" \'too\''
 
@@ -62,6 +64,16 @@ def curves() -> list[CurveFigure]:
     ]
 
 
+def won(rate: float, low: float, high: float) -> WinRate:
+    """A win rate of 512 comparisons, 48 of them ties."""
+    return WinRate(rate, low, high, round(512 * rate) - 24, 48, 512 - 24 - round(512 * rate), 512, 3.1e-13)
+
+
+def bounds(low: float, high: float) -> Interval:
+    """A change between these."""
+    return Interval((low + high) / 2, low, high, 512)
+
+
 def full_report(prompt: str = "a small red circle on a blue background") -> Report:
     """Every part of a report; ``prompt`` stands in one of the cases."""
     best = _cases(0, [0.62, 0.55, 0.51])
@@ -69,19 +81,19 @@ def full_report(prompt: str = "a small red circle on a blue background") -> Repo
     return Report(
         title="Diffusion-DPO on Shapes",
         summary="A small Stable Diffusion, tuned on 4 000 preference pairs, against the model it started from.",
-        headline=Rate("DPO", 0.684, 0.645, 0.721, 512, 0.094, 3.1e-13, "judged by the exact verifier"),
+        headline=Rate("DPO", won(0.684, 0.645, 0.721), "judged by the exact verifier"),
         facts={"Base": "shapes-sd", "Objective": "DPO, beta 5000", "Steps": "1 200", "Trained for": "38 min"},
         metrics=[
-            Metric("All attributes right", 0.412, 0.633, 0.175, 0.268, is_share=True),
-            Metric("Cleanliness", 0.534, 0.782, 0.221, 0.276, detail="1 is the ideal scene"),
-            Metric("Diversity", 0.3312, 0.3101, -0.041, 0.001, detail="distance between seeds"),
-            Metric("Denoising error on real images", 0.1021, 0.1043, 0.0012, 0.0031, higher_is_better=False),
+            Metric("All attributes right", 0.412, 0.633, bounds(0.175, 0.268), is_share=True),
+            Metric("Cleanliness", 0.534, 0.782, bounds(0.221, 0.276), detail="1 is the ideal scene"),
+            Metric("Diversity", 0.3312, 0.3101, bounds(-0.041, 0.001), detail="distance between seeds"),
+            Metric("Denoising error on real images", 0.1021, 0.1043, bounds(0.0012, 0.0031), higher_is_better=False),
         ],
         methods=[
-            Rate("Diffusion-DPO", 0.684, 0.645, 0.721, 512, detail="beta 5000"),
-            Rate("SFT on chosen", 0.571, 0.529, 0.612, 512, detail="same steps"),
-            Rate("Robust DPO", 0.507, 0.464, 0.55, 512),
-            Rate("DPO, labels swapped", 0.302, 0.265, 0.343, 512),
+            Rate("Diffusion-DPO", won(0.684, 0.645, 0.721), "beta 5000"),
+            Rate("SFT on chosen", won(0.571, 0.529, 0.612), "same steps"),
+            Rate("Robust DPO", won(0.507, 0.464, 0.55)),
+            Rate("DPO, labels swapped", won(0.302, 0.265, 0.343)),
         ],
         score_name="verifier's score, 0 to 1",
         cases=[

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from ...records import write_text
-from ..rendering import Functions, load_template
+from ..rendering import load_template
 
 CardKind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
 
@@ -38,8 +38,7 @@ def write_card(
     policy gradients, which count completions); of a scorer its ``logit_scale``; of texts ``is_chat`` and ``tokenizer``
     (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out.
     """
-    filters: Functions = {"literal": _literal, "path": _path_literal, "table": _table}
-    template = load_template(f"cards/{kind}.md.j2", filters=filters)
+    template = load_template(f"cards/{kind}.md.j2", {"literal": _literal, "path": _path_literal, "table": _table})
     card = template.render(
         folder=str(folder),
         title=folder.name,

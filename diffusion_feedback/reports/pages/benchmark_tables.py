@@ -13,7 +13,7 @@ from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.benchmarks.units import unit_of, version_of
 from ..html import decimals, fixed, p_value
 from ..parts import Cell, Mark, Table
-from ..results import win_rate_cell
+from ..results import share_cell
 
 ALL_PROMPTS = "all prompts"
 _NOT_COMPARED = Cell("none", "no common prompt")
@@ -93,7 +93,7 @@ def _win_rate_cell(row: StyleComparison | None) -> Cell:
         return _NOT_COMPARED
     won = row.win_rate
     ties = [f"{won.ties} ties"] if won.ties else []
-    return win_rate_cell(won, *ties, mark=_mark(won.low > 0.5, won.high < 0.5))
+    return share_cell(won, *ties, mark=_mark(won.low > 0.5, won.high < 0.5))
 
 
 def _mark(is_better: bool, is_worse: bool) -> Mark:

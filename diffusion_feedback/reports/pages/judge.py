@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
 
 from ...evaluation.judged import Judged, Verdict
-from ..console import judge_summary
-from ..content import Metric, RateGroup, Report
-from ..html import fixed, percent, significant, write_report
+from ..content import Metric, Rate, RateGroup, Report
+from ..html import fixed, significant
 from ..parts import Cell, Notice, Table
-from ..results import interval_cell, prompt_text, rate_of, share_cell
-from .folder import write_results_readme
+from ..results import interval_cell, notes, notice, prompt_text, share_cell
 
 _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
-
-
-def write_judge_pages(judged: Judged, folder: Path) -> None:
-    """Write report.html and README.md into ``folder``."""
-    write_report(judge_report(judged), folder / "report.html")
-    a, b = judged.names
-    files = {
-        "report.html": "metrics, tables and completions side by side",
-        "results.json": "the same metrics with their intervals, and all settings",
-        "judgements.jsonl": "one row for each prompt and sample: both completions, and what every judge says of them",
-        "a/, b/": f"completions that {a} and {b} drew, where they were not given",
-    }
-    write_results_readme(folder, f"{a} against {b}", judge_summary(judged), files)
 
 
 def judge_report(judged: Judged) -> Report:
@@ -38,15 +22,13 @@ def judge_report(judged: Judged) -> Report:
     verdicts = judged.verdicts
     num_prompts = len({repr(record.prompt) for record in judged.completions[0]})
     facts = {"prompts": str(num_prompts), "completions of each": str(len(judged.completions[0]))}
-    by_judge = [rate_of(verdict.spec, verdict.win_rate, num_prompts=num_prompts) for verdict in verdicts]
+    by_judge = [Rate(verdict.spec, verdict.win_rate, num_prompts=num_prompts) for verdict in verdicts]
     return Report(
         title=f"{a} against {b}",
         before_name=b,
         after_name=a,
         medium="a completion",
-        headline=rate_of(a, verdicts[0].win_rate, f"by {verdicts[0].spec}", num_prompts=num_prompts)
-        if verdicts
-        else None,
+        headline=Rate(a, verdicts[0].win_rate, f"by {verdicts[0].spec}", num_prompts) if verdicts else None,
         facts=facts if num_prompts else {},
         metrics=[
             Metric(f"score by {verdict.spec}", verdict.means[1].value, verdict.means[0].value)
@@ -62,7 +44,7 @@ def judge_report(judged: Judged) -> Report:
         ],
         notices=_notices(judged),
         recipe=yaml.safe_dump(dict(judged.settings), sort_keys=True, allow_unicode=True),
-        notes=_notes(judged),
+        notes=notes("judge", {"Perplexity": judged.fluency, "KL": judged.distance}),
     )
 
 
@@ -115,28 +97,10 @@ def _completions_table(judged: Judged, verdict: Verdict) -> Table:
 
 
 def _notices(judged: Judged) -> list[Notice]:
-    notices = []
-    for verdict in judged.verdicts:
-        bias = verdict.bias
-        if bias is not None and (bias.first_share.low > 0.5 + _BIASED or bias.first_share.high < 0.5 - _BIASED):
-            side = "first" if bias.first_share.value > 0.5 else "second"
-            text = (
-                f"It prefers the completion shown {side} so often that its verdicts say little: "
-                f"{percent(bias.disagreement.value)} of the pairs are ties because its answers contradict each other."
-            )
-            notices.append(Notice(f"{verdict.spec} favours a place", text, "caution"))
-    return [*notices, *(Notice("Note", note, "calm") for note in judged.notes)]
-
-
-def _notes(judged: Judged) -> list[tuple[str, str]]:
-    notes = []
-    if judged.fluency:
-        text = "exp of the mean negative log-likelihood a token of the completions; bits a byte do not depend on the tokenizer."
-        notes.append(("Perplexity", text))
-    if judged.distance:
-        text = (
-            "How far a model has moved from the reference, in nats a completion. Along the completions the divergence of "
-            "the next token is exact and only the way is drawn; the mean log-ratio is the plain estimate."
-        )
-        notes.append(("KL", text))
-    return notes
+    biased = [
+        notice("favours_a_place", judge=verdict.spec, bias=verdict.bias)
+        for verdict in judged.verdicts
+        if verdict.bias is not None
+        and (verdict.bias.first_share.low > 0.5 + _BIASED or verdict.bias.first_share.high < 0.5 - _BIASED)
+    ]
+    return [*biased, *(Notice("Note", note) for note in judged.notes)]

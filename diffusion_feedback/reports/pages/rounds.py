@@ -8,14 +8,13 @@ from pathlib import Path
 from ...config.recipe import Recipe, to_yaml
 from ...evaluation.comparison import CaseRow, compare
 from ...evaluation.rounds import RoundMetrics
-from ...folders import ROUNDS
 from ...records import Text
-from ..content import Case, CaseGroup, CurveFigure, RateGroup, Report
-from ..figures import Point, PointsFigure
-from ..html import fixed, write_report
+from ..content import Case, CaseGroup, Rate, RateGroup, Report
+from ..figures import CurveFigure, Point, PointsFigure
+from ..html import fixed
 from ..parts import Cell, Table
-from ..results import case_groups, interval_cell, prompt_text, rate_of, win_rate_cell
-from .folder import read_environment, write_results_readme
+from ..results import case_groups, interval_cell, notes, prompt_text, share_cell
+from .folder import read_environment
 
 DrawnSamples = Sequence[tuple[Text, str | Path]]
 """Prompt and text, or prompt and picture, of every sample."""
@@ -25,33 +24,19 @@ _REMEDY = "remove the file, and run the same command again"
 _PICKED = 3  # pictures each of the best, typical and worst cases
 
 
-def write_rounds_pages(
-    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], samples_of: Callable[[Path], DrawnSamples]
-) -> None:
-    """Write report.html and README.md into ``folder``; ``samples_of`` reads the samples that a folder holds."""
-    before, after = (samples_of(each.place / "evaluation" / "samples") for each in (rounds[0], rounds[-1]))
-    write_report(rounds_report(folder, recipe, rounds, before, after), folder / "report.html")
-    files = {
-        "report.html": "every round's metrics, reward against divergence, and samples side by side",
-        "rounds.json": "the same metrics",
-        "recipe.yaml": "the resolved recipe; rounds read it, and go on with more",
-        ROUNDS: "which prompts and which model the rounds began with",
-        "round-N/": "a round: its samples, their scores, its pairs, its run, and what was measured of it",
-    }
-    lines = "\n".join(f"round {each.number}: {each.line()}" for each in rounds)
-    title = f"{recipe.rounds.num_rounds} rounds of {recipe.objective['name']}"
-    write_results_readme(folder, title, lines, files)
-
-
 def rounds_report(
-    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], before: DrawnSamples, after: DrawnSamples
+    folder: Path, recipe: Recipe, rounds: Sequence[RoundMetrics], samples_of: Callable[[Path], DrawnSamples]
 ) -> Report:
-    """The last round against round 0, every round in a table and two figures, and samples ``before`` and ``after``."""
+    """The last round against round 0, every round in a table and two figures, and samples of both.
+
+    ``samples_of`` reads the samples that a folder holds.
+    """
     first, last, settings, run = rounds[0], rounds[-1], recipe.rounds, folder / "round-1" / "run"
+    before, after = (samples_of(each.place / "evaluation" / "samples") for each in (first, last))
     num_prompts, name = first.reward.num, f"round {last.number}"
     is_text = all(isinstance(shown, str) for _, shown in before)
     by_round = [
-        rate_of(f"round {each.number}", each.against_initial, num_prompts=num_prompts)
+        Rate(f"round {each.number}", each.against_initial, num_prompts=num_prompts)
         for each in rounds
         if each.against_initial
     ]
@@ -65,7 +50,7 @@ def rounds_report(
         before_name="round 0",
         after_name=name,
         medium="a completion" if is_text else "an image",
-        headline=rate_of(name, last.against_initial, num_prompts=num_prompts) if last.against_initial else None,
+        headline=Rate(name, last.against_initial, num_prompts=num_prompts) if last.against_initial else None,
         facts={
             "held-out prompts": str(num_prompts),
             "judged by": str(
@@ -82,7 +67,9 @@ def rounds_report(
         curves_title="Rounds",
         recipe=to_yaml(recipe),
         environment=read_environment(run, _REMEDY) if (run / "environment.json").exists() else {},
-        notes=_notes(rounds),
+        notes=notes(
+            "rounds", {"KL": any(each.kl for each in rounds), "Exact KL": any(each.kl_exact for each in rounds)}
+        ),
     )
 
 
@@ -97,8 +84,8 @@ def _rounds_table(rounds: Sequence[RoundMetrics]) -> Table:
         "reward": lambda each: interval_cell(each.reward),
         "KL to round 0": lambda each: interval_cell(each.kl),
         "exact KL": lambda each: interval_cell(each.kl_exact),
-        "against the round before": lambda each: win_rate_cell(each.against_previous),
-        "against round 0": lambda each: win_rate_cell(each.against_initial),
+        "against the round before": lambda each: share_cell(each.against_previous),
+        "against round 0": lambda each: share_cell(each.against_initial),
     }
     known = {name: cell for name, cell in columns.items() if any(cell(each).text for each in rounds)}
     rows = [(Cell(f"round {each.number}"), [cell(each) for cell in known.values()]) for each in rounds]
@@ -131,20 +118,7 @@ def _figures(rounds: Sequence[RoundMetrics]) -> list[CurveFigure | PointsFigure]
     figures: list[CurveFigure | PointsFigure] = [CurveFigure("Reward", reward, x_label="round", y_label="reward")]
     known = [(each, each.kl) for each in rounds if each.kl is not None]
     if known:
-        points = [
-            Point(kl.value, each.reward.value, (kl.low, kl.high), (each.reward.low, each.reward.high), str(each.number))
-            for each, kl in known
-        ]
+        points = [Point(kl, each.reward, str(each.number)) for each, kl in known]
         detail = "Each point is a round, with its 95 % intervals: what the reward costs in distance from round 0."
         figures.insert(0, PointsFigure("Reward against divergence", {"rounds": points}, detail, "KL, nats", "reward"))
     return figures
-
-
-def _notes(rounds: Sequence[RoundMetrics]) -> list[tuple[str, str]]:
-    kl = (
-        "Divergence of the round's model from round 0, per completion, in nats: the divergences of the next-token "
-        "distributions, exact at each token, summed along the completions that the model drew."
-    )
-    exact = "Summed over all completions that there can be, which only a small world allows."
-    notes = [("KL", kl)] if any(each.kl is not None for each in rounds) else []
-    return notes + ([("Exact KL", exact)] if any(each.kl_exact is not None for each in rounds) else [])

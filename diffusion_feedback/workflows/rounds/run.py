@@ -21,7 +21,8 @@ from ...folders import hold_folder
 from ...labeling.rule_specs import rule_of
 from ...processes import check_joined
 from ...records import Text, write_json
-from ...reports.pages.rounds import write_rounds_pages
+from ...reports.pages.folder import write_pages
+from ...reports.pages.rounds import rounds_report
 from .folder import claim, identity_of, read_divergence
 from .images import ImageModality
 from .schedule import PromptSchedule, Stage, derived_seed, train_to_end
@@ -138,7 +139,8 @@ class Rounds:
         result = RoundsResult(self.folder, metrics, models)
         if self.state.is_main_process:
             write_json(self.folder / "rounds.json", [each.to_json() for each in metrics])
-            write_rounds_pages(self.folder, self.recipe, metrics, self.modality.samples)
+            page = rounds_report(self.folder, self.recipe, metrics, self.modality.samples)
+            write_pages(page, "rounds", self.folder, rounds=metrics)
             logger.info("done: %s", result.report)
         self.state.wait_for_everyone()
         self.state.destroy_process_group()
