@@ -44,9 +44,9 @@ CATALOG: Mapping[str, Mapping[str, str | ObjectiveRow | Family]] = {
     },
     "benchmark": {
         "hpsv2": "diffusion_feedback.evaluation.benchmarks.hpsv2:benchmark",
-        "pickapic": "diffusion_feedback.evaluation.benchmarks.pickapic:benchmark",
-        "partiprompts": "diffusion_feedback.evaluation.benchmarks.partiprompts:benchmark",
-        "drawbench": "diffusion_feedback.evaluation.benchmarks.drawbench:benchmark",
+        "pickapic": "diffusion_feedback.evaluation.benchmarks.prompt_lists:pickapic",
+        "partiprompts": "diffusion_feedback.evaluation.benchmarks.prompt_lists:partiprompts",
+        "drawbench": "diffusion_feedback.evaluation.benchmarks.prompt_lists:drawbench",
         "shapes": "diffusion_feedback.shapes.benchmark:benchmark",
     },
     # How pairs are picked from the ranked candidates of a prompt.

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .statistics import Interval, WinRate, mean_interval, win_rate
+from .statistics import WinRate, win_rate
 
 
 @dataclass(frozen=True, slots=True)
 class CaseRow:
-    """One prompt under one seed: its score before and after; ``index`` is its place in the input."""
+    """One prompt with its score before and after; ``index`` is its place in the input."""
 
     index: int
     prompt: str
-    seed: int
     before: float
     after: float
 
@@ -27,57 +26,30 @@ class CaseRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """After against before: rows by falling delta, the win rate of after, and the means with their intervals."""
+    """After against before: rows by falling delta, and the win rate of after."""
 
-    rows: tuple[CaseRow, ...]
+    rows: Sequence[CaseRow]
     win_rate: WinRate
-    before: Interval
-    after: Interval
-    delta: Interval
-
-
-@dataclass(frozen=True, slots=True)
-class CasePicks:
-    """Cases worth reading, each group by falling delta; no case stands in two groups."""
-
-    best: tuple[CaseRow, ...]
-    median: tuple[CaseRow, ...]
-    worst: tuple[CaseRow, ...]
 
 
 def compare(
-    prompts: Sequence[str],
-    before_scores: Sequence[float],
-    after_scores: Sequence[float],
-    *,
-    seeds: Sequence[int] | None = None,
-    tie_margin: float = 0.0,
+    prompts: Sequence[str], before_scores: Sequence[float], after_scores: Sequence[float], *, tie_margin: float = 0.0
 ) -> Comparison:
-    """Compare scores of the same prompts and seeds under two models; higher is better, seeds default to 0.
+    """Compare scores of the same prompts and seeds under two models; higher is better.
 
     Raises UserError for unequal lengths, no rows, or scores that are not finite.
     """
-    seeds = [0] * len(prompts) if seeds is None else seeds
-    lengths = {len(prompts), len(before_scores), len(after_scores), len(seeds)}
-    if len(lengths) > 1:
-        problem = (
-            f"{len(prompts)} prompts, {len(seeds)} seeds, {len(before_scores)} scores before, {len(after_scores)} after"
-        )
+    if len({len(prompts), len(before_scores), len(after_scores)}) > 1:
+        problem = f"{len(prompts)} prompts, {len(before_scores)} scores before, {len(after_scores)} after"
         raise UserError(problem, "score the same prompts and seeds with both models")
     rate = win_rate(after_scores, before_scores, tie_margin=tie_margin)
-    cells = zip(prompts, seeds, before_scores, after_scores, strict=True)
-    rows = [CaseRow(index, prompt, seed, float(a), float(b)) for index, (prompt, seed, a, b) in enumerate(cells)]
-    return Comparison(
-        rows=tuple(_by_delta(rows)),
-        win_rate=rate,
-        before=mean_interval([row.before for row in rows]),
-        after=mean_interval([row.after for row in rows]),
-        delta=mean_interval([row.delta for row in rows]),
-    )
+    cells = zip(prompts, before_scores, after_scores, strict=True)
+    rows = [CaseRow(index, prompt, float(a), float(b)) for index, (prompt, a, b) in enumerate(cells)]
+    return Comparison(_by_delta(rows), rate)
 
 
-def pick_cases(rows: Sequence[CaseRow], count: int) -> CasePicks:
-    """The ``count`` best, median and worst of ``rows`` by delta, fewer of each where rows are short.
+def pick_cases(rows: Sequence[CaseRow], count: int) -> tuple[Sequence[CaseRow], Sequence[CaseRow], Sequence[CaseRow]]:
+    """The ``count`` best, median and worst of ``rows``, each by falling delta; no case stands in two groups.
 
     Without at least ``3 * count`` rows the groups share what is there evenly; an odd one out is a worst case first,
     because these are the ones that a reader must not miss. Raises ValueError for ``count`` below 1.
@@ -89,11 +61,7 @@ def pick_cases(rows: Sequence[CaseRow], count: int) -> CasePicks:
     num_best = min(count, (len(ordered) + 1) // 3)
     num_median = min(count, len(ordered) // 3)
     start = min(max((len(ordered) - num_median) // 2, num_best), len(ordered) - num_worst - num_median)
-    return CasePicks(
-        best=tuple(ordered[:num_best]),
-        median=tuple(ordered[start : start + num_median]),
-        worst=tuple(ordered[len(ordered) - num_worst :]),
-    )
+    return ordered[:num_best], ordered[start : start + num_median], ordered[len(ordered) - num_worst :]
 
 
 def _by_delta(rows: Sequence[CaseRow]) -> list[CaseRow]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from ..errors import UserError
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.statistics import Interval, WinRate
 from .figures import CurveFigure, Picture, PointsFigure
 from .parts import Notice, Table
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +95,6 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class CaseGroup:
-    """Cases under one heading: best, median, worst; ``after_name`` where it is not the report's own."""
-
-    title: str
-    cases: Sequence[Case]
-    detail: str = ""
-    after_name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RateGroup:
-    """Win rates under one heading, such as those of several models by one scorer."""
-
-    title: str
-    rates: Sequence[Rate]
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Sample:
     """One image with its prompt and its score; higher is better. Raises UserError for a score that is not finite."""
 
@@ -123,12 +107,13 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleGroup:
-    """Images under one heading: highest, middle, lowest."""
+class Group(Generic[Part]):
+    """Win rates, cases or samples under one heading; ``after_name`` where that of cases is not the report's own."""
 
     title: str
-    samples: Sequence[Sample]
+    parts: Sequence[Part]
     detail: str = ""
+    after_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +137,7 @@ class Report:
     metrics: Sequence[Metric] = ()
     methods: Sequence[Rate] = ()
     score_name: str = "score"
-    cases: Sequence[CaseGroup] = ()
+    cases: Sequence[Group[Case]] = ()
     curves: Sequence[CurveFigure | PointsFigure] = ()
     calibration: CalibrationResult | None = None
     recipe: str = ""
@@ -160,8 +145,8 @@ class Report:
     notes: Sequence[tuple[str, str]] = ()
     notices: Sequence[Notice] = ()
     tables: Sequence[Table] = ()
-    rate_groups: Sequence[RateGroup] = ()
-    samples: Sequence[SampleGroup] = ()
+    rate_groups: Sequence[Group[Rate]] = ()
+    samples: Sequence[Group[Sample]] = ()
     setup: Table | None = None
     is_same_seed: bool = True
     medium: str = "an image"

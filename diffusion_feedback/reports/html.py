@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
@@ -19,25 +18,25 @@ from .content import Report
 from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, Picture, open_picture
 from .rendering import TEMPLATES, load_template
 
+_LARGEST_SIDE = 768  # px; larger images are scaled down
 _SMALL_SIDE = 160  # px; up to here pixels are shown as pixels, and stored without loss
 _MINUS, _NO_SPLIT = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
 
 
-def write_report(report: Report, path: Path | str, *, max_image_side: int = 768) -> None:
+def write_report(report: Report, path: Path | str) -> None:
     """Write ``report`` as one HTML file at ``path``, whole or not at all; equal reports give equal bytes.
 
-    Images are re-encoded as WebP, scaled down to ``max_image_side`` px. Raises UserError for an image that cannot be
+    Images are re-encoded as WebP, scaled down to 768 px. Raises UserError for an image that cannot be
     read or a curve without a finite value.
     """
-    page = render_report(report, max_image_side=max_image_side)
-    write_text(Path(path), page)
+    write_text(Path(path), render_report(report))
 
 
-def render_report(report: Report, *, max_image_side: int = 768) -> str:
+def render_report(report: Report) -> str:
     """The page of ``write_report`` as text; control characters of texts and names are written out."""
     template = load_template("report.html.j2", {"percent": percent, "p_value": p_value, "count": count})
-    deltas = [case.delta for group in report.cases for case in group.cases]
-    scores = [sample.score for group in report.samples for sample in group.samples]
+    deltas = [case.delta for group in report.cases for case in group.parts]
+    scores = [sample.score for group in report.samples for sample in group.parts]
     page = template.render(
         report=report,
         style=Markup(TEMPLATES.joinpath("report.css").read_text("utf-8")),
@@ -45,7 +44,7 @@ def render_report(report: Report, *, max_image_side: int = 768) -> str:
         score_digits=decimals(max(scores) - min(scores)) if scores else 0,
         fixed=fixed,
         decimals=decimals,
-        picture=partial(_picture, max_side=max_image_side),
+        picture=_picture,
         significant=significant,
         themed=_themed,
         reliability=reliability_svg,
@@ -114,11 +113,11 @@ def _rounded(value: float, digits: int) -> str:
 # --- pictures and figures --------------------------------------------------------------------------------------------
 
 
-def _picture(image: Picture, max_side: int) -> dict[str, object]:
+def _picture(image: Picture) -> dict[str, object]:
     """``image`` as a data URI with its size and whether its pixels are to be seen."""
     opened = open_picture(image)
-    if max(opened.size) > max_side:
-        opened = ImageOps.contain(opened, (max_side, max_side), Image.Resampling.LANCZOS)
+    if max(opened.size) > _LARGEST_SIDE:
+        opened = ImageOps.contain(opened, (_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
     is_small = max(opened.size) <= _SMALL_SIDE
     file = io.BytesIO()
     opened.save(file, format="WEBP", lossless=is_small, quality=90, method=4)

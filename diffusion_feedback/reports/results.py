@@ -9,7 +9,7 @@ import yaml
 from ..evaluation.comparison import CaseRow, pick_cases
 from ..evaluation.statistics import Interval, WinRate
 from ..records import Text
-from .content import Case, CaseGroup
+from .content import Case, Group
 from .html import fixed, percent
 from .parts import Cell, Mark, Notice, Tone
 from .rendering import TEMPLATES, load_template
@@ -30,11 +30,10 @@ def notes(page: str, needed: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def case_groups(
     rows: Sequence[CaseRow], count: int, case_of: Callable[[CaseRow], Case], detail: str = "", after_name: str = ""
-) -> list[CaseGroup]:
+) -> list[Group[Case]]:
     """The ``count`` largest gains, typical cases and largest losses of ``rows``, each shown by ``case_of``."""
-    picks = pick_cases(rows, count)
-    named = (("Largest gains", picks.best), ("Typical cases", picks.median), ("Largest losses", picks.worst))
-    return [CaseGroup(title, list(map(case_of, chosen)), detail, after_name) for title, chosen in named if chosen]
+    named = zip(("Largest gains", "Typical cases", "Largest losses"), pick_cases(rows, count), strict=True)
+    return [Group(title, list(map(case_of, chosen)), detail, after_name) for title, chosen in named if chosen]
 
 
 def interval_cell(estimate: Interval | None, digits: int = 3) -> Cell:

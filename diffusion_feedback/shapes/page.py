@@ -10,7 +10,7 @@ from ..documents import read_text
 from ..evaluation.comparison import CaseRow, Comparison
 from ..evaluation.statistics import mean_interval
 from ..records import atomic_write, parse_json
-from ..reports.content import Case, CaseGroup, Metric, Rate, Report
+from ..reports.content import Case, Metric, Rate, Report
 from ..reports.figures import CurveFigure, image_grid
 from ..reports.pages.folder import read_environment, write_pages
 from ..reports.results import case_groups
@@ -24,6 +24,11 @@ def write_demo_pages(demo: Demo) -> None:
     """Write report.html, README.md and before_after.png into the demo's folder."""
     recipe = demo.recipes["dpo"]
     comparison, before, after = demo.comparisons["dpo"], demo.images["base"], demo.images["dpo"]
+
+    def case_of(row: CaseRow) -> Case:
+        images = before.images[row.index], after.images[row.index]
+        return Case(row.prompt, *images, row.before, row.after, recipe.validation.seed)
+
     report = Report(
         title="Diffusion-DPO on the embedded Stable Diffusion",
         summary=(
@@ -55,7 +60,7 @@ def write_demo_pages(demo: Demo) -> None:
             Rate("SFT", demo.comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
         ],
         score_name="verified score",
-        cases=_case_groups(comparison, before, after),
+        cases=case_groups(comparison.rows, min(_CASES, len(comparison.rows) // 3), case_of),
         curves=_curves(demo.folder),
         recipe=to_yaml(recipe),
         environment=read_environment(demo.folder / "dpo", _AGAIN),
@@ -67,13 +72,6 @@ def write_demo_pages(demo: Demo) -> None:
 def _metric(label: str, before: Sequence[float], after: Sequence[float], detail: str) -> Metric:
     bounds = mean_interval([b - a for a, b in zip(before, after, strict=True)])
     return Metric(label, average(before), average(after), bounds, is_share=True, detail=detail)
-
-
-def _case_groups(comparison: Comparison, before: VerifiedImages, after: VerifiedImages) -> list[CaseGroup]:
-    def case_of(row: CaseRow) -> Case:
-        return Case(row.prompt, before.images[row.index], after.images[row.index], row.before, row.after, row.seed)
-
-    return case_groups(comparison.rows, min(_CASES, len(comparison.rows) // 3), case_of)
 
 
 def _curves(folder: Path) -> list[CurveFigure]:

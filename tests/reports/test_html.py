@@ -19,7 +19,7 @@ from sample_report import HOSTILE, encoded, full_report, picture
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.statistics import Interval, WinRate, win_rate_of_counts
-from diffusion_feedback.reports.content import Case, CaseGroup, Metric, Rate, Report
+from diffusion_feedback.reports.content import Case, Group, Metric, Rate, Report
 from diffusion_feedback.reports.figures import CurveFigure
 from diffusion_feedback.reports.html import (
     count,
@@ -121,7 +121,7 @@ def test_the_page_refers_to_nothing_outside() -> None:
 def test_images_survive_and_large_ones_are_scaled_down() -> None:
     small, large = picture(1, 64, is_noisy=True), picture(2, 1500)
     case = Case("a prompt", encoded(small, "PNG"), large, 0.0, 1.0)
-    page = _Page(render_report(Report("r", cases=[CaseGroup("Best", [case])])))
+    page = _Page(render_report(Report("r", cases=[Group("Best", [case])])))
     first, second = (
         Image.open(io.BytesIO(base64.b64decode(str(attributes["src"]).split(",")[1])))
         for tag, attributes in page.tags
@@ -197,7 +197,7 @@ def test_wrong_numbers_are_named(make: Callable[[], object], message: str) -> No
 def test_wrong_images_are_named_and_leave_no_file(tmp_path: Path) -> None:
     good = picture(1)
     for bad, message in ((b"junk", "image of 4 bytes"), (tmp_path / "absent.png", r"absent.png: cannot be read")):
-        report = Report("r", cases=[CaseGroup("Best", [Case("p", good, bad, 0.0, 1.0)])])
+        report = Report("r", cases=[Group("Best", [Case("p", good, bad, 0.0, 1.0)])])
         with pytest.raises(UserError, match=message):
             write_report(report, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from sample_report import HOSTILE, picture
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.statistics import win_rate_of_counts
-from diffusion_feedback.reports.content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup
+from diffusion_feedback.reports.content import Case, Group, Rate, Report, Sample
 from diffusion_feedback.reports.html import render_report
 from diffusion_feedback.reports.parts import Cell, Notice, Table
 
@@ -24,9 +24,9 @@ def parts(word: str) -> Report:
         tables=[
             Table(f"Means {word}", ["anime", "photo"], [(Cell("ours", word), [cell, cell])], f"said {word}", "Model")
         ],
-        rate_groups=[RateGroup(f"hpsv2 {word}", [Rate(f"ours {word}", win_rate_of_counts(70, 0, 30))], word)],
-        cases=[CaseGroup("Best", [Case("p", picture(1), picture(2), 0.1, 0.2)], after_name=f"second {word}")],
-        samples=[SampleGroup(f"Highest {word}", [Sample(f"a prompt {word}", picture(3), 0.25)])],
+        rate_groups=[Group(f"hpsv2 {word}", [Rate(f"ours {word}", win_rate_of_counts(70, 0, 30))], word)],
+        cases=[Group("Best", [Case("p", picture(1), picture(2), 0.1, 0.2)], after_name=f"second {word}")],
+        samples=[Group(f"Highest {word}", [Sample(f"a prompt {word}", picture(3), 0.25)])],
         setup=Table(
             "Settings", ["a", "b"], [(Cell("steps"), [Cell(f"15 {word}", mark="differs"), Cell("30")])], is_text=True
         ),
@@ -72,7 +72,7 @@ def test_nothing_of_the_users_becomes_markup() -> None:
 
 def test_a_pair_names_the_model_of_its_group() -> None:
     cases = [Case("p", picture(1), picture(2), 0.1, 0.2)]
-    page = _Page(render_report(Report("r", cases=[CaseGroup("a", cases), CaseGroup("b", cases, after_name="other")])))
+    page = _Page(render_report(Report("r", cases=[Group("a", cases), Group("b", cases, after_name="other")])))
     assert [page.texts.count(name) for name in ("base", "tuned", "other")] == [2, 1, 1]
 
 

@@ -9,7 +9,7 @@ import random
 from PIL import Image, ImageDraw
 
 from diffusion_feedback.evaluation.statistics import Interval, WinRate
-from diffusion_feedback.reports.content import Case, CaseGroup, Metric, Rate, Report
+from diffusion_feedback.reports.content import Case, Group, Metric, Rate, Report
 from diffusion_feedback.reports.figures import CurveFigure
 
 HOSTILE = '<script>document.title="broken"</script><img src="http://example.com/x.png"> & "quotes" \'too\''
@@ -97,9 +97,9 @@ def full_report(prompt: str = "a small red circle on a blue background") -> Repo
         ],
         score_name="verifier's score, 0 to 1",
         cases=[
-            CaseGroup("Best", best, "where the score rose most"),
-            CaseGroup("Median", _cases(20, [0.12, 0.1, 0.0])),
-            CaseGroup("Worst", _cases(30, [-0.08, -0.21, -0.34]), "where it fell most"),
+            Group("Best", best, "where the score rose most"),
+            Group("Median", _cases(20, [0.12, 0.1, 0.0])),
+            Group("Worst", _cases(30, [-0.08, -0.21, -0.34]), "where it fell most"),
         ],
         curves=curves(),
         recipe="model:\n  family: sd\nobjective:\n  name: dpo\n  beta: 5000\ntraining:\n  max_train_steps: 1200\n",

@@ -10,7 +10,7 @@ import numpy as np
 from ...evaluation.benchmarks.paired import Disagreement
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.comparison import CaseRow, pick_cases
-from ..content import Case, CaseGroup, Rate, RateGroup, Report, Sample, SampleGroup
+from ..content import Case, Group, Rate, Report, Sample
 from ..html import count, decimals, fixed
 from ..parts import Notice
 from ..results import case_groups, notes, notice
@@ -102,7 +102,7 @@ def _is_same_seed(runs: Sequence[BenchmarkRun]) -> bool:
     return len(drawn) == 1 and bool(runs[0].settings.get("seeds"))
 
 
-def _rate_groups(comparisons: Sequence[RunComparison]) -> list[RateGroup]:
+def _rate_groups(comparisons: Sequence[RunComparison]) -> list[Group[Rate]]:
     """Win rates by scorer; none for a single one, which is the headline."""
     rates: dict[str, list[Rate]] = {}
     for comparison in comparisons:
@@ -110,10 +110,10 @@ def _rate_groups(comparisons: Sequence[RunComparison]) -> list[RateGroup]:
             won = row.overall.win_rate
             rate = Rate(comparison.run.name, won, f"{count(won.num)} prompts")
             rates.setdefault(row.scorer, []).append(rate)
-    return [RateGroup(scorer, own) for scorer, own in rates.items()] if sum(map(len, rates.values())) > 1 else []
+    return [Group(scorer, own) for scorer, own in rates.items()] if sum(map(len, rates.values())) > 1 else []
 
 
-def _case_groups(comparison: RunComparison, *, of: int) -> list[CaseGroup]:
+def _case_groups(comparison: RunComparison, *, of: int) -> list[Group[Case]]:
     """The largest gains, typical cases and largest losses by the first scorer, and where scorers part.
 
     Fewer of them where the page is ``of`` several comparisons, so that it stays light.
@@ -125,7 +125,7 @@ def _case_groups(comparison: RunComparison, *, of: int) -> list[CaseGroup]:
     for disagreement in comparison.disagreements:
         cases = _disagreeing_cases(comparison, disagreement)[:number]
         title = f"{disagreement.up.scorer} rises, {disagreement.down.scorer} falls"
-        groups += [CaseGroup(title, cases, f"{run.name}, where they part most", run.name)] if cases else []
+        groups += [Group(title, cases, f"{run.name}, where they part most", run.name)] if cases else []
     return groups
 
 
@@ -134,7 +134,7 @@ def _score_rows(comparison: RunComparison, recipe_id: str) -> list[CaseRow]:
     runs = comparison.baseline, comparison.run
     old, new = (next(own.values for own in run.values if own.recipe_id == recipe_id) for run in runs)
     both = np.flatnonzero(~np.isnan(old) & ~np.isnan(new)).tolist()
-    return [CaseRow(i, comparison.run.prompts[i].prompt, 0, float(old[i]), float(new[i])) for i in both]
+    return [CaseRow(i, comparison.run.prompts[i].prompt, float(old[i]), float(new[i])) for i in both]
 
 
 def _disagreeing_cases(comparison: RunComparison, disagreement: Disagreement) -> list[Case]:
@@ -153,17 +153,17 @@ def _case(comparison: RunComparison, row: CaseRow, detail: str = "") -> Case:
     return Case(row.prompt, *images, row.before, row.after, detail=detail)
 
 
-def _sample_groups(run: BenchmarkRun) -> list[SampleGroup]:
+def _sample_groups(run: BenchmarkRun) -> list[Group[Sample]]:
     """Images of a run that is compared with none: the highest, middle and lowest by the first scorer."""
     first = run.values[0]
     ordered = sorted(np.flatnonzero(~np.isnan(first.values)).tolist(), key=lambda i: (-first.values[i], i))
-    rows = [CaseRow(i, run.prompts[i].prompt, 0, 0.0, float(first.values[i])) for i in ordered]
+    rows = [CaseRow(i, run.prompts[i].prompt, 0.0, float(first.values[i])) for i in ordered]
     picks = pick_cases(rows, max(1, min(_CASES, len(rows) // 3)))
     return [
-        SampleGroup(
+        Group(
             title,
             [Sample(row.prompt, run.picture(row.index), row.after) for row in chosen],
             f"{run.name}, by {first.scorer}",
         )
-        for title, chosen in (("Highest", picks.best), ("Middle", picks.median), ("Lowest", picks.worst))
+        for title, chosen in zip(("Highest", "Middle", "Lowest"), picks, strict=True)
     ]

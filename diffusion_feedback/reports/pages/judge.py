@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import yaml
 
 from ...evaluation.judged import Judged, Verdict
-from ..content import Metric, Rate, RateGroup, Report
+from ..content import Group, Metric, Rate, Report
 from ..html import fixed, significant
 from ..parts import Cell, Notice, Table
 from ..results import interval_cell, notes, notice, prompt_text, share_cell
@@ -35,7 +35,7 @@ def judge_report(judged: Judged) -> Report:
             for verdict in verdicts
             if verdict.means is not None
         ],
-        rate_groups=[RateGroup("By judge", by_judge)] if len(by_judge) > 1 else [],
+        rate_groups=[Group("By judge", by_judge)] if len(by_judge) > 1 else [],
         tables=[
             *([_bias_table(verdicts)] if any(verdict.bias for verdict in verdicts) else []),
             *([_fluency_table(judged)] if judged.fluency else []),

@@ -9,7 +9,7 @@ from ...config.recipe import Recipe, to_yaml
 from ...evaluation.comparison import CaseRow, compare
 from ...evaluation.rounds import RoundMetrics
 from ...records import Text
-from ..content import Case, CaseGroup, Rate, RateGroup, Report
+from ..content import Case, Group, Rate, Report
 from ..figures import CurveFigure, Point, PointsFigure
 from ..html import fixed
 from ..parts import Cell, Table
@@ -59,7 +59,7 @@ def rounds_report(
             "reference": _reference(recipe),
             "seed": str(recipe.training.seed),
         },
-        rate_groups=[RateGroup("By round", by_round)],
+        rate_groups=[Group("By round", by_round)],
         tables=[_rounds_table(rounds), *([_texts_table(before, after, first, last)] if is_text else [])],
         cases=[] if is_text else _cases(before, after, first, last),
         score_name="score of the judge",
@@ -104,7 +104,7 @@ def _texts_table(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics,
     return Table("Completions", columns, list(rows.values())[:_SHOWN], detail, "prompt", is_text=True)
 
 
-def _cases(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last: RoundMetrics) -> list[CaseGroup]:
+def _cases(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last: RoundMetrics) -> list[Group[Case]]:
     compared = compare([prompt_text(prompt) for prompt, _ in before], first.scores, last.scores)
 
     def case_of(row: CaseRow) -> Case:
