@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from diffusers import StableDiffusionPipeline
 from recipes import MakeRecipe
@@ -23,7 +27,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.data.cache import TensorCache
 from diffusion_feedback.objectives.pairwise import hinge
+from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.types.training import PairLogps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -353,3 +359,50 @@ def test_a_recipe_made_in_python_is_checked(tmp_path: Path) -> None:
 def test_objects_that_are_none(given: dict[str, Any], message: str, make_text_recipe: MakeTextRecipe) -> None:
     with pytest.raises(dfb.UserError, match=f"(?s){message}"):
         dfb.train(dfb.load_recipe(make_text_recipe()), **given)
+
+
+def test_a_recipe_of_rounds_is_refused(make_text_recipe: MakeTextRecipe) -> None:
+    recipe = dfb.load_recipe(make_text_recipe(), {"rounds.num_rounds": 3})
+    with pytest.raises(dfb.UserError, match="rounds: means nothing for one training run"):
+        dfb.train(recipe)
+
+
+def test_an_accelerator_of_another_precision_is_named(make_text_recipe: MakeTextRecipe) -> None:
+    """The caller's own, which lives on: its precision cannot be changed."""
+    Accelerator(cpu=True, mixed_precision="no")
+    try:
+        with pytest.raises(dfb.UserError, match=r"training\.mixed_precision: this program holds .* of precision no"):
+            dfb.train(dfb.load_recipe(make_text_recipe(), {"training.mixed_precision": "bf16"}))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_run_lets_go_of_what_it_no_longer_needs(make_text_recipe: MakeTextRecipe) -> None:
+    """Data, and a model that was tuned whole; under adapters the model is what the result is loaded over."""
+    path = make_text_recipe(model={"family": "causal_lm", "tuning": "full"})
+    recipe = dfb.load_recipe(path)
+    model = AutoModelForCausalLM.from_pretrained(recipe.model.pretrained_model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.pretrained_model_name_or_path)
+    data = Dataset.from_json(recipe.data.train)
+    kept = [weakref.ref(model), weakref.ref(data)]
+    run = dfb.train(recipe, model=model, tokenizer=tokenizer, train_data=data)
+    del model, tokenizer, data
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+    assert run.load() is not None
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_caches_are_closed_where_a_run_ends_early(
+    make_recipe: MakeRecipe, dry_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, close = [], TensorCache.close
+    monkeypatch.setattr(TensorCache, "close", lambda cache: (closed.append(cache), close(cache)))
+    recipe = dfb.load_recipe(make_recipe(model={"tuning": "lora"}))
+    if dry_run:
+        dfb.train(recipe, dry_run=True)
+    else:
+        monkeypatch.setattr(Trainer, "update", lambda trainer, number: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dfb.train(recipe)
+    assert len(closed) == 2, "latents and text embeddings"

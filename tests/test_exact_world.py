@@ -239,7 +239,7 @@ def test_a_reward_networks_table_is_its_score_of_every_text(world: ExactWorld, t
     policy = new_policy(world, 3)
     network, reader = new_reward_network(world, policy, 4), SequenceRewards("cpu")
     with torch.no_grad():
-        passed = reader.rewards(network, reader.prepare_sequences(texts.sequences(*everything(world))))
+        passed = reader.scores(network, reader.prepare_sequences(texts.sequences(*everything(world))))
     table = reward_table(network, world)
     np.testing.assert_allclose(table.ravel(), passed.numpy(), atol=1e-5)
     assert table.std() > 1e-3

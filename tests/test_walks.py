@@ -58,7 +58,7 @@ def check(walk: list[str], seen: set[tuple[str, str]]) -> None:
 def test_from_the_command_to_the_loss(make_recipe: Callable[..., Path]) -> None:
     walk = listed("From `dfb train` to the loss")
     assert (walk[0], walk[-1]) == ("cli/main.py", "objectives/pairwise.py")
-    assert len(walk) <= 22
+    assert len(walk) <= 21
     recipe = make_recipe(training={"max_train_steps": 1})
     with calls() as seen:
         assert main(["train", "--config", str(recipe)]) == 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..config.parsing import build_parser, parse
-from ..config.recipe import RoundsConfig, to_yaml
-from ..errors import UserError
+from ..config.recipe import to_yaml
 from ..folders import is_main_process
 
 EPILOG = """examples:
@@ -32,8 +31,6 @@ def run(argv: Sequence[str]) -> None:
     if flags.print_config:
         print(to_yaml(recipe), end="")
         return
-    if recipe.rounds != RoundsConfig():
-        raise UserError("rounds: means nothing for one training run", "run the recipe with dfb rounds --config")
     from ..workflows.training.run import train
 
     run = train(recipe, resume=flags.resume, overwrite=flags.overwrite, dry_run=flags.dry_run)

@@ -159,8 +159,8 @@ class PairIndex:
         """The pairs without their images, in the order of the index."""
         return self._pairs
 
-    def head(self, number: int) -> PairIndex:
-        """The index of the first ``number`` pairs: as they are sorted by hash, a fixed random sample."""
+    def head(self, number: int | None) -> PairIndex:
+        """The index of the first ``number`` pairs, of all for None: as they are sorted by hash, a fixed random sample."""
         return PairIndex(self._source, self._pairs[:number], self.counts, self.num_duplicates, self.notes)
 
     def batch(self, indices: Sequence[int], draw: int) -> PreferenceBatch:

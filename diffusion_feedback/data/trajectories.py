@@ -191,8 +191,8 @@ class TrajectoryIndex:
         """Scored tokens of each: its actions."""
         return [len(each.rewards) for each in self.trajectories]
 
-    def head(self, number: int) -> TrajectoryIndex:
-        """The first ``number``."""
+    def head(self, number: int | None) -> TrajectoryIndex:
+        """The first ``number``; all for None."""
         return replace(self, trajectories=self.trajectories[:number])
 
     def batch(self, indices: Sequence[int], draw: int) -> TrajectoryBatch:

@@ -24,7 +24,7 @@ class RewardInputs:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRewards:
-    """What a reward model says of whole texts. Padding and the other texts of a pass change nothing but the rounding."""
+    """A ``types.Judge`` of whole texts. Padding and the other texts of a pass change nothing but the rounding."""
 
     device: torch.device | str
 
@@ -43,7 +43,7 @@ class SequenceRewards:
         tensors = (ids, mask, positions, lengths - 1)
         return RewardInputs(*(tensor.to(self.device) for tensor in tensors))
 
-    def rewards(self, network: nn.Module, inputs: RewardInputs) -> Tensor:
+    def scores(self, network: nn.Module, inputs: RewardInputs) -> Tensor:
         """(N,) float32."""
         scores: Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.last)
         return scores.float()

@@ -25,7 +25,7 @@ class SimilarityInputs:
 
 @dataclass(frozen=True, slots=True)
 class PromptImageSimilarity:
-    """A ``types.Ranker``. ``tokenize`` gives token ids (N, T), ``cut`` the pictures (N, 3, S, S) uint8 of handles,
+    """A ``types.Judge``. ``tokenize`` gives token ids (N, T), ``cut`` the pictures (N, 3, S, S) uint8 of handles,
     ``normalise`` makes those what the image tower takes; there is nothing random in it.
     """
 
@@ -39,7 +39,7 @@ class PromptImageSimilarity:
         pictures = self.cut([*batch.chosen, *batch.rejected]).to(self.device)
         return SimilarityInputs(self.tokenize(batch.prompts).to(self.device), self.normalise(pictures))
 
-    def logits(self, network: nn.Module, inputs: SimilarityInputs) -> Tensor:
+    def scores(self, network: nn.Module, inputs: SimilarityInputs) -> Tensor:
         """logit_scale * cosine, (B, 2B) float32."""
         logits: Tensor = network(inputs.tokens, inputs.pixels)
         return logits.float()

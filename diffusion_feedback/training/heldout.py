@@ -1,40 +1,95 @@
-"""Held-out implicit accuracy: how often the tuned model, as a judge against its reference, agrees with held-out labels."""
+"""What is measured on held-out examples: sums over all of them, without gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..evaluation.statistics import proportion_interval
-from ..objectives.metrics import denoising_metrics, pair_metrics
+from ..objectives.metrics import pair_metrics
 from ..progress import progress
-from ..types.images import PreferenceBatch
+from ..types.training import Coupled, Step
 from .preference import PreferenceStep
 
+Batches = Callable[[Sequence[int], int], Any]
+Passes = Sequence[Sequence[int]]
+"""The examples of each forward pass; together they are all examples, once."""
 
-def implicit_accuracy(
-    step: PreferenceStep,
-    network: nn.Module,
-    batches: Callable[[Sequence[int], int], PreferenceBatch],
-    *,
-    num_pairs: int,
-    batch_size: int,
-) -> dict[str, float]:
-    """Accuracy of the implicit reward on held-out pairs, ties half, with its Wilson interval, and the two errors apart.
+Measured = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""Metrics (B,) of the examples of a pass, and the weights (B,) of those of the same name where there are some."""
 
-    Timesteps and noise are those of draw 0 under the step's own seed, so every evaluation asks the same questions.
-    (Implicit reward: Eq. 8, arXiv:2311.12908.)
+PassT = TypeVar("PassT")
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Weighted sums over examples of what is known of each, and the sums of the weights."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Add ``metrics`` (B,) of a batch, by the ``weights`` (B,) of the same name where there are some."""
+        for name, values in metrics.items():
+            wide = values.double()
+            weight = weights[name].to(wide) if name in weights else torch.ones_like(wide)
+            self.totals[name] = self.totals.get(name, 0.0) + float((wide * weight).sum())
+            self.weights[name] = self.weights.get(name, 0.0) + float(weight.sum())
+
+    def means(self) -> dict[str, float]:
+        """The weighted means of what some example had."""
+        return {name: total / self.weights[name] for name, total in self.totals.items() if self.weights[name]}
+
+    def accuracy(self) -> dict[str, float]:
+        """How often the chosen sample was preferred, ties half, with its 95 % Wilson interval; nothing without pairs."""
+        name = "rewards/accuracies"
+        if name not in self.totals:
+            return {}
+        interval = proportion_interval(self.totals[name], round(self.weights[name]))
+        return {"accuracy": interval.value, "accuracy_low": interval.low, "accuracy_high": interval.high}
+
+
+def sums_over(passes: Sequence[PassT], measure: Callable[[PassT], Measured], what: str) -> Sums:
+    """Sums over all ``passes`` of what ``measure`` says of the examples of one; ``what`` these are, in words."""
+    sums = Sums()
+    with torch.no_grad():
+        for each in progress(passes, desc=f"held-out {what}", unit="batch", leave=False, disable=len(passes) < 20):
+            sums.add(*measure(each))
+    return sums
+
+
+def step_sums(step: Step[Any], network: nn.Module, batches: Batches, passes: Passes, what: str) -> Sums:
+    """Sums of the metrics of ``step``; all passes are one batch as far as coupled objectives go. Draw 0, as always."""
+    held = [batches(indices, 0) for indices in passes]
+    if isinstance(step, Coupled):
+        step = step.coupled(network, held, lambda values: [values])
+
+    def measure(batch: object) -> Measured:
+        output = step(network, batch)
+        return output.metrics, output.weights
+
+    return sums_over(held, measure, what)
+
+
+def implicit_accuracy(step: PreferenceStep, network: nn.Module, batches: Batches, passes: Passes) -> dict[str, float]:
+    """How often the tuned model, as a judge against its reference, agrees with held-out labels; a denoiser's errors too.
+
+    The accuracy is that of the implicit reward (Eq. 8, arXiv:2311.12908), ties half, with its Wilson interval. Timesteps
+    and noise are those of draw 0 under the step's own seed, so every evaluation asks the same questions.
     """
-    totals: dict[str, float] = {}
-    starts = range(0, num_pairs, batch_size)
-    for start in progress(starts, desc="held-out pairs", unit="batch", leave=False, disable=len(starts) < 20):
-        batch = batches(list(range(start, min(start + batch_size, num_pairs))), 0)
-        with torch.no_grad():
-            logps = step.logps(network, batch)
-        for name, values in {**pair_metrics(logps, beta=1.0), **denoising_metrics(logps)}.items():
-            totals[name] = totals.get(name, 0.0) + float(values.cpu().double().sum())
-    accuracy = proportion_interval(totals["rewards/accuracies"], num_pairs)
-    errors = {name: value / num_pairs for name, value in totals.items() if name.startswith("error/")}
-    return {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high, **errors}
+
+    def measure(indices: Sequence[int]) -> Measured:
+        logps = step.logps(network, batches(indices, 0))
+        return {**pair_metrics(logps, beta=1.0), **step.parts.pair_metrics_of(logps)}, {}
+
+    sums = sums_over(passes, measure, "pairs")
+    return sums.accuracy() | {name: mean for name, mean in sums.means().items() if name.startswith("error/")}
+
+
+def even_passes(num_examples: int, size: int) -> list[list[int]]:
+    """All examples in their order, ``size`` a pass."""
+    return [list(range(start, min(start + size, num_examples))) for start in range(0, num_examples, size)]

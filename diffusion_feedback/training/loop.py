@@ -54,7 +54,7 @@ class Trainer:
     end; with ``evaluate_first`` also before the first update) with the averaged weights in place, on the main process, and
     returns metrics for metrics.jsonl. ``metrics_of(number)`` are metrics of update ``number`` that are known without
     running it. ``identity`` names hashes that a continued run must share with its beginning. ``name_of`` tells people
-    where the example of a pair id stands.
+    where the example of a pair id stands; ``unit`` is what examples are called, in the plural.
     """
 
     accelerator: Accelerator
@@ -70,6 +70,7 @@ class Trainer:
     evaluate_first: bool = False
     metrics_of: Callable[[int], Mapping[str, float]] = lambda number: {}
     name_of: Callable[[str], str] = lambda example_id: f"pair {example_id}"
+    unit: str = "examples"
 
     def __post_init__(self) -> None:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
@@ -136,7 +137,7 @@ class Trainer:
                 self._log({"step": done, **metrics, **self.metrics_of(number)})
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0.0) * self.effective_batch
-                shown = {"loss": f"{metrics.get('loss', float('nan')):.4f}", "pairs/s": f"{rate:.1f}"}
+                shown = {"loss": f"{metrics.get('loss', float('nan')):.4f}", f"{self.unit}/s": f"{rate:.1f}"}
                 if "rewards/accuracies" in metrics:
                     shown["accuracy"] = f"{metrics['rewards/accuracies']:.3f}"
                 bar.set_postfix(shown, refresh=False)
@@ -192,8 +193,8 @@ class Trainer:
         return metrics
 
     def _observers(self) -> dict[str, Observer]:
-        """What keeps a state of its own: the step or its context, and a source that draws examples from the policy."""
-        parts: dict[str, object] = {"step": getattr(self.step, "context", self.step), "source": self.source}
+        """What keeps a state of its own: a step, and a source that draws examples from the policy."""
+        parts: dict[str, object] = {"step": self.step, "source": self.source}
         return {name: part for name, part in parts.items() if isinstance(part, Observer)}
 
     def _accumulate(self, number: int, watch: Watch) -> dict[str, Tensor]:
@@ -351,7 +352,8 @@ class Trainer:
         tensors: dict[str, Mapping[str, Tensor]] = {"policy": {name: p.detach() for name, p in self.weights.items()}}
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
-        tensors |= {name: observer.state_dict() for name, observer in self._observers().items()}
+        states = {name: observer.state_dict() for name, observer in self._observers().items()}
+        tensors |= {name: state for name, state in states.items() if state}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "identity": self._identity()}
         self.folder.save_checkpoint(done, tensors, state, self.config.checkpoints_total_limit)

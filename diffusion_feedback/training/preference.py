@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +19,6 @@ from ..types.training import Collect, PairLogps, StepOutput, UnpairedLogps
 from .steps import StepParts, gate_against_reference
 
 Rows = NDArray[np.float64]
-
-
-class Context(Protocol):
-    """What an objective is handed besides its own example. One that keeps a state is a ``types.Observer`` too."""
-
-    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
-        """Arguments of the objective for ``batch``, by their names."""
-        ...
-
-
-class NoContext:
-    """Nothing: each example stands for itself."""
-
-    def handed(self, batch: object) -> dict[str, Tensor | PairLogps]:
-        """Nothing."""
-        return {}
 
 
 @dataclass(slots=True)
@@ -53,7 +37,7 @@ class RunningMean:
         """``mean_log_ratio``, a scalar."""
         return {"mean_log_ratio": torch.tensor(self.mean_log_ratio, dtype=torch.float64)}
 
-    def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
+    def observe(self, metrics: Mapping[str, float]) -> None:
         """Take the samples of an update into the mean; updates are of one size, so they count alike."""
         rewards = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
         self.updates += 1
@@ -99,15 +83,7 @@ class Population:
         everyone = np.concatenate([values.cpu().numpy().reshape(-1, 4) for values in gathered])
         # One order for every way of cutting the batch, so that ties are broken alike.
         everyone = everyone[np.lexsort(everyone.T)]
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected = (
-            torch.from_numpy(everyone).to(device).unbind(1)
-        )
-        population = PairLogps(
-            policy_chosen=policy_chosen,
-            policy_rejected=policy_rejected,
-            reference_chosen=reference_chosen,
-            reference_rejected=reference_rejected,
-        )
+        population = PairLogps(*torch.from_numpy(everyone).to(device).unbind(1))
         keys = [id(batch) for batch in batches]
         positions = {
             key: torch.from_numpy(_places(own, everyone)).to(device) for key, own in zip(keys, rows, strict=True)
@@ -119,7 +95,7 @@ class Population:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class MeanDivergence:
     """That of policy from reference over the global batch: ``kl``, a scalar >= 0; None where it was not estimated.
 
     It is max(0, mean log-ratio) on prompts with the samples of others; pairs of images are shown with the prompts of
@@ -140,17 +116,11 @@ class Divergence:
             own = torch.cat([step.mismatched_log_ratios(network, batch).double() for batch in batches])
         # In one order for every way of cutting the batch, so that the sum is the same to the last digit.
         everyone = torch.sort(torch.cat(collect(own))).values
-        return PreferenceStep(step.parts, Divergence(everyone.mean().clamp(min=0)))
+        return PreferenceStep(step.parts, MeanDivergence(everyone.mean().clamp(min=0)))
 
 
-def context_of(parts: StepParts) -> Context:
-    """What the objective of ``parts`` asks for."""
-    contexts: dict[str, Context] = {
-        "mean_log_ratio": RunningMean(reward_scale(parts.settings)),
-        "population": Population(),
-        "kl": Divergence(),
-    }
-    return next((context for name, context in contexts.items() if name in parts.objective.inputs), NoContext())
+Context = RunningMean | Population | MeanDivergence
+"""What an objective is handed besides its own example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +129,22 @@ class PreferenceStep:
 
     Batches are pairs, or single samples with a label (``UnpairedBatch``). An objective on single samples takes a pair as
     two: the chosen one is desirable, the rejected one is not, and the pair's loss is the mean of both. ``context`` is what
-    the objective sees beyond its own example.
+    the objective sees beyond its own example; one that keeps a state makes the step an ``Observer`` that has some.
     """
 
     parts: StepParts
-    context: Context = field(default_factory=NoContext)
+    context: Context | None = None
 
     @classmethod
     def of(cls, parts: StepParts) -> PreferenceStep:
         """The step of the objective of ``parts``, with the context that it asks for."""
-        return cls(parts, context_of(parts))
+        contexts: dict[str, Context] = {
+            "mean_log_ratio": RunningMean(reward_scale(parts.settings)),
+            "population": Population(),
+            "kl": MeanDivergence(),
+        }
+        asked = (context for name, context in contexts.items() if name in parts.objective.inputs)
+        return cls(parts, next(asked, None))
 
     @property
     def looks_ahead(self) -> bool:
@@ -189,7 +165,7 @@ class PreferenceStep:
 
         ``PairLogps`` of pairs, ``UnpairedLogps`` of single samples; these raise UserError without a reference.
         """
-        likelihood: Any = self.parts.likelihood
+        likelihood = self.parts.likelihood
         if isinstance(batch, UnpairedBatch):
             samples = self._compared(network, likelihood.prepare_sequences(batch.samples))
             return UnpairedLogps(*samples, batch.desirable.to(samples[0].device))
@@ -201,7 +177,7 @@ class PreferenceStep:
 
     def mismatched_log_ratios(self, network: nn.Module, batch: Any) -> Tensor:
         """Log-ratios of samples under prompts that they do not belong to: (B,), or (2B,) for pairs."""
-        likelihood: Any = self.parts.likelihood
+        likelihood = self.parts.likelihood
         if isinstance(batch, UnpairedBatch):
             inputs = likelihood.prepare_sequences(batch.mismatched)
         else:
@@ -227,12 +203,13 @@ class PreferenceStep:
         if parts.reference is None:
             return None
         with torch.no_grad(), parts.autocast(), parts.reference(parts.unwrap(network)) as frozen:
-            return parts.likelihood.logps(frozen, inputs)
+            logps: Tensor = parts.likelihood.logps(frozen, inputs)
+        return logps
 
     def losses(self, logps: Any, batch: Any) -> Tensor:
         """Losses of the examples of ``batch`` (B,), unweighted."""
-        parts, handed = self.parts, self.context.handed(batch)
-        inputs = parts.objective.inputs
+        parts, inputs = self.parts, self.parts.objective.inputs
+        handed = {} if self.context is None else self.context.handed(batch)
         if isinstance(logps, PairLogps) and not parts.objective.sees_both:
             chosen, rejected = parts.objective(_single_samples(logps), **handed, **parts.settings).chunk(2)
             return (chosen + rejected) / 2  # type: ignore[no-any-return]
@@ -253,15 +230,29 @@ class PreferenceStep:
         else:
             rewards = pair_metrics(logps, beta=beta, per_token=parts.objective.rewards == "mean")
             metrics = {**rewards, **parts.pair_metrics_of(logps)}
-        if isinstance(self.context, Divergence) and self.context.kl is not None:
+        if isinstance(self.context, MeanDivergence) and self.context.kl is not None:
             metrics["kl"] = self.context.kl.to(losses).expand(len(losses))
         return StepOutput(parts.total(losses, batch), {"loss": losses.detach(), **metrics}, weights)
 
     def coupled(self, network: nn.Module, batches: Sequence[object], collect: Collect) -> PreferenceStep:
         """The step for ``batches``, this process's part of one update."""
-        if isinstance(self.context, Population | Divergence):
+        if isinstance(self.context, Population | MeanDivergence):
             return self.context.gathered(self, network, batches, collect)
         return self
+
+    def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
+        """Let the context see an update."""
+        if isinstance(self.context, RunningMean):
+            self.context.observe(metrics)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state of the context; empty for most objectives."""
+        return self.context.state_dict() if isinstance(self.context, RunningMean) else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        if isinstance(self.context, RunningMean):
+            self.context.load_state_dict(state)
 
     def gate(self, network: nn.Module, batch: object) -> dict[str, float]:
         """Check that policy and reference agree before the first update. Raises UserError when they do not."""

@@ -41,7 +41,7 @@ def take_over(
             parameter.copy_(policy[name])
     for name, observer in observers.items():
         with reading(checkpoint / f"{name}.safetensors", "a state of this run", remedy_for(checkpoint)):
-            observer.load_state_dict(tensors[name])
+            observer.load_state_dict(tensors.get(name, {}))
 
 
 def take_over_optimizer(

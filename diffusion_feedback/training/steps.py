@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..catalog.rows import ObjectiveRow
 from ..errors import UserError
 from ..objectives.metrics import denoising_metrics, reward_scale
-from ..types.training import Batch, Likelihood, PairLogps, Reference, StepOutput
+from ..types.training import Batch, PairLogps, Reference, StepOutput
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -23,12 +23,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class StepParts:
     """What every step is made of. ``autocast`` surrounds policy and reference alike, so both run the same kernels.
 
-    ``reference`` is None for objectives that know no reference. ``reference_logps`` looks up what the reference says of a
+    ``likelihood`` is a ``types.Likelihood``, or the ``types.Judge`` of a step that teaches one. ``reference`` is None for
+    objectives that know no reference. ``reference_logps`` looks up what the reference says of a
     batch, (2B,), where that was computed before. ``starts_at_reference``: policy and reference must agree before the
     first update. ``pair_metrics_of`` are what is watched besides the rewards.
     """
 
-    likelihood: Likelihood[Any, Any]
+    likelihood: Any
     reference: Reference | None
     objective: ObjectiveRow
     settings: Mapping[str, Any]
@@ -50,10 +51,11 @@ def weighted_total(losses: Tensor, batch: Batch, *, weighted: bool) -> Tensor:
     return (losses * batch.weight.to(losses)).sum() if weighted else losses.sum()
 
 
-def check_first_loss(loss: float) -> None:
-    """Raise UserError unless the ``loss`` before the first update is finite."""
+def check_first_loss(loss: float) -> dict[str, float]:
+    """The ``loss`` before the first update, by its name. Raises UserError unless it is finite."""
     if not loss < float("inf"):
         raise UserError(f"step 0: the loss is {loss}", "the weights or images hold values that are not finite")
+    return {"loss": loss}
 
 
 def gate_against_reference(
@@ -69,8 +71,7 @@ def gate_against_reference(
     loss = float(losses(logps).mean())
     error = _first_error(parts, logps.policy_chosen, logps.policy_rejected)
     if logps.reference_chosen is None or logps.reference_rejected is None or not parts.starts_at_reference:
-        check_first_loss(loss)
-        return {"loss": loss, **error}
+        return {**check_first_loss(loss), **error}
     differences = torch.cat(
         [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
     )
@@ -123,6 +124,5 @@ class PointwiseStep:
         """Check that the first loss is finite. Raises UserError when it is not."""
         with torch.no_grad():
             metrics = self(network, batch).metrics
-        loss = float(metrics["loss"].mean())
-        check_first_loss(loss)
-        return {"loss": loss, **({"error": float(metrics["error/chosen"].mean())} if "error/chosen" in metrics else {})}
+        error = {"error": float(metrics["error/chosen"].mean())} if "error/chosen" in metrics else {}
+        return {**check_first_loss(float(metrics["loss"].mean())), **error}

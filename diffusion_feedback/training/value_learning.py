@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from ..objectives.value_learning import (
     q_losses,
     v_losses,
 )
-from ..progress import progress
 from ..types.texts import TrajectoryBatch
 from ..types.training import Objective, StepOutput
 from .steps import Autocast, check_first_loss, weighted_total
@@ -153,8 +152,7 @@ class ValueLearningStep:
             output = self(network, batch)
         counts = output.weights["loss"]
         loss = float((output.metrics["loss"] * counts).sum() / counts.sum())
-        check_first_loss(loss)
-        return {"loss": loss}
+        return check_first_loss(loss)
 
     def observe(self, network: nn.Module, metrics: Mapping[str, float]) -> None:
         """Count the update, and move the targets where their turn has come."""
@@ -170,26 +168,3 @@ class ValueLearningStep:
         """Take over what ``state_dict`` gave."""
         self.updates = int(state["updates"])
         self.heads.target_q_heads.load_state_dict({name: each for name, each in state.items() if name != "updates"})
-
-
-def trajectory_metrics(
-    step: ValueLearningStep,
-    network: nn.Module,
-    batches: Callable[[Sequence[int], int], TrajectoryBatch],
-    *,
-    num_trajectories: int,
-    batch_size: int,
-) -> dict[str, float]:
-    """The step's metrics over held-out trajectories: means over actions, and the mean return of a trajectory."""
-    sums: dict[str, float] = {}
-    totals: dict[str, float] = {}
-    starts = range(0, num_trajectories, batch_size)
-    for start in progress(starts, desc="held-out trajectories", unit="batch", leave=False, disable=len(starts) < 20):
-        batch = batches(list(range(start, min(start + batch_size, num_trajectories))), 0)
-        with torch.no_grad():
-            output = step(network, batch)
-        for name, values in output.metrics.items():
-            weights = output.weights.get(name, torch.ones_like(values)).double()
-            sums[name] = sums.get(name, 0.0) + float((values.double() * weights).sum())
-            totals[name] = totals.get(name, 0.0) + float(weights.sum())
-    return {name: value / totals[name] for name, value in sums.items()}

@@ -9,8 +9,6 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from .images import PreferenceBatch
-
 
 class Batch(Protocol):
     """What the loop and the weighing of losses know of any batch."""
@@ -98,15 +96,15 @@ class Likelihood(Protocol[BatchT_contra, InputsT]):
         ...
 
 
-class Ranker(Protocol[InputsT]):
-    """How well images fit prompts, under a network that is being taught to judge."""
+class Judge(Protocol[BatchT_contra, InputsT]):
+    """How good samples are, under a network that is being taught to judge."""
 
-    def prepare(self, batch: PreferenceBatch) -> InputsT:
-        """Tokenise and cut ``batch``, once."""
+    def prepare(self, batch: BatchT_contra) -> InputsT:
+        """Tokenise, pad or cut ``batch``, once."""
         ...
 
-    def logits(self, network: nn.Module, inputs: InputsT) -> Tensor:
-        """(B, 2B) float32: each prompt against all images of the batch, the chosen ones first."""
+    def scores(self, network: nn.Module, inputs: InputsT) -> Tensor:
+        """Rewards (2B,) float32, or logits (B, 2B) of each prompt against all samples; the chosen ones first."""
         ...
 
 

@@ -19,8 +19,8 @@ from diffusion_feedback.likelihoods.rewards import SequenceRewards
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.training.judging import JudgingStep
 from diffusion_feedback.training.preference import PreferenceStep
-from diffusion_feedback.training.reward import RewardStep
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
 from diffusion_feedback.types.training import Likelihood
 
@@ -112,11 +112,8 @@ class Bench:
     def learned_rewards(self) -> Floats:
         """What a reward model that was trained on ``pairs`` gives every completion."""
         network = new_reward_network(self.world, self.fine_tuned, self.seed)
-        step = RewardStep(
-            Once(SequenceRewards("cpu")),
-            objective_row("bradley_terry"),
-            {"center_rewards_coefficient": CENTRING},
-        )
+        settings = {"center_rewards_coefficient": CENTRING}
+        step = JudgingStep(StepParts(Once(SequenceRewards("cpu")), None, objective_row("bradley_terry"), settings))
         source = pair_source(self.texts, self.pairs, PAIR_COURSE, self.seed)
         fit(self.folder / "reward-model", network, step, source, PAIR_COURSE)
         return reward_table(network, self.world)

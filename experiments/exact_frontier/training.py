@@ -154,9 +154,9 @@ class Once:
         found: Tensor = self.inner.lengths(inputs[0])
         return found[inputs[1]]
 
-    def rewards(self, network: nn.Module, inputs: tuple[Any, Tensor]) -> Tensor:
+    def scores(self, network: nn.Module, inputs: tuple[Any, Tensor]) -> Tensor:
         """(2B,), chosen first."""
-        found: Tensor = self.inner.rewards(network, inputs[0])
+        found: Tensor = self.inner.scores(network, inputs[0])
         return found[inputs[1]]
 
 

@@ -382,7 +382,7 @@ def test_bad_recipes_are_refused(write: Write, tmp_path: Path, changes: Change, 
 
 def test_a_recipe_of_rounds_is_not_one_of_training(write: Write, capsys: Any) -> None:
     assert main(["train", "--config", str(write())]) == 2
-    assert "run the recipe with dfb rounds" in capsys.readouterr().err
+    assert "rounds: means nothing for one training run" in capsys.readouterr().err
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

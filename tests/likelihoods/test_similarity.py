@@ -47,6 +47,6 @@ def test_chosen_images_come_first() -> None:
     inputs = ranker.prepare(batch)
     assert inputs.pixels.shape == (4, 3, 2, 2)
     assert inputs.pixels[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
-    logits = ranker.logits(Product(), inputs)
+    logits = ranker.scores(Product(), inputs)
     assert logits.dtype == torch.float32
     assert logits.tolist() == [[3, 6, 9, 12], [5, 10, 15, 20]]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.training.order import EpochOrder
-from diffusion_feedback.training.preference import Divergence, NoContext, Population, PreferenceStep, RunningMean
+from diffusion_feedback.training.preference import MeanDivergence, Population, PreferenceStep, RunningMean
 from diffusion_feedback.training.sources import UnpairedSource
 from diffusion_feedback.types.training import Coupled, Gated, Observer
 
@@ -187,7 +187,7 @@ def test_the_shift_is_the_mean_of_earlier_updates() -> None:
         shift = torch.tensor(sum(ratios) / len(ratios) if ratios else 0.0)
         expected = parts.objective(logps, shift, beta=0.5)
         torch.testing.assert_close(output.metrics["loss"], expected.detach())
-        step.context.observe(policy, {name: float(value.mean()) for name, value in output.metrics.items()})
+        step.observe(policy, {name: float(value.mean()) for name, value in output.metrics.items()})
         assert logps.reference_chosen is not None
         assert logps.reference_rejected is not None
         ratios += (logps.policy_chosen - logps.reference_chosen).tolist()
@@ -233,16 +233,17 @@ def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
 
 def test_steps_say_what_they_are() -> None:
     contexts = {
-        "aot": Population, "kto": Divergence, "bco": RunningMean, "weighted_sum": RunningMean, "dpo": NoContext,
-        "apo_zero_unpaired": NoContext, "cpo": NoContext,
+        "aot": Population, "kto": MeanDivergence, "bco": RunningMean, "weighted_sum": RunningMean,
+        "dpo": None, "apo_zero_unpaired": None, "cpo": None,
     }  # fmt: skip
     for name, context in contexts.items():
         objective = OBJECTIVES.get(name, {"name": name, "beta": 0.5})
         step = PreferenceStep.of(build_parts(objective, nn.Identity()))
-        assert type(step.context) is context
+        assert (None if step.context is None else type(step.context)) is context
         assert isinstance(step, Coupled)
-        assert step.looks_ahead == (context in (Population, Divergence))
-        assert isinstance(step.context, Observer) == (context is RunningMean)
+        assert step.looks_ahead == (context in (Population, MeanDivergence))
+        assert isinstance(step, Observer)
+        assert bool(step.state_dict()) == (context is RunningMean)
 
 
 def test_a_missing_reference_is_named() -> None:

@@ -50,7 +50,7 @@ def test_every_objective_makes_an_update_or_gives_its_reason(make_recipe: MakeRe
     session = diffusion_session(setup)
     evaluation = session.evaluate
     assert isinstance(evaluation, DiffusionEvaluation)
-    assert isinstance(session.train, PairIndex)
+    assert isinstance(session.data.train, PairIndex)
     weights = session.parameters()
     before = [weight.detach().clone() for weight in weights]
     trained, refused = [], []
@@ -65,10 +65,11 @@ def test_every_objective_makes_an_update_or_gives_its_reason(make_recipe: MakeRe
         with torch.no_grad():
             for weight, value in zip(weights, before, strict=True):
                 weight.copy_(value)
-        step = dataclasses.replace(evaluation.steps, setup=Setup(own, session.accelerator)).training()
+        changed = Setup(own, setup.accelerator)
+        step = dataclasses.replace(evaluation.steps, setup=changed).training()
         assert (step.parts.reference is not None) == needs_reference(own.objective)
         step.check()
-        pairs = ImagePairs(own, session.accelerator, session.train, None, session.order)
+        pairs = ImagePairs(changed, session.data.train, None, session.data.order)
         batch = next(pairs.source().micro_batches(0))
         step.gate(session.network, batch)
         if isinstance(step, Coupled):

@@ -24,7 +24,8 @@ from diffusion_feedback.likelihoods.rewards import SequenceRewards
 from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.models import reward_model
 from diffusion_feedback.records import TextRecord
-from diffusion_feedback.training.reward import RewardStep
+from diffusion_feedback.training.judging import JudgingStep
+from diffusion_feedback.training.steps import StepParts
 
 REWARD: dict[str, Any] = {
     "model": {"family": "reward_model"},
@@ -79,11 +80,11 @@ def test_a_score_depends_on_its_own_text_alone(tmp_path: Path, family: tiny_text
     model = reward_model.load(str(folder))
     records = [TextRecord(**row) for row in text_recipes.pairs(6)]
     index = TokenIndex(Tokenization(model.tokenizer, model.window).encode(records))
-    step = RewardStep(SequenceRewards("cpu"), objective_row("bradley_terry"), {})
+    step = JudgingStep(StepParts(SequenceRewards("cpu"), None, objective_row("bradley_terry"), {}))
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    together = step.scores(model.network, index.batch(range(6), 0))
+    together = step.pairs(step.scores(model.network, index.batch(range(6), 0)))
     for number in range(6):
-        alone = step.scores(model.network, index.batch([number], 0))
+        alone = step.pairs(step.scores(model.network, index.batch([number], 0)))
         batch = index.batch([number], 0)
         for sequence, one, other in (
             (batch.chosen[0], alone.policy_chosen, together.policy_chosen),

@@ -31,7 +31,8 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.images import decode_image
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.records import PairRecord
-from diffusion_feedback.training.ranking import RankingStep
+from diffusion_feedback.training.judging import JudgingStep
+from diffusion_feedback.training.steps import StepParts
 from diffusion_feedback.types.images import PreferenceBatch
 
 MakeRecipe = Callable[..., Path]
@@ -250,14 +251,14 @@ def test_ties_are_learnt_from_and_dropped_when_held_out(make_scorer: MakeRecipe,
 
 @dataclass(frozen=True)
 class FixedLogits:
-    """A ranker that knows its logits."""
+    """A judge that knows its logits."""
 
     values: Tensor
 
     def prepare(self, batch: PreferenceBatch) -> Tensor:
         return self.values
 
-    def logits(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def scores(self, network: nn.Module, inputs: Tensor) -> Tensor:
         return inputs
 
 
@@ -265,12 +266,12 @@ def test_a_step_sums_weighted_losses() -> None:
     """Two pairs with d = 0.5 and 0, weights 1/4 and 1, labels 1 and 1/2."""
     batch = PreferenceBatch(["a", "b"], ["a", "b"], [], [], torch.tensor([1.0, 0.5]), torch.tensor([0.25, 1.0]))
     logits = torch.tensor([[1.5, 9.0, 1.0, 9.0], [9.0, 2.0, 9.0, 2.0]])
-    hard = RankingStep(FixedLogits(logits), objective_row("pickscore"), {})
+    hard = JudgingStep(StepParts(FixedLogits(logits), None, objective_row("pickscore"), {}))
     certain, even = 0.4740769841801067, 0.6931471805599453
     assert hard(nn.Identity(), batch).loss.item() == pytest.approx(0.25 * certain + even, abs=1e-6)
-    soft = RankingStep(FixedLogits(logits), objective_row("pickscore"), {}, soft_labels=True)
+    soft = JudgingStep(StepParts(FixedLogits(logits), None, objective_row("pickscore"), {}, soft_labels=True))
     assert soft(nn.Identity(), batch).loss.item() == pytest.approx(0.25 * certain, abs=1e-6)
-    unweighted = RankingStep(FixedLogits(logits), objective_row("pickscore"), {}, weighted=False)
+    unweighted = JudgingStep(StepParts(FixedLogits(logits), None, objective_row("pickscore"), {}, weighted=False))
     output = unweighted(nn.Identity(), batch)
     assert output.loss.item() == pytest.approx(certain + even, abs=1e-6)
     assert output.metrics["rewards/margins"].tolist() == [0.5, 0]

@@ -26,12 +26,13 @@ from diffusion_feedback.models import causal_lm, value_heads
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.value_heads import ValueHeads, ValueNetwork
 from diffusion_feedback.objectives.value_learning import ilql
+from diffusion_feedback.training.heldout import even_passes, step_sums
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.training.sources import TokenSource
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
-from diffusion_feedback.training.value_learning import ValueLearningStep, trajectory_metrics
+from diffusion_feedback.training.value_learning import ValueLearningStep
 from diffusion_feedback.types.texts import TextBatch, TokenSequence, TrajectoryBatch
 from diffusion_feedback.workflows.training import run as training_run
 
@@ -203,7 +204,7 @@ def test_heldout_figures_do_not_depend_on_the_batches() -> None:
     network = build()
     step = step_of(network)
     first, second = (
-        trajectory_metrics(step, network, batch_of, num_trajectories=12, batch_size=size) for size in (12, 5)
+        step_sums(step, network, batch_of, even_passes(12, size), "trajectories").means() for size in (12, 5)
     )
     assert first == pytest.approx(second, rel=1e-9)
     losses = [loss for losses in by_loops(network, range(12)) for loss in losses]

@@ -66,6 +66,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             ],
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:
+        if "mixed_precision=" in str(error):  # accelerate keeps one state a process
+            held = AcceleratorState._shared_state["_mixed_precision"]
+            problem = f"training.mixed_precision: this program holds an Accelerator of precision {held}"
+            raise UserError(problem, "make none before, or one of the recipe's precision") from error
         if "mixed precision" in str(error):
             raise UserError(f"training.mixed_precision: {first_line(error)}", "set it to no, or bf16") from error
         problem = f"{num_launched()} processes could not begin together: {first_line(error)}"

@@ -17,7 +17,7 @@ from ...data.index import PairIndex
 from ...likelihoods.denoising import DenoisingLikelihood
 from ...records import atomic_write
 from ...reports.figures import image_grid
-from ...training.heldout import implicit_accuracy
+from ...training.heldout import even_passes, implicit_accuracy
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
@@ -30,8 +30,7 @@ from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches
 from .image_pairs import ImagePairs
 from .memory import PeakMemory, weight_bytes
 from .prediction_check import doubt_prediction
-from .session import Session
-from .steps import preference_parts, step_of
+from .session import Session, step_of, step_parts
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +61,9 @@ def diffusion_session(setup: Setup) -> Session:
             _check_prediction(steps, step, source)
 
     return Session(
-        recipe=recipe,
-        accelerator=accelerator,
+        data=pairs,
         network=denoiser.network,
         step=step,
-        train=pairs.train,
-        heldout=pairs.heldout,
-        order=pairs.order,
         source=source,
         identity={"base": base_hash, "pairs": pairs.labels_hash()},
         evaluate=evaluation,
@@ -80,7 +75,6 @@ def diffusion_session(setup: Setup) -> Session:
         notes=_notes(recipe, denoiser),
         frozen_bytes=_frozen_bytes(denoiser, reference),
         sampling_bytes=evaluation.sampling_bytes,
-        name_of=pairs.name_of,
     )
 
 
@@ -104,13 +98,13 @@ class DenoisingSteps:
             timestep_range=recipe.training.timestep_range,
         )
         reference = self.reference if needs_reference(recipe.objective) else None
-        return step_of(preference_parts(self.setup, likelihood, reference))
+        return step_of(step_parts(self.setup, likelihood, reference))
 
     def heldout(self) -> PreferenceStep:
         """Pairs judged against the model that training started from, whatever the objective; without dropout and flips."""
         recipe = self.setup.recipe
         likelihood = self._likelihood(seed=recipe.validation.seed)
-        return PreferenceStep(preference_parts(self.setup, likelihood, self.reference))
+        return PreferenceStep(step_parts(self.setup, likelihood, self.reference))
 
     def _likelihood(self, **settings: Any) -> DenoisingLikelihood:
         encoders, device = self.encoders, self.setup.accelerator.device
@@ -128,13 +122,8 @@ class DiffusionEvaluation:
         """The accuracy; the grid is written to ``folder``."""
         metrics: Mapping[str, float] = {}
         if self.heldout is not None:
-            metrics = implicit_accuracy(
-                self.steps.heldout(),
-                network,
-                self.heldout.batch,
-                num_pairs=len(self.heldout),
-                batch_size=self._recipe.training.train_batch_size,
-            )
+            passes = even_passes(len(self.heldout), self._recipe.training.train_batch_size)
+            metrics = implicit_accuracy(self.steps.heldout(), network, self.heldout.batch, passes)
         self._draw_samples(step, network, folder)
         return metrics
 

@@ -81,6 +81,22 @@ class Setup:
             return own
         return self.recipe.data.validation if heldout else self.recipe.data.train
 
+    def reading(self, *, heldout: bool) -> dict[str, Any]:
+        """How the training or the held-out data are read: split and revision, and whether bad rows are left out."""
+        data = self.recipe.data
+        split = data.validation_split if heldout else data.split
+        return {"split": split, "revision": data.revision, "on_bad_row": data.on_bad_row}
+
+    def limit(self, *, heldout: bool) -> int | None:
+        """How many examples are used at most; None for all."""
+        return self.recipe.data.max_validation_pairs if heldout else self.recipe.data.max_train_pairs
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one optimizer step, over all processes."""
+        training, num_processes = self.recipe.training, int(self.accelerator.num_processes)
+        return training.train_batch_size * training.gradient_accumulation_steps * num_processes
+
 
 def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tuple[Recipe, Given]:
     """``recipe`` with all that was handed in by name or as a path, checked, and the rest as objects.

@@ -75,7 +75,7 @@ def cache_streamed(recipe: Recipe, encoders: Encoders) -> Callable[[PairRecord],
 
 def fill_caches(encoders: Encoders, pairs: ImagePairs) -> None:
     """Encode what the run will need; each process takes its share."""
-    recipe = pairs.recipe
+    recipe = pairs.setup.recipe
     if not recipe.data.cache:
         return
 
@@ -89,4 +89,4 @@ def fill_caches(encoders: Encoders, pairs: ImagePairs) -> None:
             assert encoders.images.cache is not None
             encoders.images.cache.flush()
         encoders.texts.fill(["", *(pairs.train.pairs[i].prompt for i in pairs.share())])
-    pairs.accelerator.wait_for_everyone()
+    pairs.setup.accelerator.wait_for_everyone()

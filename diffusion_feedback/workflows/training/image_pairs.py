@@ -9,8 +9,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ...catalog import objective_row
-from ...config.recipe import Recipe
 from ...data.index import PairIndex
 from ...data.readers import PairReader, open_pairs
 from ...data.squares import square_notes
@@ -22,19 +20,16 @@ from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types.images import PreferenceBatch
 from .examples import check_apart, say_skipped
 from .given import Setup
+from .session import RunData
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ImagePairs:
-    """The pairs of a run, and which of them each optimizer step sees.
+@dataclass(frozen=True, slots=True)
+class ImagePairs(RunData):
+    """The pairs of a run."""
 
-    ``heldout`` is None where the recipe names none.
-    """
-
-    recipe: Recipe
-    accelerator: Accelerator
+    setup: Setup
     train: PairIndex
     heldout: PairIndex | None
     order: EpochOrder
@@ -53,15 +48,14 @@ class ImagePairs:
         ``on_pair`` sees every pair as it is read. Raises UserError as the reader does, for held-out pairs that are training
         pairs, and where there are fewer pairs than one step takes.
         """
-        recipe, accelerator = setup.recipe, setup.accelerator
         train = load_pairs(setup, resolution=resolution, on_pair=on_pair)
-        assert train is not None
-        heldout = load_pairs(setup, resolution=resolution, heldout=True, on_pair=on_pair)
-        if heldout is not None:
+        heldout = None
+        if setup.data(heldout=True) is not None:
+            heldout = load_pairs(setup, resolution=resolution, heldout=True, on_pair=on_pair)
             check_apart("pairs", *([pair.pair_id for pair in index.pairs] for index in (train, heldout)))
         if count := count_truncated(sorted({pair.prompt for pair in train.pairs})):
             log.warning("note: %d captions are longer than the text encoder reads; their ends are ignored", count)
-        return cls(recipe, accelerator, train, heldout, build_order(recipe, train, accelerator))
+        return cls(setup, train, heldout, EpochOrder(len(train), setup.batch_size, setup.recipe.training.seed))
 
     def source(self) -> FixedBatchSource | UnpairedSource:
         """The passes of each optimizer step; for objectives on single samples each pair with the prompt of another one."""
@@ -70,9 +64,9 @@ class ImagePairs:
             mismatched = [self.train.pairs[partner].prompt for partner in partners]
             return replace(self.train.batch(indices, draw), mismatched=mismatched)
 
-        passes = self.recipe.training.gradient_accumulation_steps
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if objective_row(self.recipe.objective["name"]).learns_from == "labels":
+        passes, accelerator = self.setup.recipe.training.gradient_accumulation_steps, self.setup.accelerator
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        if self.setup.objective.learns_from == "labels":
             return UnpairedSource(self.order, batches, passes, processes, rank)
         return FixedBatchSource(self.order, self.train.batch, passes, processes, rank)
 
@@ -87,29 +81,23 @@ class ImagePairs:
 
     def share(self) -> list[int]:
         """This process's share of the pairs that the run will see, in the order of the files."""
-        last = self.recipe.training.max_train_steps
-        is_one_pass = self.order.epoch(last - 1) == 0
+        accelerator = self.setup.accelerator
+        last = self.setup.recipe.training.max_train_steps
         seen: Iterable[int] = range(len(self.train))
-        if is_one_pass:
+        if self.order.epoch(last - 1) == 0:
             seen = sorted({i for step in range(last) for i in self.order.indices(step)})
-        share = list(seen)[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = list(seen)[accelerator.process_index :: accelerator.num_processes]
         return sorted(share, key=lambda index: self.train.pairs[index].location or ())
 
     def encode_ahead(self, encode: Callable[[PreferenceBatch], object]) -> None:
         """Hand this process's share to ``encode``, a part at a time: a batch holds its images as long as it lives."""
         share = self.share()
-        hidden = not self.accelerator.is_main_process
+        hidden = not self.setup.accelerator.is_main_process
         with progress(total=len(share), desc="encode images", unit="pair", disable=hidden) as bar:
             for start in range(0, len(share), 64):
                 chunk = share[start : start + 64]
                 encode(self.train.batch(chunk, 0))
                 bar.update(len(chunk))
-
-
-def build_order(recipe: Recipe, train: PairIndex, accelerator: Accelerator) -> EpochOrder:
-    """Which pairs each optimizer step sees. Raises UserError where there are fewer pairs than one step takes."""
-    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-    return EpochOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
 
 
 def load_pairs(
@@ -118,30 +106,24 @@ def load_pairs(
     resolution: int,
     heldout: bool = False,
     on_pair: Callable[[PairRecord], None] | None = None,
-) -> PairIndex | None:
-    """The index of the training or the held-out pairs; None where a recipe names no held-out pairs.
+) -> PairIndex:
+    """The index of the training or the held-out pairs.
 
     Notes what is left out, and what a square of ``resolution`` px takes away. ``on_pair`` sees every pair as it is
     read. Held-out ties are dropped: they have no side to agree with. Raises UserError as the reader does.
     """
     data, accelerator = setup.recipe.data, setup.accelerator
-    given = setup.data(heldout=heldout)
-    if given is None:
-        return None
     reader = open_pairs(
-        given,
-        split=data.validation_split if heldout else data.split,
-        revision=data.revision,
+        setup.data(heldout=heldout),
         streaming=data.streaming,
-        on_bad_row=data.on_bad_row,
         ties="drop" if heldout else data.ties,
+        **setup.reading(heldout=heldout),
     )
     if on_pair is not None:
         index = PairIndex.build(reader, on_pair=on_pair, quiet=not accelerator.is_main_process)
     else:
         index = _build(reader, expand(data.cache_dir) / "index", accelerator)
-    limit = data.max_validation_pairs if heldout else data.max_train_pairs
-    index = index.head(limit) if limit else index
+    index = index.head(setup.limit(heldout=heldout))
     _say_left_out(reader.name, reader, index, resolution)
     return index
 

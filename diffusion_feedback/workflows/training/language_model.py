@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,27 +12,20 @@ from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
+from ...training.heldout import Passes, Sums, implicit_accuracy, step_sums
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
-from ...training.text_heldout import (
-    Means,
-    chosen_logps,
-    heldout_metrics,
-    step_means,
-    text_accuracy,
-    token_metrics,
-)
+from ...training.text_heldout import chosen_logps, heldout_metrics, token_metrics
 from ...types.models import GenerativeTextModel
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
-from .card import tokenizer_facts
 from .given import Setup
 from .reference_answers import ReferenceAnswers
 from .sample_completions import CompletionSamples
-from .session import Session
-from .steps import preference_parts, step_of
+from .session import Session, step_of, step_parts
 from .text_examples import examples_hash
 from .token_batches import TokenBatches, passes_over
+from .tokenization import tokenizer_facts
 
 
 def language_model_session(setup: Setup) -> Session:
@@ -62,16 +55,12 @@ def language_model_session(setup: Setup) -> Session:
             answers.fill([texts.data.train, texts.data.heldout])
 
     return Session(
-        recipe=recipe,
-        accelerator=accelerator,
+        data=texts,
         network=model.network,
         step=step,
-        train=texts.train,
-        heldout=texts.heldout,
-        order=texts.order,
         source=texts.source(),
         identity=identity | ({"reference": reference.weights_hash} if reference is not None else {}),
-        evaluate=TextEvaluation(setup, step, texts, CompletionSamples.of(recipe, model, texts)),
+        evaluate=TextEvaluation(step, texts, CompletionSamples.of(model, texts)),
         evaluates_first=True,
         save=model.save,
         written_files=model.written_files(),
@@ -80,17 +69,14 @@ def language_model_session(setup: Setup) -> Session:
         prepare=prepare,
         notes=[*texts.notes(model, adapters), f"reference        {described}"],
         frozen_bytes={} if reference is None or answers is not None else {"reference": reference.num_bytes},
-        metrics_of=texts.num_tokens(),
-        name_of=texts.name_of,
     )
 
 
 def _check_batch(setup: Setup) -> None:
     """Raise UserError for steps of one labelled completion: KTO and its like compare it with another of the step."""
-    recipe, training = setup.recipe, setup.recipe.training
-    size = training.train_batch_size * training.gradient_accumulation_steps * setup.accelerator.num_processes
-    if size < 2 and setup.objective.learns_from == "labels":
-        problem = f"training.train_batch_size: {recipe.objective['name']} needs two examples a step, to compare prompts"
+    if setup.batch_size < 2 and setup.objective.learns_from == "labels":
+        name = setup.recipe.objective["name"]
+        problem = f"training.train_batch_size: {name} needs two examples a step, to compare prompts"
         raise UserError(problem, "raise training.train_batch_size or training.gradient_accumulation_steps")
 
 
@@ -104,7 +90,7 @@ def _step(
     recipe = setup.recipe
     # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
     kept = reference.released() if reference is not None and answers is not None else reference
-    parts = preference_parts(
+    parts = step_parts(
         setup,
         likelihood,
         None if kept is None else kept.give,
@@ -120,7 +106,6 @@ def _step(
 class TextEvaluation:
     """Metrics on the held-out texts, and completions of fixed prompts on fixed seeds."""
 
-    setup: Setup
     step: PreferenceStep | PointwiseStep
     texts: TokenBatches
     samples: CompletionSamples
@@ -128,16 +113,16 @@ class TextEvaluation:
     def __call__(self, step: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
         """The metrics; completions are written to ``folder``."""
         self.samples.draw(step, network, folder)
-        heldout = self.texts.data.heldout
-        if heldout is None:
+        examples, heldout = self.texts.heldout, self.texts.data.heldout
+        if examples is None or heldout is None:
             return {}
         passes = passes_over(self._recipe, heldout, share_prompt=self._recipe.text.share_prompt)
-        means = step_means(self.step, network, self.texts.examples(heldout).batch, passes)
+        sums = step_sums(self.step, network, examples.batch, passes, "texts")
         tokens = sum(each.chosen.num_scored for each in heldout.examples if each.label is not False)
         start = next((row for row in folder.read_metrics() if row["step"] == 0 and "validation/nll" in row), None)
         metrics = heldout_metrics(
-            means,
-            chosen_logps=self._chosen_logps(means, network, heldout, passes),
+            sums,
+            chosen_logps=self._chosen_logps(sums, network, heldout, passes),
             num_tokens=tokens,
             start=None if start is None else -start["validation/nll"] * tokens,
         )
@@ -145,7 +130,7 @@ class TextEvaluation:
 
     @property
     def _recipe(self) -> Recipe:
-        return self.setup.recipe
+        return self.texts.setup.recipe
 
     def _pair_accuracy(self, network: nn.Module) -> dict[str, float]:
         """Implicit accuracy where the two sides of held-out pairs are learnt from one at a time."""
@@ -153,14 +138,12 @@ class TextEvaluation:
         if pairs is None:
             return {}
         passes = passes_over(self._recipe, pairs, share_prompt=False)
-        return text_accuracy(PreferenceStep(self.step.parts), network, pairs.batch, passes)
+        return implicit_accuracy(PreferenceStep(self.step.parts), network, pairs.batch, passes)
 
-    def _chosen_logps(
-        self, means: Means, network: nn.Module, heldout: TokenIndex, passes: Sequence[Sequence[int]]
-    ) -> float:
+    def _chosen_logps(self, sums: Sums, network: nn.Module, heldout: TokenIndex, passes: Passes) -> float:
         """Sum over all chosen completions; the step's own, but where it counts the tails of completions less."""
         if self._recipe.text.tail_weight == 1:
-            return means.values.get("logps/chosen", 0.0) * means.weights.get("logps/chosen", 0.0)
-        with self.setup.accelerator.autocast():
-            plain = TokenLikelihood(self.setup.accelerator.device)
-            return chosen_logps(plain, network, heldout.batch, passes)
+            return sums.totals.get("logps/chosen", 0.0)
+        accelerator = self.texts.setup.accelerator
+        with accelerator.autocast():
+            return chosen_logps(TokenLikelihood(accelerator.device), network, heldout.batch, passes)

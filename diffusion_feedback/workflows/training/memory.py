@@ -82,7 +82,8 @@ def saved_bytes(session: Session) -> int:
         return tensor
 
     kept: list[Tensor] = []
-    batch = session.train.batch(session.order.indices(0)[: session.recipe.training.train_batch_size], 0)
+    data, size = session.data, session.setup.recipe.training.train_batch_size
+    batch = data.train.batch(data.order.indices(0)[:size], 0)
     session.network.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = session.step(session.network, batch)
@@ -92,11 +93,11 @@ def saved_bytes(session: Session) -> int:
 
 def estimate(session: Session) -> list[str]:
     """Lines of the memory estimate, for one process."""
-    network = session.network
+    network, recipe = session.network, session.setup.recipe
     trained = sum(p.numel() for p in session.parameters())
     weights, frozen = weight_bytes(network.parameters()), session.frozen_bytes
-    average = 4 * trained if session.recipe.training.ema_decay else 0
-    states = (4 + _STATES.get(session.recipe.optimizer["name"], 8.0)) * trained + average
+    average = 4 * trained if recipe.training.ema_decay else 0
+    states = (4 + _STATES.get(recipe.optimizer["name"], 8.0)) * trained + average
     activations = saved_bytes(session)
     samples = session.sampling_bytes()
     # Samples are drawn between steps, when no activations are held.

@@ -24,27 +24,28 @@ from ...training.rollout_batches import Pretraining
 from ...types.models import GenerativeTextModel
 from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
-from .card import tokenizer_facts
 from .examples import check_apart
 from .given import Setup
 from .rollout_evaluation import RolloutEvaluation
 from .rollout_prompts import RolloutPrompts, encode_prompts, load_pretraining, load_prompts, sequences_hash
 from .rollout_source import CompletionJudge, PolicySampler, build_source
-from .session import Session
-from .tokenization import build_tokenization, describe_tokenizer
+from .session import RunData, Session
+from .tokenization import build_tokenization, describe_tokenizer, tokenizer_facts
 
 # Nats a token by which the log-probabilities of one and the same text differ between batches, by precision.
 _ROUNDING = {"no": 1e-2, "bf16": 0.5, "fp16": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """The prompts of a run, and how they are read; ``heldout`` is None where the recipe names none."""
+class Prompts(RunData):
+    """The prompts of a run, and how they are read."""
 
+    setup: Setup
     tokenization: Tokenization
     algorithm: PolicyGradient
     train: RolloutPrompts
     heldout: RolloutPrompts | None
+    order: EpochOrder
 
     @classmethod
     def load(cls, setup: Setup, model: GenerativeTextModel, algorithm: PolicyGradient) -> Prompts:
@@ -55,17 +56,31 @@ class Prompts:
         heldout = load_prompts(setup, tokenization, algorithm, heldout=True)
         if heldout is not None:
             check_apart("prompts", train.names, heldout.names)
-        return cls(tokenization, algorithm, train, heldout)
+        order = EpochOrder(len(train), setup.recipe.rollouts.num_prompts, setup.recipe.training.seed)
+        return cls(setup, tokenization, algorithm, train, heldout, order)
 
-    def evaluated(self, recipe: Recipe) -> RolloutPrompts:
+    def evaluated(self) -> RolloutPrompts:
         """The recipe's own prompts, the held-out ones, or where there are none the first ones for training."""
-        validation = recipe.validation
+        recipe, validation = self.setup.recipe, self.setup.recipe.validation
         if not validation.prompts:
             return self.heldout if self.heldout is not None else self.train.head(max(1, validation.num_prompts))
         chat = self.train.is_conversational
         texts: list[Text] = [({"role": "user", "content": text},) if chat else text for text in validation.prompts]
         new = recipe.rollouts.max_new_tokens
         return encode_prompts(texts, self.tokenization, self.algorithm, max_new_tokens=new)
+
+    def plan(self) -> list[str]:
+        """Lines on prompts, completions and updates of the run."""
+        rollouts, steps = self.setup.recipe.rollouts, self.setup.recipe.training.max_train_steps
+        completions = rollouts.num_prompts * rollouts.num_generations
+        iterations = -(-steps // (rollouts.num_ppo_epochs * rollouts.num_mini_batches))
+        return [
+            f"prompts          {len(self.train)} for training, {self.held_out()}",
+            f"iteration        {rollouts.num_prompts} prompts x {rollouts.num_generations} = {completions} completions",
+            f"updates          {rollouts.num_ppo_epochs} epochs x {rollouts.num_mini_batches} parts of "
+            f"{completions // rollouts.num_mini_batches} completions, over {self.setup.accelerator.num_processes} processes",
+            f"steps            {steps}: {iterations} iterations, {iterations * completions:,} completions",
+        ]
 
 
 def policy_gradient_session(setup: Setup) -> Session:
@@ -76,9 +91,8 @@ def policy_gradient_session(setup: Setup) -> Session:
     model: GenerativeTextModel = base_model(setup)
     base_hash = model.model_hash()
     prompts = Prompts.load(setup, model, algorithm)
-    order = EpochOrder(len(prompts.train), rollouts.num_prompts, recipe.training.seed)
     completions = rollouts.num_prompts * rollouts.num_generations // rollouts.num_mini_batches
-    pretraining = load_pretraining(recipe, model, completions)
+    pretraining = load_pretraining(setup, model, completions)
     reference = None
     if algorithm.kl_coef > 0:
         reference = frozen_reference(recipe, model, base_hash, device, model.tokenizer)
@@ -91,17 +105,13 @@ def policy_gradient_session(setup: Setup) -> Session:
     sampler = PolicySampler(model, accelerator, rollouts.max_new_tokens, rollouts.temperature)
 
     return Session(
-        recipe=recipe,
-        accelerator=accelerator,
+        data=prompts,
         network=network,
         step=step,
-        train=prompts.train,
-        heldout=prompts.heldout,
-        order=order,
         source=build_source(recipe, algorithm, prompts.train, step, network, judge, sampler, pretraining),
         identity=_identity(base_hash, prompts, judge, reference, pretraining),
         evaluate=RolloutEvaluation(
-            prompts.evaluated(recipe),
+            prompts.evaluated(),
             sampler,
             judge,
             lambda sequences: step.measure(network, sequences),
@@ -118,7 +128,6 @@ def policy_gradient_session(setup: Setup) -> Session:
             "is_chat": prompts.train.is_conversational,
             "tokenizer": tokenizer_facts(model),
         },
-        plan=_plan(setup, prompts),
         notes=[*adapters, *describe_tokenizer(model), *_notes(recipe, prompts, judge, reference, pretraining)],
         frozen_bytes=_frozen_bytes(reference, judge),
     )
@@ -163,22 +172,6 @@ def _frozen_bytes(reference: FrozenReference | None, judge: CompletionJudge) -> 
     """The reference, where it is a model of its own, and what the judge takes."""
     held = {"reference": 0 if reference is None else reference.num_bytes, "reward": judge.num_bytes}
     return {name: count for name, count in held.items() if count}
-
-
-def _plan(setup: Setup, prompts: Prompts) -> list[str]:
-    """Prompts, completions and updates of the run."""
-    rollouts, steps = setup.recipe.rollouts, setup.recipe.training.max_train_steps
-    completions = rollouts.num_prompts * rollouts.num_generations
-    updates = rollouts.num_ppo_epochs * rollouts.num_mini_batches
-    iterations = -(-steps // updates)
-    held = "none held out" if prompts.heldout is None else f"{len(prompts.heldout)} held out"
-    return [
-        f"prompts          {len(prompts.train)} for training, {held}",
-        f"iteration        {rollouts.num_prompts} prompts x {rollouts.num_generations} = {completions} completions",
-        f"updates          {rollouts.num_ppo_epochs} epochs x {rollouts.num_mini_batches} parts of "
-        f"{completions // rollouts.num_mini_batches} completions, over {setup.accelerator.num_processes} processes",
-        f"steps            {steps}: {iterations} iterations, {iterations * completions:,} completions",
-    ]
 
 
 def _notes(

@@ -7,42 +7,40 @@ from collections.abc import Mapping
 from torch import nn
 
 from ...likelihoods.rewards import SequenceRewards
-from ...training.reward import RewardStep, reward_accuracy
+from ...training.judging import JudgingStep, judging_sums
 from ...training.run_folder import RunFolder
 from ...types.models import TextModel
 from .base_model import base_model, make_trainable
-from .card import tokenizer_facts
 from .given import Setup
-from .session import Session
-from .steps import judging_settings
+from .session import Session, step_parts
 from .text_examples import examples_hash
 from .token_batches import TokenBatches, passes_over
+from .tokenization import tokenizer_facts
 
 
 def reward_model_session(setup: Setup) -> Session:
     """Load the model (a head that it lacks is drawn from the recipe's seed) and the pairs. Raises UserError for bad input."""
-    recipe, accelerator = setup.recipe, setup.accelerator
+    recipe = setup.recipe
     model: TextModel = base_model(setup, seed=recipe.training.seed)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=False)
     adapters = make_trainable(recipe, model)
-    step = RewardStep(SequenceRewards(accelerator.device), **judging_settings(setup))
+    step = JudgingStep(step_parts(setup, SequenceRewards(setup.accelerator.device)))
     step.check()
 
     def evaluate(step_number: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
         heldout = texts.data.heldout
         if heldout is None:
             return {}
-        return reward_accuracy(step, network, heldout.batch, passes_over(recipe, heldout, share_prompt=False))
+        sums = judging_sums(step, network, heldout.batch, passes_over(recipe, heldout, share_prompt=False))
+        means = sums.means()
+        more = {"loss": means["loss"], "margin": means["rewards/margins"], "mean_reward": means["mean_reward"]}
+        return sums.accuracy() | more
 
     return Session(
-        recipe=recipe,
-        accelerator=accelerator,
+        data=texts,
         network=model.network,
         step=step,
-        train=texts.data.train,
-        heldout=texts.data.heldout,
-        order=texts.order,
         source=texts.source(),
         identity={"base": base_hash, "examples": examples_hash(texts.data.train.examples)},
         evaluate=evaluate,
@@ -52,6 +50,4 @@ def reward_model_session(setup: Setup) -> Session:
         card="reward_model",
         card_facts=lambda: {"is_chat": texts.data.is_conversational, "tokenizer": tokenizer_facts(model)},
         notes=texts.notes(model, adapters),
-        metrics_of=texts.num_tokens(),
-        name_of=texts.name_of,
     )

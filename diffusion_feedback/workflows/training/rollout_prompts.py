@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...config.recipe import Recipe
 from ...data.texts import name_of_data, open_prompts, open_texts
 from ...errors import UserError
 from ...likelihoods.conversations import as_turns
@@ -46,8 +45,8 @@ class RolloutPrompts:
         """Whether the prompts are turns of conversations."""
         return not isinstance(self.texts[0], str)
 
-    def head(self, number: int) -> RolloutPrompts:
-        """The first ``number`` prompts."""
+    def head(self, number: int | None) -> RolloutPrompts:
+        """The first ``number`` prompts; all for None."""
         return replace(self, texts=self.texts[:number], ids=self.ids[:number], names=self.names[:number])
 
     def batch(self, indices: Sequence[int], draw: int) -> RolloutBatch[TokenSequence]:
@@ -86,20 +85,18 @@ def load_prompts(
 
     Notes what was left aside. Raises UserError for bad rows, and where there are fewer prompts than an iteration takes.
     """
-    recipe, data, rollouts = setup.recipe, setup.recipe.data, setup.recipe.rollouts
+    recipe, rollouts = setup.recipe, setup.recipe.rollouts
     given = setup.data(heldout=heldout)
     if given is None:
         return None
     path = name_of_data(given)
-    split = data.validation_split if heldout else data.split
-    texts = open_prompts(given, split=split, revision=data.revision, on_bad_row=data.on_bad_row, say=log.warning)
+    texts = open_prompts(given, say=log.warning, **setup.reading(heldout=heldout))
     if recipe.text.chat_template is not None:
         texts = as_turns(texts)
     for note in plain_note(texts, tokenization.tokenizer, "text.chat_template, or "):
         log.warning("note             %s: %s", path, note)
     prompts = encode_prompts(texts, tokenization, algorithm, max_new_tokens=rollouts.max_new_tokens)
-    limit = data.max_validation_pairs if heldout else data.max_train_pairs
-    prompts = prompts.head(limit) if limit else prompts
+    prompts = prompts.head(setup.limit(heldout=heldout))
     if not heldout and len(prompts) < rollouts.num_prompts:
         problem = (
             f"rollouts.num_prompts: an iteration takes {rollouts.num_prompts}, and {path} has {len(prompts)} prompts"
@@ -108,20 +105,18 @@ def load_prompts(
     return prompts
 
 
-def load_pretraining(recipe: Recipe, model: GenerativeTextModel, updates: int) -> Pretraining[TokenSequence] | None:
+def load_pretraining(setup: Setup, model: GenerativeTextModel, updates: int) -> Pretraining[TokenSequence] | None:
     """The texts of ``rollouts.ptx_data``; of pairs the chosen completion. None where the recipe names none.
 
     ``updates`` is the number of completions of one update. Texts that recur are kept as often: they are a sample.
     Raises UserError for bad rows, and where there are fewer texts than an update takes.
     """
-    rollouts = recipe.rollouts
+    recipe, rollouts = setup.recipe, setup.recipe.rollouts
     if rollouts.ptx_data is None:
         return None
     length = length_of(recipe, model)
     tokenization = Tokenization(model.tokenizer, length, chat_template=recipe.text.chat_template)
-    reader = open_texts(
-        rollouts.ptx_data, split=recipe.data.split, revision=recipe.data.revision, on_bad_row=recipe.data.on_bad_row
-    )
+    reader = open_texts(rollouts.ptx_data, **setup.reading(heldout=False))
     records = [replace(record, rejected=None, label=None, margin=0.0) for record in reader if record.label is not False]
     examples = sorted(tokenization.encode(records), key=lambda example: example.example_id)
     size = rollouts.ptx_batch_size or updates

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn, optim
 
-from ...catalog import resolve
-from ...config.recipe import Recipe, to_dict, to_yaml
+from ...catalog import family_row, resolve
+from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
 from ...config.sources import is_object
 from ...errors import UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
 from ...models.loaded import without_adapters
 from ...processes import check_alike, num_launched
 from ...records import content_hash
+from ...reports.cards.writer import write_card
 from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
 from ...training.loop import Trainer
@@ -25,12 +26,10 @@ from ...training.run_folder import RunFolder
 from ...types.models import Tokenizer
 from ...types.texts import TextScorer
 from .accelerator import make_accelerator, own_accelerate, start_trackers
-from .card import write_run_card
 from .given import NOTHING, Given, Setup, accept, check_all_given, recorded
 from .memory import estimate
 from .result import Run
 from .session import Session
-from .sessions import open_session
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +70,18 @@ def train(
         raise UserError("`resume` and `overwrite` contradict each other", "give one of them")
     names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
     recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
+    if recipe.rounds != RoundsConfig():
+        raise UserError("rounds: means nothing for one training run", "run it as rounds, or leave the section out")
     path = expand(recipe.output_dir)
+    # Of all that was handed in, adapters need their base once more; the rest may go.
+    kept = Given(model=given.model, tokenizer=given.tokenizer) if recipe.model.tuning == "lora" else NOTHING
     with nullcontext() if dry_run else hold_folder(path, "train"), own_accelerate(), restored(recipe, given):
         if dry_run:
-            return Run(recorded(recipe), path, _planned(recipe, given), given)
+            return Run(recorded(recipe), path, _planned(recipe, given), kept)
         accelerator = run_training(recipe, given, resume=resume, overwrite=overwrite)
         if accelerator is not None:
             accelerator.end_training()
-    return Run(recorded(recipe), path, given=given)
+    return Run(recorded(recipe), path, given=kept)
 
 
 @contextmanager
@@ -93,9 +96,30 @@ def restored(recipe: Recipe, given: Given) -> Iterator[None]:
 
 def _planned(recipe: Recipe, given: Given) -> list[str]:
     check_all_given(recipe, given)
-    session = open_session(Setup(recipe, make_accelerator(recipe), given))
-    build_optimizer(recipe, session.parameters())
-    return [*describe(session), *estimate(session)]
+    with closing(open_session(Setup(recipe, make_accelerator(recipe), given))) as session:
+        build_optimizer(recipe, session.parameters())
+        return [*describe(session), *estimate(session)]
+
+
+def open_session(setup: Setup) -> Session:
+    """The session of the recipe's family and objective, its model and data loaded. Raises UserError for bad input.
+
+    What one session imports the others do not need: a run on texts does not wait for diffusers.
+    """
+    match family_row(setup.recipe.model.family).modality, setup.objective.kind:
+        case "image", "ranking":
+            from .scorer import scorer_session as session
+        case "image", _:
+            from .diffusion import diffusion_session as session
+        case _, "policy_gradient":
+            from .policy_gradient import policy_gradient_session as session
+        case _, "value_learning":
+            from .value_learning import value_learning_session as session
+        case _, "reward":
+            from .reward_model import reward_model_session as session
+        case _:
+            from .language_model import language_model_session as session
+    return session(setup)
 
 
 def run_training(
@@ -117,14 +141,14 @@ def run_training(
     if is_done:
         log.info("%s: already complete", folder.path)
         return accelerator
-    session = open_session(Setup(recipe, accelerator, given))
-    optimizer = build_optimizer(recipe, session.parameters())
-    if accelerator.is_main_process:
-        folder.open(to_dict(written), session.written_files, resume=resume, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    start_trackers(written, accelerator, folder)
-    trainer = _fit(session, optimizer, folder)
-    _finish(session, trainer)
+    with closing(open_session(Setup(recipe, accelerator, given))) as session:
+        optimizer = build_optimizer(recipe, session.parameters())
+        if accelerator.is_main_process:
+            folder.open(to_dict(written), session.written_files, resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
+        start_trackers(written, accelerator, folder)
+        trainer = _fit(session, optimizer, folder)
+        _finish(session, trainer)
     log.info("done: %s (see %s)", folder.path, folder.path / "README.md")
     return accelerator
 
@@ -143,12 +167,12 @@ def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bo
 
 def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Trainer:
     """Train to the end, in ``folder``."""
-    recipe = session.recipe
+    recipe, data = session.setup.recipe, session.data
     for line in describe(session):
         log.info(line)
     session.prepare(folder)
     trainer = Trainer(
-        session.accelerator,
+        session.setup.accelerator,
         recipe.training,
         folder,
         session.network,
@@ -159,11 +183,11 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
         evaluate_every=recipe.validation.steps,
         evaluate_first=session.evaluates_first,
         identity=session.identity,
-        metrics_of=session.metrics_of,
-        name_of=session.name_of,
+        metrics_of=data.metrics_of,
+        name_of=data.name_of,
+        unit=data.unit,
     )
     trainer.fit()
-    session.close()
     return trainer
 
 
@@ -185,54 +209,39 @@ def _finish(session: Session, trainer: Trainer) -> None:
 
 def _write_result(session: Session, trainer: Trainer) -> None:
     """Weights that plain libraries load, and the model card, which marks the run as complete."""
-    session.accelerator.wait_for_everyone()
-    if session.accelerator.is_main_process:
+    accelerator, folder = session.setup.accelerator, trainer.folder
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
         with trainer.result() as network:
-            session.save(network, trainer.folder.path)
-            facts = session.card_facts()
-        write_run_card(session.card, trainer, recorded(session.recipe), **facts)
-    session.accelerator.wait_for_everyone()
+            session.save(network, folder.path)
+            facts = {**session.card_facts(), "effective_batch": trainer.effective_batch}
+        recipe = to_dict(recorded(session.setup.recipe))
+        write_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)
+    accelerator.wait_for_everyone()
 
 
 def inputs_of(recipe: Recipe) -> dict[str, str | None]:
     """The paths that a run reads, by their keys."""
     model, data, rollouts = recipe.model, recipe.data, recipe.rollouts
+    is_spec = rollouts.reward and not is_object(rollouts.reward)
+    judge = parse_text_spec(rollouts.reward).source if is_spec else None
     return {
         "model.pretrained_model_name_or_path": model.pretrained_model_name_or_path,
         "model.reference_model_name_or_path": model.reference_model_name_or_path,
         "data.train": data.train,
         "data.validation": data.validation,
         "rollouts.ptx_data": rollouts.ptx_data,
-        "rollouts.reward": _place_of(rollouts.reward),
+        "rollouts.reward": judge,
         "rounds.heldout_prompts": recipe.rounds.heldout_prompts,
         "rounds.reward_recipe": recipe.rounds.reward_recipe,
     }
-
-
-def _place_of(reward: str) -> str | None:
-    """Where the judge lies that the spec ``reward`` names."""
-    return parse_text_spec(reward).source if reward and not is_object(reward) else None
 
 
 def describe(session: Session) -> list[str]:
     """Examples, effective batch, steps, parameters and notes."""
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
-    plan = _plan(session) if session.plan is None else session.plan
-    return [*plan, f"parameters       {trained:,} trained of {total:,} in the network", *session.notes]
-
-
-def _plan(session: Session) -> list[str]:
-    """Examples, effective batch and steps of a run that goes through its examples."""
-    training, size = session.recipe.training, session.order.batch_size
-    epochs = training.max_train_steps * size / len(session.train)
-    held = f"{len(session.heldout)} held out" if session.heldout is not None else "none held out"
-    passes = f"{training.train_batch_size} a pass x {training.gradient_accumulation_steps} accumulated"
-    return [
-        f"examples         {len(session.train)} for training, {held}",
-        f"effective batch  {size} = {passes} x {session.accelerator.num_processes} processes",
-        f"steps            {training.max_train_steps} ({epochs:.2f} epochs)",
-    ]
+    return [*session.data.plan(), f"parameters       {trained:,} trained of {total:,} in the network", *session.notes]
 
 
 def build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> optim.Optimizer:

@@ -21,12 +21,12 @@ from .token_batches import TokenBatches
 _BEFORE = "before.json"
 
 
-def _prompts(recipe: Recipe, texts: TokenBatches, window: int) -> list[list[int]]:
+def _prompts(texts: TokenBatches, window: int) -> list[list[int]]:
     """Token ids of the recipe's own prompts, or of the first held-out ones; those that leave room for a completion.
 
     Where the data are conversations, a prompt of the recipe is the user's first turn.
     """
-    validation, data = recipe.validation, texts.data
+    validation, data = texts.setup.recipe.validation, texts.data
     prompts: list[list[int]] = []
     if validation.prompts:
         said: list[Text] = [
@@ -50,9 +50,9 @@ class CompletionSamples:
     prompts: Sequence[Sequence[int]]
 
     @classmethod
-    def of(cls, recipe: Recipe, model: GenerativeTextModel, texts: TokenBatches) -> CompletionSamples:
+    def of(cls, model: GenerativeTextModel, texts: TokenBatches) -> CompletionSamples:
         """Completions of the prompts that the recipe names, or of the first held-out ones."""
-        return cls(recipe, model, _prompts(recipe, texts, model.window))
+        return cls(texts.setup.recipe, model, _prompts(texts, model.window))
 
     def draw(self, step: int, network: nn.Module, run: RunFolder) -> None:
         """Complete all prompts with ``network``; nothing is done where there are none."""

@@ -13,14 +13,14 @@ from ...data.views import CachedViews
 from ...folders import expand
 from ...likelihoods.similarity import PromptImageSimilarity
 from ...records import PairRecord
-from ...training.ranking import RankingStep, ranking_accuracy
+from ...training.heldout import even_passes
+from ...training.judging import JudgingStep, judging_sums
 from ...training.run_folder import RunFolder
 from ...types.models import TrainableScorer
 from .base_model import base_model, make_whole_trainable
 from .given import Setup
 from .image_pairs import ImagePairs
-from .session import Session
-from .steps import judging_settings
+from .session import Session, step_parts
 
 
 def scorer_session(setup: Setup) -> Session:
@@ -31,7 +31,7 @@ def scorer_session(setup: Setup) -> Session:
     make_whole_trainable(recipe, scorer)
     views = _build_views(recipe, scorer)
     judge = PromptImageSimilarity(scorer.tokenize, views, scorer.normalise, accelerator.device)
-    step = RankingStep(judge, **judging_settings(setup))
+    step = JudgingStep(step_parts(setup, judge))
     step.check()
 
     def cut(record: PairRecord) -> None:
@@ -55,20 +55,17 @@ def scorer_session(setup: Setup) -> Session:
         accelerator.wait_for_everyone()
 
     def evaluate(step_number: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
-        if pairs.heldout is None:
-            return {}
-        size = recipe.training.train_batch_size
         heldout = pairs.heldout
-        return ranking_accuracy(step, network, heldout.batch, num_pairs=len(heldout), batch_size=size)
+        if heldout is None:
+            return {}
+        passes = even_passes(len(heldout), recipe.training.train_batch_size)
+        sums = judging_sums(step, network, heldout.batch, passes)
+        return sums.accuracy() | {"loss": sums.means()["loss"]}
 
     return Session(
-        recipe=recipe,
-        accelerator=accelerator,
+        data=pairs,
         network=scorer.network,
         step=step,
-        train=pairs.train,
-        heldout=pairs.heldout,
-        order=pairs.order,
         source=pairs.source(),
         identity={"base": base_hash, "pairs": pairs.labels_hash()},
         evaluate=evaluate,
@@ -79,7 +76,6 @@ def scorer_session(setup: Setup) -> Session:
         prepare=prepare,
         close=close,
         notes=_notes(setup),
-        name_of=pairs.name_of,
     )
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from accelerate import Accelerator
 from torch import nn
 
-from ...config.recipe import Recipe
 from ...models.lora import trainable
 from ...reports.cards.writer import CardKind
 from ...training.order import EpochOrder
+from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
-from ...types.training import BatchSource, Step
+from ...training.steps import PointwiseStep, StepParts
+from ...types.training import BatchSource, Judge, Likelihood, Reference, Step
+from .given import Setup
 
 Evaluate = Callable[[int, nn.Module, RunFolder], Mapping[str, float]]
 """(Step, network, the run's folder) to metrics of the network after that step; may write samples to the folder."""
+
+BatchT = TypeVar("BatchT")
+InputsT = TypeVar("InputsT")
 
 
 class Examples(Protocol):
@@ -30,8 +34,42 @@ class Examples(Protocol):
         ...
 
 
-def nothing() -> None:
-    """What is done where nothing is to be done."""
+class RunData(Protocol):
+    """The examples of a run, and which of them each optimizer step sees; ``heldout`` is None where the recipe names none."""
+
+    setup: Setup
+    train: Examples
+    heldout: Examples | None
+    order: EpochOrder
+
+    @property
+    def unit(self) -> str:
+        """What examples are called, in the plural."""
+        learns_from = self.setup.objective.learns_from
+        return "examples" if learns_from in ("chosen", "labels") else learns_from
+
+    def name_of(self, example_id: str) -> str:
+        """Where the example of an id stands, for a message."""
+        return f"pair {example_id}"
+
+    def metrics_of(self, number: int) -> Mapping[str, float]:
+        """Metrics of an update (number from 0) that are known without running it."""
+        return {}
+
+    def plan(self) -> list[str]:
+        """Lines on what is learnt from, and in how many steps."""
+        training, size = self.setup.recipe.training, self.setup.batch_size
+        epochs = training.max_train_steps * size / len(self.train)
+        passes = f"{training.train_batch_size} a pass x {training.gradient_accumulation_steps} accumulated"
+        return [
+            f"examples         {len(self.train)} for training, {self.held_out()}",
+            f"effective batch  {size} = {passes} x {self.setup.accelerator.num_processes} processes",
+            f"steps            {training.max_train_steps} ({epochs:.2f} epochs)",
+        ]
+
+    def held_out(self) -> str:
+        """How many examples are held out, in words."""
+        return "none held out" if self.heldout is None else f"{len(self.heldout)} held out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +77,7 @@ class Session:
     """One training run, ready to go: model and data are loaded, nothing is written yet.
 
     Args:
+        data: What is learnt from, and the setup of the run.
         network: What is trained.
         source: The passes of each optimizer step.
         identity: Hashes that a continued run must share with its beginning.
@@ -49,22 +88,15 @@ class Session:
         card: Which model card is written, which marks the run as complete.
         card_facts: What only this kind of run tells its card; called while the result's weights are in place.
         prepare: What is done before the first update, (folder): caches are filled.
-        close: What is done after the last one.
-        plan: Lines on what is learnt from, and in how many steps; None for a run that goes through its examples.
+        close: What is done after the last one, or where the run ends before.
         notes: Lines on what one should know of the run before it begins.
         frozen_bytes: Bytes of the weights that are held besides the network, by what they are.
         sampling_bytes: Measures the bytes of one batch of samples at its peak; 0 where none are drawn.
-        metrics_of: Metrics of an update (number from 0) that are known without running it.
-        name_of: Where the example of an id stands, for a message.
     """
 
-    recipe: Recipe
-    accelerator: Accelerator
+    data: RunData
     network: nn.Module
     step: Step[Any]
-    train: Examples
-    heldout: Examples | None
-    order: EpochOrder
     source: BatchSource[Any]
     identity: Mapping[str, str]
     evaluate: Evaluate
@@ -74,14 +106,41 @@ class Session:
     card_facts: Callable[[], Mapping[str, object]] = dict
     evaluates_first: bool = False
     prepare: Callable[[RunFolder], None] = lambda folder: None
-    close: Callable[[], None] = nothing
-    plan: Sequence[str] | None = None
+    close: Callable[[], None] = lambda: None
     notes: Sequence[str] = ()
     frozen_bytes: Mapping[str, int] = field(default_factory=dict)
     sampling_bytes: Callable[[], int] = int
-    metrics_of: Callable[[int], Mapping[str, float]] = lambda number: {}
-    name_of: Callable[[str], str] = lambda example_id: f"pair {example_id}"
+
+    @property
+    def setup(self) -> Setup:
+        """Recipe, accelerator, and what was handed in."""
+        return self.data.setup
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for _, parameter in trainable(self.network)]
+
+
+def step_parts(
+    setup: Setup,
+    likelihood: Likelihood[BatchT, InputsT] | Judge[BatchT, InputsT],
+    reference: Reference | None = None,
+    **more: Any,
+) -> StepParts:
+    """What the step of the recipe's objective is made of; ``more`` are further fields of ``StepParts``."""
+    return StepParts(
+        likelihood=likelihood,
+        reference=reference,
+        objective=setup.objective,
+        settings=setup.objective_settings,
+        soft_labels=setup.recipe.data.soft_labels,
+        weighted=setup.recipe.data.prompt_weights,
+        autocast=setup.accelerator.autocast,
+        unwrap=setup.accelerator.unwrap_model,
+        **more,
+    )
+
+
+def step_of(parts: StepParts) -> PreferenceStep | PointwiseStep:
+    """The step of an objective on samples."""
+    return PointwiseStep(parts) if parts.objective.learns_from == "chosen" else PreferenceStep.of(parts)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...catalog import objective_row
 from ...config.recipe import Recipe
 from ...data.text_check import repeats_prompt
-from ...data.texts import TextReader, open_texts
+from ...data.texts import open_texts
 from ...data.token_index import TokenIndex, unpair
 from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
@@ -69,9 +67,8 @@ def load_texts(setup: Setup, tokenization: Tokenization) -> TextData:
     """
     recipe, notes = setup.recipe, list[str]()
     examples, has_turns = _examples(setup, tokenization, notes, heldout=False)
-    train = _index(recipe, examples, notes, heldout=False)
-    is_unpaired = objective_row(recipe.objective["name"]).learns_from == "labels"
-    if is_unpaired and len({example.label for example in train.examples}) == 1:
+    train = _index(setup, examples, notes, heldout=False)
+    if setup.objective.learns_from == "labels" and len({example.label for example in train.examples}) == 1:
         word = "desirable" if train.examples[0].label else "undesirable"
         notes.append(f"note: every completion is {word}: nothing says what it is better or worse than")
     elif recipe.objective["name"] == "kto":
@@ -79,7 +76,7 @@ def load_texts(setup: Setup, tokenization: Tokenization) -> TextData:
     if setup.data(heldout=True) is None:
         return TextData(train, None, notes, has_turns)
     examples, _ = _examples(setup, tokenization, notes, heldout=True)
-    heldout = _index(recipe, examples, notes, heldout=True)
+    heldout = _index(setup, examples, notes, heldout=True)
     check_apart("examples", *([example.example_id for example in index.examples] for index in (train, heldout)))
     are_apart = examples[0].rejected is not None and heldout.examples[0].rejected is None
     return TextData(train, heldout, notes, has_turns, TokenIndex(examples) if are_apart else None)
@@ -102,21 +99,16 @@ def _examples(
     setup: Setup, tokenization: Tokenization, notes: list[str], *, heldout: bool
 ) -> tuple[list[TokenExample], bool]:
     """Examples of the rows that fit the objective, and whether they are conversations."""
-    recipe, data = setup.recipe, setup.recipe.data
-    reader = open_texts(
-        setup.data(heldout=heldout),
-        split=data.validation_split if heldout else data.split,
-        revision=data.revision,
-        on_bad_row=data.on_bad_row,
-    )
-    left_out = Counter[str]()
-    records = list(_fitting(reader, _FITS[setup.objective.learns_from], left_out))
-    limit = data.max_validation_pairs if heldout else data.max_train_pairs
+    recipe = setup.recipe
+    reader = open_texts(setup.data(heldout=heldout), **setup.reading(heldout=heldout))
+    fitting = [_FITS[setup.objective.learns_from](record) for record in reader]
+    records = [record for record in fitting if record is not None]
+    limit = setup.limit(heldout=heldout)
     examples, unfit = encode(
-        tokenization, first_of(records, limit) if limit else records, skip=data.on_bad_row == "skip"
+        tokenization, first_of(records, limit) if limit else records, skip=recipe.data.on_bad_row == "skip"
     )
     say_skipped(reader.name, [reason for _, reason in reader.skipped] + unfit)
-    _note_left_out(left_out, notes, heldout=heldout)
+    _note_left_out({"labelled as undesirable": len(fitting) - len(records)}, notes, heldout=heldout)
     odd = [*reader.notes(), *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
     notes += [f"note             {reader.name}: {note}" for note in odd]
     return examples, records[0].is_conversational
@@ -135,31 +127,24 @@ def _odd_texts(records: Sequence[TextRecord], *, has_template: bool) -> list[str
     return notes
 
 
-def _index(recipe: Recipe, examples: Sequence[TokenExample], notes: list[str], *, heldout: bool) -> TokenIndex:
-    ties = "drop" if heldout else recipe.data.ties
-    is_unpaired = objective_row(recipe.objective["name"]).learns_from == "labels"
-    index = TokenIndex(unpair(examples) if is_unpaired else examples, ties=ties)
-    left_out = Counter[str]({"repeated": index.num_duplicates, "alike on both sides once cut": index.num_identical})
-    left_out["ties"] = index.num_ties if ties == "drop" else 0
+def _index(setup: Setup, examples: Sequence[TokenExample], notes: list[str], *, heldout: bool) -> TokenIndex:
+    ties = "drop" if heldout else setup.recipe.data.ties
+    index = TokenIndex(unpair(examples) if setup.objective.learns_from == "labels" else examples, ties=ties)
+    left_out = {
+        "repeated": index.num_duplicates,
+        "alike on both sides once cut": index.num_identical,
+        "ties": index.num_ties if ties == "drop" else 0,
+    }
     _note_left_out(left_out, notes, heldout=heldout)
     return index
 
 
-def _note_left_out(left_out: Counter[str], notes: list[str], *, heldout: bool) -> None:
+def _note_left_out(left_out: Mapping[str, int], notes: list[str], *, heldout: bool) -> None:
     named = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     if named:
         notes.append(
             f"left out         of the examples {'held out' if heldout else 'for training'}: {', '.join(named)}"
         )
-
-
-def _fitting(reader: TextReader, fit: Fit, left_out: Counter[str]) -> Iterable[TextRecord]:
-    for record in reader:
-        fitting = fit(record)
-        if fitting is None:
-            left_out["labelled as undesirable"] += 1
-        else:
-            yield fitting
 
 
 def encode(

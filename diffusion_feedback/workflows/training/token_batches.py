@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from accelerate import Accelerator
 
-from ...catalog import objective_row
 from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
@@ -20,76 +18,67 @@ from ...training.sources import TokenSource, UnpairedSource, under_budget
 from ...types.models import TextModel
 from ...types.texts import TokenExample, UnpairedBatch
 from .given import Setup
-from .session import Examples
+from .session import Examples, RunData
 from .text_examples import TextData, load_texts
 from .tokenization import build_tokenization, describe_tokenizer
 
 
-@dataclass(frozen=True)
-class TokenBatches:
-    """The texts of a run as tokens, and which of them each optimizer step sees, in which passes.
+@dataclass(frozen=True, slots=True)
+class TokenBatches(RunData):
+    """The texts of a run as tokens, in passes.
 
-    ``lengths`` are the tokens that each training example takes in a pass.
+    ``lengths`` are the tokens that each training example takes in a pass, ``num_tokens`` those that are seen up to the end
+    of each update, padding not counted.
     """
 
-    recipe: Recipe
-    accelerator: Accelerator
+    setup: Setup
+    train: Examples
+    heldout: Examples | None
+    order: EpochOrder
     tokenization: Tokenization
     data: TextData
-    order: EpochOrder
     lengths: Sequence[int]
+    num_tokens: Sequence[int]
 
     @classmethod
     def load(cls, setup: Setup, model: TextModel, *, share_prompt: bool) -> TokenBatches:
         """Read and tokenise training and held-out texts. Raises UserError as ``load_texts`` does, for a length beyond the
-        model's window, and for a batch larger than the data.
+        model's window, and for a batch larger than the data, saying what became of the rows.
         """
-        recipe, accelerator = setup.recipe, setup.accelerator
-        tokenization = build_tokenization(recipe, model)
+        tokenization, training = build_tokenization(setup.recipe, model), setup.recipe.training
         data = load_texts(setup, tokenization)
-        order = _build_order(recipe, data, accelerator)
-        return cls(recipe, accelerator, tokenization, data, order, lengths_of(data.train, share_prompt=share_prompt))
-
-    @property
-    def train(self) -> Examples:
-        """What is learnt from."""
-        return self.examples(self.data.train)
-
-    @property
-    def heldout(self) -> Examples | None:
-        """What is evaluated; None where the recipe names nothing."""
-        return None if self.data.heldout is None else self.examples(self.data.heldout)
-
-    def examples(self, index: TokenIndex) -> Examples:
-        """The examples of ``index`` in batches as the recipe's objective takes them."""
-        return MismatchedCompletions(index) if self.learns_from == "labels" else index
-
-    @property
-    def learns_from(self) -> str:
-        """What the recipe's objective learns from."""
-        return objective_row(self.recipe.objective["name"]).learns_from
+        try:
+            order = EpochOrder(len(data.train), setup.batch_size, training.seed)
+        except UserError as error:
+            reasons = [" ".join(note.split()) for note in data.notes]
+            raise UserError("; ".join([error.problem, *reasons]), error.remedy) from error
+        sizes = [
+            sum(len(side) for side in (each.chosen, each.rejected) if side is not None) for each in data.train.examples
+        ]
+        seen = np.cumsum([sum(sizes[i] for i in order.indices(step)) for step in range(training.max_train_steps)])
+        is_unpaired = setup.objective.learns_from == "labels"
+        train = MismatchedCompletions(data.train) if is_unpaired else data.train
+        heldout = MismatchedCompletions(data.heldout) if is_unpaired and data.heldout is not None else data.heldout
+        lengths = lengths_of(data.train, share_prompt=share_prompt)
+        return cls(setup, train, heldout, order, tokenization, data, lengths, seen.tolist())
 
     def source(self) -> TokenSource | UnpairedSource:
         """The passes of each optimizer step, as the objective takes them.
 
         One on chosen samples alone is a mean over the tokens of the whole step, every other one a mean over its examples.
         """
-        budget, train = budget_of(self.recipe, self.lengths), self.data.train
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if self.learns_from == "labels":
-            passes = self.recipe.training.gradient_accumulation_steps
+        recipe, accelerator, learns_from = self.setup.recipe, self.setup.accelerator, self.setup.objective.learns_from
+        budget, train = budget_of(recipe, self.lengths), self.data.train
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        if learns_from == "labels":
+            passes = recipe.training.gradient_accumulation_steps
             return UnpairedSource(self.order, train.unpaired, passes, processes, rank, self.lengths, budget)
-        are_demonstrations = self.learns_from == "chosen"
-        counts = [float(example.chosen.num_scored) for example in train.examples] if are_demonstrations else None
+        counts = [float(each.chosen.num_scored) for each in train.examples] if learns_from == "chosen" else None
         return TokenSource(self.order, train.batch, self.lengths, budget, processes, rank, counts)
 
-    def num_tokens(self) -> Callable[[int], Mapping[str, float]]:
-        """Tokens seen up to an update (number from 0), that one included, padding not counted."""
-        examples = self.data.train.examples
-        sizes = [len(each.chosen) + (len(each.rejected) if each.rejected is not None else 0) for each in examples]
-        steps = range(self.recipe.training.max_train_steps)
-        seen = np.cumsum([sum(sizes[i] for i in self.order.indices(step)) for step in steps])
-        return lambda number: {"num_tokens": int(seen[number])}
+    def metrics_of(self, number: int) -> Mapping[str, float]:
+        """Tokens seen up to an update (number from 0), that one included."""
+        return {"num_tokens": self.num_tokens[number]}
 
     def name_of(self, example_id: str) -> str:
         """The example of an id by the words that it begins with, for a message: its row is not kept."""
@@ -102,7 +91,7 @@ class TokenBatches:
         examples = self.data.train.examples
         longest, mean = max(each.length for each in examples), sum(each.length for each in examples) / len(examples)
         # An example that is longer than the budget is a pass alone.
-        most = max(budget_of(self.recipe, self.lengths), *self.lengths)
+        most = max(budget_of(self.setup.recipe, self.lengths), *self.lengths)
         return [
             *self.data.notes,
             *adapters,
@@ -110,16 +99,6 @@ class TokenBatches:
             f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {most:,} a pass at most",
             *(f"note             {note}" for note in self.tokenization.counts.notes()),
         ]
-
-
-def _build_order(recipe: Recipe, data: TextData, accelerator: Accelerator) -> EpochOrder:
-    """Raises UserError for a batch larger than the data, saying what became of the rows."""
-    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-    try:
-        return EpochOrder(len(data.train), size * accelerator.num_processes, recipe.training.seed)
-    except UserError as error:
-        reasons = [" ".join(note.split()) for note in data.notes]
-        raise UserError("; ".join([error.problem, *reasons]), error.remedy) from error
 
 
 @dataclass(frozen=True)

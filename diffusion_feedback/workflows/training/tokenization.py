@@ -6,6 +6,8 @@ from ...config.recipe import Recipe
 from ...errors import UserError
 from ...likelihoods.conversations import read_template
 from ...likelihoods.tokenization import Tokenization
+from ...models.end_tokens import adds_end
+from ...reports.cards.writer import TokenizerFacts
 from ...text_folders import NO_LIMIT, rows_of, unknown_tokens
 from ...types.models import TextModel, Tokenizer
 
@@ -67,3 +69,14 @@ def describe_tokenizer(loaded: TextModel) -> list[str]:
         words = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in unsaid)
         lines.append(f"{words} ends a completion too, and is saved as an end token in generation_config.json")
     return [f"note             {line}" for line in lines]
+
+
+def tokenizer_facts(loaded: TextModel) -> TokenizerFacts:
+    """What a card tells of the tokenizer of a language model or reward model."""
+    tokenizer, is_stated = loaded.tokenizer, not getattr(loaded, "unsaid_end_token_ids", ())
+    return TokenizerFacts(
+        adds_end=adds_end(tokenizer),
+        has_types="token_type_ids" in tokenizer("a"),
+        pad_token=tokenizer.pad_token,
+        end_token_ids=() if is_stated else getattr(loaded, "end_token_ids", ()),
+    )

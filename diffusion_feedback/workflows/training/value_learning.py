@@ -15,17 +15,18 @@ from ...likelihoods.tokenization import UNCUT, Tokenization
 from ...likelihoods.tokens import TokenLikelihood
 from ...models import value_heads
 from ...records import TextRecord, content_hash
+from ...training.heldout import even_passes, step_sums
 from ...training.order import EpochOrder
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
-from ...training.value_learning import ValueLearningStep, trajectory_metrics
+from ...training.value_learning import ValueLearningStep
 from ...types.models import GenerativeTextModel
 from ...types.texts import TokenExample
 from .base_model import base_model, make_trainable
 from .examples import check_apart, say_skipped
 from .given import Setup
 from .memory import weight_bytes
-from .session import Session
+from .session import RunData, Session
 from .token_batches import budget_of
 from .tokenization import describe_tokenizer, length_of, set_chat_template
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def value_learning_session(setup: Setup) -> Session:
     """Load the model, give it its heads, and load the trajectories. Raises UserError for bad input."""
-    recipe, accelerator = setup.recipe, setup.accelerator
+    recipe = setup.recipe
     model: GenerativeTextModel = base_model(setup)
     path = recipe.model.pretrained_model_name_or_path
     network = value_heads.attach(model.network, path, seed=recipe.training.seed)
@@ -43,45 +44,30 @@ def value_learning_session(setup: Setup) -> Session:
     step = _step(setup, network)
     step.check()
     trajectories = Trajectories.load(setup, model)
-    train, heldout = trajectories.train, trajectories.heldout
-    size = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
-    order = EpochOrder(len(train), size * accelerator.num_processes, recipe.training.seed)
 
     def evaluate(step_number: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
+        heldout = trajectories.heldout
         if heldout is None:
             return {}
-        size = recipe.training.train_batch_size
-        return trajectory_metrics(step, network, heldout.batch, num_trajectories=len(heldout), batch_size=size)
+        passes = even_passes(len(heldout), recipe.training.train_batch_size)
+        return step_sums(step, network, heldout.batch, passes, "trajectories").means()
 
     def save(trained: nn.Module, folder: Path) -> None:
         model.save(network.language_model, folder)
         value_heads.save_value_heads(network.heads, folder)
 
     return Session(
-        recipe=recipe,
-        accelerator=accelerator,
+        data=trajectories,
         network=network,
         step=step,
-        train=train,
-        heldout=heldout,
-        order=order,
-        # Like lengths together, divided by the number of actions.
-        source=TokenSource(
-            order,
-            train.batch,
-            train.lengths,
-            budget_of(recipe, train.lengths),
-            accelerator.num_processes,
-            accelerator.process_index,
-            counts=train.counts,
-        ),
-        identity={"base": base_hash, "trajectories": trajectories_hash(train)},
+        source=trajectories.source(),
+        identity={"base": base_hash, "trajectories": trajectories_hash(trajectories.train)},
         evaluate=evaluate,
         save=save,
         written_files=[*model.written_files(), value_heads.FILE_NAME],
         card="value_learning",
         card_facts=lambda: {"is_chat": trajectories.are_conversations},
-        notes=[*adapters, *describe_tokenizer(model), *_notes(train, network)],
+        notes=[*adapters, *describe_tokenizer(model), *_notes(trajectories.train, network)],
     )
 
 
@@ -109,11 +95,13 @@ def _notes(train: TrajectoryIndex, network: value_heads.ValueNetwork) -> list[st
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectories:
-    """The trajectories of a run as tokens; ``heldout`` is None where the recipe names none."""
+class Trajectories(RunData):
+    """The trajectories of a run as tokens."""
 
+    setup: Setup
     train: TrajectoryIndex
     heldout: TrajectoryIndex | None
+    order: EpochOrder
     are_conversations: bool
 
     @classmethod
@@ -124,23 +112,28 @@ class Trajectories:
         the same path, but the same file twice is what must not be.
         """
         train, are_conversations = load_trajectories(setup, model)
+        order = EpochOrder(len(train), setup.batch_size, setup.recipe.training.seed)
         if setup.data(heldout=True) is None:
-            return cls(train, None, are_conversations)
+            return cls(setup, train, None, order, are_conversations)
         heldout, _ = load_trajectories(setup, model, heldout=True)
         ids = ([each.example_id for each in index.trajectories] for index in (train, heldout))
         check_apart("trajectories", *ids, may_share=True)
-        return cls(train, heldout, are_conversations)
+        return cls(setup, train, heldout, order, are_conversations)
+
+    def source(self) -> TokenSource:
+        """Passes of like lengths, divided by the number of actions."""
+        train, accelerator = self.train, self.setup.accelerator
+        budget = budget_of(self.setup.recipe, train.lengths)
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        return TokenSource(self.order, train.batch, train.lengths, budget, processes, rank, train.counts)
 
 
 def load_trajectories(
     setup: Setup, model: GenerativeTextModel, *, heldout: bool = False
 ) -> tuple[TrajectoryIndex, bool]:
     """The training or the held-out trajectories as tokens, and whether they are conversations."""
-    recipe, data = setup.recipe, setup.recipe.data
-    split = data.validation_split if heldout else data.split
-    reader = open_trajectories(
-        setup.data(heldout=heldout), split=split, revision=data.revision, on_bad_row=data.on_bad_row
-    )
+    recipe = setup.recipe
+    reader = open_trajectories(setup.data(heldout=heldout), **setup.reading(heldout=heldout))
     length = length_of(recipe, model)
     set_chat_template(recipe, model.tokenizer)
     # No tokenised trajectory is cut: one that is too long is refused by name.
@@ -157,8 +150,7 @@ def load_trajectories(
     say_skipped(reader.name, [reason for _, reason in reader.skipped])
     for note in [*reader.notes(), *tokenization.counts.notes()]:
         log.warning("note             %s: %s", reader.name, note)
-    limit = data.max_validation_pairs if heldout else data.max_train_pairs
-    return index.head(limit) if limit else index, any(turns)
+    return index.head(setup.limit(heldout=heldout)), any(turns)
 
 
 def trajectories_hash(index: TrajectoryIndex) -> str:
