@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,21 @@ def test_an_objective_of_ones_own(make_text_recipe: MakeTextRecipe) -> None:
         dfb.train(recipe, objective=steep)
     with pytest.raises(dfb.UserError, match="does not take 'beta'"):
         dfb.train(recipe, objective={"name": steep, "beta": 0.1})
+
+
+class Steep:
+    """The same loss as an object."""
+
+    def __call__(self, logps: PairLogps, *, slope: float) -> torch.Tensor:
+        return steep(logps, slope=slope)
+
+
+@pytest.mark.parametrize("objective", [partial(steep, slope=0.1), {"name": Steep(), "slope": 0.1}])
+def test_an_objective_that_is_no_plain_function(objective: Any, make_text_recipe: MakeTextRecipe) -> None:
+    file = make_text_recipe(training={"max_train_steps": 2}, validation={"num_prompts": 0})
+    run = dfb.train(dfb.load_recipe(file), objective=objective)
+    plain = dfb.load_recipe(file, {"output_dir": file.with_name("plain")})
+    assert run.metrics == dfb.train(plain, objective={"name": steep, "slope": 0.1}).metrics
 
 
 def length(prompts: list[str], completions: list[str]) -> list[float]:

@@ -9,20 +9,20 @@ from typing import Any
 from ..errors import UserError, nearest
 from .families import FAMILIES
 from .objectives import OBJECTIVES
-from .rows import Family, ObjectiveRow, import_path, settings_of
+from .rows import Family, ObjectiveRow, Optimizer, import_path, name_of, settings_of
 from .sources import is_reference, load_named
 
 # A name of the catalog, a reference to a user's own code, or that itself.
-Named = str | Callable[..., Any] | ObjectiveRow | Family
+Named = str | Callable[..., Any] | ObjectiveRow | Family | Optimizer
 
-CATALOG: Mapping[str, Mapping[str, str | ObjectiveRow | Family]] = {
+CATALOG: Mapping[str, Mapping[str, str | ObjectiveRow | Family | Optimizer]] = {
     "objective": OBJECTIVES,
     "family": FAMILIES,
     "optimizer": {
-        "adamw": "diffusion_feedback.training.optimizers:adamw",
-        "adamw_8bit": "diffusion_feedback.training.optimizers:adamw_8bit",
-        "adafactor": "diffusion_feedback.training.optimizers:adafactor",
-        "rmsprop": "diffusion_feedback.training.optimizers:rmsprop",
+        "adamw": Optimizer("diffusion_feedback.training.optimizers:adamw", 8.0),
+        "adamw_8bit": Optimizer("diffusion_feedback.training.optimizers:adamw_8bit", 2.0),
+        "adafactor": Optimizer("diffusion_feedback.training.optimizers:adafactor", 0.1),
+        "rmsprop": Optimizer("diffusion_feedback.training.optimizers:rmsprop", 4.0),
     },
     "scorer": {
         "pickscore": "diffusion_feedback.scorers.pickscore:load",
@@ -66,17 +66,6 @@ def names(kind: str) -> list[str]:
     return list(CATALOG[kind])
 
 
-def name_of(named: Named) -> str:
-    """What a message, a file or a hash calls ``named``: its name, or "module:attribute" of what was handed in."""
-    if isinstance(named, ObjectiveRow):
-        return name_of(named.path)
-    if isinstance(named, Family):
-        return name_of(named.load)
-    if isinstance(named, str):
-        return named
-    return f"{named.__module__}:{getattr(named, '__qualname__', type(named).__qualname__)}"
-
-
 def _entry(kind: str, named: Named) -> Named:
     """What ``named`` stands for: a path of ours, a row, or what the user named or handed in. Raises UserError."""
     if not isinstance(named, str):
@@ -94,7 +83,7 @@ def objective_row(named: Named) -> ObjectiveRow:
     Raises UserError for an unknown name, and for a function with parameters that its row does not hand over.
     """
     entry = _entry("objective", named)
-    if isinstance(entry, str | Family):
+    if isinstance(entry, str | Family | Optimizer):
         raise UserError(
             f"objective {name_of(named)!r}: is a {type(entry).__name__}", "give a function or an ObjectiveRow"
         )
@@ -126,7 +115,13 @@ def resolve(kind: str, named: Named) -> Callable[..., Any]:
     entry = _entry(kind, named)
     if isinstance(entry, Family):
         raise UserError(f"{kind} {name_of(named)!r}: is a Family", "give a function")
-    return import_path(entry) if isinstance(entry, str) else entry
+    return import_path(entry.path if isinstance(entry, Optimizer) else entry)
+
+
+def state_bytes(optimizer: Named) -> float:
+    """Bytes of state that ``optimizer`` keeps of a trained parameter; a user's own is taken for AdamW's kin."""
+    row = _entry("optimizer", optimizer)
+    return row.state_bytes if isinstance(row, Optimizer) else 8.0
 
 
 def objectives_for(family: Named) -> list[str]:

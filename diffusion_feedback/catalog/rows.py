@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ _EXAMPLES: Mapping[Kind, Examples] = {
     "policy_gradient": "rollouts",
     "value_learning": "trajectories",
 }
-# What an objective may be handed besides log-probabilities; of the last three, which concern more than the example, one.
+# What an objective may be handed besides log-probabilities.
 _INPUTS: Mapping[Kind, frozenset[str]] = {
     "pairwise": frozenset({"chosen_probability", "margin", "mean_log_ratio", "population", "positions"}),
     "unpaired": frozenset({"kl"}),
@@ -32,6 +33,7 @@ _INPUTS: Mapping[Kind, frozenset[str]] = {
     "reward": frozenset({"chosen_probability", "margin"}),
 }
 _WHOLE_BATCH = frozenset({"population", "kl"})
+_BEYOND_THE_EXAMPLE = _WHOLE_BATCH | {"mean_log_ratio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,11 @@ class ObjectiveRow:
             samples with a label (``UnpairedLogps``); pointwise: chosen samples, (B,); ranking: logits of prompts against
             images (B, 2B); reward: rewards of chosen and rejected texts (``PairLogps``). policy_gradient is a class of
             the form of ``objectives.policy_gradient.PolicyGradient``, value_learning a loss on ``ActionValues``.
-        inputs: What it is handed besides, by the names and in the order of its parameters. Of the example:
-            chosen_probability (soft labels, (B,) in [0.5, 1]), margin ((B,), texts alone). Beyond it: mean_log_ratio, a
-            mean over earlier updates; population and positions, the pairs of the whole batch and the place of each of
-            these in it; kl, an estimate of the divergence over the whole batch.
+        inputs: What it is handed besides, by the names and in the order of its parameters, which have a default: it stands
+            where there is nothing to hand over. Of the example: chosen_probability (soft labels, (B,) in [0.5, 1]), margin
+            ((B,), texts alone). Beyond it, one of: mean_log_ratio, a mean over earlier updates; population and positions,
+            the pairs of the whole batch and the place of each of these in it; kl, an estimate of the divergence over the
+            whole batch. The last two compare with a reference.
         reference: Whether it compares the policy with a reference; of pairwise and unpaired ones alone.
         rewards: Whether its implicit reward is beta times the sum of a sample's log-probabilities, or times their mean.
         images: Why it means nothing for models of images; None where it does mean something.
@@ -66,13 +69,25 @@ class ObjectiveRow:
     has_terms: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for an unknown kind, and inputs that its kind is not handed."""
+        """Raises UserError for an unknown kind, and inputs that its kind is not handed, or not together."""
+        label, inputs = f"objective {name_of(self)}", set(self.inputs)
         if self.kind not in _EXAMPLES:
-            raise UserError(f"objective {self.path}: unknown kind {self.kind!r}", f"known: {', '.join(_EXAMPLES)}")
-        unknown = sorted(set(self.inputs) - _INPUTS.get(self.kind, frozenset()))
+            raise UserError(f"{label}: unknown kind {self.kind!r}", f"known: {', '.join(_EXAMPLES)}")
+        unknown = sorted(inputs - _INPUTS.get(self.kind, frozenset()))
         if unknown:
             known = ", ".join(sorted(_INPUTS.get(self.kind, ()))) or "none"
-            raise UserError(f"objective {self.path}: unknown input {unknown[0]!r} of kind {self.kind!r}", known)
+            raise UserError(f"{label}: unknown input {unknown[0]!r} of kind {self.kind!r}", known)
+        beyond = sorted(inputs & _BEYOND_THE_EXAMPLE)
+        if len(beyond) > 1:
+            raise UserError(
+                f"{label}: has the inputs {' and '.join(beyond)}", "of those beyond the example it may have one"
+            )
+        if len(inputs & {"population", "positions"}) == 1:
+            raise UserError(f"{label}: has one of the inputs population and positions", "they go together: name both")
+        if self.looks_ahead and not self.reference:
+            raise UserError(
+                f"{label}: {beyond[0]} compares with a reference", "leave reference=False out, or the input"
+            )
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -87,7 +102,7 @@ class ObjectiveRow:
 
         Raises UserError as the function does, and where it fails or does not return one loss for each example.
         """
-        label = f"objective {self.path}" if isinstance(self.path, str) else f"objective {self.path.__name__}"
+        label = f"objective {name_of(self)}"
         with calling(label):
             losses = self.function(*given, **settings)
         shape = tuple(getattr(losses, "shape", ()))
@@ -134,16 +149,20 @@ class ObjectiveRow:
         """Raise UserError unless the function takes log-probabilities, then the inputs, then settings by keyword alone."""
         if self.kind == "policy_gradient":
             return
-        first, *others = _positional(self.function, label) or [""]
-        if not first:
+        taken = _positional(self.function, label)
+        if not taken:
             raise UserError(f"{label}: takes no log-probabilities", "give a function of them, and settings after a *")
-        if tuple(others) != self.inputs:
-            wanted = ", ".join((first, *self.inputs))
-            problem = f"{label}: takes ({first}, {', '.join(others)}), and is called with ({wanted})"
+        first, *others = taken
+        if tuple(each.name for each in others) != self.inputs:
+            problem = f"{label}: takes ({first.name}, {', '.join(each.name for each in others)}), and is called with "
             remedy = (
                 "put settings behind a *; what else it is handed, its row says: ObjectiveRow(function, inputs=(...))"
             )
-            raise UserError(problem, remedy)
+            raise UserError(f"{problem}({', '.join((first.name, *self.inputs))})", remedy)
+        for each in others:
+            if each.default is each.empty:
+                remedy = f"write {each.name}=None: it stands where there is nothing to hand over, as with hard labels"
+                raise UserError(f"{label}: its input {each.name!r} has no default", remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +201,25 @@ class Family:
         return row.kind in self.kinds and self.why_not(row) is None
 
 
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """An optimizer: "module:attribute" of it, and how many bytes of state it keeps of a trained parameter."""
+
+    path: str
+    state_bytes: float
+
+
+def name_of(named: object) -> str:
+    """What a message, a file or a hash calls ``named``: its name, or "module:attribute" of what was handed in."""
+    if isinstance(named, ObjectiveRow | Family):
+        named = named.path if isinstance(named, ObjectiveRow) else named.load
+    while isinstance(named, functools.partial):
+        named = named.func
+    if isinstance(named, str):
+        return named
+    return f"{named.__module__}:{getattr(named, '__qualname__', type(named).__qualname__)}"
+
+
 def import_path(path: str | Callable[..., object]) -> Callable[..., object]:
     """What a path of ours, "module:attribute", names; what is no path, as it is."""
     if callable(path):
@@ -201,9 +239,9 @@ def settings_of(function: Callable[..., object]) -> dict[str, inspect.Parameter]
     return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _positional(function: Callable[..., object], label: str) -> list[str]:
+def _positional(function: Callable[..., object], label: str) -> list[inspect.Parameter]:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError) as error:  # some built-in ones tell nothing of themselves
         raise UserError(f"{label}: has no signature", "give a function with parameters") from error
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

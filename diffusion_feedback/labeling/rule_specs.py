@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-from ..catalog import check_settings, name_of, names, resolve
+from ..catalog import check_settings, names, resolve
+from ..catalog.rows import name_of
 from ..catalog.sources import calling
 from ..documents import parse_yaml
 from ..errors import UserError

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..catalog import Named, name_of, resolve
+from ..catalog import Named, resolve
+from ..catalog.rows import name_of
 from ..catalog.sources import calling
 from ..data.prompt_images import PromptImages
 from ..data.scores import read_scores, write_scores

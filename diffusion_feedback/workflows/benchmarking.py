@@ -11,7 +11,8 @@ from typing import Any, cast
 from weakref import finalize
 
 from .. import __version__
-from ..catalog import Named, name_of
+from ..catalog import Named
+from ..catalog.rows import name_of
 from ..data.prompt_images import PromptImages, find_images
 from ..data.prompt_sets import PromptSet, read_prompt_set
 from ..data.tabular import find_metadata

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion_feedback.catalog import check_settings, family_row, name_of, objective_row, resolve
+from diffusion_feedback.catalog import check_settings, family_row, objective_row, resolve
 from diffusion_feedback.catalog.families import FAMILIES
 from diffusion_feedback.catalog.objectives import OBJECTIVES
-from diffusion_feedback.catalog.rows import Family, ObjectiveRow, settings_of
+from diffusion_feedback.catalog.rows import Family, ObjectiveRow, name_of, settings_of
 from diffusion_feedback.catalog.sources import foreign_hash
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.objectives.pairwise import dpo
+from diffusion_feedback.types.training import PairLogps
 from diffusion_feedback.workflows.benchmark_folder import benchmark_of
 
 
@@ -26,6 +28,28 @@ def mine(logps: Any, *, beta: float) -> Tensor:
 
 def soft(logps: Any, chosen_probability: Tensor | None = None, *, beta: float) -> Tensor:
     return mine(logps, beta=beta)
+
+
+def hard(logps: Any, margin: Tensor, *, beta: float) -> Tensor:
+    return mine(logps, beta=beta) - margin
+
+
+class Steep:
+    """A loss that is an object."""
+
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+    def __call__(self, logps: Any, *, beta: float) -> Tensor:
+        return self.power * mine(logps, beta=beta)
+
+
+@pytest.mark.parametrize("given", [partial(mine, beta=2.0), partial(partial(mine), beta=1.0), Steep(2.0)])
+def test_what_is_no_plain_function_is_an_objective(given: Callable[..., Tensor]) -> None:
+    two = torch.zeros(2)
+    objective_row(given).check_losses(PairLogps(two, two), examples=2, beta=1.0)
+    with pytest.raises(UserError, match=f"objective {__name__}:(mine|Steep): returned Tensor"):
+        objective_row(given).check_losses(PairLogps(two, two), examples=3, beta=1.0)
 
 
 def test_a_name_a_function_and_a_row_are_rows() -> None:
@@ -57,6 +81,14 @@ def test_names_of_what_is_handed_in() -> None:
         (lambda: ObjectiveRow(mine, "pairs"), "unknown kind 'pairs'(.|\n)*known: pairwise"),  # type: ignore[arg-type]
         (lambda: ObjectiveRow(mine, inputs=("kl",)), "unknown input 'kl' of kind 'pairwise'(.|\n)*margin"),
         (lambda: ObjectiveRow(mine, "pointwise", inputs=("margin",)), "unknown input 'margin'(.|\n)*none"),
+        (
+            lambda: ObjectiveRow(mine, inputs=("mean_log_ratio", "population")),
+            "mean_log_ratio and population(.|\n)*one",
+        ),
+        (lambda: ObjectiveRow(mine, inputs=("population",)), "go together"),
+        (lambda: ObjectiveRow(mine, inputs=("population", "positions"), reference=False), "compares with a reference"),
+        (lambda: ObjectiveRow(mine, "unpaired", inputs=("kl",), reference=False), "kl compares with a reference"),
+        (lambda: objective_row(ObjectiveRow(hard, inputs=("margin",))), "'margin' has no default(.|\n)*margin=None"),
         (lambda: objective_row(soft), r"takes \(logps, chosen_probability\), and is called with \(logps\)"),
         (lambda: objective_row(lambda *, beta: beta), "takes no log-probabilities"),
         (lambda: objective_row(FAMILIES["sd"]), "is a Family"),

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ...catalog import name_of, objective_row
-from ...catalog.rows import ObjectiveRow
+from ...catalog import objective_row
+from ...catalog.rows import ObjectiveRow, name_of
 from ...catalog.sources import source_hash
 from ...config.parsing import checked
 from ...config.recipe import Recipe

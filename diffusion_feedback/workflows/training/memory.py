@@ -10,14 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ...catalog import state_bytes
 from .session import Session
-
-_STATES = {
-    "adamw": 8.0,
-    "adamw_8bit": 2.0,
-    "adafactor": 0.1,
-    "rmsprop": 4.0,
-}  # bytes of optimizer state a trained parameter
 
 
 def weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
@@ -97,7 +91,7 @@ def estimate(session: Session) -> list[str]:
     trained = sum(p.numel() for p in session.parameters())
     weights, frozen = weight_bytes(network.parameters()), session.frozen_bytes
     average = 4 * trained if recipe.training.ema_decay else 0
-    states = (4 + _STATES.get(recipe.optimizer["name"], 8.0)) * trained + average
+    states = (4 + state_bytes(recipe.optimizer["name"])) * trained + average
     activations = saved_bytes(session)
     samples = session.sampling_bytes()
     # Samples are drawn between steps, when no activations are held.
