@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def calibrate(
     tune: Pairs | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
-    **settings: Any,
+    **settings: object,
 ) -> CalibrationResult:
     """Measure ``scorers`` on labelled ``pairs``, and fit the logit scale of each.
 

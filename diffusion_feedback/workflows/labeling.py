@@ -71,7 +71,7 @@ def label(
     rule: str | Callable[..., Any] | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
-    **settings: Any,
+    **settings: object,
 ) -> Dataset:
     """Pairs of ``images`` with labels by ``scorers``: a ``datasets.Dataset`` in Pick-a-Pic's columns.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
 
@@ -42,7 +42,7 @@ def score(
     scorers: Scorers,
     output: str | Path | None = None,
     overwrite: bool = False,
-    **settings: Any,
+    **settings: object,
 ) -> Dataset:
     """Score ``images`` against their prompts: a ``datasets.Dataset`` with the columns of the table that ``score`` writes.
 
