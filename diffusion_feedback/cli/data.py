@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..folders import hold_file
 from ..workflows.settings import CheckSettings, ConvertSettings
 from .flags import Flags
-from .settings import add_flags, made_of
+from .settings import add_flags
 
 CHECK_EPILOG = """examples:
   dfb data check pairs.parquet
@@ -76,19 +74,18 @@ def build_parser() -> Flags:
 
 def run(argv: Sequence[str]) -> None:
     """Check or convert as ``argv`` says. Raises UserError for bad input, and for data that is not ready to train."""
-    arguments = build_parser().parse_args(argv)
-    if arguments.command == "check":
-        from ..workflows.checking import check_data
+    given = vars(build_parser().parse_args(argv))
+    command, path = given.pop("command"), given.pop("path")
+    if command == "check":
+        from ..workflows.checking import check
 
-        checked = check_data(arguments.path, made_of(arguments, CheckSettings))
-        print(checked.to_text())
+        checked = check(path, **given)
+        print(checked)
         if not checked.is_ready:
             raise SystemExit(2)  # everything has been said, so no message on top
         return
 
-    from ..workflows.converting import convert_data
+    from ..workflows.converting import convert
 
-    output = Path(arguments.output)
-    with hold_file(output, "dfb data convert"):
-        done = convert_data(arguments.path, output, made_of(arguments, ConvertSettings))
+    done = convert(path, given.pop("output"), **given)
     print("\n".join([*done.notes, f"{done.output}: {done.num:,} {done.unit}s from {done.source}"]))

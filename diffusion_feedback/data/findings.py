@@ -1,29 +1,58 @@
-"""What the checks of pairs and of texts say in the same words."""
+"""What the checks of pairs and of texts find in the same way, and what training on squares takes away from pictures."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-
-_EXAMPLES = 5
+import math
+from collections.abc import Sequence
 
 
-def counted(counts: Mapping[str, int]) -> str:
-    """Each number with its name, the largest first."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{number:,} {name}" for name, number in ordered)
+class Votes:
+    """What rows say of the same example: each row's share of votes for the side that comes first when sorted."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, tuple[str, list[float]]] = {}  # with the place where the example was met first
+
+    def add(self, example: str, source: str, share: float) -> None:
+        """Take in the row at ``source``, which says ``share`` of ``example``."""
+        self._shares.setdefault(example, (source, []))[1].append(share)
+
+    @property
+    def ties(self) -> int:
+        """Examples without a majority."""
+        return sum(math.fsum(shares) / len(shares) == 0.5 for _, shares in self._shares.values())
+
+    @property
+    def num_usable(self) -> int:
+        """Examples that training uses by default: each once, without ties."""
+        return len(self._shares) - self.ties
+
+    @property
+    def duplicates(self) -> int:
+        """Rows that repeat an example."""
+        return sum(len(shares) - 1 for _, shares in self._shares.values())
+
+    @property
+    def contradicting(self) -> list[str]:
+        """Where the examples stand whose rows prefer, or label, both ways."""
+        return [source for source, shares in self._shares.values() if min(shares) < 0.5 < max(shares)]
 
 
-def value_range(values: Sequence[int]) -> str:
-    """Smallest, median and largest, or the one value that all have."""
-    low, middle, high = min(values), statistics.median_low(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}, median {middle:,}"
-
-
-def bad_row_lines(bad: Iterable[tuple[int, str, str]], unusable: Sequence[tuple[str, str]]) -> list[str]:
-    """Lines on bad rows: how many, what is wrong and the remedy of each kind; then reasons of the first ``unusable``."""
-    lines = [f"  ! {number:,} rows {what} -> {remedy}" for number, what, remedy in bad]
-    lines += [f"      {reason}" for _, reason in unusable[:_EXAMPLES]]
-    if len(unusable) > _EXAMPLES:
-        lines.append(f"      and {len(unusable) - _EXAMPLES:,} more")
+def square_notes(sizes: Sequence[tuple[int, int]], resolutions: Sequence[int]) -> list[str]:
+    """Lines on how many images of ``sizes`` (width, height; px) are cut, and enlarged to each of ``resolutions``."""
+    lines = []
+    lost = {size: 1 - min(size) / max(size) for size in set(sizes)}
+    cut = [size for size in sizes if lost[size] > 0]
+    if cut:
+        mean, worst = sum(lost[size] for size in cut) / len(cut), max(cut, key=lambda size: lost[size])
+        note = f"{len(cut):,} of {len(sizes):,} images are not square: a square of each is trained on"
+        lines.append(
+            f"{note}, which leaves out {mean:.1%} of their area on average, {lost[worst]:.1%} at worst"
+            f" ({worst[0]} x {worst[1]})"
+        )
+    for resolution in resolutions:
+        small = [size for size in sizes if min(size) < resolution]
+        if small:
+            least = min(small, key=min)
+            note = f"{len(small):,} of {len(sizes):,} images are enlarged when trained at {resolution} px"
+            lines.append(f"{note}, the smallest from {least[0]} x {least[1]}")
     return lines

@@ -17,7 +17,8 @@ from .image_handles import ImageFile, RowImage
 from .image_sets import ImageSet, caption_beside, images_of_pairs
 from .images import EncodedImage
 from .places import undecoded, user_path
-from .readers import GIVEN, find_source
+from .read_log import GIVEN
+from .readers import find_source
 
 if TYPE_CHECKING:
     from datasets import Dataset

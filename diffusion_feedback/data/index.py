@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from ..progress import progress
 from ..records import PairRecord, content_hash
 from ..types.images import PreferenceBatch
 from .image_index import image_index, inspect
 from .images import decode_image
-from .readers import KnownPair, PairReader, ReadCounts
+from .read_log import ReadCounts
+from .readers import KnownPair, PairReader
 from .rows import Location, PairSource
 
 
@@ -123,33 +123,27 @@ class PairIndex:
         votes: dict[str, list[float]] = {}
         pairs: dict[str, IndexedPair] = {}
         shared: dict[Any, Any] = {}  # the same few prompts and sizes recur; each is held once
-        with (
-            image_index(folder, reader.identity, decode=reader.decode) as images,
-            progress(
-                desc=f"reading {reader.name}", total=reader.num_rows, unit="row", mininterval=0.5, disable=quiet
-            ) as bar,
-        ):
-            for known, location in reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair):
+        with image_index(folder, reader.identity, decode=reader.decode) as images:
+            passing = reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair)
+            for known, location in reader.log.watched(passing, "reading", reader.num_rows, hidden=quiet):
                 pair = _indexed(known, location, shared)
                 votes.setdefault(pair.pair_id, []).append(pair.label_0)
                 before = pairs.get(pair.pair_id)
                 # Of repeated rows the largest weight counts: like the mean of the labels, whichever comes first.
                 pairs[pair.pair_id] = pair if before is None else replace(pair, weight=max(pair.weight, before.weight))
-                bar.update(reader.counts.rows - bar.n)
-            bar.update(reader.counts.rows - bar.n)
-        reader.require_pairs()
+        reader.require_usable()
         merged = [_merged(pairs[key], votes[key]) for key in sorted(pairs)]
         kept = [pair for pair in merged if pair.label_0 != 0.5 or reader.ties != "drop"]
         if not kept:
-            problem = f"{reader.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
+            problem = f"{reader.log.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
         duplicates = sum(map(len, votes.values())) - len(votes)
         notes = [*images.notes, *reader.notes]
         if lost := len(merged) - len(kept):
             notes.append(
-                f"{reader.name}: {lost} pairs are left out, whose rows contradict each other evenly (ties: soft keeps them)"
+                f"{reader.log.name}: {lost} pairs are left out, whose rows contradict each other evenly (ties: soft keeps them)"
             )
-        return cls(reader.source, kept, reader.counts, duplicates, notes)
+        return cls(reader.source, kept, reader.log.counts, duplicates, notes)
 
     def __len__(self) -> int:
         return len(self._pairs)

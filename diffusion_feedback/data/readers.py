@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -15,6 +14,7 @@ from .image_folders import METADATA_NAMES
 from .image_index import ImageFacts, ImageIndex
 from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, split_of, user_path
 from .rankings import RankingSource, holds_rankings
+from .read_log import GIVEN, OnBadRow, ReadLog, name_of_data
 from .rows import (
     SIDES,
     BadRow,
@@ -48,11 +48,7 @@ class KnownPair:
 
 
 Pair = TypeVar("Pair", PairRecord, KnownPair)
-OnBadRow = Literal["error", "skip"]
 Ties = Literal["drop", "soft", "first"]
-
-GIVEN = "data set in memory"
-"""The name of a data set that is given as such."""
 
 FORMATS_HELP = (
     "give a parquet file, a glob of parquet files, a folder (parquet files; images with metadata.jsonl, metadata.csv or"
@@ -61,37 +57,11 @@ FORMATS_HELP = (
 )
 
 
-@dataclass(slots=True)
-class ReadCounts:
-    """What one pass met: ``pairs`` were given out; ties count whether kept or not; ``bad`` is by kind of reason.
-
-    ``outside`` are images of usable pairs that do not lie in the data set's folder: full paths, and links.
-    """
-
-    rows: int = 0
-    pairs: int = 0
-    ties: int = 0
-    unlabelled: int = 0
-    not_different: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    outside: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        named = [
-            (self.ties, "ties"),
-            (self.unlabelled, "unlabelled (has_label false)"),
-            (self.not_different, "not different (are_different false)"),
-            (self.bad.total(), "bad"),
-        ]
-        counts = [f"{count} {name}" for count, name in named if count]
-        return f"{self.rows} rows" + (f", of which {', '.join(counts)}" if counts else "")
-
-
 class PairReader:
     """The usable pairs of a source, in its order; may be iterated any number of times, never holds them all.
 
-    After (and during) a pass, ``counts`` says what was met and ``skipped`` lists (source, reason) of bad rows left out.
-    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", and at the end where no pair was usable.
+    After (and during) a pass, ``log`` says what was met. Iterating raises UserError at a bad row unless ``on_bad_row`` is
+    "skip", and at the end where no pair was usable.
     """
 
     def __init__(
@@ -104,14 +74,9 @@ class PairReader:
         decode: bool = True,
         split: str = "",
     ) -> None:
-        self.source = source
-        self.split = split
-        self.name = name
-        self.on_bad_row = on_bad_row
-        self.ties = ties
-        self.decode = decode
-        self.counts = ReadCounts()
-        self.skipped: list[tuple[str, str]] = []
+        self.source, self.split = source, split
+        self.ties, self.decode = ties, decode
+        self.log = ReadLog(name, on_bad_row, "pairs", "give data with labelled pairs")
 
     @property
     def format(self) -> str:
@@ -121,7 +86,7 @@ class PairReader:
     @property
     def identity(self) -> str:
         """Which data this is, wherever the command was started."""
-        return f"{user_path(self.name).absolute()} {self.split}"
+        return f"{user_path(self.log.name).absolute()} {self.split}"
 
     @property
     def num_rows(self) -> int | None:
@@ -134,7 +99,7 @@ class PairReader:
     def __iter__(self) -> Iterator[PairRecord]:
         for record, _ in self.scan():
             yield record
-        self.require_pairs()
+        self.require_usable()
 
     def scan(self) -> Iterator[tuple[PairRecord, Location | None]]:
         """One pass over the usable pairs and where their images are found again; no pair at all is no error here."""
@@ -145,57 +110,49 @@ class PairReader:
         yield from self._pass(self.source.rows(index.is_known), lambda row: _known(row, index, self.source))
 
     def _pass(self, rows: Iterator[PairRow], make: Callable[[PairRow], Pair]) -> Iterator[tuple[Pair, Location | None]]:
-        self.counts, self.skipped = ReadCounts(), []
+        self.log.begin()
         for row in rows:
-            self.counts.rows += 1
+            self.log.counts.rows += 1
             pair = self._usable(row, make)
             if pair is not None:
-                self.counts.pairs += 1
+                self.log.counts.usable += 1
                 yield pair, row.location
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> Sequence[str]:
         """What one should know of the data as it was read: what was passed over, and what lies elsewhere."""
-        outside = self.counts.outside
-        where = f"{self.name}: {len(outside)} images lie outside its folder (full paths or links): {listed(outside)}"
+        outside = self.log.counts.outside
+        where = (
+            f"{self.log.name}: {len(outside)} images lie outside its folder (full paths or links): {listed(outside)}"
+        )
         return [*self.source.notes, *([where] if outside else [])]
 
-    def require_pairs(self) -> None:
+    def require_usable(self) -> None:
         """Raise UserError where the last pass found no usable pair, saying why."""
-        if self.counts.pairs:
-            return
-        problem = f"{self.name}: 0 usable pairs ({self.counts})"
-        if self.counts.ties and self.ties == "drop":
-            ties = "all labelled pairs" if not self.counts.bad else f"{self.counts.ties} pairs"
-            raise UserError(
-                f"{problem}: {ties} are ties", "keep ties as soft labels with ties: soft, or label more pairs"
-            )
-        if self.skipped:
-            raise UserError(
-                f"{problem}; the first: {self.skipped[0][1]}", "correct the rows; a check of the data lists them all"
-            )
-        raise UserError(problem, "give data with labelled pairs" if self.counts.rows else "the data holds no rows")
+        counts = self.log.counts
+        if not counts.usable and counts.ties and self.ties == "drop":
+            ties = "all labelled pairs" if not counts.bad else f"{counts.ties} pairs"
+            problem = f"{self.log.name}: 0 usable pairs ({counts}): {ties} are ties"
+            raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
+        self.log.require_usable()
 
     def _usable(self, row: PairRow, make: Callable[[PairRow], Pair]) -> Pair | None:
         match unlabelled(row):
             case "unlabelled":
-                self.counts.unlabelled += 1
+                self.log.counts.unlabelled += 1
                 return None
             case "not_different":
-                self.counts.not_different += 1
+                self.log.counts.not_different += 1
                 return None
         try:
             pair = make(row)
         except BadRow as error:
-            if self.on_bad_row == "error":
-                raise
-            self.counts.bad[error.kind] += 1
-            self.skipped.append((row.source, error.problem))
+            self.log.leave_out(row.source, error)
             return None
-        self.counts.outside += _files_outside(row, pair)
+        self.log.counts.outside += _files_outside(row, pair)
         if pair.label_0 != 0.5:
             return pair
-        self.counts.ties += 1
+        self.log.counts.ties += 1
         if self.ties == "drop":
             return None
         return pair if self.ties == "soft" else replace(pair, label_0=1.0)
@@ -240,12 +197,10 @@ def open_pairs(
     as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
     """
     source = find_source(path, split=split, revision=revision, streaming=streaming)
-    name = GIVEN
-    if isinstance(path, str | Path):
-        name = str(path)
-    else:  # a part of a data set lies in the same files as the whole: its fingerprint says what it holds
+    if not isinstance(path, str | Path):
+        # A part of a data set lies in the same files as the whole: its fingerprint says what it holds.
         split = f"{split} {path._fingerprint}"
-    return PairReader(source, name, on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
+    return PairReader(source, name_of_data(path), on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 
 def find_source(given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool) -> PairSource:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import UserError, visible
 from ..prompts import ENDINGS
@@ -15,7 +13,7 @@ from ..records import Text, TextRecord
 from .folders import find_twins
 from .places import files_of_split, glob_files, hub_id, is_glob, is_saved
 from .rankings import holds_rankings
-from .readers import GIVEN, OnBadRow
+from .read_log import GIVEN, OnBadRow, ReadLog, name_of_data
 from .rows import BadRow
 from .tabular import find_metadata
 from .text_cells import TextCells
@@ -46,42 +44,29 @@ _IMAGE_COLUMNS = frozenset(
 )
 
 
-@dataclass(slots=True)
-class TextCounts:
-    """What one pass met: ``examples`` were given out; ``silent`` rows say nothing by their own account (all scores
-    alike, or marked as no good); ``bad`` is by kind of reason; ``unread`` are rows by column that the format does not read.
-    """
-
-    rows: int = 0
-    examples: int = 0
-    silent: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    unread: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        named = [(self.silent, "without a preference, or marked as no good"), (self.bad.total(), "bad")]
-        counts = [f"{count:,} {name}" for count, name in named if count]
-        return f"{self.rows:,} rows" + (f", of which {', '.join(counts)}" if counts else "")
+Record = TypeVar("Record")
 
 
-class TextReader:
-    """The usable examples of some sources, in their order; may be iterated any number of times, never holds them all.
+class TextReader(Generic[Record]):
+    """The usable rows of some sources, as ``make`` makes them of the row and its format, in their order.
 
-    After (and during) a pass, ``counts`` says what was met and ``skipped`` lists (source, reason) of bad rows left out.
-    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", for columns of no known format, for a source
-    of prompts alone, and at the end where no example was usable.
+    They may be iterated any number of times, and are never all held. After (and during) a pass, ``log`` says what was met.
+    Iterating raises UserError at a bad row unless those are skipped, for columns of no known format, for a source of
+    prompts alone unless those are wanted (``prompts_alone``), and at the end where no row was usable. ``make`` gives None for
+    a row that says nothing by its own account, and raises BadRow. ``passed_over`` says which files were not read.
     """
 
     def __init__(
-        self, sources: list[TextSource], name: str, *, on_bad_row: OnBadRow = "error", prompts_alone: bool = False
+        self,
+        sources: Sequence[TextSource],
+        make: Callable[[TextCells, TextFormat], Record | None],
+        log: ReadLog,
+        *,
+        prompts_alone: bool = False,
+        passed_over: Sequence[str] = (),
     ) -> None:
-        self.sources = sources
-        self.name = name
-        self.on_bad_row = on_bad_row
-        self.prompts_alone = prompts_alone
-        self.passed_over: Sequence[str] = ()
-        self.counts = TextCounts()
-        self.skipped: list[tuple[str, str]] = []
+        self.sources, self.log = sources, log
+        self._make, self._prompts_alone, self._passed_over = make, prompts_alone, passed_over
 
     @property
     def format(self) -> str:
@@ -100,77 +85,60 @@ class TextReader:
     def __length_hint__(self) -> int:
         return self.num_rows or 0
 
-    def __iter__(self) -> Iterator[TextRecord]:
+    def __iter__(self) -> Iterator[Record]:
         yield from self.scan()
-        self.require_examples()
+        self.log.require_usable()
 
-    def scan(self) -> Iterator[TextRecord]:
-        """One pass over the usable examples; no example at all is no error here."""
-        self.counts, self.skipped = TextCounts(), []
+    def scan(self) -> Iterator[Record]:
+        """One pass over the usable rows; that there is none is no error here."""
+        self.log.begin()
         for source in self.sources:
             form: TextFormat | None = None
             for row in source.rows():
-                self.counts.rows += 1
-                form = form or self._format_of(source, row.cells)
+                self.log.counts.rows += 1
+                if isinstance(row.cells, BadRow):
+                    self.log.leave_out(row.source, row.cells)
+                    continue
+                form = form or self._format_of(source)
+                cells = TextCells(row.source, row.cells)
                 try:
-                    record = self._record(row.source, row.cells, form)
+                    record = self._make(cells, form)
                 except BadRow as error:
-                    if self.on_bad_row == "error":
-                        raise
-                    self.counts.bad[error.kind] += 1
-                    self.skipped.append((row.source, error.problem))
+                    self.log.leave_out(row.source, error)
                     continue
                 if record is None:
-                    self.counts.silent += 1
+                    self.log.counts.silent += 1
                 else:
-                    self.counts.examples += 1
+                    self.log.counts.usable += 1
+                    self.log.counts.unread.update(cells.unread())
                     yield record
 
-    def _record(self, source: str, cells: Mapping[str, object] | BadRow, form: TextFormat | None) -> TextRecord | None:
-        if isinstance(cells, BadRow):
-            raise cells
-        assert form is not None
-        row = TextCells(source, cells)
-        record = form.read(row)
-        if record is not None:
-            self.counts.unread.update(row.unread())
-        return record
-
-    def notes(self) -> list[str]:
-        """What the last pass left aside, in plain words: columns that are not read, and files."""
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the last pass left aside: columns that are not read, by the rows that hold something there, and files."""
         pictures = sorted({name for source in self.sources for name in getattr(source, "pictures", ())})
-        return [*unread_note(self.counts.unread, pictures), *self.passed_over]
+        named = [f"{visible(name)} ({count:,} rows)" for name, count in self.log.counts.unread.items()]
+        named += [f"{visible(name)} (pictures)" for name in pictures]
+        return [*([f"columns not read: {', '.join(named)}"] if named else []), *self._passed_over]
 
-    def require_examples(self) -> None:
-        """Raise UserError where the last pass found no usable example, saying why."""
-        if self.counts.examples:
-            return
-        problem = f"{self.name}: 0 usable examples ({self.counts})"
-        if self.skipped:
-            raise UserError(
-                f"{problem}; the first: {self.skipped[0][1]}", "correct the rows; a check of the data lists them all"
-            )
-        raise UserError(problem, "give data with preferences" if self.counts.rows else "the data holds no rows")
-
-    def _format_of(self, source: TextSource, cells: object) -> TextFormat | None:
-        if isinstance(cells, BadRow):
-            return None
+    def _format_of(self, source: TextSource) -> TextFormat:
         columns = source.columns
         form = detect(columns)
-        where = str(getattr(source, "file", self.name))
+        where = str(getattr(source, "file", self.log.name))
         if form is None:
             raise unknown_columns(where, columns)
-        if form.is_prompts and not self.prompts_alone:
+        if form.is_prompts and not self._prompts_alone:
             problem = f"{where}: holds prompts alone (columns {', '.join(sorted(columns))})"
             raise UserError(problem, "give completions too: prompt and completion, or prompt, chosen and rejected")
         return form
 
 
-def unread_note(unread: Mapping[str, int], pictures: Sequence[str] = ()) -> list[str]:
-    """The line on columns that were not read, by the rows that hold something there; none where there are none."""
-    named = [f"{visible(name)} ({count:,} rows)" for name, count in unread.items()]
-    named += [f"{visible(name)} (pictures)" for name in pictures]
-    return [f"columns not read: {', '.join(named)}"] if named else []
+def _example_reader(
+    path: str | Path | Dataset, sources: Sequence[TextSource], on_bad_row: OnBadRow, *, prompts_alone: bool = False
+) -> TextReader[TextRecord]:
+    log = ReadLog(name_of_data(path), on_bad_row, "examples", "give data with preferences")
+    left = passed_over(path, sources)
+    return TextReader(sources, lambda row, form: form.read(row), log, prompts_alone=prompts_alone, passed_over=left)
 
 
 def open_texts(
@@ -180,7 +148,7 @@ def open_texts(
     revision: str | None = None,
     on_bad_row: OnBadRow = "error",
     streaming: bool = False,
-) -> TextReader:
+) -> TextReader[TextRecord]:
     """Find out what ``path`` is, and open its texts: preferences, unpaired feedback, demonstrations, or plain texts.
 
     A file of JSON Lines, JSON, CSV, TSV (each may be gzipped) or parquet, a glob or folder of such files, a folder of
@@ -189,10 +157,7 @@ def open_texts(
     ``text_formats``. ``split`` picks files whose names begin with it, a folder of that name, or the hub's split;
     ``revision`` and ``streaming`` matter for the hub only. Raises UserError for a path that is none of these.
     """
-    sources = find_texts(path, split=split, revision=revision, streaming=streaming)
-    reader = TextReader(sources, name_of_data(path), on_bad_row=on_bad_row)
-    reader.passed_over = passed_over(path, sources)
-    return reader
+    return _example_reader(path, find_texts(path, split=split, revision=revision, streaming=streaming), on_bad_row)
 
 
 def open_prompts(
@@ -210,12 +175,9 @@ def open_prompts(
     aside. Raises UserError as
     ``open_texts`` does, and where an example has no prompt.
     """
-    sources = _prompt_sources(path, split, revision)
     prompts: list[Text] = []
     known: set[str] = set()
-    name = name_of_data(path)
-    reader = TextReader(sources, name, on_bad_row=on_bad_row, prompts_alone=True)
-    reader.passed_over = passed_over(path, sources)
+    reader = _example_reader(path, _prompt_sources(path, split, revision), on_bad_row, prompts_alone=True)
     for record in reader:
         if not record.prompt:
             problem = f"{record.source}: no prompt to generate from"
@@ -234,16 +196,11 @@ def open_prompts(
         known.add(key)
     if say is not None:
         for line in [
-            *(f"{name}: {note}" for note in reader.notes()),
-            *(f"left out: {why}" for _, why in reader.skipped),
+            *(f"{reader.log.name}: {note}" for note in reader.notes),
+            *(f"left out: {why}" for _, why in reader.log.skipped),
         ]:
             say(line)
     return prompts
-
-
-def name_of_data(given: str | Path | Dataset) -> str:
-    """What messages call the data set ``given``."""
-    return str(given) if isinstance(given, str | Path) else GIVEN
 
 
 def _prompt_sources(given: str | Path | Dataset, split: str, revision: str | None) -> list[TextSource]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +14,15 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..records import TextRecord
 from ..types.texts import TokenExample, TokenSequence, TrajectoryBatch
-from .readers import OnBadRow
+from .read_log import OnBadRow, ReadLog, name_of_data
 from .rows import BadRow
 from .text_cells import TextCells
-from .text_formats import TextFormat, detect, unknown_columns
-from .text_sources import TextRow, TextSource
-from .texts import find_texts, name_of_data, unread_note
+from .text_formats import TextFormat
+from .texts import TextReader, find_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
 
 _REMEDY = (
     "give rows of prompt and completion (or messages, or text) with reward, a number, or rewards, a list of numbers"
@@ -39,70 +38,17 @@ class TrajectoryRecord:
     is_total: bool
 
 
-class TrajectoryReader:
-    """The usable trajectories of some sources, in their order. ``skipped`` lists (source, reason) of bad rows left out.
-
-    Iterating raises UserError at a bad row unless ``on_bad_row`` is "skip", for columns of no known format, and at the end
-    where no row was usable.
-    """
-
-    def __init__(self, sources: Sequence[TextSource], name: str, *, on_bad_row: OnBadRow = "error") -> None:
-        self.sources, self.name, self.on_bad_row = sources, name, on_bad_row
-        self.skipped: list[tuple[str, str]] = []
-        self.unread = Counter[str]()
-
-    def __iter__(self) -> Iterator[TrajectoryRecord]:
-        self.skipped, self.unread = [], Counter()
-        count = 0
-        for source in self.sources:
-            form = detect(source.columns)
-            if form is None:
-                raise unknown_columns(str(getattr(source, "file", self.name)), source.columns)
-            for row in source.rows():
-                try:
-                    record = self._trajectory(row, form)
-                except BadRow as error:
-                    self.leave_out(row.source, error)
-                else:
-                    count += 1
-                    yield record
-        self.require(count)
-
-    def _trajectory(self, row: TextRow, form: TextFormat) -> TrajectoryRecord:
-        if isinstance(row.cells, BadRow):
-            raise row.cells
-        cells = TextCells(row.source, row.cells)
-        record = _trajectory(cells, form)
-        self.unread.update(cells.unread())
-        return record
-
-    def notes(self) -> list[str]:
-        """What the last pass left aside, in plain words."""
-        return unread_note(self.unread)
-
-    def leave_out(self, source: str, error: BadRow) -> None:
-        """Take note of a bad row. Raises it unless bad rows are skipped."""
-        if self.on_bad_row == "error":
-            raise error
-        self.skipped.append((source, error.problem))
-
-    def require(self, count: int) -> None:
-        """Raise UserError where ``count``, the number of usable rows, is 0."""
-        if not count:
-            reason = f"; the first bad row: {self.skipped[0][1]}" if self.skipped else ""
-            raise UserError(f"{self.name}: no usable trajectories{reason}", _REMEDY)
-
-
 def open_trajectories(
     path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, on_bad_row: OnBadRow = "error"
-) -> TrajectoryReader:
+) -> TextReader[TrajectoryRecord]:
     """Open the trajectories at ``path``: whatever ``texts.open_texts`` takes.
 
     Each row has a text in one of the forms of single texts (prompt and completion; messages; text), and either ``reward``,
     a number that comes with the last token, or ``rewards``: one for each of the assistant's turns, or for each token of the
     completion; the end token's may be left out and is 0 then. Raises UserError for a path that is none of these.
     """
-    return TrajectoryReader(find_texts(path, split=split, revision=revision), name_of_data(path), on_bad_row=on_bad_row)
+    log = ReadLog(name_of_data(path), on_bad_row, "trajectories", _REMEDY, _REMEDY)
+    return TextReader(find_texts(path, split=split, revision=revision), _trajectory, log, prompts_alone=True)
 
 
 def _trajectory(row: TextCells, form: TextFormat) -> TrajectoryRecord:
@@ -208,7 +154,7 @@ class TrajectoryIndex:
 
 
 def index_trajectories(
-    reader: TrajectoryReader,
+    reader: TextReader[TrajectoryRecord],
     encode: Callable[[Sequence[TextRecord]], Sequence[TokenExample]],
     *,
     max_length: int,
@@ -224,29 +170,30 @@ def index_trajectories(
         try:
             rewards = _fitting(trajectory, example.chosen, max_length, max_completion_length)
         except BadRow as error:
-            reader.leave_out(trajectory.record.source, error)
+            reader.log.leave_out(trajectory.record.source, error)
         else:
             kept.append(Trajectory(trajectory.record.example_id, example.chosen, rewards, example.weight))
-    reader.require(len(kept))
+    reader.log.counts.usable = len(kept)
+    reader.log.require_usable()
     return TrajectoryIndex(sorted(kept, key=lambda each: (each.example_id, each.rewards.tobytes(), each.weight)))
 
 
 def _encoded(
-    reader: TrajectoryReader, encode: Callable[[Sequence[TextRecord]], Sequence[TokenExample]]
+    reader: TextReader[TrajectoryRecord], encode: Callable[[Sequence[TextRecord]], Sequence[TokenExample]]
 ) -> Iterator[tuple[TrajectoryRecord, TokenExample]]:
     records = list(reader)
     try:
         yield from zip(records, encode([trajectory.record for trajectory in records]), strict=True)
         return
     except UserError:
-        if reader.on_bad_row == "error":
+        if reader.log.on_bad_row == "error":
             raise
     # Some row cannot be tokenised, and such rows are to be left out: one at a time, to find it.
     for trajectory in records:
         try:
             (example,) = encode([trajectory.record])
         except UserError as error:
-            reader.leave_out(trajectory.record.source, BadRow("text", error.problem))
+            reader.log.leave_out(trajectory.record.source, BadRow("text", error.problem))
         else:
             yield trajectory, example
 

@@ -17,7 +17,6 @@ from ..errors import UserError, nearest
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
 from ..folders import is_main_process
-from ..progress import progress
 from ..records import ScoreRecord, content_hash, write_json
 from ..reports.console import calibration_summary
 from ..reports.pages.calibration import calibration_report
@@ -180,8 +179,7 @@ def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
     items: list[ImageItem] = []
     labels: list[float] = []
     rankings: list[int] = []
-    bar = progress(reader.scan(), desc=f"reading {reader.name}", total=reader.num_rows, unit="row", mininterval=0.5)
-    for record, location in bar:
+    for record, location in reader.log.watched(reader.scan(), "reading", reader.num_rows):
         assert location is not None  # only streams have none
         prompt = record.prompt.strip()
         for side, data in enumerate((record.image_0, record.image_1)):
@@ -190,10 +188,10 @@ def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
         labels.append(record.label_0)
         if isinstance(reader.source, RankingSource):
             rankings.append(reader.source.ranking_of(location))
-    reader.require_pairs()
+    reader.require_usable()
     # Where each ranking is of two images, nothing but the prompt holds pairs together.
     are_longer = len(set(rankings)) < len(rankings)
-    return _PairSet(reader.name, items, labels, reader.counts.bad.total(), rankings if are_longer else None)
+    return _PairSet(reader.log.name, items, labels, reader.log.counts.bad.total(), rankings if are_longer else None)
 
 
 def _check_apart(test: _PairSet, tune: _PairSet) -> None:

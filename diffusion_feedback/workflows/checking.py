@@ -10,11 +10,12 @@ from ..data.text_check import TextReport, check_texts
 from ..data.texts import find_texts, holds_texts
 from ..data.trajectories import open_trajectories
 from ..errors import UserError
+from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
 from .settings import CheckSettings, made_of_keywords
 from .token_check import TokenCheck
 
-_OF_TOKENS = ("max_length", "max_completion_length", "chat_template")
+_OF_TOKENS = ("tokenizer", "max_length", "max_completion_length", "chat_template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class Checked:
         """Whether the data can be trained on as it is."""
         return self.report.is_ready
 
-    def to_text(self) -> str:
+    def __str__(self) -> str:
         """The report in plain text."""
-        return "\n".join(filter(None, (self.report.to_text(), self.rewards)))
+        return "\n".join(filter(None, (check_summary(self.report), self.rewards)))
 
 
 def check(path: str, **settings: object) -> Checked:
@@ -41,19 +42,19 @@ def check(path: str, **settings: object) -> Checked:
     that training would refuse.
     """
     [given] = made_of_keywords(settings, CheckSettings)
-    return check_data(path, given)
-
-
-def check_data(path: str, settings: CheckSettings) -> Checked:
-    """``check`` under ``settings``. Raises UserError as it does."""
-    where = settings.where
-    if not holds_texts(path, **where):
-        _refuse_token_settings(settings)
+    where = given.where
+    is_text = holds_texts(path, **where)
+    if given.tokenizer is None or not is_text:
+        for name in _OF_TOKENS:
+            if getattr(given, name) is not None:
+                what = "means nothing for images" if given.tokenizer else "means nothing without `tokenizer`"
+                raise UserError(f"`{name}`: {what}", "leave it out, or check texts with a `tokenizer`")
+    if not is_text:
         return Checked(check_pairs(path, **where))
-    report = check_texts(path, tokens=_token_check(settings), **where)
+    report = check_texts(path, tokens=_token_check(given), **where)
     if not report.is_ready or not reward_columns(path, where):
         return Checked(report)
-    trajectories = list(open_trajectories(path, split=settings.split, revision=settings.revision))
+    trajectories = list(open_trajectories(path, split=given.split, revision=given.revision))
     rewards = [reward for each in trajectories for reward in each.rewards]
     summary = f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
     return Checked(report, summary)
@@ -67,16 +68,6 @@ def reward_columns(path: str, where: dict[str, Any]) -> list[str]:
 
 def _token_check(settings: CheckSettings) -> TokenCheck | None:
     if settings.tokenizer is None:
-        _refuse_token_settings(settings)
         return None
-    tokenizer = load_tokenizer(settings.tokenizer)
-    return TokenCheck(
-        tokenizer, settings.tokenizer, settings.max_length, settings.max_completion_length, settings.chat_template
-    )
-
-
-def _refuse_token_settings(settings: CheckSettings) -> None:
-    for name in ("tokenizer", *_OF_TOKENS):
-        if getattr(settings, name) is not None:
-            what = "means nothing for images" if settings.tokenizer else "means nothing without `tokenizer`"
-            raise UserError(f"`{name}`: {what}", "leave it out, or check texts with a `tokenizer`")
+    limits = settings.max_length, settings.max_completion_length
+    return TokenCheck(load_tokenizer(settings.tokenizer), settings.tokenizer, *limits, settings.chat_template)

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..data.pickapic import write_pickapic
 from ..data.places import check_not_inside
-from ..data.readers import PairReader, open_pairs
+from ..data.readers import open_pairs
 from ..data.text_output import each_answer, write_texts
-from ..data.texts import TextReader, holds_texts, open_texts
+from ..data.texts import holds_texts, open_texts
 from ..errors import UserError
+from ..folders import expand, hold_file
 from ..progress import progress
 from .checking import reward_columns
 from .outputs import check_output
@@ -38,38 +39,33 @@ def convert(path: str, output: str | Path, **settings: object) -> Converted:
     are skipped, and an output that is there or is one of the inputs.
     """
     [given] = made_of_keywords(settings, ConvertSettings)
-    return convert_data(path, Path(output), given)
+    where, output = given.where, expand(output)
+    with hold_file(output, "convert"):
+        is_text = holds_texts(path, **where)
+        reader: Any
+        if is_text:
+            reader = open_texts(path, on_bad_row=given.on_bad_row, **where)
+        else:
+            reader = open_pairs(path, on_bad_row=given.on_bad_row, ties="soft", **where)
+        _check_not_input(output, reader.sources if is_text else [reader.source])
+        check_not_inside(output, [path])
+        if is_text and (rewards := reward_columns(path, where)):
+            problem = f"{path}: has {' and '.join(rewards)}, for which the forms that are written have no place"
+            raise UserError(problem, "train on it as it is: trajectories need no conversion")
+        check_output(output, [".jsonl", ".parquet"] if is_text else [".parquet"], overwrite=given.overwrite)
+        if given.each_answer and not is_text:
+            raise UserError("`each_answer`: means nothing for images", "leave it out")
+        unit = "example" if is_text else "pair"
+        write: Any = write_texts if is_text else write_pickapic
+        rows: Any = progress(reader, desc="convert", total=reader.num_rows, unit=unit)
+        num = write(each_answer(rows) if given.each_answer else rows, output)
+    left_out = [f"left out: {reason}" for _, reason in reader.log.skipped]
+    notes = reader.notes if is_text else [f"note: {note}" for note in reader.notes]
+    return Converted(output, num, unit, f"{reader.format} ({reader.log.counts})", [*left_out, *notes])
 
 
-def convert_data(path: str, output: Path, settings: ConvertSettings) -> Converted:
-    """``convert`` under ``settings``. Raises UserError as it does."""
-    where = settings.where
-    is_text = holds_texts(path, **where)
-    reader: PairReader | TextReader
-    if is_text:
-        reader = open_texts(path, on_bad_row=settings.on_bad_row, **where)
-    else:
-        reader = open_pairs(path, on_bad_row=settings.on_bad_row, ties="soft", **where)
-    _check_not_input(output, reader)
-    check_not_inside(output, [path])
-    if is_text and (rewards := reward_columns(path, where)):
-        problem = f"{path}: has {' and '.join(rewards)}, for which the forms that are written have no place"
-        raise UserError(problem, "train on it as it is: trajectories need no conversion")
-    check_output(output, [".jsonl", ".parquet"] if is_text else [".parquet"], overwrite=settings.overwrite)
-    if settings.each_answer and not is_text:
-        raise UserError("`each_answer`: means nothing for images", "leave it out")
-    unit = "example" if is_text else "pair"
-    write: Any = write_texts if is_text else write_pickapic
-    rows: Any = progress(reader, desc="convert", total=reader.num_rows, unit=unit)
-    num = write(each_answer(rows) if settings.each_answer else rows, output)
-    left_out = [f"left out: {reason}" for _, reason in reader.skipped]
-    notes = reader.notes() if isinstance(reader, TextReader) else [f"note: {note}" for note in reader.notes]
-    return Converted(output, num, unit, f"{reader.format} ({reader.counts})", [*left_out, *notes])
-
-
-def _check_not_input(output: Path, reader: PairReader | TextReader) -> None:
+def _check_not_input(output: Path, sources: Sequence[Any]) -> None:
     """Raise UserError where ``output`` is one of the files that are read: what is left out of it would be lost."""
-    sources: Sequence[Any] = reader.sources if isinstance(reader, TextReader) else [reader.source]
     files = [file for source in sources for file in getattr(source, "files", None) or [getattr(source, "file", None)]]
     if output.exists() and any(file is not None and file.exists() and file.samefile(output) for file in files):
         raise UserError(f"{output}: is one of the inputs", "give another name: what is left out would be lost")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.findings import value_range
 from ..errors import UserError
 from ..likelihoods.tokenization import Tokenization
 from ..records import TextRecord
@@ -41,6 +40,11 @@ class TokenCheck:
         self.refused: list[str] = []
         self.num_turns = 0
         self.num_stopping = 0
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the number of tokens is limited at all."""
+        return self.max_length < _NO_LIMIT
 
     @property
     def is_ready(self) -> bool:
@@ -80,25 +84,3 @@ class TokenCheck:
         tokenizer = self.tokenization.tokenizer
         stops = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
         return any(int(token) in stops for token in sequence.ids[sequence.scored][-_TAIL:])
-
-    def lines(self) -> list[str]:
-        """The findings in plain words."""
-        limit = f"at most {self.max_length:,}" if self.max_length < _NO_LIMIT else "no limit on their number"
-        lines = [f"  tokens of {self.name}, {limit}:"]
-        if self.prompts:
-            lines += [
-                f"    prompts {value_range(self.prompts)}; scored of each completion {value_range(self.completions)}"
-            ]
-        lines += [f"  ! {note}" for note in self.tokenization.counts.notes()]
-        if self.has_template and self.num_plain:
-            lines.append(f"  ! {self.num_plain:,} examples are plain texts, which do not go through the chat template")
-        if self.refused:
-            lines.append(f"  ! {len(self.refused):,} examples cannot become tokens; the first:")
-            lines.append(f"      {self.refused[0]}")
-        if self.num_turns and self.num_stopping < self.num_turns:
-            missing = self.num_turns - self.num_stopping
-            lines.append(f"  ! {missing:,} of {self.num_turns:,} answers end without a stop token that is scored")
-            lines.append("      -> the model would not learn to stop; give a template that ends each turn with one")
-        elif self.num_turns:
-            lines.append("    the chat template keeps the assistant's turns, and a stop token is scored in each")
-        return lines

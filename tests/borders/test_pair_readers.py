@@ -24,6 +24,7 @@ from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import PairRecord
+from diffusion_feedback.reports.checks import check_summary
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -123,7 +124,7 @@ def test_what_is_no_image_is_named_and_its_bytes_are_not_shown(oddity: str, form
         assert "secret" not in str(caught.value)
         assert "on_bad_row: skip" in caught.value.remedy
     report = check_pairs(path)
-    assert report.num_usable == 2
+    assert report.votes.num_usable == 2
     assert not report.is_ready
     assert len(list(open_pairs(path, on_bad_row="skip"))) == 2
 
@@ -171,7 +172,7 @@ def test_what_is_no_file_is_never_opened(place: str, form: str, tmp_path: Path) 
     for build in (list, lambda reader: PairIndex.build(reader, folder=tmp_path / "index", quiet=True)):
         with pytest.raises(UserError, match="no image" if lacks else rf"cannot read .*1.*png \(.*{problem}"):
             build(open_pairs(path))
-    assert check_pairs(path).num_usable == 2
+    assert check_pairs(path).votes.num_usable == 2
 
 
 NAMES: dict[str, tuple[str, str]] = {
@@ -200,7 +201,7 @@ def test_names_that_lead_elsewhere_or_nowhere(name: str, form: str, tmp_path: Pa
             with pytest.raises(UserError, match=problem) as caught:
                 build(open_pairs(path))
             assert "root:" not in str(caught.value)
-    assert check_pairs(path).num_usable == 2
+    assert check_pairs(path).votes.num_usable == 2
 
 
 @pytest.mark.parametrize("form", ["metadata.jsonl", "chosen_file_name", "parquet of paths", "metadata.parquet"])
@@ -215,7 +216,7 @@ def test_a_nul_in_a_name(form: str, tmp_path: Path) -> None:
     path = written_names(form, tmp_path / "set", rows, names)
     with pytest.raises(UserError, match=r"cannot read .*null"):
         list(open_pairs(path))
-    assert check_pairs(path).num_usable == 2
+    assert check_pairs(path).votes.num_usable == 2
 
 
 @pytest.mark.parametrize("form", FILE_FORMS)
@@ -259,7 +260,7 @@ def test_pairs_without_a_caption(caption: str, form: str, tmp_path: Path) -> Non
         UserError, match=rf"(row 1|line 2|line 3|images 0 and 1), column '(caption|prompt)': .*{problem}"
     ):
         list(open_pairs(path))
-    assert check_pairs(path).counts.bad == {"caption": 1}
+    assert check_pairs(path).reader.log.counts.bad == {"caption": 1}
 
 
 OPTIONAL: dict[str, tuple[Any, str]] = {
@@ -295,7 +296,7 @@ def test_optional_columns_hold_in_the_rows_that_have_them(
     save_table(tmp_path / f"metadata.{kind}", [cells[n] for n in order])
     reader = open_pairs(tmp_path)
     weights = {record.prompt: record.weight for record in reader}
-    counts = reader.counts
+    counts = reader.log.counts
     assert (counts.unlabelled, counts.not_different) == (effect == "unlabelled", effect == "not_different")
     assert len(weights) == (3 if effect in ("pairs", "weight") else 2)
     assert weights.get("p0", 1.0) == (1 / 4 if effect == "weight" else 1.0)
@@ -352,7 +353,7 @@ def test_a_parquet_table_with_columns_named_twice(tmp_path: Path) -> None:
 def test_repeats_are_counted(form: str, tmp_path: Path) -> None:
     rows = rows_with(plain(20))
     path = FORMS[form](tmp_path / "set", [*rows, rows[0], rows[0]])
-    assert "2 rows repeat a pair" in check_pairs(path).to_text()
+    assert "2 rows repeat a pair" in check_summary(check_pairs(path))
     assert PairIndex.build(open_pairs(path), quiet=True).num_duplicates == 2
 
 
@@ -432,7 +433,7 @@ def test_files_of_other_splits_and_hidden_ones_are_named(tmp_path: Path) -> None
         "more/train-1.parquet",
     ):
         save(tmp_path / name, data)
-    text = check_pairs(tmp_path).to_text()
+    text = check_summary(check_pairs(tmp_path))
     assert "passed over 3 parquet files whose names begin with no split: ._train-0.parquet, TRAIN.note.parquet" in text
     assert "passed over 1 parquet files in subfolders: more/train-1.parquet" in text
 
@@ -440,7 +441,7 @@ def test_files_of_other_splits_and_hidden_ones_are_named(tmp_path: Path) -> None
 def test_other_files_of_a_glob_are_named(tmp_path: Path) -> None:
     pickapic(tmp_path, rows_with(plain(20)))
     save(tmp_path / "pairs.json", b"{}")
-    assert "passed over 1 that are no .parquet files" in check_pairs(tmp_path / "pairs*").to_text()
+    assert "passed over 1 that are no .parquet files" in check_summary(check_pairs(tmp_path / "pairs*"))
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error", "pairs.parquet"), OSError("no more")])
@@ -481,7 +482,7 @@ def test_pictures_that_are_cut_and_enlarged_are_told(tmp_path: Path) -> None:
         PairRow("wide", encoded(Image.new("RGB", (1600, 200), (1, 2, 3))), encoded(Image.new("RGB", (512, 512)))),
         PairRow("small", encoded(Image.new("RGB", (8, 8), (1, 2, 3))), encoded(Image.new("RGB", (1024, 512)))),
     ]
-    text = check_pairs(pickapic(tmp_path, rows)).to_text()
+    text = check_summary(check_pairs(pickapic(tmp_path, rows)))
     lost = "leaves out 68.8% of their area on average, 87.5% at worst (1600 x 200)"
     assert f"2 of 4 images are not square: a square of each is trained on, which {lost}" in text
     assert "2 of 4 images are enlarged when trained at 512 px, the smallest from 8 x 8" in text
@@ -649,9 +650,9 @@ def test_images_without_a_partner_are_named(side: str, tmp_path: Path) -> None:
     twins(tmp_path, rows_with(plain(20)))
     next((tmp_path / side).glob("1.png")).unlink()
     report = check_pairs(tmp_path)
-    assert report.num_usable == 2
-    assert f"column '{side}': no image" in report.to_text()
-    assert "1 rows with a broken or missing image" in report.to_text()
+    assert report.votes.num_usable == 2
+    assert f"column '{side}': no image" in check_summary(report)
+    assert "1 rows with a broken or missing image" in check_summary(report)
 
 
 @pytest.mark.parametrize("command", ["convert", "label"])

@@ -84,7 +84,7 @@ def test_every_two_images_are_a_pair(form: str, below: str, tmp_path: Path) -> N
     reader = open_pairs(write(tmp_path, items(*FORMS[form]), below=below), ties="soft")
     assert told(list(reader)) == expected()
     assert reader.num_rows == 9
-    assert (reader.counts.pairs, reader.counts.ties) == (9, 3)
+    assert (reader.log.counts.usable, reader.log.counts.ties) == (9, 3)
     assert list(reader.source.notes) == (
         [] if below == "." else [f"{tmp_path}/test.json: images are read from {tmp_path / below}"]
     )
@@ -148,7 +148,7 @@ def test_a_bad_item_is_named_or_skipped(case: str, tmp_path: Path) -> None:
     assert "item 1" in error.value.problem
     reader = open_pairs(path, on_bad_row="skip")
     assert len(list(reader)) == 1
-    assert len(reader.skipped) == 1
+    assert len(reader.log.skipped) == 1
 
 
 def without(key: str) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def test_every_format_in_every_container(name: str, container: str, tmp_path: Pa
     for record in (first := list(reader)):
         assert (record.prompt, record.chosen, record.rejected) == expected
     assert len(first) == 2
-    assert reader.counts.unread == {}
+    assert reader.log.counts.unread == {}
     assert list(reader) == first
 
 
@@ -276,7 +276,7 @@ def test_other_columns_are_listed_wherever_data_is_read(
     says = "columns not read: id (1 rows), source (1 rows), late (1 rows)"
     reader = open_texts(path)
     list(reader)
-    assert reader.notes() == [says]
+    assert reader.notes == [says]
     main(["data", "check", str(path)])
     assert says in capsys.readouterr().out
 
@@ -294,7 +294,7 @@ def test_columns_that_repeat_what_is_read_are_listed(name: str, tmp_path: Path) 
     row, column = REPEATED[name]
     reader = open_texts(CONTAINERS["jsonl"](tmp_path, [row]))
     assert len(list(reader)) == 1
-    assert reader.counts.unread[column] == 1
+    assert reader.log.counts.unread[column] == 1
 
 
 @pytest.mark.parametrize("container", ["jsonl", "parquet", "csv", "tsv"])
@@ -385,7 +385,7 @@ def test_odd_rows(name: str, tmp_path: Path) -> None:
     reader = open_texts(path, on_bad_row="skip")
     with pytest.raises(UserError, match="0 usable examples"):
         list(reader)
-    assert reader.counts.bad.total() == 1
+    assert reader.log.counts.bad.total() == 1
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -536,7 +536,7 @@ def test_what_a_folder_holds_besides_is_named(tmp_path: Path) -> None:
         (folder / name).write_text("{oops")
     reader = open_texts(folder)
     assert len(list(reader)) == 1
-    (note,) = reader.notes()
+    (note,) = reader.notes
     assert note == "beside the files that were read: dataset_info.json, more.parquet, old/, test-0.jsonl"
 
 
@@ -544,7 +544,7 @@ def test_pictures_beside_texts_are_named(tmp_path: Path) -> None:
     row = ASKED | {"image": {"bytes": b"1", "path": None}}
     reader = open_texts(CONTAINERS["parquet"](tmp_path, [row]))
     assert len(list(reader)) == 1
-    assert reader.notes() == ["columns not read: image (pictures)"]
+    assert reader.notes == ["columns not read: image (pictures)"]
 
 
 def test_prompts_say_what_was_left_aside(tmp_path: Path) -> None:

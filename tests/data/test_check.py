@@ -15,6 +15,7 @@ from diffusion_feedback.cli.data import run
 from diffusion_feedback.data.check import check_pairs
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.reports.checks import check_summary
 
 MakeRows = Callable[..., list[dict[str, Any]]]
 Table = Callable[..., Path]
@@ -37,18 +38,23 @@ def messy(pickapic_rows: MakeRows) -> list[dict[str, Any]]:
 def test_report(table: Table, pickapic_rows: MakeRows) -> None:
     path = table(messy(pickapic_rows))
     report = check_pairs(path)
-    assert (report.counts.rows, report.counts.pairs, report.counts.ties, report.counts.unlabelled) == (14, 9, 1, 1)
-    assert dict(report.counts.bad) == {"caption": 1, "image": 1, "identical": 1, "label": 1}
+    assert (
+        report.reader.log.counts.rows,
+        report.reader.log.counts.usable,
+        report.reader.log.counts.ties,
+        report.reader.log.counts.unlabelled,
+    ) == (14, 9, 1, 1)
+    assert dict(report.reader.log.counts.bad) == {"caption": 1, "image": 1, "identical": 1, "label": 1}
     # Of 7 distinct pairs one is a tie and one is contradicted.
-    assert (report.num_usable, report.duplicates, report.long_captions) == (5, 2, 1)
-    assert report.contradicting == [f"{path}, row 9"]
+    assert (report.votes.num_usable, report.votes.duplicates, report.long_captions) == (5, 2, 1)
+    assert report.votes.contradicting == [f"{path}, row 9"]
     assert report.labels == {"image 0 preferred": 2, "image 1 preferred": 5, "tie": 1, "vote shares in between": 1}
-    assert (report.num_images, report.num_prompts) == (14, 4)
+    assert (len(report.images), len(report.prompts)) == (14, 4)
     assert set(report.image_formats) == {"PNG", "JPEG", "WEBP"}
     assert report.image_modes == {"RGB": 14}
     assert set(report.sides) == {8}
     assert not report.is_ready
-    text = report.to_text()
+    text = check_summary(report)
     for part in (
         "parquet with Pick-a-Pic columns",
         "1 rows with an empty or missing caption -> give every pair a caption",
@@ -63,14 +69,14 @@ def test_report(table: Table, pickapic_rows: MakeRows) -> None:
 
 
 def test_verdicts(table: Table, pickapic_rows: MakeRows) -> None:
-    assert check_pairs(table(pickapic_rows(3))).to_text().endswith("Ready to train: 3 pairs.")
+    assert check_summary(check_pairs(table(pickapic_rows(3)))).endswith("Ready to train: 3 pairs.")
     rows = pickapic_rows(3)
     rows[0] |= {"label_0": 0.5, "label_1": 0.5}
-    text = check_pairs(table(rows)).to_text()
+    text = check_summary(check_pairs(table(rows)))
     assert text.endswith("Ready to train: 2 pairs (1 ties are left out; data.ties: soft keeps them).")
-    text = check_pairs(table(pickapic_rows(3, label_0=0.5, label_1=0.5))).to_text()
+    text = check_summary(check_pairs(table(pickapic_rows(3, label_0=0.5, label_1=0.5))))
     assert "Not ready: all 3 usable pairs are ties" in text
-    assert check_pairs(table(pickapic_rows(3, caption=""))).to_text().endswith("Not ready: no usable pair.")
+    assert check_summary(check_pairs(table(pickapic_rows(3, caption="")))).endswith("Not ready: no usable pair.")
 
 
 def test_check_command(table: Table, pickapic_rows: MakeRows, capsys: pytest.CaptureFixture[str]) -> None:

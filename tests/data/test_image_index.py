@@ -17,7 +17,8 @@ from PIL import Image
 
 from diffusion_feedback.data import image_index
 from diffusion_feedback.data.index import PairIndex
-from diffusion_feedback.data.readers import OnBadRow, PairReader, open_pairs
+from diffusion_feedback.data.read_log import OnBadRow
+from diffusion_feedback.data.readers import PairReader, open_pairs
 from diffusion_feedback.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -136,7 +137,7 @@ def test_a_second_start_looks_at_no_image(
     second = start(path, cache)
     assert len(looked_at) == 16
     assert second[0] == first[0]
-    assert second[1].counts == first[1].counts
+    assert second[1].log.counts == first[1].log.counts
     assert second[0] == list(PairIndex.build(open_pairs(path), quiet=True).pairs)  # as without any index
     batch = second[2].batch(range(8), 0)
     assert [handle.open().size for handle in batch.chosen] == [(12, 8)] * 8
@@ -224,12 +225,12 @@ def test_bad_images_are_told_alike_at_every_start(
     second = start(path, cache, "skip")
     assert second[0] == first[0]
     assert len(first[0]) == 5
-    assert second[1].skipped == first[1].skipped == [(source, reason) for source, reason in open_pairs_skipped(path)]
-    assert [reason.split(": ", 1)[1].split(" (")[0] for _, reason in first[1].skipped] == [
+    assert second[1].log.skipped == first[1].log.skipped == [(source, reason) for source, reason in open_pairs_skipped(path)]
+    assert [reason.split(": ", 1)[1].split(" (")[0] for _, reason in first[1].log.skipped] == [
         "broken image", "the image is empty", "not an image of PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF",
     ]  # fmt: skip
-    assert "it is a web page" in first[1].skipped[2][1]
-    assert second[1].counts == first[1].counts
+    assert "it is a web page" in first[1].log.skipped[2][1]
+    assert second[1].log.counts == first[1].log.counts
     assert len(looked_at) == number
     for _ in range(2):
         with pytest.raises(UserError, match=r"broken image[\s\S]*on_bad_row: skip"):
@@ -240,7 +241,7 @@ def test_bad_images_are_told_alike_at_every_start(
 def open_pairs_skipped(path: Path) -> list[tuple[str, str]]:
     reader = open_pairs(path, on_bad_row="skip")
     list(reader)
-    return reader.skipped
+    return reader.log.skipped
 
 
 def test_missing_files_are_seen_when_they_come(pickapic_rows: MakeRows, tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_rows_without_a_preference_are_not_looked_at_though_they_fill_a_segment(
     second = start(path, cache)
     assert len(looked_at) == 6
     assert second[0] == first[0]
-    assert second[1].counts.unlabelled == 7
+    assert second[1].log.counts.unlabelled == 7
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_no_error(pickapic_rows: MakeRows, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_twin_folders_with_missing_parts(pickapic_rows: MakeRows, tmp_path: Path
     reader = open_pairs(tmp_path, on_bad_row="skip")
     with pytest.raises(UserError, match="0 usable pairs"):
         list(reader)
-    reasons = [reason for _, reason in reader.skipped]
+    reasons = [reason for _, reason in reader.log.skipped]
     assert "000.jpg, column 'caption': the caption is empty" in reasons[0]
     assert "001.jpg, column 'rejected': no image" in reasons[1]
     assert "002, column 'chosen': no image" in reasons[2]
@@ -195,8 +195,8 @@ def test_unlabelled_and_not_different_rows_are_counted(table: Table, pickapic_ro
     rows[2] |= {"label_0": 0.5, "label_1": 0.5}
     reader = open_pairs(table(rows))
     assert as_rows(list(reader)) == expected(rows[3:])
-    counts = reader.counts
-    assert (counts.rows, counts.pairs, counts.unlabelled, counts.not_different, counts.ties) == (6, 3, 1, 1, 1)
+    counts = reader.log.counts
+    assert (counts.rows, counts.usable, counts.unlabelled, counts.not_different, counts.ties) == (6, 3, 1, 1, 1)
     assert next(r.label_0 for r in open_pairs(table(rows), ties="soft")) == 0.5
     assert next(r.label_0 for r in open_pairs(table(rows), ties="first")) == 1.0
 
@@ -238,8 +238,8 @@ def test_bad_rows(changes: dict[str, Any], reason: str, table: Table, pickapic_r
         list(open_pairs(path))
     reader = open_pairs(path, on_bad_row="skip")
     assert len(list(reader)) == 6
-    assert [source for source, _ in reader.skipped] == [f"{path}, row 5"]
-    assert reader.counts.bad.total() == 1
+    assert [source for source, _ in reader.log.skipped] == [f"{path}, row 5"]
+    assert reader.log.counts.bad.total() == 1
 
 
 def test_identical_sides_and_truncated_image(table: Table, pickapic_rows: MakeRows) -> None:
@@ -250,8 +250,8 @@ def test_identical_sides_and_truncated_image(table: Table, pickapic_rows: MakeRo
     reader = open_pairs(path, on_bad_row="skip")
     with pytest.raises(UserError, match="0 usable pairs .*2 bad"):
         list(reader)
-    assert "row 0, columns 'jpg_0' and 'jpg_1': both sides are the same image" in reader.skipped[0][1]
-    assert "row 1, column 'jpg_0': broken image" in reader.skipped[1][1]
+    assert "row 0, columns 'jpg_0' and 'jpg_1': both sides are the same image" in reader.log.skipped[0][1]
+    assert "row 1, column 'jpg_0': broken image" in reader.log.skipped[1][1]
     # Without decoding, only what is seen from the bytes is found.
     assert len(list(open_pairs(path, on_bad_row="skip", decode=False))) == 1
 

@@ -17,6 +17,7 @@ from diffusion_feedback.data.text_output import write_texts
 from diffusion_feedback.data.texts import open_texts
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import TextRecord
+from diffusion_feedback.reports.checks import check_summary
 from diffusion_feedback.workflows.token_check import TokenCheck
 
 ASK = {"role": "user", "content": "what is the colour?"}
@@ -46,14 +47,14 @@ def test_report(tmp_path: Path) -> None:
         "{oops",
     )
     report = check_texts(path)
-    assert (report.counts.rows, report.counts.examples) == (9, 6)
-    assert dict(report.counts.bad) == {"empty": 1, "score": 1, "json": 1}
+    assert (report.reader.log.counts.rows, report.reader.log.counts.usable) == (9, 6)
+    assert dict(report.reader.log.counts.bad) == {"empty": 1, "score": 1, "json": 1}
     # Four distinct pairs, one of them tied by its own account; two votes against one leave a majority.
-    assert (report.num_usable, report.ties, report.duplicates) == (3, 1, 2)
-    assert report.contradicting == [f"{path}, line 1"]
+    assert (report.votes.num_usable, report.votes.ties, report.votes.duplicates) == (3, 1, 2)
+    assert report.votes.contradicting == [f"{path}, line 1"]
     assert report.repeated_prompts == [f"{path}, line 6"]
     assert report.kinds == {"pairs": 6}
-    assert (report.num_prompts, report.num_conversational, report.longer_chosen) == (3, 0, 1)
+    assert (len(report.prompts), report.num_conversational, report.longer_chosen) == (3, 0, 1)
     assert list(report.margins) == [2.5, 1.0]
     assert {side: sorted(found) for side, found in report.lengths.items()} == {
         "prompt": [7, 8, 10, 10, 10, 10],
@@ -61,7 +62,7 @@ def test_report(tmp_path: Path) -> None:
         "rejected": [6, 7, 7, 7, 7, 16],
     }
     assert not report.is_ready
-    text = report.to_text()
+    text = check_summary(report)
     for part in (
         f"{path}: JSON Lines with columns prompt, chosen, rejected",
         "9 rows, of which 3 bad",
@@ -81,7 +82,7 @@ def test_report(tmp_path: Path) -> None:
 
 def test_verdicts(tmp_path: Path) -> None:
     def text(*rows: Any) -> str:
-        return check_texts(jsonl(tmp_path / "texts.jsonl", *rows)).to_text()
+        return check_summary(check_texts(jsonl(tmp_path / "texts.jsonl", *rows)))
 
     assert text(PAIR, PAIR | {"prompt": "Snow is"}).endswith("Ready to train: 2 examples.")
     tied = PAIR | {"prompt": "Snow is", "chosen_probability": 0.5}
@@ -99,9 +100,9 @@ def test_labels_and_mixed_kinds(tmp_path: Path) -> None:
     against = rows[0] | {"label": False}
     report = check_texts(jsonl(tmp_path / "a.jsonl", *rows, against))
     assert report.labels == {"desirable": 2, "undesirable": 4}
-    assert (report.num_usable, report.ties, len(report.contradicting)) == (4, 1, 1)
-    assert "labels: 4 undesirable, 2 desirable" in report.to_text()
-    text = check_texts(jsonl(tmp_path / "a.jsonl", *rows[2:])).to_text()
+    assert (report.votes.num_usable, report.votes.ties, len(report.votes.contradicting)) == (4, 1, 1)
+    assert "labels: 4 undesirable, 2 desirable" in check_summary(report)
+    text = check_summary(check_texts(jsonl(tmp_path / "a.jsonl", *rows[2:])))
     assert "! all labels are alike (3 undesirable) -> unpaired objectives need both" in text
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -109,8 +110,8 @@ def test_labels_and_mixed_kinds(tmp_path: Path) -> None:
     jsonl(folder / "b.jsonl", {"text": "Once upon a time"})
     report = check_texts(folder)
     assert not report.is_ready
-    assert "! 1 pairs, 1 whole texts stand side by side -> give one kind of data to a run" in report.to_text()
-    assert "columns prompt, chosen, rejected and column text, 2 files" in report.format
+    assert "! 1 pairs, 1 whole texts stand side by side -> give one kind of data to a run" in check_summary(report)
+    assert "columns prompt, chosen, rejected and column text, 2 files" in report.reader.format
 
 
 def token_check(template: str | None, **settings: Any) -> TokenCheck:
@@ -122,7 +123,7 @@ def test_tokens_of_conversations(tmp_path: Path) -> None:
     check = token_check(tiny_text.CHATML)
     report = check_texts(path, tokens=check)
     assert report.is_ready
-    assert "the chat template keeps the assistant's turns, and a stop token is scored in each" in report.to_text()
+    assert "the chat template keeps the assistant's turns, and a stop token is scored in each" in check_summary(report)
     tokenizer = check.tokenization.tokenizer
     prompt = "<|im_start|>user\nwhat is the colour?<|im_end|>\n<|im_start|>assistant\n"
     assert check.prompts == [len(tokenizer(prompt, add_special_tokens=False)["input_ids"])]
@@ -144,8 +145,8 @@ def test_tokens_of_conversations(tmp_path: Path) -> None:
 def test_templates_that_teach_nothing(template: str | None, says: str, tmp_path: Path) -> None:
     report = check_texts(jsonl(tmp_path / "turns.jsonl", TURNS), tokens=token_check(template))
     assert not report.is_ready
-    assert says in report.to_text()
-    assert report.to_text().endswith("Not ready: see above.")
+    assert says in check_summary(report)
+    assert check_summary(report).endswith("Not ready: see above.")
 
 
 def test_what_is_cut_and_what_is_refused_is_counted(tmp_path: Path) -> None:
@@ -162,8 +163,8 @@ def test_what_is_cut_and_what_is_refused_is_counted(tmp_path: Path) -> None:
     assert check.tokenization.counts.cut_completions == sum(number > 6 for n, number in enumerate(whole) if n != 4) > 0
     assert check.tokenization.counts.examples == 8
     assert not report.is_ready
-    assert "line 5: 'tokenize' cannot be an argument" in report.to_text()
-    assert "completions were cut at their end" in report.to_text()
+    assert "line 5: 'tokenize' cannot be an argument" in check_summary(report)
+    assert "completions were cut at their end" in check_summary(report)
 
 
 def test_rows_beside_a_refused_one_are_counted_once(tmp_path: Path) -> None:
@@ -173,8 +174,8 @@ def test_rows_beside_a_refused_one_are_counted_once(tmp_path: Path) -> None:
     check = TokenCheck(tiny_text.tokenizer(bos=False), "tiny", max_completion_length=1)
     report = check_texts(jsonl(tmp_path / "texts.jsonl", *rows), tokens=check)
     assert (check.tokenization.counts.examples, check.tokenization.counts.cut_completions) == (3, 3)
-    assert "1 examples cannot become tokens" in report.to_text()
-    assert "line 4: no token of a completion" in report.to_text()
+    assert "1 examples cannot become tokens" in check_summary(report)
+    assert "line 4: no token of a completion" in check_summary(report)
 
 
 RECORDS = {

@@ -246,8 +246,8 @@ def test_bad_rows(name: str, tmp_path: Path) -> None:
     assert "on_bad_row: skip" in caught.value.remedy
     reader = open_texts(path, on_bad_row="skip")
     assert [record.prompt for record in reader] == ["The sky is", "Grass is"]
-    assert (dict(reader.counts.bad), reader.counts.rows, reader.counts.examples) == ({kind: 1}, 3, 2)
-    assert reader.skipped == [(f"{path}, line 2", caught.value.problem)]
+    assert (dict(reader.log.counts.bad), reader.log.counts.rows, reader.log.counts.usable) == ({kind: 1}, 3, 2)
+    assert reader.log.skipped == [(f"{path}, line 2", caught.value.problem)]
 
 
 @pytest.mark.parametrize(
@@ -283,10 +283,10 @@ def test_rows_that_say_nothing_are_counted(tmp_path: Path) -> None:
     rows = [{"instruction": "a", "completions": found} for found in (alike, better)]
     reader = open_texts(jsonl(tmp_path / "a.jsonl", *rows))
     assert [record.margin for record in reader] == [1.0]
-    assert (reader.counts.rows, reader.counts.silent) == (2, 1)
+    assert (reader.log.counts.rows, reader.log.counts.silent) == (2, 1)
     rows = [{"instruction": "a", "output": "b", "ng_translation": value} for value in ("1", "0", "1.0", "", None)]
     reader = open_texts(jsonl(tmp_path / "b.jsonl", *rows))
-    assert (len(list(reader)), reader.counts.silent) == (3, 2)
+    assert (len(list(reader)), reader.log.counts.silent) == (3, 2)
     with pytest.raises(UserError, match=r"0 usable examples \(1 rows, of which 1 without a preference"):
         list(open_texts(jsonl(tmp_path / "c.jsonl", {"instruction": "a", "completions": alike})))
 
@@ -319,7 +319,7 @@ def test_bytes_that_are_not_utf8_are_one_bad_line(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + good + b"\n\n" + good.replace(b"blue", b"bl\xff") + b"\r\n" + good + b"\n")
     reader = open_texts(path, on_bad_row="skip")
     assert [record.source for record in reader] == [f"{path}, line 1", f"{path}, line 4"]
-    assert "line 3: not UTF-8 text" in reader.skipped[0][1]
+    assert "line 3: not UTF-8 text" in reader.log.skipped[0][1]
 
 
 def test_json_lists_lines_and_gzip_hold_the_same(tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ def test_skipped_rows_are_listed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows)
     reader = open_trajectories(path, on_bad_row="skip")
     assert len(list(reader)) == 1
-    assert [source for source, _ in reader.skipped] == [f"{path}, line 2"]
+    assert [source for source, _ in reader.log.skipped] == [f"{path}, line 2"]
     bare = Tokenization(tiny_text.tokenizer(), 100)  # no chat template: no conversation can be tokenised
     reader = open_trajectories(write(tmp_path / "b.jsonl", [{"messages": broken, "reward": 1}]), on_bad_row="skip")
-    with pytest.raises(UserError, match=r"no usable trajectories; the first bad row: .*b.jsonl, line 1"):
+    with pytest.raises(UserError, match=r"0 usable trajectories .*; the first: .*b.jsonl, line 1"):
         index_trajectories(reader, bare.encode, max_length=100)
 
 

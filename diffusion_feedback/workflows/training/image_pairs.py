@@ -9,9 +9,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ...data.findings import square_notes
 from ...data.index import PairIndex
 from ...data.readers import PairReader, open_pairs
-from ...data.squares import square_notes
 from ...folders import expand
 from ...progress import progress
 from ...records import PairRecord, content_hash
@@ -124,7 +124,7 @@ def load_pairs(
     else:
         index = _build(reader, expand(data.cache_dir) / "index", accelerator)
     index = index.head(setup.limit(heldout=heldout))
-    _say_left_out(reader.name, reader, index, resolution)
+    _say_left_out(reader.log.name, reader, index, resolution)
     return index
 
 
@@ -144,9 +144,9 @@ def _build(reader: PairReader, folder: Path, accelerator: Accelerator) -> PairIn
 def _say_left_out(path: str, reader: PairReader, index: PairIndex, resolution: int) -> None:
     for note in index.notes:
         log.warning("note: %s", note)
-    if reader.counts.rows > reader.counts.pairs:
-        log.warning("note: %s: %s", path, reader.counts)
-    say_skipped(path, [reason for _, reason in reader.skipped])
+    if reader.log.counts.rows > reader.log.counts.usable:
+        log.warning("note: %s: %s", path, reader.log.counts)
+    say_skipped(path, [reason for _, reason in reader.log.skipped])
     if index.num_duplicates:
         what = f"{index.num_duplicates} rows repeat a pair: each pair is used once, however often it stands there"
         log.warning("note: %s: %s", path, what)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...data.texts import name_of_data, open_prompts, open_texts
+from ...data.read_log import name_of_data
+from ...data.texts import open_prompts, open_texts
 from ...errors import UserError
 from ...likelihoods.conversations import as_turns
 from ...likelihoods.tokenization import Tokenization

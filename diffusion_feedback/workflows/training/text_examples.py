@@ -107,10 +107,10 @@ def _examples(
     examples, unfit = encode(
         tokenization, first_of(records, limit) if limit else records, skip=recipe.data.on_bad_row == "skip"
     )
-    say_skipped(reader.name, [reason for _, reason in reader.skipped] + unfit)
+    say_skipped(reader.log.name, [reason for _, reason in reader.log.skipped] + unfit)
     _note_left_out({"labelled as undesirable": len(fitting) - len(records)}, notes, heldout=heldout)
-    odd = [*reader.notes(), *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
-    notes += [f"note             {reader.name}: {note}" for note in odd]
+    odd = [*reader.notes, *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
+    notes += [f"note             {reader.log.name}: {note}" for note in odd]
     return examples, records[0].is_conversational
 
 

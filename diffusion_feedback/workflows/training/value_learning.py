@@ -147,9 +147,9 @@ def load_trajectories(
     index = index_trajectories(
         reader, encode, max_length=length, max_completion_length=recipe.text.max_completion_length
     )
-    say_skipped(reader.name, [reason for _, reason in reader.skipped])
-    for note in [*reader.notes(), *tokenization.counts.notes()]:
-        log.warning("note             %s: %s", reader.name, note)
+    say_skipped(reader.log.name, [reason for _, reason in reader.log.skipped])
+    for note in [*reader.notes, *tokenization.counts.notes()]:
+        log.warning("note             %s: %s", reader.log.name, note)
     return index.head(setup.limit(heldout=heldout)), any(turns)
 
 
