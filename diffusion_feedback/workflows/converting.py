@@ -13,10 +13,10 @@ from ..data.readers import open_pairs
 from ..data.text_output import each_answer, write_texts
 from ..data.texts import holds_texts, open_texts
 from ..errors import UserError
-from ..folders import expand, hold_file
+from ..folders import expand
 from ..progress import progress
 from .checking import reward_columns
-from .outputs import check_output
+from .outputs import output_file
 from .settings import ConvertSettings, made_of_keywords
 
 
@@ -39,29 +39,28 @@ def convert(path: str, output: str | Path, **settings: object) -> Converted:
     are skipped, and an output that is there or is one of the inputs.
     """
     [given] = made_of_keywords(settings, ConvertSettings)
-    where, output = given.where, expand(output)
-    with hold_file(output, "convert"):
-        is_text = holds_texts(path, **where)
-        reader: Any
-        if is_text:
-            reader = open_texts(path, on_bad_row=given.on_bad_row, **where)
-        else:
-            reader = open_pairs(path, on_bad_row=given.on_bad_row, ties="soft", **where)
-        _check_not_input(output, reader.sources if is_text else [reader.source])
-        check_not_inside(output, [path])
-        if is_text and (rewards := reward_columns(path, where)):
+    where, file = given.where, expand(output)
+    reader: Any
+    write: Any
+    if is_text := holds_texts(path, **where):
+        unit, write, endings = "example", write_texts, [".jsonl", ".parquet"]
+        reader = open_texts(path, on_bad_row=given.on_bad_row, **where)
+        if rewards := reward_columns(path, where):
             problem = f"{path}: has {' and '.join(rewards)}, for which the forms that are written have no place"
             raise UserError(problem, "train on it as it is: trajectories need no conversion")
-        check_output(output, [".jsonl", ".parquet"] if is_text else [".parquet"], overwrite=given.overwrite)
-        if given.each_answer and not is_text:
+    else:
+        unit, write, endings = "pair", write_pickapic, [".parquet"]
+        reader = open_pairs(path, on_bad_row=given.on_bad_row, ties="soft", **where)
+        if given.each_answer:
             raise UserError("`each_answer`: means nothing for images", "leave it out")
-        unit = "example" if is_text else "pair"
-        write: Any = write_texts if is_text else write_pickapic
+    _check_not_input(file, reader.sources if is_text else [reader.source])
+    check_not_inside(file, [path])
+    with output_file(file, endings, "convert", overwrite=given.overwrite):
         rows: Any = progress(reader, desc="convert", total=reader.num_rows, unit=unit)
-        num = write(each_answer(rows) if given.each_answer else rows, output)
+        num = write(each_answer(rows) if given.each_answer else rows, file)
     left_out = [f"left out: {reason}" for _, reason in reader.log.skipped]
     notes = reader.notes if is_text else [f"note: {note}" for note in reader.notes]
-    return Converted(output, num, unit, f"{reader.format} ({reader.log.counts})", [*left_out, *notes])
+    return Converted(file, num, unit, f"{reader.format} ({reader.log.counts})", [*left_out, *notes])
 
 
 def _check_not_input(output: Path, sources: Sequence[Any]) -> None:

@@ -27,7 +27,11 @@ def output_file(
         yield None
         return
     path = expand(output)
-    check_output(path, endings, overwrite=overwrite)
+    if path.suffix not in endings:
+        kind = "a parquet file" if list(endings) == [".parquet"] else f"a {' or '.join(endings)} file"
+        raise UserError(f"{path}: the output is {kind}", f"give a name that ends in {' or '.join(endings)}")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already", "give another name, or `overwrite` to replace it")
     with hold_file(path, work):
         yield path
 
@@ -51,15 +55,6 @@ def output_folder(folder: str | Path | None, work: str, *, overwrite: bool) -> I
 def _refuse_overwrite(output: str, overwrite: bool) -> None:
     if overwrite:
         raise UserError(f"`overwrite`: nothing is written without `{output}`", f"leave it out, or give `{output}`")
-
-
-def check_output(output: Path, endings: Sequence[str], *, overwrite: bool) -> None:
-    """Raise UserError unless ``output`` ends in one of ``endings`` and is not there yet, or may be replaced."""
-    if output.suffix not in endings:
-        kind = "a parquet file" if list(endings) == [".parquet"] else f"a {' or '.join(endings)} file"
-        raise UserError(f"{output}: the output is {kind}", f"give a name that ends in {' or '.join(endings)}")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists already", "give another name, or `overwrite` to replace it")
 
 
 def check_not_input(output: Path, items: Sequence[ImageItem], *others: object) -> None:

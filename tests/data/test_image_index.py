@@ -225,7 +225,11 @@ def test_bad_images_are_told_alike_at_every_start(
     second = start(path, cache, "skip")
     assert second[0] == first[0]
     assert len(first[0]) == 5
-    assert second[1].log.skipped == first[1].log.skipped == [(source, reason) for source, reason in open_pairs_skipped(path)]
+    assert (
+        second[1].log.skipped
+        == first[1].log.skipped
+        == [(source, reason) for source, reason in open_pairs_skipped(path)]
+    )
     assert [reason.split(": ", 1)[1].split(" (")[0] for _, reason in first[1].log.skipped] == [
         "broken image", "the image is empty", "not an image of PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF",
     ]  # fmt: skip
