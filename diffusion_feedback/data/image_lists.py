@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from ..errors import UserError
 from ..pixels import to_rgb
-from ..prompts import check_texts
+from ..prompts import check_prompts
 from ..types.images import ImageItem
 from .image_handles import ImageFile, RowImage
 from .image_sets import ImageSet, caption_beside, images_of_pairs
@@ -37,7 +37,7 @@ def listed_images(images: Sequence[Image.Image | str | Path], prompts: Sequence[
     texts = [prompts] * len(images) if isinstance(prompts, str) else prompts
     if texts is not None and len(texts) != len(images):
         raise UserError(f"{len(texts)} prompts for {len(images)} images", "give one prompt for each, or one for all")
-    check_texts(texts or ())
+    check_prompts(texts or ())
     items = []
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):
@@ -80,7 +80,7 @@ def dataset_images(data: Dataset, prompts: Sequence[str] | str | None) -> ImageS
         texts = [text or "" for text in data[own]] if prompts is None else prompts
     if len(texts) != len(data):
         raise UserError(f"{len(texts)} prompts for {len(data)} rows", "give one prompt for each, or one for all")
-    check_texts(texts)
+    check_prompts(texts)
     rows = undecoded(data).select_columns([column])
     return ImageSet(
         [ImageItem(f"row {number}", text.strip(), RowImage(rows, number, column)) for number, text in enumerate(texts)]

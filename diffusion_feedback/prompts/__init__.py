@@ -10,7 +10,7 @@ from ..records import PromptRecord
 from .rows import READERS, Cells, read_rows
 from .tabular import check_columns
 
-__all__ = ["ENDINGS", "PROMPT_COLUMNS", "check_texts", "prompt_column", "read_prompts", "to_prompt"]
+__all__ = ["ENDINGS", "PROMPT_COLUMNS", "check_prompts", "prompt_column", "read_prompts", "to_prompt"]
 
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text")
 """Names that the column of prompts may have, in any case; the first of them that is there is taken."""
@@ -43,7 +43,7 @@ def to_prompt(row: str | Cells, where: str) -> PromptRecord:
     return PromptRecord(_text(row[column], f"{where}, column {column!r}"), extra)
 
 
-def check_texts(prompts: Iterable[object], *, or_turns: bool = False) -> None:
+def check_prompts(prompts: Iterable[object], *, or_turns: bool = False) -> None:
     """Raise UserError for the first of ``prompts``, by its place, that is no text, nor a conversation where these are allowed."""
     for number, prompt in enumerate(prompts):
         turns = prompt if or_turns and isinstance(prompt, Sequence) else [None]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from .rendering import Functions, load_template
+from .rendering import load_template
 
 if TYPE_CHECKING:
     from ..data.check import CheckReport
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def check_summary(report: CheckReport | TextReport) -> str:
     """What ``report`` says."""
-    filters: Functions = {"counted": counted, "spread": spread, "thousands": "{:,}".format}
-    template = load_template(f"checks/{report.template}.txt.j2", filters=filters)
+    filters: dict[str, Callable[..., str]] = {"counted": counted, "spread": spread, "thousands": "{:,}".format}
+    template = load_template(f"checks/{report.template}.txt.j2", filters)
     log = report.reader.log
     return template.render(report=report, log=log, num_unusable=len(log.skipped)).removesuffix("\n")
 

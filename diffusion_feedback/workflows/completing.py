@@ -14,7 +14,7 @@ from ..generation.completions import Completion
 from ..likelihoods.conversations import as_turns, read_template
 from ..likelihoods.prompt_ends import open_ended
 from ..likelihoods.tokenization import Tokenization
-from ..prompts import check_texts
+from ..prompts import check_prompts
 from ..records import Message, Text
 from ..types.models import GenerativeTextModel, Tokenizer
 from .sampling import open_model
@@ -110,7 +110,7 @@ def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_
     if isinstance(prompts, str | Path):
         texts = open_prompts(prompts, say=lambda line: logger.warning("%s", line))
     else:
-        check_texts(prompts, or_turns=True)
+        check_prompts(prompts, or_turns=True)
         given: list[Text] = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
         texts = list({repr(prompt): prompt for prompt in given}.values())
     if not texts or not all(texts):

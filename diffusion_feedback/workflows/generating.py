@@ -12,7 +12,7 @@ from ..data.samples import image_samples, text_samples
 from ..errors import UserError
 from ..generation.completions import COMPLETIONS, complete_prompts
 from ..generation.images import generate_images
-from ..prompts import ENDINGS, check_texts, read_prompts, to_prompt
+from ..prompts import ENDINGS, check_prompts, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
 from ..types.models import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
@@ -158,5 +158,5 @@ def _captions(prompts: Prompts) -> list[str]:
     given = _named_or_listed(prompts)
     if isinstance(given, Path):
         return [record.prompt for record in read_prompts(given)]
-    check_texts(given)
+    check_prompts(given)
     return [to_prompt(str(prompt), f"`prompts`, item {number}").prompt for number, prompt in enumerate(given)]
