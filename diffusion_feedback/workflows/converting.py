@@ -63,7 +63,7 @@ def convert(path: str, output: str | Path, **settings: object) -> Converted:
     return Converted(file, num, unit, f"{reader.format} ({reader.log.counts})", [*left_out, *notes])
 
 
-def _check_not_input(output: Path, sources: Sequence[Any]) -> None:
+def _check_not_input(output: Path, sources: Sequence[object]) -> None:
     """Raise UserError where ``output`` is one of the files that are read: what is left out of it would be lost."""
     files = [file for source in sources for file in getattr(source, "files", None) or [getattr(source, "file", None)]]
     if output.exists() and any(file is not None and file.exists() and file.samefile(output) for file in files):
