@@ -87,7 +87,7 @@ class TwinCaptions:
         lost = [each.where for (_, stem), captions in self._by_stem.items() if stem not in known for each in captions]
         return lost + [caption.where for caption in self._elsewhere]
 
-    def of(self, stem: str, images: tuple[Path | None, Path | None]) -> Any:
+    def of(self, stem: str, images: tuple[Path | None, Path | None]) -> object:
         """The caption of the pair of ``images``: None where there is none, a BadRow where it is not certain.
 
         Whatever stands for the chosen image, or for both, has to agree, and with what stands for the rejected one: a

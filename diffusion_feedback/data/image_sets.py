@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..progress import progress
@@ -43,9 +42,9 @@ class ImageSet:
         return {(item.name, item.prompt): group for item, group in zip(self.items, groups, strict=True)}
 
 
-def open_images(path: str | Path, **settings: Any) -> list[ImageItem]:
+def open_images(path: str | Path, prompts: Sequence[PromptRecord | str] | None = None) -> list[ImageItem]:
     """The images of ``path`` with their prompts, as ``open_image_set`` finds them, without its notes."""
-    return open_image_set([str(path)], **settings).items
+    return open_image_set([str(path)], prompts=prompts).items
 
 
 def open_image_set(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from .images import decode_image
 from .read_log import ReadCounts
 from .readers import KnownPair, PairReader
 from .rows import Location, PairSource
+
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+"""Width and height of the two images of a pair, px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class IndexedPair:
     location: Location | None
     swapped: bool
     source: str
-    sizes: tuple[tuple[int, int], tuple[int, int]]
+    sizes: Sizes
 
     @property
     def chosen(self) -> int:
@@ -122,7 +125,7 @@ class PairIndex:
         """
         votes: dict[str, list[float]] = {}
         pairs: dict[str, IndexedPair] = {}
-        shared: dict[Any, Any] = {}  # the same few prompts and sizes recur; each is held once
+        shared: dict[Sizes, Sizes] = {}  # the same few sizes recur, as prompts do; each is held once
         with image_index(folder, reader.identity, decode=reader.decode) as images:
             passing = reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair)
             for known, location in reader.log.watched(passing, "reading", reader.num_rows, hidden=quiet):
@@ -184,7 +187,7 @@ def _shown(reader: PairReader, on_pair: Callable[[PairRecord], None]) -> Iterato
         on_pair(record)
 
 
-def _indexed(known: KnownPair, location: Location | None, shared: dict[Any, Any]) -> IndexedPair:
+def _indexed(known: KnownPair, location: Location | None, shared: dict[Sizes, Sizes]) -> IndexedPair:
     first, second = known.images
     swapped = first.key > second.key
     if swapped:
@@ -193,7 +196,7 @@ def _indexed(known: KnownPair, location: Location | None, shared: dict[Any, Any]
     pair_id = content_hash(known.prompt, first.key, second.key)
     label_0 = 1 - known.label_0 if swapped else known.label_0
     sizes = (first.header.size, second.header.size)
-    prompt, sizes = (shared.setdefault(each, each) for each in (known.prompt, sizes))
+    prompt, sizes = sys.intern(known.prompt), shared.setdefault(sizes, sizes)
     return IndexedPair(
         pair_id, prompt, (first.key, second.key), label_0, known.weight, location, swapped, known.source, sizes
     )

@@ -119,10 +119,11 @@ def _write_parquet(rows: Iterator[dict[str, object]], path: Path) -> int:
 _FORMS = frozenset({"chosen", "rejected", "completion", "label", "messages", "text"})
 
 
-def _flat(row: dict[str, Any]) -> dict[str, object]:
+def _flat(row: dict[str, object]) -> dict[str, object]:
     """``row`` with what the chat template reads as JSON text, as tables give every struct the fields of all."""
     for name in ("prompt", "chosen", "rejected", "completion", "messages"):
-        for turn in row[name] if isinstance(row.get(name), list) else ():
+        turns = row.get(name)
+        for turn in turns if isinstance(turns, list) else ():
             if extra := turn.keys() - {"role", "content"}:
                 problem = f"column {name!r}: a turn has {', '.join(sorted(extra))} besides role and content"
                 raise UserError(problem, "parquet cannot hold that as it is: write .jsonl")
