@@ -15,6 +15,7 @@ from .errors import Interrupted as Interrupted
 from .errors import UserError as UserError
 from .evaluation.benchmarks.benchmark import Benchmark as Benchmark
 from .labeling.candidates import Standing as Standing
+from .models.latent_diffusion import DiffusionFamily as DiffusionFamily
 from .models.latent_diffusion import LatentDiffusion as LatentDiffusion
 from .progress import set_verbosity as set_verbosity
 from .scorers.function import scorer_from as scorer_from

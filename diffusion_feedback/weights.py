@@ -71,4 +71,4 @@ def move(model: nn.Module, device: torch.device | str) -> None:
     try:
         model.to(device)
     except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
-        raise UserError(f"device {device}: {first_line(error)}", "use another device") from error
+        raise UserError(f"device {device}: {first_line(error)}", "use another device, or free its memory") from error

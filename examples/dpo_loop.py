@@ -23,6 +23,7 @@ from diffusion_feedback.models.reference import AdaptersOff
 from diffusion_feedback.objectives.pairwise import dpo
 from diffusion_feedback.training.optimizers import learning_rate_at
 from diffusion_feedback.training.order import EpochOrder
+from diffusion_feedback.types.models import AdapterSettings
 from diffusion_feedback.types.training import PairLogps
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     denoiser = sd.load("assets/shapes-sd")
     network, reference = denoiser.network, AdaptersOff()
     targets = ["attention", "feed_forward", "convolutions"]
-    lora.add(network, rank=8, alpha=8.0, targets=targets, seed=seed)
+    lora.add(network, AdapterSettings(rank=8, alpha=8.0, targets=targets, seed=seed))
     weights = [weight for _, weight in lora.trainable(network)]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.01, fused=True)
 

@@ -3,22 +3,19 @@
     dfb train --config configs/shapes_dpo_lora.yaml --model.family examples/own_family.py:clip_skip
     dfb generate assets/shapes-sd --family examples/own_family.py:clip_skip --prompts prompts.txt --output_dir out/images
 
-A family is a row that says how a model is loaded. What is loaded has all that a denoiser promises (``types/models.py``); over a diffusers
-pipeline ``LatentDiffusion`` has it, from three functions: how prompts are encoded, how sizes join them, and how the
-network is called. Their source is part of the model's identity, so no cached embedding outlives a change.
+A family is a row that says how a model is loaded. What is loaded has all that a denoiser promises (``types/models.py``);
+over a diffusers pipeline ``DiffusionFamily`` makes it, of three functions: how prompts are encoded, how sizes join them, and
+how the network is called. Their source is part of the model's identity, so no cached embedding outlives a change.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from diffusion_feedback import Family, LatentDiffusion
-from diffusion_feedback.models.pipelines import load_pipeline, place
-from diffusion_feedback.models.schedulers import ddpm_process
+from diffusion_feedback import DiffusionFamily, Family, LatentDiffusion
 
 
 def encode_text(pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
@@ -37,31 +34,19 @@ def call(network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: dic
     return network(noisy, timesteps, conditioning["encoder_hidden_states"], return_dict=False)[0]
 
 
-def load(
-    path: str,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> LatentDiffusion:
-    """Load the pipeline at ``path``, and leave the last layer of its text encoder out."""
-    pipeline = load_pipeline(
-        StableDiffusionPipeline,
-        path,
-        revision=revision,
-        variant=variant,
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
-    model = pipeline.text_encoder
-    encoder = getattr(model, "text_model", model).encoder  # the layers moved up between versions of transformers
-    encoder.layers = encoder.layers[:-1]
-    model.config.num_hidden_layers -= 1  # so that a saved pipeline is loaded without it too
-    process = ddpm_process(pipeline.scheduler, path)
-    return LatentDiffusion(
-        place(pipeline, device, dtype, network_name="unet"), "unet", process, encode_text, join, call
-    )
+NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
+PLAIN = DiffusionFamily(StableDiffusionPipeline, encode_text, join, call, components=NO_CHECKER)
+
+
+def load(path: str, **settings: Any) -> LatentDiffusion:
+    """Load the pipeline at ``path`` (revision, variant, dtype, device), and leave the last layer of its text encoder out."""
+    denoiser = PLAIN.load(path, **settings)
+    encoder = denoiser.pipeline.text_encoder
+    if not getattr(encoder.config, "is_skipped", False):  # what a run has saved comes without that layer
+        layers = getattr(encoder, "text_model", encoder).encoder  # they moved up between versions of transformers
+        layers.layers = layers.layers[:-1]
+        encoder.config.update({"num_hidden_layers": len(layers.layers), "is_skipped": True})
+    return denoiser
 
 
 clip_skip = Family(load)

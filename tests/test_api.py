@@ -367,6 +367,7 @@ def test_a_recipe_made_in_python_is_checked(tmp_path: Path) -> None:
     [
         ({"train_data": [1, 2]}, "train_data: is a list.*give a datasets.Dataset"),
         ({"model": object()}, "model: of a object no family is known"),
+        ({"tokenizer": object()}, "`tokenizer`: comes with a loaded model alone"),
         ({"reward": 3}, "reward: is a int"),
         ({"resume": True, "overwrite": True}, "`resume` and `overwrite` contradict each other"),
         ({"objective": "dpoo"}, "unknown objective 'dpoo'"),

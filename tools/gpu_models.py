@@ -119,10 +119,10 @@ def denoiser(family: str, size: str, device: str, dtype: torch.dtype) -> LatentD
     if family == "sd15":
         optional = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = StableDiffusionPipeline(**parts, text_encoder=texts[0], **optional)
-        return LatentDiffusion(pipeline, sd.NETWORK, ddpm_process(scheduler), sd.encode_text, sd.join, sd.call)
+        return LatentDiffusion(pipeline, ddpm_process(scheduler), sd.FAMILY)
     both = {"text_encoder": texts[0], "text_encoder_2": texts[1], "tokenizer_2": tokens, "add_watermarker": False}
     pipeline = StableDiffusionXLPipeline(**parts, **both)
-    return LatentDiffusion(pipeline, sdxl.NETWORK, ddpm_process(scheduler), sdxl.encode_text, sdxl.join, sdxl.call)
+    return LatentDiffusion(pipeline, ddpm_process(scheduler), sdxl.FAMILY)
 
 
 def _text_encoder(config: dict[str, Any], *, is_second: bool) -> Any:

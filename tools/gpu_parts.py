@@ -17,6 +17,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -158,24 +159,21 @@ def _steps(model: Any, setting: Any, device: str, folder: Path, count: int) -> d
     from diffusion_feedback.training.optimizers import adamw
     from diffusion_feedback.training.preference import PreferenceStep
     from diffusion_feedback.training.steps import StepParts
+    from diffusion_feedback.types.models import AdapterSettings
 
-    lora.add(model.network, rank=setting.rank, alpha=float(setting.rank), targets=["attention"], seed=0)
+    adapters = AdapterSettings(rank=setting.rank, alpha=float(setting.rank), targets=["attention"], seed=0)
+    lora.add(model.network, adapters)
     weights = [parameter for _, parameter in lora.trainable(model.network)]
     images = CachedImageEncoder(
         model.encode_images, setting.resolution, TensorCache(folder / "latents", {"encoder": "random"})
     )
     texts = CachedTextEncoder(model.encode_prompts, TensorCache(folder / "text", {"encoder": "random"}))
     likelihood = DenoisingLikelihood(model, images, texts, seed=0, device=device)
-    kind = torch.device(device).type
     # As in a run with model.dtype and training.mixed_precision bf16.
-    parts = StepParts(
-        likelihood,
-        AdaptersOff(),
-        objective_row("dpo"),
-        {"beta": 5000.0},
-        autocast=lambda: torch.autocast(kind, torch.bfloat16),
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16)
+    step = PreferenceStep(
+        StepParts(likelihood, AdaptersOff(), objective_row("dpo"), {"beta": 5000.0}, autocast=autocast)
     )
-    step = PreferenceStep(parts)
     batch = _batch(setting)
     start = now(device)
     likelihood.prepare(batch)  # fills the caches, as a run does before its first step

@@ -175,12 +175,16 @@ class Family:
         modality: What the models make or judge.
         kinds: Kinds of objectives that they can be tuned by.
         refused_settings: Settings of objectives that mean nothing for them, and why.
+        classes: Their classes in diffusers or transformers; "*" stands for the beginning of a name.
+        from_loaded: What makes the same of such an object that is loaded already, as ``load``.
     """
 
     load: str | Callable[..., Any]
     modality: Literal["image", "text"] = "image"
     kinds: tuple[Kind, ...] = ON_SAMPLES
     refused_settings: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    from_loaded: str | Callable[..., Any] | None = None
 
     @property
     def function(self) -> Callable[..., Any]:

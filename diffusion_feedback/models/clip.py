@@ -71,7 +71,7 @@ class ClipScorer:
         return float(self.network.clip.logit_scale.detach().float().exp())
 
     @property
-    def library_model(self) -> Any:
+    def library_model(self) -> CLIPModel:
         """The object of its library that all this is made of."""
         return self.network.clip
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,78 @@ from torch import Tensor, nn
 from ..catalog.sources import foreign_hash
 from ..errors import UserError
 from ..quiet import quiet
-from ..types.models import Conditioning, ForwardProcess, Tokenizer
-from ..weights import modules_hash
+from ..types.models import AdapterSettings, Conditioning, ForwardProcess, Tokenizer
+from ..weights import modules_hash, move
 from . import lora
 from .lora_loading import load_into
+from .pipelines import load_pipeline, modules_of, reuse_pipeline
 from .saving import saving
+from .schedulers import ddpm_process
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionFamily:
+    """What pipelines of one class have in common, and how a denoiser is made over one.
+
+    Args:
+        pipeline_class: The class of diffusers.
+        encode_text: (pipeline, prompts) to the text part of the conditioning.
+        join: (text, sizes (N, 6)) to the conditioning: adds the sizes of the original images where the family wants them.
+        call: (network, noisy, timesteps, conditioning) to the network's prediction, shaped as ``noisy``.
+        network_name: What the pipeline calls the network that is trained.
+        components: Parts and settings that pipelines are made with, in the place of their own.
+        process: (scheduler, path) to the forward process that the network was trained with.
+    """
+
+    pipeline_class: type[DiffusionPipeline]
+    encode_text: Callable[[Any, list[str]], Conditioning]
+    join: Callable[[Conditioning, Tensor], Conditioning]
+    call: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+    network_name: str = "unet"
+    components: Mapping[str, object] = field(default_factory=dict)
+    process: Callable[[Any, str], ForwardProcess] = ddpm_process
+
+    def load(
+        self,
+        path: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> LatentDiffusion:
+        """Load a folder or hub id; the network in ``dtype``, the encoders in float32. Raises UserError as ``load_pipeline``."""
+        pipeline = load_pipeline(self.pipeline_class, path, revision=revision, variant=variant, **self.components)
+        return self._over(pipeline, path, dtype, device)
+
+    def from_pipeline(
+        self, pipeline: DiffusionPipeline, *, dtype: torch.dtype, device: torch.device | str
+    ) -> LatentDiffusion:
+        """The denoiser of a ``pipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
+        return self._over(reuse_pipeline(pipeline, **self.components), "the pipeline", dtype, device)
+
+    def _over(
+        self, pipeline: DiffusionPipeline, path: str, dtype: torch.dtype, device: torch.device | str
+    ) -> LatentDiffusion:
+        denoiser = LatentDiffusion(pipeline, self.process(pipeline.scheduler, path), self)
+        with quiet():
+            move(pipeline, device)
+        denoiser.network.to(dtype)
+        return denoiser
 
 
 @dataclass(frozen=True, slots=True)
 class LatentDiffusion:
-    """Denoiser over a diffusers pipeline; implements ``types.Denoiser``.
-
-    ``encode_text(pipeline, prompts)`` gives the text part of the conditioning, ``join(text, sizes)`` adds the size
-    conditioning (N, 6) where the family wants it, ``call(network, noisy, timesteps, conditioning)`` runs the network,
-    which the pipeline calls ``network_name``.
-    """
+    """Denoiser over a diffusers ``pipeline`` of a ``family``; implements ``types.Denoiser``."""
 
     pipeline: Any
-    network_name: str
     process: ForwardProcess
-    encode_text: Callable[[Any, list[str]], Conditioning]
-    join: Callable[[Conditioning, Tensor], Conditioning]
-    call: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+    family: DiffusionFamily
+
+    @property
+    def network_name(self) -> str:
+        """What the pipeline calls the trainable network."""
+        return self.family.network_name
 
     @property
     def network(self) -> nn.Module:
@@ -66,18 +116,9 @@ class LatentDiffusion:
         """What full tuning trains."""
         return [self.network]
 
-    def add_adapters(
-        self,
-        *,
-        rank: int,
-        alpha: float,
-        targets: Sequence[str],
-        seed: int,
-        modules_to_save: Sequence[str] = (),
-        revision: str | None = None,
-    ) -> list[str]:
+    def add_adapters(self, settings: AdapterSettings) -> list[str]:
         """Adapters over the frozen network; diffusers' networks have no modules that are saved beside them."""
-        lora.add(self.network, rank=rank, alpha=alpha, targets=targets, seed=seed)
+        lora.add(self.network, settings)
         return []
 
     def enable_gradient_checkpointing(self) -> None:
@@ -105,7 +146,7 @@ class LatentDiffusion:
     def _text_settings(self) -> str:
         vocabularies = str([(t.model_max_length, sorted(t.get_vocab().items())) for t in self._tokenizers()])
         zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
-        code = foreign_hash(self.encode_text, self.join, self.call)
+        code = foreign_hash(self.family.encode_text, self.family.join, self.family.call)
         return vocabularies + ("the empty prompt is zeros" if zeros else "") + code
 
     @torch.no_grad()
@@ -121,7 +162,8 @@ class LatentDiffusion:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Text conditioning of each prompt, batch first, float32 on the CPU."""
         with quiet():
-            return {name: value.float().cpu() for name, value in self.encode_text(self.pipeline, list(prompts)).items()}
+            text = self.family.encode_text(self.pipeline, list(prompts))
+        return {name: value.float().cpu() for name, value in text.items()}
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many ``prompts`` exceed a tokenizer's limit and will be cut."""
@@ -133,11 +175,11 @@ class LatentDiffusion:
 
     def conditioning(self, text: Conditioning, sizes: Tensor) -> Conditioning:
         """Join text conditioning (N, ...) and size conditioning (N, 6)."""
-        return self.join(text, sizes)
+        return self.family.join(text, sizes)
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's prediction at ``timesteps`` (N,), shaped as ``noisy``."""
-        return self.call(network, noisy, timesteps, conditioning)
+        return self.family.call(network, noisy, timesteps, conditioning)
 
     @torch.no_grad()
     def sample(
@@ -212,8 +254,3 @@ def _own_precision(network: ModelMixin, device: torch.device) -> Iterator[None]:
         yield
     finally:
         network.forward = forward
-
-
-def modules_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The pipeline's networks by name."""
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}

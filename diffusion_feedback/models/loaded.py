@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..catalog.families import FAMILIES, family_of_class, pipeline_classes
+from ..catalog.rows import import_path
 from ..errors import UserError
 from ..quiet import quiet
 from ..types.models import Denoiser, TextModel, Tokenizer
-from . import causal_lm, reward_model, sd, sdxl
 from .lora import is_adapted, remove
-
-_PIPELINES: Mapping[type[Any], tuple[str, Callable[..., Denoiser]]] = {
-    StableDiffusionPipeline: ("sd", sd.over),
-    StableDiffusionXLPipeline: ("sdxl", sdxl.over),
-}
-# How the names of transformers' classes end.
-_TRANSFORMERS: Mapping[str, tuple[str, Callable[..., TextModel]]] = {
-    "ForSequenceClassification": ("reward_model", reward_model.over),
-    "LMHeadModel": ("causal_lm", causal_lm.over),
-    "ForCausalLM": ("causal_lm", causal_lm.over),
-    "ForConditionalGeneration": ("causal_lm", causal_lm.over),
-}
 
 
 def family_of(model: object) -> str:
     """The family of a loaded pipeline or transformers ``model``. Raises UserError for a class that none is made of."""
-    return _family(model)[0]
+    if isinstance(model, DiffusionPipeline | PreTrainedModel):
+        family = family_of_class(kind.__name__ for kind in type(model).__mro__)
+        if family:
+            return family
+    pipelines = ", ".join(pipeline_classes().values())
+    remedy = f"give a {pipelines} of diffusers, or a causal language model or a classifier of transformers"
+    raise UserError(f"model: of a {type(model).__name__} no family is known", remedy)
 
 
-def over(
+def from_loaded(
     model: object,
     tokenizer: Tokenizer | None = None,
     *,
@@ -45,21 +42,26 @@ def over(
 ) -> Denoiser | TextModel:
     """What is tuned and sampled, over the weights of a loaded ``model``, in ``dtype``; they are shared, not copied.
 
-    ``model`` is a diffusers pipeline, or a transformers model that comes with its ``tokenizer``. It stays on its device
-    unless another is given. Raises UserError for another class, a missing tokenizer, damaged weights, and parts that do
-    not belong together.
+    ``model`` is a diffusers pipeline, or a transformers model that comes with its ``tokenizer``, of which a copy is taken.
+    It stays on its device unless another is given; ``as_it_came`` undoes what is done to it. Raises UserError for another
+    class, a missing tokenizer, damaged weights, and parts that do not belong together.
     """
-    build = _family(model)[1]
+    row = FAMILIES[family_of(model)]
+    assert row.from_loaded is not None
+    assert isinstance(model, DiffusionPipeline | PreTrainedModel)
+    build, place = import_path(row.from_loaded), device if device is not None else model.device
     if isinstance(model, DiffusionPipeline):
-        return build(model, dtype=dtype, device=device)
+        return build(model, dtype=dtype, device=place)  # type: ignore[return-value]
+    name = type(model).__name__
     if tokenizer is None:
-        raise UserError(f"model: a {type(model).__name__} came without its tokenizer", "give tokenizer as well")
-    return build(model, tokenizer, dtype=dtype, device=device)
+        raise UserError(f"model: a {name} came without its tokenizer", "give tokenizer as well")
+    return build(model.to(dtype), copy.deepcopy(tokenizer), f"the {name}", place)  # type: ignore[return-value]
 
 
-def with_result(model: Any, folder: Path) -> DiffusionPipeline | PeftModel:
+def load_adapters_onto(model: object, folder: Path) -> DiffusionPipeline | PeftModel:
     """The loaded ``model`` with the adapters that a run on it has left in ``folder``, in the place of those that it has."""
-    without_adapters(model)
+    for part in _parts_of(model):
+        remove(part)
     if isinstance(model, DiffusionPipeline):
         with quiet():
             model.load_lora_weights(folder)
@@ -67,36 +69,42 @@ def with_result(model: Any, folder: Path) -> DiffusionPipeline | PeftModel:
     return PeftModel.from_pretrained(model, folder)
 
 
-def within(model: object) -> object:
+def unwrapped(model: object) -> object:
     """The transformers model within peft's wrapper, adapters and all; any other ``model`` as it is."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def has_adapters(model: object) -> bool:
     """Whether the loaded ``model`` carries adapters."""
+    return any(is_adapted(part) for part in _parts_of(unwrapped(model)))
+
+
+@contextmanager
+def as_it_came(*models: object, is_trained: bool = False) -> Iterator[None]:
+    """Each of ``models`` that is loaded is at the end as it was: weights, device, adapters, what is frozen, modes, dropout.
+
+    ``is_trained``: their own weights may be trained meanwhile; these keep their new values, in the precision and on the device
+    from before. Weights that are put in another precision or on another device meanwhile are in memory twice.
+    """
+    parts = [part for model in models for part in _parts_of(model)]
+    modules = {module for part in parts for module in part.modules()}
+    configs = {id(config): config for each in modules if hasattr(config := getattr(each, "config", None), "__dict__")}
+    # Attributes, and the tables of parts, hooks and settings among them, which stay the same objects: handles know them.
+    attributes = [vars(each) for each in (*modules, *configs.values())]
+    known = [table for own in attributes for table in (*own.values(), own) if type(table) in (dict, OrderedDict, set)]
+    tables = [(table, copy.copy(table)) for table in known]
+    weights = {weight: (weight.data, weight.requires_grad) for part in parts for weight in part.parameters()}
+    try:
+        yield
+    finally:
+        for now, before in tables:
+            now.clear()
+            now.update(before)
+        for weight, (data, requires_grad) in weights.items():
+            weight.data = weight.data.to(data) if is_trained and weight.requires_grad else data
+            weight.requires_grad_(requires_grad)
+
+
+def _parts_of(model: object) -> list[nn.Module]:
     parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
-    return any(is_adapted(part) for part in parts if isinstance(part, nn.Module))
-
-
-def without_adapters(model: object) -> None:
-    """Take the adapters of a run out of the loaded ``model`` again, which is then as it came."""
-    parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
-    for part in parts:
-        if isinstance(part, nn.Module):
-            remove(part)
-
-
-def _family(model: object) -> tuple[str, Callable[..., Denoiser | TextModel]]:
-    name = type(model).__name__
-    for kind, family in _PIPELINES.items():
-        if isinstance(model, kind):
-            return family
-    if isinstance(model, PreTrainedModel):
-        for ending, own in _TRANSFORMERS.items():
-            if name.endswith(ending):
-                return own
-    classes = ", ".join(kind.__name__ for kind in _PIPELINES)
-    problem = f"model: of a {name} no family is known"
-    raise UserError(
-        problem, f"give a {classes} of diffusers, or a causal language model or a classifier of transformers"
-    )
+    return [part for part in parts if isinstance(part, nn.Module)]

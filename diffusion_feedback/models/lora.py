@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..quiet import quiet
+from ..types.models import AdapterSettings
 
 ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -32,39 +33,33 @@ TARGETS = {"attention": ATTENTION, "feed_forward": FEED_FORWARD, "convolutions":
 
 def add(
     network: nn.Module,
+    settings: AdapterSettings,
     *,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str],
-    seed: int,
     adapter: str = ADAPTER,
     task_type: str | None = None,
-    heads: Sequence[str] = (),
-    revision: str | None = None,
     is_tied: bool = False,
 ) -> None:
-    """Add one adapter of ``rank`` to the layers that ``targets`` names, in float32; only its weights are trainable.
+    """Add one adapter to the layers that ``settings`` name, in float32; only its weights are trainable.
 
-    ``targets`` are keys of ``TARGETS`` or endings of layer names. The second factor starts at zero, so the network's
-    output does not change. ``task_type`` is peft's, by which it finds the class of a language model. Layers that end in
-    ``heads`` are trained as a whole, and saved with the adapter, as is the ``revision`` of the base. ``is_tied``: what is
-    trained of the embedding is trained of the output head too, which is one tensor with it. Raises UserError for targets
-    that match no layer.
+    Targets are keys of ``TARGETS`` or endings of layer names. The second factor starts at zero, so the network's output
+    does not change. ``task_type`` is peft's, by which it finds the class of a language model. ``is_tied``: what is trained
+    of the embedding is trained of the output head too, which is one tensor with it. Raises UserError for targets that
+    match no layer.
     """
-    modules = _modules(network, targets)
+    modules = _modules(network, settings.targets)
     is_transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())  # as GPT-2 keeps its weights
     with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
             init_lora_weights="gaussian",
             target_modules=modules,
             fan_in_fan_out=is_transposed,
-            modules_to_save=list(heads) or None,
+            modules_to_save=list(settings.modules_to_save) or None,
             ensure_weight_tying=is_tied,
             task_type=task_type,
-            revision=revision,
+            revision=settings.revision,
         )
         # By this name peft finds the base of a language model; diffusers' networks have none. A folder's is written out in
         # full: read elsewhere, a part of a path could be taken for the name of a stranger's model on the hub.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft import LoraConfig
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
+from ..types.models import AdapterSettings
 from . import lora
 from .output_heads import trunk_of
 
@@ -148,42 +149,25 @@ def _no_layer(target: str, names: Sequence[str], left_out: Sequence[str]) -> Use
 
 
 def add_adapters(
-    model: PreTrainedModel,
-    *,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str],
-    seed: int,
-    task_type: str | None = None,
-    heads: Sequence[str] = (),
-    revision: str | None = None,
-    is_merged: bool = False,
+    model: PreTrainedModel, settings: AdapterSettings, *, task_type: str | None = None, is_merged: bool = False
 ) -> list[str]:
-    """``lora.add`` on the layers of the language ``model`` that ``targets`` mean; returns in words what is trained.
+    """``lora.add`` on the layers of the language ``model`` that ``settings`` mean; returns in words what is trained.
 
-    Modules whose names end in ``heads`` are trained whole. ``is_merged``: another adapter is part of its weights already.
-    Raises UserError for names that mean no layer.
+    ``is_merged``: another adapter is part of its weights already. Raises UserError for names that mean no layer.
     """
-    layers = adapted_layers(model, targets)
+    layers, heads = adapted_layers(model, settings.targets), settings.modules_to_save
     for head in heads:
         if not any(f".{name}".endswith(f".{head}") for name, _ in model.named_modules()):
             leaves = dict.fromkeys(name.rpartition(".")[2] for name, part in model.named_modules() if _holds(part))
             problem = f"model.lora_modules_to_save: no module of the network ends in {head!r}"
             raise UserError(problem, f"give endings of names: {', '.join(list(leaves)[:_SHOWN])}")
-    lora.add(
-        model,
-        rank=rank,
-        alpha=alpha,
-        targets=layers.endings,
-        seed=seed,
-        task_type=task_type,
-        heads=heads,
-        revision=revision,
-        is_tied=_touches_tied(model, layers.endings, heads),
-    )
+    is_tied = _touches_tied(model, layers.endings, heads)
+    lora.add(model, replace(settings, targets=layers.endings), task_type=task_type, is_tied=is_tied)
     trained = sum(parameter.numel() for _, parameter in lora.trainable(model))
     whole = f", {', '.join(heads)} whole" if heads else ""
-    first = f"rank {rank} on {layers.count:,} layers ({', '.join(layers.endings)}){whole}: {trained:,} parameters"
+    first = (
+        f"rank {settings.rank} on {layers.count:,} layers ({', '.join(layers.endings)}){whole}: {trained:,} parameters"
+    )
     lines = [first, *(f"without adapters: {rest}" for rest in layers.left_out)]
     if is_merged:
         size = sum(4 * parameter.numel() for parameter in model.parameters()) / 2**20

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, UNet2DCondit
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
+from ..catalog.families import family_of_class, pipeline_classes
 from ..documents import read_yaml
-from ..errors import UserError, first_line
-from ..foreign import check_exists, check_whole, reading
+from ..errors import UserError
+from ..folders import expand
+from ..foreign import check_exists, check_whole, is_hub_id, reading
 from ..quiet import quiet
 from ..weights import check_finite
-from .latent_diffusion import modules_of
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
 _PATH = "check model.pretrained_model_name_or_path"
@@ -95,16 +97,22 @@ def _prepared(pipeline: DiffusionPipeline, where: str) -> DiffusionPipeline:
     return pipeline
 
 
-def place(
-    pipeline: DiffusionPipeline, device: torch.device | str, dtype: torch.dtype, *, network_name: str
-) -> DiffusionPipeline:
-    """Move ``pipeline`` to ``device`` and its network to ``dtype``; the encoders stay in float32. Raises UserError."""
-    try:
-        with quiet():
-            getattr(pipeline.to(device), network_name).to(dtype)
-    except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
-        raise UserError(f"device {device}: {first_line(error)}", "use another device, or free its memory") from error
-    return pipeline
+def modules_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The pipeline's networks by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def family_at(path: str, revision: str | None) -> str:
+    """The family of the pipeline at ``path``, a folder or hub id, by its class; "sd" where its index cannot be read.
+
+    Whoever loads it by that family then says why it cannot.
+    """
+    folder = expand(path)
+    with suppress(Exception), quiet():
+        if folder.exists() or is_hub_id(path):
+            index = DiffusionPipeline.load_config(str(folder) if folder.exists() else path, revision=revision)
+            return family_of_class([index["_class_name"]]) or "sd"
+    return "sd"
 
 
 def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
@@ -150,8 +158,9 @@ def _check_index(path: str, index: Mapping[str, object], expected: type[Diffusio
     """Raise UserError where model_index.json names another pipeline, lacks a part, or has one of another class."""
     where, class_name = f"{path}/model_index.json", index.get("_class_name")
     if class_name != expected.__name__:
-        remedy = "model.family sd takes StableDiffusionPipeline, sdxl takes StableDiffusionXLPipeline"
-        raise UserError(f"{where}: _class_name is {class_name!r}, expected {expected.__name__!r}", remedy)
+        known = ", ".join(f"{family} takes {name}" for family, name in pipeline_classes().items())
+        problem = f"{where}: _class_name is {class_name!r}, expected {expected.__name__!r}"
+        raise UserError(problem, f"model.family {known}")
     parts = {*_KINDS, *_ENCODERS.values(), "scheduler"}
     for name in [name for name in inspect.signature(expected).parameters if name in parts]:
         entry = index.get(name)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import TaskType
@@ -28,13 +26,10 @@ from ..text_folders import (
     text_config_of,
 )
 from ..types.models import Tokenizer
-from ..weights import check_complete, modules_hash
-from .causal_lm import enable_checkpointing, prepare, window_of
+from ..weights import check_complete
 from .end_tokens import padding_token
-from .lora import save_transformer
-from .lora_targets import add_adapters
-from .output_heads import hidden_states, trunk_of
-from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
+from .output_heads import hidden_states
+from .text_network import TokenModel, prepare
 
 _HEADS = ("score", "classifier")
 _WHAT = "a reward model"
@@ -44,19 +39,21 @@ _FOLDER = "give a causal language model to start from, or a sequence classificat
 class RewardNetwork(nn.Module):
     """A transformers sequence classification model with one label, read at a position that is given, not guessed."""
 
+    task_type = TaskType.SEQ_CLS
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     @property
-    def head_name(self) -> str:
-        """Where the head stands in the model."""
-        return next(name for name in _HEADS if hasattr(self.model, name))
+    def modules_to_save(self) -> list[str]:
+        """Where the head stands in the model, which is trained whole."""
+        return [next(name for name in _HEADS if hasattr(self.model, name))]
 
     @property
     def head(self) -> nn.Module:
         """Hidden states (..., H) to scores (..., 1)."""
-        head: nn.Module = getattr(self.model, self.head_name)
+        head: nn.Module = getattr(self.model, self.modules_to_save[0])
         return head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
@@ -67,82 +64,13 @@ class RewardNetwork(nn.Module):
         return scores
 
 
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """A reward network with its tokenizer; ``network`` is what is trained.
-
-    ``is_merged``: it was read from an adapter's folder, whose adapter now is part of its weights.
-    """
+@dataclass(frozen=True)
+class RewardModel(TokenModel):
+    """A reward network with its tokenizer: what is tuned, and judges texts."""
 
     network: RewardNetwork
     tokenizer: Tokenizer
     is_merged: bool = False
-
-    @property
-    def library_model(self) -> PreTrainedModel:
-        """The object of its library that all this is made of."""
-        return self.network.model
-
-    def trained_parts(self) -> list[nn.Module]:
-        """What full tuning trains: of a multimodal model the part for texts and the head."""
-        trunk = trunk_of(self.library_model)
-        return [self.library_model] if trunk is self.library_model.base_model else [trunk, self.network.head]
-
-    def add_adapters(
-        self,
-        *,
-        rank: int,
-        alpha: float,
-        targets: Sequence[str],
-        seed: int,
-        modules_to_save: Sequence[str] = (),
-        revision: str | None = None,
-    ) -> list[str]:
-        """Adapters over the frozen model, and modules trained whole beside them; says in words what is trained."""
-        return add_adapters(
-            self.library_model,
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            seed=seed,
-            task_type=TaskType.SEQ_CLS.value,
-            heads=[self.network.head_name, *modules_to_save],
-            revision=revision,
-            is_merged=self.is_merged,
-        )
-
-    @property
-    def window(self) -> int:
-        """Longest sequence, prompt and completion, in tokens."""
-        return window_of(self.network.model.config, self.tokenizer)
-
-    @property
-    def usual_length(self) -> int:
-        """How long texts are when nobody says otherwise: as the tokenizer says, at most what the model holds."""
-        return int(min(self.window, self.tokenizer.model_max_length))
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass."""
-        enable_checkpointing(self.network.model)
-
-    def model_hash(self) -> str:
-        """Identity of weights, configuration and vocabulary."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return modules_hash(self.network.model, settings=str([vocabulary, self.tokenizer.chat_template]))
-
-    def save(self, network: nn.Module, folder: Path) -> None:
-        """Write weights (or adapters and head) and tokenizer as plain transformers and peft load them.
-
-        Adapters over a model that was merged itself are merged too: alone they would go with a base that is nowhere.
-        """
-        assert isinstance(network, RewardNetwork)
-        with quiet(), saving(folder) as beside:
-            save_transformer(network.model, beside, is_merged=self.is_merged)
-            self.tokenizer.save_pretrained(beside)
-
-    def written_files(self) -> tuple[str, ...]:
-        """Patterns of what ``save`` may write."""
-        return (*TRANSFORMER_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
 
 
 def load(
@@ -169,28 +97,17 @@ def load(
     model = loaded.model
     missing = (key for key in loaded.missing if key.split(".")[0] not in _HEADS)
     check_complete(path, missing, _FOLDER)
-    return _checked(model, tokenizer, path, device, is_merged=loaded.is_merged)
+    return from_model(model, tokenizer, path, device, is_merged=loaded.is_merged)
 
 
-def over(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> RewardModel:
-    """The same of a transformers sequence classification model of one label that is loaded already, in ``dtype``.
-
-    Its weights are used themselves, on its own device unless another is given. Raises UserError as ``load``.
-    """
-    name = f"the {type(model).__name__}"
-    _check_labels(name, model.config)
-    return _checked(model.to(dtype), tokenizer, name, device if device is not None else model.device)
-
-
-def _checked(
+def from_model(
     model: PreTrainedModel, tokenizer: Tokenizer, path: str, device: torch.device | str, *, is_merged: bool = False
 ) -> RewardModel:
+    """The same over a transformers ``model`` of one label that is loaded already, which errors call ``path``.
+
+    Raises UserError as ``load``.
+    """
+    _check_labels(path, model.config)
     if not any(hasattr(model, name) for name in _HEADS):
         raise UserError(f"{path}: {type(model).__name__} has no head of the names {_HEADS}", _FOLDER)
     check_vocabulary(path, tokenizer, model)

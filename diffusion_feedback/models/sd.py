@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from ..types.models import Conditioning
-from .latent_diffusion import LatentDiffusion
-from .pipelines import load_pipeline, place, reuse_pipeline
-from .schedulers import ddpm_process
-
-NETWORK = "unet"
-PARTS: Mapping[str, object] = {"safety_checker": None, "requires_safety_checker": False}
+from .latent_diffusion import DiffusionFamily
 
 
 def encode_text(pipeline: StableDiffusionPipeline, prompts: list[str]) -> Conditioning:
@@ -34,33 +26,12 @@ def call(network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Con
     return prediction
 
 
-def load(
-    path: str,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> LatentDiffusion:
-    """Load a Stable Diffusion folder or hub id; the network in ``dtype``, the encoders in float32.
-
-    The safety checker is left out: it would blacken training samples. Raises UserError as ``load_pipeline`` does.
-    """
-    pipeline = load_pipeline(StableDiffusionPipeline, path, revision=revision, variant=variant, **PARTS)
-    return _denoiser(pipeline, path, dtype, device)
-
-
-def over(
-    pipeline: StableDiffusionPipeline, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> LatentDiffusion:
-    """The denoiser of a ``StableDiffusionPipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
-    reused = reuse_pipeline(pipeline, **PARTS)
-    return _denoiser(reused, "the pipeline", dtype, device if device is not None else pipeline.device)
-
-
-def _denoiser(
-    pipeline: StableDiffusionPipeline, path: str, dtype: torch.dtype, device: torch.device | str
-) -> LatentDiffusion:
-    process = ddpm_process(pipeline.scheduler, path)
-    placed = place(pipeline, device, dtype, network_name=NETWORK)
-    return LatentDiffusion(placed, NETWORK, process, encode_text, join, call)
+# The safety checker is left out: it would blacken training samples.
+FAMILY = DiffusionFamily(
+    StableDiffusionPipeline,
+    encode_text,
+    join,
+    call,
+    components={"safety_checker": None, "requires_safety_checker": False},
+)
+load, from_pipeline = FAMILY.load, FAMILY.from_pipeline

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from ..types.models import Conditioning
-from .latent_diffusion import LatentDiffusion
-from .pipelines import load_pipeline, place, reuse_pipeline
-from .schedulers import ddpm_process
-
-NETWORK = "unet"
-PARTS: Mapping[str, object] = {"add_watermarker": False}
+from .latent_diffusion import DiffusionFamily
 
 
 def encode_text(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> Conditioning:
@@ -43,33 +35,5 @@ def call(network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Con
     return prediction
 
 
-def load(
-    path: str,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> LatentDiffusion:
-    """Load an SDXL folder or hub id; the network in ``dtype``, the encoders in float32.
-
-    Raises UserError as ``load_pipeline`` does.
-    """
-    pipeline = load_pipeline(StableDiffusionXLPipeline, path, revision=revision, variant=variant, **PARTS)
-    return _denoiser(pipeline, path, dtype, device)
-
-
-def over(
-    pipeline: StableDiffusionXLPipeline, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> LatentDiffusion:
-    """The denoiser of a ``StableDiffusionXLPipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
-    reused = reuse_pipeline(pipeline, **PARTS)
-    return _denoiser(reused, "the pipeline", dtype, device if device is not None else pipeline.device)
-
-
-def _denoiser(
-    pipeline: StableDiffusionXLPipeline, path: str, dtype: torch.dtype, device: torch.device | str
-) -> LatentDiffusion:
-    process = ddpm_process(pipeline.scheduler, path)
-    placed = place(pipeline, device, dtype, network_name=NETWORK)
-    return LatentDiffusion(placed, NETWORK, process, encode_text, join, call)
+FAMILY = DiffusionFamily(StableDiffusionXLPipeline, encode_text, join, call, components={"add_watermarker": False})
+load, from_pipeline = FAMILY.load, FAMILY.from_pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,27 @@ class ForwardProcess(Protocol):
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """What low-rank adapters are.
+
+    Args:
+        rank: Of each pair of factors.
+        alpha: Their strength: a pair counts alpha / rank times.
+        targets: Names of groups of layers, or endings of layer names.
+        seed: Of the first factors; the second ones start at zero.
+        modules_to_save: Endings of names of modules that are trained whole beside the adapters.
+        revision: Of the base on the hub, which is recorded.
+    """
+
+    rank: int
+    alpha: float
+    targets: Sequence[str]
+    seed: int
+    modules_to_save: Sequence[str] = ()
+    revision: str | None = None
 
 
 class Saved(Protocol):
@@ -78,20 +100,10 @@ class Tuned(Saved, Protocol):
 class Adaptable(Tuned, Protocol):
     """A model that takes adapters."""
 
-    def add_adapters(
-        self,
-        *,
-        rank: int,
-        alpha: float,
-        targets: Sequence[str],
-        seed: int,
-        modules_to_save: Sequence[str] = (),
-        revision: str | None = None,
-    ) -> list[str]:
+    def add_adapters(self, settings: AdapterSettings) -> list[str]:
         """Add adapters over the frozen network, the only weights that are trainable then; says what is adapted.
 
-        Modules whose names end in ``modules_to_save`` are trained whole beside them. Raises UserError for names that mean
-        no layer.
+        Raises UserError for names that mean no layer.
         """
         ...
 

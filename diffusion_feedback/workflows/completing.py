@@ -19,6 +19,7 @@ from ..records import Message, Text
 from ..types.models import GenerativeTextModel, Tokenizer
 from .sampling import open_model
 from .settings import CompletionSampling, GenerationSettings, ModelSource
+from .training.base_model import recorded_family
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ def open_text_sampler(
 
     Raises UserError where it cannot be used, and for one that writes no texts.
     """
-    source = source if source.family else replace(source, family="causal_lm")
+    recorded = recorded_family(model) if isinstance(model, str) else None
+    source = replace(source, family=source.family or recorded or "causal_lm")
     text_model: GenerativeTextModel = open_model(model, source, generation, tokenizer)
     if not hasattr(text_model, "sample"):
         name = model if isinstance(model, str) else type(model).__name__

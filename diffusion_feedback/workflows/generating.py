@@ -45,7 +45,7 @@ def generate(
 
     ``output_dir`` becomes an imagefolder, or holds completions.jsonl; the same call goes on there after a kill. Returns a
     ``datasets.Dataset``: prompt, seed and image, or prompt, completion, seed, sample and is_finished, prompt by prompt.
-    A sample depends on its own prompt and seed alone, up to rounding. Raises UserError for settings that are out of range
+    A sample depends on its own prompt and seed alone, up to rounding; a model that is loaded is as it came at the end. Raises UserError for settings that are out of range
     or mean nothing to the model, for a model or prompts that cannot be read, and a folder with samples of other settings.
     """
     with of_run(model, tokenizer) as (own_model, own_tokenizer):

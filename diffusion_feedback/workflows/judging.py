@@ -17,6 +17,7 @@ from ..evaluation.judged import Distance, Fluency, Judged, Verdict
 from ..evaluation.statistics import Interval, WinRate
 from ..folders import check_outside, expand
 from ..generation.completions import COMPLETIONS, load_completions
+from ..models.loaded import as_it_came
 from ..output_folders import OutputKind
 from ..records import CompletionRecord, TextRecord, content_hash, write_text
 from ..reports.console import judge_summary
@@ -100,8 +101,8 @@ def judge(
     any format that is trained on), KL, in nats a completion, from ``reference``. ``settings`` are the fields of
     JudgeSettings and CompletionSampling.
 
-    The same call goes on in ``output_dir`` after a kill. Raises UserError for settings that are out of range or contradict
-    each other, models, prompts and judges that cannot be read, and a folder that holds another comparison.
+    The same call goes on in ``output_dir`` after a kill; models that are loaded are as they came at the end. Raises
+    UserError for settings that are out of range or contradict each other, models, prompts and judges that cannot be read, and a folder that holds another comparison.
     """
     own, sampling = made_of_keywords(settings, JudgeSettings, CompletionSampling)
     listed: list[Judge] = list(judges) if isinstance(judges, list | tuple) else [cast(Judge, judges)]
@@ -114,7 +115,8 @@ def judge(
     records = read_texts(place)
     if output_dir is not None:
         check_outside(expand(output_dir), comparison.inputs())
-    with hold_output(output_dir, "judge") as folder:
+    given = [each.model for each in (*sides, origin) if each is not None]
+    with hold_output(output_dir, "judge") as folder, as_it_came(*given):
         claim = _claim(folder, comparison.recorded(), overwrite=own.overwrite)
         result = JudgeResult(comparison.measure(folder, records, claim), folder)
     if output_dir is None:  # the folder lives as long as the result

@@ -121,7 +121,7 @@ def open_model(
             raise UserError("`tokenizer`: comes with a loaded model alone", f"leave it out: {model} has its own")
         return load_named_model(model, source, dtype=dtype or "float32", device=best_device(device))
     own = getattr(torch, dtype) if dtype else cast(Any, model).dtype
-    return loaded.over(model, tokenizer, dtype=own, device=find_device(device) if device else None)
+    return loaded.from_loaded(model, tokenizer, dtype=own, device=find_device(device) if device else None)
 
 
 def adapts_object(model: object) -> bool:
@@ -133,18 +133,14 @@ def adapts_object(model: object) -> bool:
 def of_run(model: object, tokenizer: Tokenizer | None = None) -> Iterator[tuple[object, Tokenizer | None]]:
     """``model`` and ``tokenizer``; of a run over a model that was handed in, that model with the run's adapters.
 
-    They are taken out again afterwards, unless the model carried adapters before.
+    A model that is loaded is as it came at the end.
     """
-    if not isinstance(model, Run) or not adapts_object(model):
-        yield model, tokenizer
-        return
-    carried = loaded.has_adapters(getattr(model.given.model, "library_model", model.given.model))
-    tuned = loaded.within(model.load())
-    try:
-        yield tuned, tokenizer or model.given.tokenizer
-    finally:
-        if not carried:
-            loaded.without_adapters(tuned)
+    own = model.given.model if isinstance(model, Run) else model
+    with loaded.as_it_came(own):
+        if isinstance(model, Run) and adapts_object(model):
+            yield loaded.unwrapped(model.load()), tokenizer or model.given.tokenizer
+        else:
+            yield model, tokenizer
 
 
 def path_of(model: object) -> str | None:

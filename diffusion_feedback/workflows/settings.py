@@ -161,7 +161,10 @@ class ConvertSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
 class ModelSource:
-    """Which weights a model has, besides its folder or hub id; ``family`` None is recognised by the files of the folder."""
+    """Which weights a model has, besides its folder or hub id.
+
+    ``family`` None: what the recipe of its run says; else what the class of its pipeline, or the files of its folder, tell.
+    """
 
     family: str | None = None
     lora: str | None = None

@@ -24,6 +24,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import lora
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 from diffusion_feedback.models.reference import AdaptersOff
+from diffusion_feedback.types.models import AdapterSettings
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 RANK, ALPHA = 2, 6.0
@@ -441,7 +442,7 @@ def test_every_reader_applies_the_same_strength(
 ) -> None:
     """In plain diffusers, and in a tool that reads the two matrices alone and takes alpha for the rank."""
     tuned = copy.deepcopy(bases[family])
-    lora.add(tuned.network, rank=rank, alpha=alpha, targets=["attention", "convolutions"], seed=0)
+    lora.add(tuned.network, AdapterSettings(rank=rank, alpha=alpha, targets=["attention", "convolutions"], seed=0))
     draw = torch.Generator().manual_seed(2)
     for _, parameter in lora.trainable(tuned.network):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)

@@ -18,6 +18,7 @@ from diffusion_feedback.catalog import resolve
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import causal_lm, clip, lora, reward_model, value_heads
 from diffusion_feedback.models.saving import saving
+from diffusion_feedback.types.models import AdapterSettings
 
 Save = Callable[[Path], None]
 
@@ -25,14 +26,14 @@ Save = Callable[[Path], None]
 def _image(folder: Path, tuning: str) -> Save:
     denoiser = resolve("family", "sd")(str(folder))
     if tuning == "lora":
-        lora.add(denoiser.network, rank=4, alpha=8, targets=["attention", "feed_forward"], seed=0)
+        lora.add(denoiser.network, AdapterSettings(rank=4, alpha=8, targets=["attention", "feed_forward"], seed=0))
     return lambda place: denoiser.save(denoiser.network, place)
 
 
 def _text(folder: Path, tuning: str) -> Save:
     model = causal_lm.load(str(folder))
     if tuning == "lora":
-        lora.add(model.network.model, rank=8, alpha=8, targets=["q_proj", "v_proj"], seed=0)
+        lora.add(model.network.model, AdapterSettings(rank=8, alpha=8, targets=["q_proj", "v_proj"], seed=0))
     return lambda place: model.save(model.network, place)
 
 

@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.models import causal_lm, lora, lora_targets, reward_model
+from diffusion_feedback.models import causal_lm, lora, lora_targets, reward_model, text_network
 from diffusion_feedback.models.reference import AdaptersOff, FrozenModel
+from diffusion_feedback.types.models import AdapterSettings
 
 IDS = torch.tensor([[5, 9, 11, 40, 7, 8], [6, 6, 12, 2, 2, 2]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
@@ -99,7 +100,7 @@ def test_a_model_that_draws_as_it_likes_is_refused() -> None:
             return type(found)(logits=found.logits + torch.rand(()))
 
     with pytest.raises(UserError, match="two training passes of a Noisy on the same tokens differ"):
-        causal_lm.no_dropout(Noisy(GPT2Config(vocab_size=20, n_layer=1, n_embd=8, n_head=2)), "folder")
+        text_network.prepare(Noisy(GPT2Config(vocab_size=20, n_layer=1, n_embd=8, n_head=2)), "folder", "cpu")
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -161,7 +162,9 @@ def test_adapters_start_silent_and_load_in_plain_peft(folder: Path, tmp_path: Pa
     with torch.no_grad():
         before = model.network(IDS, MASK, POSITIONS, logits)
     targets = ["attention", "feed_forward"]
-    lora_targets.add_adapters(model.network.model, rank=4, alpha=8, targets=targets, seed=1, task_type="CAUSAL_LM")
+    lora_targets.add_adapters(
+        model.network.model, AdapterSettings(rank=4, alpha=8, targets=targets, seed=1), task_type="CAUSAL_LM"
+    )
     with torch.no_grad():
         assert torch.equal(model.network(IDS, MASK, POSITIONS, logits), before)
         generator = torch.Generator().manual_seed(0)
@@ -177,7 +180,7 @@ def test_adapters_start_silent_and_load_in_plain_peft(folder: Path, tmp_path: Pa
         merged = causal_lm.load(str(tmp_path / "adapter"))
         torch.testing.assert_close(merged.network(IDS, MASK, POSITIONS, logits), after, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="no layer of the network ends in 'to_q'"):
-        lora_targets.add_adapters(merged.network.model, rank=4, alpha=8, targets=["to_q"], seed=1)
+        lora_targets.add_adapters(merged.network.model, AdapterSettings(rank=4, alpha=8, targets=["to_q"], seed=1))
 
 
 def test_adapters_ask_no_library_but_peft(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,12 +194,7 @@ def test_adapters_ask_no_library_but_peft(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", refuse)
     model = causal_lm.load(str(folder))
     lora_targets.add_adapters(
-        model.network.model,
-        rank=2,
-        alpha=4,
-        targets=["attention"],
-        seed=1,
-        task_type="CAUSAL_LM",
+        model.network.model, AdapterSettings(rank=2, alpha=4, targets=["attention"], seed=1), task_type="CAUSAL_LM"
     )
     with AdaptersOff()(model.network):
         pass
@@ -284,7 +282,7 @@ def test_checkpointing_changes_no_gradient(llama: Path) -> None:
     gradients = []
     for enable in (False, True):
         model = causal_lm.load(str(llama))
-        lora_targets.add_adapters(model.network.model, rank=4, alpha=8, targets=["attention"], seed=1)
+        lora_targets.add_adapters(model.network.model, AdapterSettings(rank=4, alpha=8, targets=["attention"], seed=1))
         if enable:
             model.enable_gradient_checkpointing()
         model.network.train()

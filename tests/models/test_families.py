@@ -19,6 +19,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import lora
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 from diffusion_feedback.models.reference import AdaptersOff, FrozenCopy
+from diffusion_feedback.types.models import AdapterSettings
 
 SAMPLING = {"num_inference_steps": 3, "guidance_scale": 3.0}
 TARGETS = ["attention", "feed_forward", "convolutions"]
@@ -67,7 +68,7 @@ def test_adapters_start_as_the_base_and_switch_off_bit_for_bit(loaded: tuple[Lat
     denoiser, _ = loaded
     noisy, timesteps, conditioning = inputs(denoiser)
     base = denoiser.predict(denoiser.network, noisy, timesteps, conditioning)
-    lora.add(denoiser.network, rank=4, alpha=8, targets=TARGETS, seed=0)
+    lora.add(denoiser.network, AdapterSettings(rank=4, alpha=8, targets=TARGETS, seed=0))
     assert torch.equal(denoiser.predict(denoiser.network, noisy, timesteps, conditioning), base)
     disturb(denoiser)
     assert not torch.allclose(denoiser.predict(denoiser.network, noisy, timesteps, conditioning), base, atol=1e-2)
@@ -93,7 +94,7 @@ def test_adapter_start_is_a_function_of_the_seed(tiny_pipelines: dict[str, Path]
     def start(seed: int) -> list[Tensor]:
         denoiser = resolve("family", "sd")(str(tiny_pipelines["sd"]))
         torch.rand(seed + 1)  # the global generator must not matter
-        lora.add(denoiser.network, rank=2, alpha=2, targets=["attention"], seed=seed)
+        lora.add(denoiser.network, AdapterSettings(rank=2, alpha=2, targets=["attention"], seed=seed))
         return [parameter for _, parameter in lora.trainable(denoiser.network)]
 
     first, again, other = start(5), start(5), start(6)
@@ -104,7 +105,7 @@ def test_adapter_start_is_a_function_of_the_seed(tiny_pipelines: dict[str, Path]
 def test_lora_loads_with_plain_diffusers(loaded: tuple[LatentDiffusion, Path], tmp_path: Path) -> None:
     denoiser, folder = loaded
     before = denoiser.sample(denoiser.network, ["a cat"], [3], **SAMPLING)[0]
-    lora.add(denoiser.network, rank=4, alpha=8, targets=TARGETS, seed=0)
+    lora.add(denoiser.network, AdapterSettings(rank=4, alpha=8, targets=TARGETS, seed=0))
     disturb(denoiser)
     tuned = denoiser.sample(denoiser.network, ["a cat"], [3], **SAMPLING)[0]
     denoiser.save(denoiser.network, tmp_path)
@@ -156,7 +157,7 @@ def test_model_hash_sees_weights_and_adapters(loaded: tuple[LatentDiffusion, Pat
     denoiser, _ = loaded
     first = denoiser.model_hash()
     assert denoiser.model_hash() == first
-    lora.add(denoiser.network, rank=2, alpha=2, targets=["attention"], seed=0)
+    lora.add(denoiser.network, AdapterSettings(rank=2, alpha=2, targets=["attention"], seed=0))
     adapted = denoiser.model_hash()
     disturb(denoiser)
     assert len({first, adapted, denoiser.model_hash()}) == 3
@@ -184,7 +185,9 @@ def test_wrong_paths_and_kinds_are_named(tmp_path: Path, tiny_pipelines: dict[st
     with pytest.raises(UserError, match="StableDiffusionXLPipeline"):
         load(str(tiny_pipelines["sdxl"]))
     with pytest.raises(UserError, match="no layer of the network ends in 'to_nowhere'"):
-        lora.add(load(str(tiny_pipelines["sd"])).network, rank=2, alpha=2, targets=["to_nowhere"], seed=0)
+        lora.add(
+            load(str(tiny_pipelines["sd"])).network, AdapterSettings(rank=2, alpha=2, targets=["to_nowhere"], seed=0)
+        )
     with pytest.raises(UserError, match="no such file or folder"):
         load(str(tiny_pipelines["sd"])).load_lora(str(tmp_path / "absent"))
 
@@ -203,7 +206,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, tiny_pipelines: d
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_base_keeps_float32_adapters(tiny_pipelines: dict[str, Path], dtype: torch.dtype) -> None:
     denoiser = resolve("family", "sd")(str(tiny_pipelines["sd"]), dtype=dtype)
-    lora.add(denoiser.network, rank=2, alpha=2, targets=["attention"], seed=0)
+    lora.add(denoiser.network, AdapterSettings(rank=2, alpha=2, targets=["attention"], seed=0))
     assert {p.dtype for _, p in lora.trainable(denoiser.network)} == {torch.float32}
     assert denoiser.network.conv_in.weight.dtype == dtype
     assert denoiser.pipeline.vae.dtype == torch.float32

@@ -13,10 +13,10 @@ from tiny_models import sd3_pipeline
 from torch import Tensor, nn
 
 from diffusion_feedback.models import lora
-from diffusion_feedback.models.latent_diffusion import LatentDiffusion
+from diffusion_feedback.models.latent_diffusion import DiffusionFamily, LatentDiffusion
 from diffusion_feedback.models.reference import AdaptersOff
 from diffusion_feedback.noise import RectifiedFlow
-from diffusion_feedback.types.models import Conditioning, Denoiser
+from diffusion_feedback.types.models import AdapterSettings, Conditioning, Denoiser
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 16, "width": 16, "max_sequence_length": 8}
 ABSENT = {"text_encoder_3": None, "tokenizer_3": None}
@@ -42,7 +42,8 @@ def family(pipeline: StableDiffusion3Pipeline) -> Denoiser:
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         module.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
-    return LatentDiffusion(pipeline, "transformer", RectifiedFlow(shift=3.0), encode_text, join, call)
+    flow = DiffusionFamily(StableDiffusion3Pipeline, encode_text, join, call, "transformer")
+    return LatentDiffusion(pipeline, RectifiedFlow(shift=3.0), flow)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def image(denoiser: Denoiser) -> np.ndarray:
 
 
 def adapt(denoiser: Denoiser) -> None:
-    lora.add(denoiser.network, rank=2, alpha=4, targets=["attention"], seed=0)
+    lora.add(denoiser.network, AdapterSettings(rank=2, alpha=4, targets=["attention"], seed=0))
     generator = torch.Generator().manual_seed(1)
     for _, parameter in lora.trainable(denoiser.network):
         nn.init.normal_(parameter, std=0.3, generator=generator)

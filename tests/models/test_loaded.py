@@ -23,7 +23,7 @@ def test_a_loaded_pipeline_is_as_its_folder(family: str, tiny_pipelines: dict[st
     folder = tiny_pipelines[family]
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     network = pipeline.unet.train().requires_grad_(True)
-    found, by_path = loaded.over(pipeline), resolve("family", family)(str(folder))
+    found, by_path = loaded.from_loaded(pipeline), resolve("family", family)(str(folder))
     assert loaded.family_of(pipeline) == family
     assert isinstance(found, LatentDiffusion)
     assert found.network is network
@@ -36,13 +36,13 @@ def test_a_loaded_pipeline_is_as_its_folder(family: str, tiny_pipelines: dict[st
     )
     first, second = (one.sample(one.network, ["a cat"], [3], **SAMPLING)[0] for one in (found, by_path))
     assert first.tobytes() == second.tobytes()
-    assert loaded.over(pipeline, dtype=torch.bfloat16).network.dtype == torch.bfloat16
+    assert loaded.from_loaded(pipeline, dtype=torch.bfloat16).network.dtype == torch.bfloat16
 
 
 def test_a_loaded_language_model_is_as_its_folder(tmp_path: Path) -> None:
     folder = tiny_text.save_tiny_lm(tmp_path / "lm")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).train(), AutoTokenizer.from_pretrained(folder)
-    found, by_path = loaded.over(model, tokenizer), causal_lm.load(str(folder))
+    found, by_path = loaded.from_loaded(model, tokenizer), causal_lm.load(str(folder))
     assert loaded.family_of(model) == "causal_lm"
     assert isinstance(found, causal_lm.CausalLM)
     assert found.library_model is model
@@ -51,19 +51,19 @@ def test_a_loaded_language_model_is_as_its_folder(tmp_path: Path) -> None:
     drawn = [one.sample(one.network, [[5, 6]], [1], max_new_tokens=5) for one in (found, by_path)]
     assert drawn[0] == drawn[1]
     with pytest.raises(UserError, match="came without its tokenizer"):
-        loaded.over(model)
+        loaded.from_loaded(model)
 
 
 def test_a_loaded_reward_model_is_as_its_folder(tmp_path: Path) -> None:
     folder = tiny_text.save_tiny_reward_model(tmp_path / "reward")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    found = loaded.over(model, AutoTokenizer.from_pretrained(folder))
+    found = loaded.from_loaded(model, AutoTokenizer.from_pretrained(folder))
     assert loaded.family_of(model) == "reward_model"
     assert isinstance(found, reward_model.RewardModel)
     assert found.model_hash() == reward_model.load(str(folder)).model_hash()
     model.config.num_labels = 3
     with pytest.raises(UserError, match="3 labels"):
-        loaded.over(model, found.tokenizer)
+        loaded.from_loaded(model, found.tokenizer)
 
 
 def test_other_objects_are_refused_by_their_class() -> None:
@@ -71,4 +71,4 @@ def test_other_objects_are_refused_by_their_class() -> None:
         loaded.family_of(torch.nn.Linear(1, 1))
     assert "StableDiffusionPipeline, StableDiffusionXLPipeline" in str(raised.value.remedy)
     with pytest.raises(UserError, match="of a GPT2Model no family"):
-        loaded.over(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)))
+        loaded.from_loaded(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)))

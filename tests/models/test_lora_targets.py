@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import causal_lm, lora, lora_targets
 from diffusion_feedback.models.reference import AdaptersOff
+from diffusion_feedback.types.models import AdapterSettings
 
 QKVO = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 GATED = "mlp.gate_proj mlp.up_proj mlp.down_proj"
@@ -99,7 +100,7 @@ def test_groups_mean_what_they_say(kind: str, number: int) -> None:
         if kind not in FUSED:
             assert "in_proj" in caught.value.remedy  # a layer that there is
         return
-    notes = lora_targets.add_adapters(model, rank=2, alpha=2, targets=[group], seed=0)
+    notes = lora_targets.add_adapters(model, AdapterSettings(rank=2, alpha=2, targets=[group], seed=0))
     assert adapted(model) == set(by_hand.split())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     layers = sum(isinstance(layer, BaseTunerLayer) for layer in model.modules())
@@ -111,7 +112,7 @@ def test_groups_mean_what_they_say(kind: str, number: int) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gpt_neox", "deepseek_v3", "mamba", "gemma3_multimodal"])
 def test_all_linear_is_every_layer_of_the_trunk(kind: str) -> None:
     model = tiny_architectures.build(kind)
-    lora_targets.add_adapters(model, rank=2, alpha=2, targets=["all-linear"], seed=0)
+    lora_targets.add_adapters(model, AdapterSettings(rank=2, alpha=2, targets=["all-linear"], seed=0))
     assert adapted(model) == {name for group in BY_HAND[kind] for name in (group or "").split()}
 
 
@@ -120,7 +121,9 @@ def test_names_of_layers_that_are_not_there() -> None:
     with pytest.raises(UserError, match="ends in 'q_proj'(.|\n)*query_key_value, dense"):
         lora_targets.adapted_layers(model, ["q_proj"])
     with pytest.raises(UserError, match="lora_modules_to_save: no module of the network ends in 'head'(.|\n)*embed_in"):
-        lora_targets.add_adapters(model, rank=2, alpha=2, targets=["attention"], seed=0, heads=["head"])
+        lora_targets.add_adapters(
+            model, AdapterSettings(rank=2, alpha=2, targets=["attention"], seed=0, modules_to_save=["head"])
+        )
 
 
 IDS = torch.tensor([[5, 9, 11, 40, 7, 8]])
@@ -142,10 +145,12 @@ def test_head_and_embedding_are_read_again_as_they_were(
         before = model.network.model(IDS).logits
     if tied and not heads:
         with pytest.raises(UserError, match="is one tensor with"):
-            lora_targets.add_adapters(model.network.model, rank=2, alpha=2, targets=targets, seed=0)
+            lora_targets.add_adapters(model.network.model, AdapterSettings(rank=2, alpha=2, targets=targets, seed=0))
         return
     lora_targets.add_adapters(
-        model.network.model, rank=2, alpha=2, targets=targets, seed=0, heads=heads, task_type="CAUSAL_LM"
+        model.network.model,
+        AdapterSettings(rank=2, alpha=2, targets=targets, seed=0, modules_to_save=heads),
+        task_type="CAUSAL_LM",
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import causal_lm, lora, lora_targets, value_heads
 from diffusion_feedback.models.value_heads import ValueHeads, ValueNetwork, steered
+from diffusion_feedback.types.models import AdapterSettings
 
 PROMPTS = [[5, 6, 7], [9], [20, 30, 40, 50, 60, 70]]
 FAMILIES: list[tiny_text.Family] = ["llama", "gpt2"]
@@ -182,7 +183,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_adapters_train_beside_the_heads(model: causal_lm.CausalLM, tmp_path: Path) -> None:
     network: ValueNetwork = value_heads.attach(model.network, "nowhere", seed=0)
-    lora_targets.add_adapters(model.network.model, rank=2, alpha=2, targets=["attention"], seed=0)
+    lora_targets.add_adapters(model.network.model, AdapterSettings(rank=2, alpha=2, targets=["attention"], seed=0))
     trained = {name for name, _ in lora.trainable(network)}
     assert all("lora" in name or name.startswith(("heads.q_heads", "heads.v_head")) for name in trained)
     assert any("lora" in name for name in trained)

@@ -12,9 +12,13 @@ from torch import nn
 
 from ...catalog import resolve
 from ...config.recipe import Recipe
+from ...documents import read_yaml
 from ...errors import UserError
+from ...folders import expand
+from ...foreign import reading
+from ...models.pipelines import family_at
 from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
-from ...types.models import Adaptable, TextModel, Tokenizer, Tuned
+from ...types.models import Adaptable, AdapterSettings, TextModel, Tokenizer, Tuned
 from ...types.training import Reference
 from ..settings import ModelSource
 from .given import Setup
@@ -58,7 +62,7 @@ def load_named_model(
 
     ``settings`` are further ones of the family's loader. Raises UserError where it cannot be loaded.
     """
-    model = resolve("family", source.family or "sd")(
+    model = resolve("family", source.family or recorded_family(path) or family_at(path, source.revision))(
         path,
         revision=source.revision,
         variant=source.variant,
@@ -71,13 +75,22 @@ def load_named_model(
     return model
 
 
+def recorded_family(path: str) -> str | None:
+    """The family that the recipe of the run in the folder ``path`` names; None for other folders and hub ids."""
+    recipe, remedy = expand(path) / "recipe.yaml", "copy the run's folder whole, or say with `family` what the model is"
+    if not recipe.is_file():
+        return None
+    with reading(recipe, "the recipe of a run", remedy):
+        return str(read_yaml(recipe, remedy)["model"]["family"])
+
+
 def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:
     """Adapters over the frozen ``model``, or the whole of it; returns lines on what the adapters are."""
     settings = recipe.model
     if settings.tuning == "full":
         make_whole_trainable(recipe, model)
         return []
-    lines = model.add_adapters(
+    adapters = AdapterSettings(
         rank=settings.lora_rank,
         alpha=settings.lora_alpha if settings.lora_alpha is not None else float(settings.lora_rank),
         targets=settings.lora_targets,
@@ -85,6 +98,7 @@ def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:
         modules_to_save=settings.lora_modules_to_save,
         revision=settings.revision,
     )
+    lines = model.add_adapters(adapters)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return [f"adapters         {line}" for line in lines]

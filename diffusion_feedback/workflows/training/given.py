@@ -18,8 +18,7 @@ from ...config.recipe import Recipe
 from ...config.sources import is_object, object_name
 from ...data.places import is_dataset
 from ...errors import UserError
-from ...models.loaded import family_of
-from ...models.loaded import over as over_model
+from ...models.loaded import family_of, from_loaded, has_adapters
 from ...scorers.texts.function import from_function
 from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
@@ -30,7 +29,7 @@ class Given:
     """Objects that a caller hands in; what is None is loaded by the name in the recipe.
 
     Args:
-        model: A diffusers pipeline, a transformers model, or what a family's loader returns.
+        model: A diffusers pipeline, or a transformers model.
         tokenizer: The tokenizer of a transformers model.
         train_data: A ``datasets.Dataset``.
         validation_data: Another one.
@@ -58,11 +57,10 @@ class Setup:
 
     def model(self) -> Tuned | None:
         """What is tuned over the model that was given, in the recipe's precision; None where none was."""
-        own: Tuned | None = self.given.model
-        if own is None or _is_ready(own):
-            return own
+        if self.given.model is None:
+            return None
         dtype, device = getattr(torch, self.recipe.model.dtype), self.accelerator.device
-        return over_model(self.given.model, self.given.tokenizer, dtype=dtype, device=device)
+        return from_loaded(self.given.model, self.given.tokenizer, dtype=dtype, device=device)
 
     @property
     def objective(self) -> ObjectiveRow:
@@ -112,9 +110,13 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
     if "reward" in objects:
         keys["rollouts.reward"] = _path(objects, "reward") or _mark_of_reward(objects)
     if "model" in objects:
-        keys["model.pretrained_model_name_or_path"] = _path(objects, "model") or _mark_of_model(objects)
-        if "model" in objects and not _is_ready(objects["model"]):
-            keys["model.family"] = family_of(objects["model"])
+        keys["model.pretrained_model_name_or_path"] = _path(objects, "model") or _mark_of_model(
+            objects["model"], objects.get("tokenizer")
+        )
+    if "model" in objects:
+        keys["model.family"] = family_of(objects["model"])
+    elif "tokenizer" in objects:
+        raise UserError("`tokenizer`: comes with a loaded model alone", "leave it out: a folder holds its own")
     recipe = _with(recipe, keys)
     if objective is not None:
         whole = objective if isinstance(objective, Mapping) else {"name": objective}
@@ -171,15 +173,12 @@ def _mark_of_reward(objects: dict[str, object]) -> str:
     return object_name("reward", getattr(reward, "recipe_id", ""))
 
 
-def _mark_of_model(objects: dict[str, Any]) -> str:
-    model = objects["model"]
-    own: Tuned = model if _is_ready(model) else over_model(model, objects.get("tokenizer"))
-    return object_name(type(model).__name__, own.model_hash())
-
-
-def _is_ready(model: object) -> bool:
-    """Whether it is what a family's loader returns, and no library's own object."""
-    return hasattr(model, "model_hash")
+def _mark_of_model(model: object, tokenizer: Tokenizer | None) -> str:
+    name = type(model).__name__
+    if has_adapters(model):
+        remedy = "fuse or unload them: a run puts its own on, and takes these out at the end"
+        raise UserError(f"model: a {name} that carries adapters", remedy)
+    return object_name(name, from_loaded(model, tokenizer).model_hash())
 
 
 def _with(recipe: Recipe, keys: Mapping[str, object]) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...config.recipe import Recipe
 from ...errors import UserError
-from ...models.loaded import with_result
+from ...models.loaded import load_adapters_onto
 from ...training.run_folder import RunFolder
 from .base_model import load_named_model, source_of
 from .given import Given
@@ -66,9 +66,8 @@ class Run:
         """
         if not self.report.exists():
             raise UserError(f"{self.path}: the run is not finished", "train it with `resume`")
-        own = self.given.model
-        if own is not None and not self.is_whole:
-            return with_result(getattr(own, "library_model", own), self.path)
+        if self.given.model is not None and not self.is_whole:
+            return load_adapters_onto(self.given.model, self.path)
         path = str(self.path)
         source = source_of(self.recipe, path)
         if not self.is_whole and any(self.path.glob("pytorch_lora_weights.safetensors")):

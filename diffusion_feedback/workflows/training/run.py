@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
 from ...config.sources import is_object
 from ...errors import UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
-from ...models.loaded import without_adapters
+from ...models.loaded import as_it_came
 from ...processes import check_alike, num_launched
 from ...records import content_hash
 from ...reports.cards.writer import write_card
@@ -51,9 +51,10 @@ def train(
 
     Args:
         recipe: From ``load_recipe``, or made in Python; it is checked in the same way.
-        model: A loaded diffusers pipeline or transformers model, or the path of one. Full tuning changes its weights;
-            adapters are taken out again at the end.
-        tokenizer: The tokenizer of a transformers model.
+        model: A loaded diffusers pipeline or transformers model, or the path of one. It is as it came at the end, after a
+            failure too: adapters, precision, device, what is frozen, dropout, modes. Full tuning alone changes its weights.
+            What the recipe puts in another precision is in memory twice meanwhile.
+        tokenizer: The tokenizer of a transformers model; a copy of it is used.
         train_data: A ``datasets.Dataset`` in any of the forms that files may have (Pick-a-Pic's columns for images;
             prompt, chosen and rejected, or others, for texts), or a path.
         validation_data: The same for held-out data.
@@ -69,29 +70,20 @@ def train(
     if resume and overwrite:
         raise UserError("`resume` and `overwrite` contradict each other", "give one of them")
     names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
-    recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
-    if recipe.rounds != RoundsConfig():
-        raise UserError("rounds: means nothing for one training run", "run it as rounds, or leave the section out")
-    path = expand(recipe.output_dir)
-    # Of all that was handed in, adapters need their base once more; the rest may go.
-    kept = Given(model=given.model, tokenizer=given.tokenizer) if recipe.model.tuning == "lora" else NOTHING
-    with nullcontext() if dry_run else hold_folder(path, "train"), own_accelerate(), restored(recipe, given):
-        if dry_run:
-            return Run(recorded(recipe), path, _planned(recipe, given), kept)
-        accelerator = run_training(recipe, given, resume=resume, overwrite=overwrite)
-        if accelerator is not None:
-            accelerator.end_training()
+    with as_it_came(model, is_trained=recipe.model.tuning == "full"):
+        recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
+        if recipe.rounds != RoundsConfig():
+            raise UserError("rounds: means nothing for one training run", "run it as rounds, or leave the section out")
+        path = expand(recipe.output_dir)
+        # Of all that was handed in, adapters need their base once more; the rest may go.
+        kept = Given(model=given.model, tokenizer=given.tokenizer) if recipe.model.tuning == "lora" else NOTHING
+        with nullcontext() if dry_run else hold_folder(path, "train"), own_accelerate():
+            if dry_run:
+                return Run(recorded(recipe), path, _planned(recipe, given), kept)
+            accelerator = run_training(recipe, given, resume=resume, overwrite=overwrite)
+            if accelerator is not None:
+                accelerator.end_training()
     return Run(recorded(recipe), path, given=kept)
-
-
-@contextmanager
-def restored(recipe: Recipe, given: Given) -> Iterator[None]:
-    """A model that was given is without adapters again at the end."""
-    try:
-        yield
-    finally:
-        if given.model is not None and recipe.model.tuning == "lora":
-            without_adapters(getattr(given.model, "library_model", given.model))
 
 
 def _planned(recipe: Recipe, given: Given) -> list[str]:
