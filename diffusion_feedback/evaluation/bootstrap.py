@@ -40,7 +40,7 @@ def ratio_intervals(numerators: ArrayLike, denominators: ArrayLike, codes: NDArr
         raise UserError(f"{num_clusters} clusters to resample", "give pairs of at least two prompts")
     if (bottom.sum(axis=1) == 0).any():
         raise UserError("no pair counts", "give pairs with a preference")
-    sums = np.stack([[_per_cluster(row, codes) for row in rows] for rows in (top, bottom)])
+    sums = np.stack([[np.bincount(codes, weights=row) for row in rows] for rows in (top, bottom)], dtype=np.float64)
     totals = _resampled_totals(sums.reshape(-1, num_clusters).T).reshape(-1, *sums.shape[:2])
     return [
         _accelerated(sums[0, k], sums[1, k], totals[:, 0, k], totals[:, 1, k], int((bottom[k] > 0).sum()))
@@ -62,10 +62,6 @@ def share_intervals(numerators: ArrayLike, denominators: ArrayLike, codes: NDArr
             wilson = proportion_interval(interval.value * num_clusters, num_clusters)
             intervals[k] = Interval(interval.value, wilson.low, wilson.high, interval.num)
     return intervals
-
-
-def _per_cluster(values: Array, codes: NDArray[np.int64]) -> Array:
-    return np.bincount(codes, weights=values).astype(np.float64)
 
 
 def _resampled_totals(sums: Array) -> Array:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from .bootstrap import cluster_codes, ratio_intervals, share_intervals
+from .bootstrap import Array, cluster_codes, ratio_intervals, share_intervals
 from .statistics import Interval, WinRate, mean_interval, permutation_test, win_rate_of_counts
 
 
@@ -74,21 +74,18 @@ def clustered_win_rate(outcomes: Sequence[float], prompts: Sequence[Hashable]) -
         return win_rate_of_counts(wins, ties, losses)
     values = np.asarray(outcomes, np.float64)
     (share,) = share_intervals(values[None], np.ones((1, len(values))), codes)
-    own = np.bincount(codes, weights=values) / np.bincount(codes) - 0.5
-    p_value = permutation_test(own.tolist())
+    p_value = permutation_test((_means(outcomes, prompts) - 0.5).tolist())
     return WinRate(share.value, share.low, share.high, wins, ties, losses, len(values), p_value)
 
 
 def clustered_mean(values: Sequence[float], prompts: Sequence[Hashable]) -> Interval:
     """Mean of the prompts' own means, with its bootstrap interval over prompts; ``num`` is the number of prompts."""
-    codes = cluster_codes(prompts)
-    return mean_interval((np.bincount(codes, weights=np.asarray(values)) / np.bincount(codes)).tolist())
+    return mean_interval(_means(values, prompts).tolist())
 
 
 def standard_error(values: Sequence[float], prompts: Sequence[Hashable]) -> float:
     """Standard error of ``clustered_mean``; nan for a single prompt."""
-    codes = cluster_codes(prompts)
-    own = np.bincount(codes, weights=np.asarray(values, np.float64)) / np.bincount(codes)
+    own = _means(values, prompts)
     return float(own.std(ddof=1) / math.sqrt(len(own))) if len(own) > 1 else math.nan
 
 
@@ -99,6 +96,13 @@ def perplexity(losses: Sequence[float], tokens: Sequence[int]) -> Interval:
     """
     (mean,) = ratio_intervals([list(losses)], [list(map(float, tokens))], np.arange(len(losses)))
     return Interval(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), mean.num)
+
+
+def _means(values: Sequence[float], prompts: Sequence[Hashable]) -> Array:
+    """The mean of each prompt's own values, by first appearance."""
+    codes = cluster_codes(prompts)
+    means: Array = np.bincount(codes, weights=np.asarray(values, np.float64)) / np.bincount(codes)
+    return means
 
 
 def _side(preference: float) -> int:

@@ -44,18 +44,6 @@ class RoundMetrics:
         ratio = dict(zip(("value", "standard_error"), self.kl_log_ratio, strict=True)) if self.kl_log_ratio else None
         return {"round": self.number, **{name: plain(getattr(self, name)) for name in names}, "kl_log_ratio": ratio}
 
-    def line(self) -> str:
-        """The metrics in one line."""
-        parts = [f"reward {self.reward.value:.4f} ({self.reward.low:.4f} to {self.reward.high:.4f})"]
-        if self.kl is not None:
-            parts.append(f"KL {self.kl.value:.3f} ({self.kl.low:.3f} to {self.kl.high:.3f})")
-        if self.kl_exact is not None:
-            parts.append(f"exact KL {self.kl_exact.value:.3f}")
-        for name, rate in (("the round before", self.against_previous), ("round 0", self.against_initial)):
-            if rate is not None:
-                parts.append(f"win rate against {name} {rate.win_rate:.3f} ({rate.low:.3f} to {rate.high:.3f})")
-        return ", ".join(parts)
-
 
 def measure(
     number: int,

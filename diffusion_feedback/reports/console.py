@@ -8,10 +8,11 @@ from statistics import fmean, stdev
 
 from ..data.image_folders import natural_order
 from ..evaluation.benchmarks.benchmark import ScorerResult
+from ..evaluation.benchmarks.published import unit_of
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison
-from ..evaluation.benchmarks.units import unit_of
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.judged import Judged
+from ..evaluation.rounds import RoundMetrics
 from ..evaluation.statistics import proportion_interval
 from ..labeling.pairs import PairCounts
 from ..labeling.panel import Panel
@@ -27,7 +28,7 @@ _MOST_FOLDERS = 30  # a table of more says nothing on a screen
 def benchmark_summary(run: BenchmarkRun, comparison: RunComparison | None) -> str:
     """Means by style, the nearest published ones, and the comparison with a baseline."""
     values = {"run": run, "comparison": comparison}
-    return _summary("benchmark", **values, digits_of=digits_of, nearest_published=_nearest_published)
+    return summarize("benchmark", **values, digits_of=digits_of, nearest_published=_nearest_published)
 
 
 def _nearest_published(run: BenchmarkRun, result: ScorerResult) -> list[tuple[str, float]]:
@@ -45,27 +46,25 @@ def _nearest_published(run: BenchmarkRun, result: ScorerResult) -> list[tuple[st
 
 def calibration_summary(result: CalibrationResult) -> str:
     """A table of the scorers by falling accuracy, and what has to be said about it."""
-    return _summary("calibration", result=result, significant=significant)
+    return summarize("calibration", result=result, significant=significant)
 
 
 def judge_summary(judged: Judged) -> str:
     """Win rates, mean scores and bias by judge; perplexity and divergence by model."""
-    return _summary("judge", judged=judged)
+    return summarize("judge", judged=judged)
+
+
+def rounds_summary(rounds: Sequence[RoundMetrics]) -> str:
+    """The metrics of each round in one line."""
+    return summarize("rounds", rounds=rounds)
 
 
 def scores_summary(records: Sequence[ScoreRecord]) -> str:
     """For each scorer the number of images, mean with standard error, range, and recipe."""
-    lines = [f"{'scorer':<18} {'images':>7} {'mean':>9} {'+- se':>8} {'min':>9} {'max':>9}  recipe"]
     by_scorer: dict[tuple[str, str], list[float]] = {}
     for record in records:
         by_scorer.setdefault((record.scorer, record.recipe_id), []).append(record.score)
-    for (name, recipe), values in by_scorer.items():
-        error = f"{stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else "-"
-        columns = f"{fmean(values):>9.4f} {error:>8} {min(values):>9.4f} {max(values):>9.4f}"
-        lines.append(f"{name:<18} {len(values):>7} {columns}  {recipe}")
-    units = {name: unit_of(recipe) for name, recipe in by_scorer}
-    notes = [f"{name}: the cosine; published tables and benchmarks show {unit}" for name, unit in units.items() if unit]
-    return "\n".join([*lines, *notes])
+    return summarize("scores", by_scorer=by_scorer, fmean=fmean, stdev=stdev, unit_of=unit_of)
 
 
 def folder_means(records: Sequence[ScoreRecord], folders: Mapping[tuple[str, str], str]) -> str:
@@ -93,17 +92,17 @@ def folder_means(records: Sequence[ScoreRecord], folders: Mapping[tuple[str, str
 
 def pairs_summary(counts: PairCounts, panel: Panel) -> str:
     """What became of the candidates, and of the pairs that a rule picked."""
-    return _summary("labels", is_new=True, counts=counts, policy=panel.policy, num_judges=len(panel.judges))
+    return summarize("labels", is_new=True, counts=counts, policy=panel.policy, num_judges=len(panel.judges))
 
 
 def relabelled_summary(counts: RelabelCounts, panel: Panel, identical: int, unscored: int) -> str:
     """How far new labels agree with the old, and what was left out: ``identical`` images, and pairs that were ``unscored``."""
     agreement = proportion_interval(counts.agreed, counts.compared) if counts.compared else None
     values = {"agreement": agreement, "identical": identical, "unscored": unscored}
-    return _summary("labels", is_new=False, counts=counts, policy=panel.policy, num_judges=len(panel.judges), **values)
+    return summarize("labels", is_new=False, counts=counts, policy=panel.policy, num_judges=len(panel.judges), **values)
 
 
-def _summary(kind: str, **values: object) -> str:
+def summarize(kind: str, **values: object) -> str:
     """The words of ``console/KIND.txt.j2`` over ``values``."""
     template = load_template(f"console/{kind}.txt.j2", {"thousands": "{:,}".format})
     return template.render(values).strip("\n")

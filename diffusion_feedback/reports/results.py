@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import yaml
 
 from ..evaluation.comparison import CaseRow, pick_cases
 from ..evaluation.statistics import Interval, WinRate
 from ..records import Text
-from .content import Case, Group
+from .content import Case, Cell, Group, Mark, Notice, Table, Tone
 from .html import fixed, percent
-from .parts import Cell, Mark, Notice, Tone
 from .rendering import TEMPLATES, load_template
 
 
@@ -50,6 +49,14 @@ def share_cell(share: Interval | WinRate | None, *lines: str, mark: Mark = "") -
         return Cell("")
     value = share.win_rate if isinstance(share, WinRate) else share.value
     return Cell(percent(value), "\n".join([f"{percent(share.low)} to {percent(share.high)}", *lines]), mark)
+
+
+def completions_table(
+    names: Sequence[str], rows: Iterable[tuple[Text, Sequence[tuple[str, float]]]], detail: str
+) -> Table:
+    """Completions of the models ``names`` side by side, a row a prompt, each above its score."""
+    cells = [(Cell(prompt_text(prompt)), [Cell(text, fixed(score, 3)) for text, score in row]) for prompt, row in rows]
+    return Table("Completions", names, cells, detail, "prompt", is_text=True)
 
 
 def prompt_text(prompt: Text) -> str:

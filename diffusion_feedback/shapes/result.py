@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..evaluation.comparison import Comparison
+from ..reports.console import summarize
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +63,7 @@ class Demo:
         return {**metrics, "seconds": self.seconds}
 
     def __str__(self) -> str:
-        metrics = self.metrics
-        ai = "on the embedded scorer's labels: win rate {ai_win_rate:.3f}\n" if "ai_win_rate" in metrics else ""
-        text = (
-            "Diffusion-DPO against the base: win rate {win_rate:.3f} "
-            "(95 % interval {win_rate_low:.3f} to {win_rate_high:.3f}, {ties} ties, {num_prompts} held-out prompts)\n"
-            "attribute accuracy {attribute_accuracy_before:.3f} -> {attribute_accuracy_after:.3f}, "
-            "cleanliness {cleanliness_before:.3f} -> {cleanliness_after:.3f}\n"
-            f"{ai}SFT on the chosen images: win rate {{sft_win_rate:.3f}}\n"
-        )
-        return text.format(**metrics) + f"{self.seconds:.0f} seconds; open {self.folder / 'report.html'}"
+        return summarize("demo", page=self.folder / "report.html", **self.metrics)
 
 
 def average(values: Sequence[float]) -> float:

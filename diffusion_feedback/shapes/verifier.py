@@ -22,6 +22,7 @@ from .scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, Scene, parse_caption
 FloatArray = NDArray[np.floating[Any]]
 
 _CENTER = (RESOLUTION - 1) / 2
+_NAMES, _COLORS = list(COLORS), np.array(list(COLORS.values()), np.float32) / 255
 _RADII = np.arange(7.0, 24.5, 0.5)
 _SIZE_BOUNDARY = 14.5
 _MAX_MASK_ERROR = 0.45  # squared mask error over mask energy; beyond it no shape is seen
@@ -90,13 +91,8 @@ def _templates() -> tuple[list[tuple[str, float]], FloatArray]:
     return names, np.stack(masks).astype(np.float32)
 
 
-def _palette() -> tuple[list[str], FloatArray]:
-    return list(COLORS), np.array(list(COLORS.values()), np.float32) / 255
-
-
 def _nearest_color(rgb: FloatArray) -> str:
-    names, values = _palette()
-    return names[int(np.argmin(((values - rgb) ** 2).sum(-1)))]
+    return _NAMES[int(np.argmin(((_COLORS - rgb) ** 2).sum(-1)))]
 
 
 def _shift(mask: FloatArray, dy: float, dx: float) -> FloatArray:
@@ -137,9 +133,8 @@ def _fit_mask(mask: FloatArray) -> tuple[str, float, FloatArray, float]:
 
 
 def _cleanliness(pixels: FloatArray, template: FloatArray, color: str, background: str) -> float:
-    names, values = _palette()
     alpha = template[..., None]
-    ideal = values[names.index(background)] * (1 - alpha) + values[names.index(color)] * alpha
+    ideal = _COLORS[_NAMES.index(background)] * (1 - alpha) + _COLORS[_NAMES.index(color)] * alpha
     squared = ((pixels - ideal) ** 2).mean(-1)
     # The three regions count alike, so that a soft edge weighs as much as a noisy background.
     near = np.zeros_like(template, bool)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores, write_scores
-from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
+from diffusion_feedback.evaluation.benchmarks.published import STYLES
 from diffusion_feedback.evaluation.benchmarks.run import compare_runs
 from diffusion_feedback.records import PromptRecord, ScoreRecord
 from diffusion_feedback.reports.console import benchmark_summary

@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores
-from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
+from diffusion_feedback.evaluation.benchmarks.published import STYLES
 from diffusion_feedback.shapes import scorer, verifier
 from diffusion_feedback.workflows.benchmark_folder import load_run
 

@@ -14,7 +14,7 @@ from benchmark_folders import write_folder
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores, write_scores
-from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
+from diffusion_feedback.evaluation.benchmarks.published import STYLES
 from diffusion_feedback.evaluation.benchmarks.run import compare_runs
 from diffusion_feedback.records import PromptRecord
 from diffusion_feedback.workflows.benchmark_folder import load_run

@@ -13,11 +13,13 @@ from reports.test_calibration import sample
 
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.evaluation.benchmarks.benchmark import prompts_hash
-from diffusion_feedback.evaluation.benchmarks.hpsv2 import STYLES
+from diffusion_feedback.evaluation.benchmarks.published import STYLES
 from diffusion_feedback.evaluation.benchmarks.run import BenchmarkRun, compare_runs, make_run
 from diffusion_feedback.evaluation.calibration import LabelledPairs
+from diffusion_feedback.evaluation.comparison import Comparison
 from diffusion_feedback.evaluation.judged import Distance, Fluency, Judged, Verdict
 from diffusion_feedback.evaluation.judging import PositionBias
+from diffusion_feedback.evaluation.rounds import RoundMetrics
 from diffusion_feedback.evaluation.statistics import Interval, win_rate_of_counts
 from diffusion_feedback.labeling.pairs import PairCounts
 from diffusion_feedback.labeling.panel import Judge, LabelPolicy, Panel
@@ -30,8 +32,10 @@ from diffusion_feedback.reports.console import (
     judge_summary,
     pairs_summary,
     relabelled_summary,
+    rounds_summary,
     scores_summary,
 )
+from diffusion_feedback.shapes.result import Demo, VerifiedImages
 
 RECIPES = {"hpsv2": "hpsv2.1/letterbox-224/fp32/0123", "pickscore": "pickscore.1/crop-224/fp32/ba98"}
 
@@ -134,8 +138,28 @@ def label_counts() -> str:
     return "\n---\n".join([pairs_summary(full, panel), pairs_summary(bare, alone), *old])
 
 
+def round_metrics() -> str:
+    kl, won = Interval(0.1234, 0.1, 0.2, 9), win_rate_of_counts(5, 1, 3)
+    first = RoundMetrics(0, Path(), [], [], [], Interval(1.5, 1, 2, 9), None, None, None, None, None)
+    return rounds_summary(
+        [first, replace(first, number=1, kl=kl, kl_exact=kl, against_previous=won, against_initial=won)]
+    )
+
+
+def demos() -> str:
+    images = {
+        name: VerifiedImages([], [value], [value + 0.1], [value + 0.2])
+        for name, value in (("base", 0.1), ("dpo", 0.5), ("ai", 0.4), ("sft", 0.3))
+    }
+    won = {name: Comparison([], win_rate_of_counts(wins, 2, 3)) for name, wins in (("dpo", 9), ("ai", 8), ("sft", 3))}
+    three = Demo(Path("out"), {}, images, won, 12.6)
+    two = replace(three, comparisons={name: won[name] for name in ("dpo", "sft")})
+    return f"{three}\n---\n{two}"
+
+
 @pytest.mark.parametrize(
-    "shown", [two_runs, parts_of_a_benchmark, calibrations, judgements, score_tables, label_counts]
+    "shown",
+    [two_runs, parts_of_a_benchmark, calibrations, judgements, score_tables, label_counts, round_metrics, demos],
 )
 def test_what_is_printed(shown: Callable[[], str]) -> None:
     expected = Path(__file__).with_name("summaries") / f"{shown.__name__}.txt"

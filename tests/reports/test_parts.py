@@ -11,9 +11,8 @@ from sample_report import HOSTILE, picture
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.statistics import win_rate_of_counts
-from diffusion_feedback.reports.content import Case, Group, Rate, Report, Sample
+from diffusion_feedback.reports.content import Case, Cell, Group, Notice, Rate, Report, Sample, Table
 from diffusion_feedback.reports.html import render_report
-from diffusion_feedback.reports.parts import Cell, Notice, Table
 
 
 def parts(word: str) -> Report:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...errors import UserError
 from ...records import PromptRecord, ScoreRecord, content_hash
 from ..bootstrap import Array
-from .units import published_value, unit_of
+from .published import PublishedResult, published_value, unit_of
 
 OVERALL = "all"
 """The name of the metrics over every prompt; a benchmark without styles has this one style."""
@@ -33,7 +33,8 @@ class Benchmark:
     ``files`` maps styles to the files of a folder or hub repository; the style "" stands for a file whose rows name
     their own style in one of ``style_columns``, or that ``style_of`` tells from the prompt. ``per_style`` and ``total``
     are the numbers of prompts that published results stand on. ``unique`` leaves prompts out that came before.
-    ``scorers`` are the specs taken when none are given. Metrics are in the unit of the published tables, ``units``.
+    ``scorers`` are the specs taken when none are given. Metrics are in the unit of the published tables; ``published``
+    are their results by the version of the scorer.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Benchmark:
     unique: bool = False
     style_mean: StyleMean = plain_mean
     spread_name: str = ""
+    published: Mapping[str, Sequence[PublishedResult]] = field(default_factory=dict)
 
     def shortfalls(self, prompts: Sequence[PromptRecord]) -> list[str]:
         """In which ways the number of ``prompts`` differs from the published one; empty for a whole set.

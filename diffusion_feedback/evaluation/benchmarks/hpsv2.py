@@ -6,8 +6,8 @@ import numpy as np
 
 from ..bootstrap import Array
 from .benchmark import Benchmark
+from .published import PUBLISHED, STYLES
 
-STYLES = ("anime", "concept-art", "paintings", "photo")
 GROUP = 80
 
 
@@ -23,6 +23,7 @@ def benchmark() -> Benchmark:
         styles=STYLES,
         per_style=800,
         style_mean=grouped_mean,
+        published=PUBLISHED,
         spread_name=f"standard deviation of the means of groups of {GROUP} prompts",
     )
 

@@ -1,15 +1,17 @@
-"""Published results of the HPSv2 benchmark as data, each with its source; none of them was reproduced here.
+"""Published results of the HPSv2 benchmark as data, each with its source, and their unit; none was reproduced here.
 
 HPSv2 v2.0 and v2.1 are two scorers: their results must never stand in one table.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .hpsv2 import STYLES
+from ...records import ScoreRecord
 
+STYLES = ("anime", "concept-art", "paintings", "photo")
 _BOARD = "HPSv2 README, github.com/tgxs002/HPSv2"
 _DIFFUSION_DPO = "Diffusion-DPO, arXiv:2311.12908, as quoted in github.com/huggingface/diffusers, number 6702"
 
@@ -77,7 +79,20 @@ PUBLISHED: Mapping[str, tuple[PublishedResult, ...]] = {
 }
 """Results by the version of the scorer, on 100 x cosine, by falling average."""
 
+_HPSV2 = re.compile(r"hps(v2\.[01])/")
 
-def published_for(benchmark: str, version: str | None) -> tuple[PublishedResult, ...]:
-    """What was published for ``benchmark`` under the HPSv2 scorer of ``version``; empty for every other pairing."""
-    return PUBLISHED.get(version or "", ()) if benchmark == "hpsv2" else ()
+
+def version_of(recipe_id: str) -> str | None:
+    """The version, v2.0 or v2.1, where ``recipe_id`` is that of an HPSv2 scorer, else None."""
+    match = _HPSV2.match(recipe_id)
+    return match.group(1) if match else None
+
+
+def unit_of(recipe_id: str) -> str:
+    """What a benchmark shows in the place of the score; empty where that is the score itself."""
+    return "100 x cosine" if version_of(recipe_id) else ""
+
+
+def published_value(record: ScoreRecord) -> float:
+    """The number that is reported for one score: 100 x cosine for HPSv2, whose tables hold the cosine, else the score."""
+    return 100 * record.raw if version_of(record.recipe_id) else record.score

@@ -11,8 +11,7 @@ from ...errors import UserError
 from ...records import PromptRecord, ScoreRecord
 from .benchmark import Benchmark, PromptValues, ScorerResult, evaluate, prompt_values, style_of
 from .paired import Disagreement, ScorerComparison, compare_scorers, disagreements
-from .published import SPREAD, PublishedResult, published_for
-from .units import version_of
+from .published import SPREAD, PublishedResult, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class BenchmarkRun:
         """
         if self.settings["short"] and not self.benchmark.whole_styles(self.prompts):
             return ()
-        return published_for(self.benchmark.name, version_of(recipe_id))
+        return self.benchmark.published.get(version_of(recipe_id) or "", ())
 
     def to_json(self, comparison: RunComparison | None = None) -> dict[str, object]:
         """What results.json holds: metrics by scorer and style, the published ones of the same scorer, the comparison."""

@@ -10,9 +10,8 @@ import numpy as np
 from ...evaluation.benchmarks.paired import Disagreement
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.comparison import CaseRow, pick_cases
-from ..content import Case, Group, Rate, Report, Sample
+from ..content import Case, Group, Notice, Rate, Report, Sample
 from ..html import count, decimals, fixed
-from ..parts import Notice
 from ..results import case_groups, notes, notice
 from .benchmark_tables import means_table, paired_table, published_table, settings_table
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from ...evaluation.benchmarks.benchmark import OVERALL, ScorerResult, StyleMetrics
 from ...evaluation.benchmarks.paired import StyleComparison
-from ...evaluation.benchmarks.published import SPREAD
+from ...evaluation.benchmarks.published import SPREAD, unit_of, version_of
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
-from ...evaluation.benchmarks.units import unit_of, version_of
+from ..content import Cell, Mark, Table
 from ..html import decimals, fixed, p_value
-from ..parts import Cell, Mark, Table
 from ..results import share_cell
 
 ALL_PROMPTS = "all prompts"

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import yaml
 
 from ...evaluation.judged import Judged, Verdict
-from ..content import Group, Metric, Rate, Report
+from ..content import Cell, Group, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
-from ..parts import Cell, Notice, Table
-from ..results import interval_cell, notes, notice, prompt_text, share_cell
+from ..results import completions_table, interval_cell, notes, notice, share_cell
 
 _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
@@ -85,15 +84,14 @@ def _completions_table(judged: Judged, verdict: Verdict) -> Table:
     gaps = [x - y for x, y in zip(verdict.a, verdict.b, strict=True)]
     order = sorted(range(len(gaps)), key=lambda place: (-gaps[place], place))
     half = min(_SHOWN // 2, (len(order) + 1) // 2)
-    shown = list(dict.fromkeys([*order[:half], *order[-half:]]))
-    rows = []
-    for place in shown:
-        one, other = (side[place] for side in judged.completions)
-        cells = [Cell(one.completion, fixed(verdict.a[place], 3)), Cell(other.completion, fixed(verdict.b[place], 3))]
-        rows.append((Cell(prompt_text(one.prompt)), cells))
+    a, b = judged.completions
+    rows = [
+        (a[i].prompt, [(a[i].completion, verdict.a[i]), (b[i].completion, verdict.b[i])])
+        for i in dict.fromkeys([*order[:half], *order[-half:]])
+    ]
     what = "the preference for it when shown first" if verdict.means is None else "its score"
     detail = f"The clearest wins, then the clearest losses by {verdict.spec}; below each completion {what}."
-    return Table("Completions", list(judged.names), rows, detail, "prompt", is_text=True)
+    return completions_table(judged.names, rows, detail)
 
 
 def _notices(judged: Judged) -> list[Notice]:

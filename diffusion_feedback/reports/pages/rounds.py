@@ -9,11 +9,9 @@ from ...config.recipe import Recipe, to_yaml
 from ...evaluation.comparison import CaseRow, compare
 from ...evaluation.rounds import RoundMetrics
 from ...records import Text
-from ..content import Case, Group, Rate, Report
+from ..content import Case, Cell, Group, Rate, Report, Table
 from ..figures import CurveFigure, Point, PointsFigure
-from ..html import fixed
-from ..parts import Cell, Table
-from ..results import case_groups, interval_cell, notes, prompt_text, share_cell
+from ..results import case_groups, completions_table, interval_cell, notes, prompt_text, share_cell
 from .folder import read_environment
 
 DrawnSamples = Sequence[tuple[Text, str | Path]]
@@ -94,14 +92,11 @@ def _rounds_table(rounds: Sequence[RoundMetrics]) -> Table:
 
 
 def _texts_table(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last: RoundMetrics) -> Table:
-    rows: dict[str, tuple[Cell, list[Cell]]] = {}
-    for place, ((prompt, old), (_, new)) in enumerate(zip(before, after, strict=True)):
-        cells = [Cell(str(old), fixed(first.scores[place], 3)), Cell(str(new), fixed(last.scores[place], 3))]
-        name = prompt_text(prompt)
-        rows.setdefault(name, (Cell(name), cells))
+    rows: dict[str, list[tuple[str, float]]] = {}
+    for (prompt, old), (_, new), *scores in zip(before, after, first.scores, last.scores, strict=True):
+        rows.setdefault(prompt_text(prompt), list(zip((str(old), str(new)), scores, strict=True)))
     detail = "The first prompts of the file, so that nobody picked them; below each completion the judge's score."
-    columns = ["round 0", f"round {last.number}"]
-    return Table("Completions", columns, list(rows.values())[:_SHOWN], detail, "prompt", is_text=True)
+    return completions_table(["round 0", f"round {last.number}"], list(rows.items())[:_SHOWN], detail)
 
 
 def _cases(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last: RoundMetrics) -> list[Group[Case]]:

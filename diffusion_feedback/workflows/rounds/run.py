@@ -21,6 +21,7 @@ from ...folders import hold_folder
 from ...labeling.rule_specs import rule_of
 from ...processes import check_joined
 from ...records import Text, write_json
+from ...reports.console import rounds_summary
 from ...reports.pages.folder import write_pages
 from ...reports.pages.rounds import rounds_report
 from .folder import claim, identity_of, read_divergence
@@ -135,12 +136,12 @@ class Rounds:
             pairs = self._pairs(number, models[-1])
             models.append(self._train(number, start, reference, pairs))
             metrics.append(self._measure(number, models[-1], metrics[-1]))
-            logger.info("round %d: %s", number, metrics[-1].line())
+            logger.info("%s", rounds_summary(metrics[-1:]))
         result = RoundsResult(self.folder, metrics, models)
         if self.state.is_main_process:
             write_json(self.folder / "rounds.json", [each.to_json() for each in metrics])
             page = rounds_report(self.folder, self.recipe, metrics, self.modality.samples)
-            write_pages(page, "rounds", self.folder, rounds=metrics)
+            write_pages(page, "rounds", self.folder, results=rounds_summary(metrics))
             logger.info("done: %s", result.report)
         self.state.wait_for_everyone()
         self.state.destroy_process_group()
