@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate import Accelerator, PartialState
 
 # How launchers tell the number of processes; accelerate asks the same variables.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
@@ -54,20 +54,33 @@ def check_joined(num_processes: int) -> None:
         raise UserError(problem, "set ACCELERATE_USE_CPU=true to run them on the CPU, or start one process")
 
 
-def process_state() -> AcceleratorState:
+def process_state() -> PartialState:
     """accelerate's state of this process: ``process_index``, ``num_processes``, ``is_main_process``, ``device``.
 
-    All processes do the work under ``accelerate launch``; the main one writes the files.
+    All processes do the work under ``accelerate launch``; the main one writes the files. It is the smaller of accelerate's
+    two states, without a precision: an ``Accelerator`` that is made later in the same program may have any.
     """
     from datetime import timedelta
 
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
+    # Of itself only accelerate's larger state looks at this variable, which `accelerate launch --cpu` sets.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     # A process that is done waits for the others; the default of ten minutes is too short for that.
-    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))]).state
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
     check_joined(state.num_processes)
+    leave_at_exit(state)
     return state
+
+
+def leave_at_exit(state: PartialState) -> None:
+    """See to it that this process leaves its group when the program ends: torch may abort a process that ends as a member.
+
+    "terminate called without an active exception" is what it says then: threads still listen to the others.
+    """
+    if state.num_processes > 1:
+        atexit.register(state.destroy_process_group)
 
 
 def check_alike(accelerator: Accelerator, own: Mapping[str, object]) -> None:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from recipes import MakeRecipe
 from safetensors.torch import load_file
 from text_recipes import MakeTextRecipe
@@ -340,6 +341,13 @@ def test_two_runs_of_another_precision_in_one_program(make_text_recipe: MakeText
     for name, precision in (("full", "no"), ("half", "bf16"), ("again", "no")):
         own = {"output_dir": file.with_name(name), "training.mixed_precision": precision}
         dfb.train(dfb.load_recipe(file, own))
+        # Scoring asks accelerate as well, and must leave the next run its choice.
+        dfb.score(
+            [Image.new("RGB", (64, 64))],
+            ["a small red circle on a blue background"],
+            scorers=["shapes"],
+            cache_dir=None,
+        )
     assert_same(file.with_name("full"), file.with_name("again"))
     assert as_trained(file.with_name("full")).keys() == as_trained(file.with_name("half")).keys()
 

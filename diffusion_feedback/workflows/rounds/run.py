@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from ...catalog import family_row, needs_reference, objective_row
 from ...config.parsing import checked
@@ -19,7 +18,7 @@ from ...errors import UserError
 from ...evaluation.rounds import RoundMetrics, measure
 from ...folders import hold_folder
 from ...labeling.rule_specs import rule_of
-from ...processes import check_joined
+from ...processes import process_state
 from ...records import Text, write_json
 from ...reports.console import rounds_summary
 from ...reports.pages.folder import write_pages
@@ -111,7 +110,7 @@ class Rounds:
         heldout = heldout[: settings.num_heldout_prompts]
         if len(heldout) < 2:
             raise UserError(f"rounds.heldout_prompts: {len(heldout)} prompts", "give two or more")
-        state = _process_state()
+        state = process_state()
         if state.is_main_process:
             claim(recipe, identity_of(recipe, (prompts, heldout)), overwrite=overwrite)
         state.wait_for_everyone()
@@ -144,7 +143,6 @@ class Rounds:
             write_pages(page, "rounds", self.folder, results=rounds_summary(metrics))
             logger.info("done: %s", result.report)
         self.state.wait_for_everyone()
-        self.state.destroy_process_group()
         return result
 
     def _place(self, number: int) -> Path:
@@ -225,14 +223,3 @@ class Rounds:
         return Stage(place / "scores.parquet", partial(self.modality.score, judge, drawn), is_shared=True).run(
             self.state
         )
-
-
-def _process_state() -> PartialState:
-    from datetime import timedelta
-
-    # Of itself only accelerate's larger state looks at this variable, which `accelerate launch --cpu` sets.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    # The others wait while one draws samples; the default of ten minutes is too short for that.
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
-    check_joined(state.num_processes)
-    return state

@@ -72,14 +72,12 @@ class Stage:
 
 
 def train_to_end(recipe: Recipe, state: PartialState) -> None:
-    """Train ``recipe`` to its end, from where it stands. Trackers end with it; the group of processes goes on."""
+    """Train ``recipe`` to its end, from where it stands. The group of processes goes on."""
     folder = RunFolder(Path(recipe.output_dir))
     state.wait_for_everyone()
     if folder.is_complete():
         return
     # accelerate keeps one state a process, of one precision: the next run may have another.
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = run_training(recipe, resume=(folder.path / "recipe.yaml").exists())
-    for tracker in accelerator.trackers if accelerator is not None else ():
-        tracker.finish()
+    run_training(recipe, resume=(folder.path / "recipe.yaml").exists())
     AcceleratorState._reset_state(reset_partial_state=False)

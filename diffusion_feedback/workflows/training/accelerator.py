@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ...config.recipe import Recipe, to_yaml
 from ...errors import UserError, first_line
 from ...folders import expand
-from ...processes import check_joined, check_plugins, num_launched
+from ...processes import check_joined, check_plugins, leave_at_exit, num_launched
 from ...training.run_folder import TRACKED, RunFolder
 
 
@@ -76,6 +76,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         remedy = "check how they are launched (accelerate launch, torchrun): addresses, ports, devices"
         raise UserError(problem, remedy) from error
     check_joined(accelerator.num_processes)
+    leave_at_exit(PartialState())
     return accelerator
 
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn, optim
 
@@ -80,9 +79,7 @@ def train(
         with nullcontext() if dry_run else hold_folder(path, "train"), own_accelerate():
             if dry_run:
                 return Run(recorded(recipe), path, _planned(recipe, given), kept)
-            accelerator = run_training(recipe, given, resume=resume, overwrite=overwrite)
-            if accelerator is not None:
-                accelerator.end_training()
+            run_training(recipe, given, resume=resume, overwrite=overwrite)
     return Run(recorded(recipe), path, given=kept)
 
 
@@ -114,10 +111,8 @@ def open_session(setup: Setup) -> Session:
     return session(setup)
 
 
-def run_training(
-    recipe: Recipe, given: Given = NOTHING, *, resume: bool = False, overwrite: bool = False
-) -> Accelerator | None:
-    """``train``, after which trackers and the group of processes are still there; None where nothing was trained."""
+def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Train ``recipe`` in its folder. The group of processes goes on: the program may have more to do."""
     check_all_given(recipe, given)
     written = recorded(recipe)
     folder = RunFolder(expand(recipe.output_dir))
@@ -127,12 +122,12 @@ def run_training(
     is_done = resume and folder.is_complete()
     if is_done and num_launched() == 1:
         log.info("%s: already complete", folder.path)
-        return None
+        return
     accelerator = make_accelerator(recipe)
     check_alike(accelerator, _beginning(written, folder, resume=resume, overwrite=overwrite))
     if is_done:
         log.info("%s: already complete", folder.path)
-        return accelerator
+        return
     with closing(open_session(Setup(recipe, accelerator, given))) as session:
         optimizer = build_optimizer(recipe, session.parameters())
         if accelerator.is_main_process:
@@ -142,7 +137,8 @@ def run_training(
         trainer = _fit(session, optimizer, folder)
         _finish(session, trainer)
     log.info("done: %s (see %s)", folder.path, folder.path / "README.md")
-    return accelerator
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> dict[str, object]:
