@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import forks
 import killing
 import pytest
 import tiny_text
@@ -313,12 +311,7 @@ def test_killed_for_good_it_ends_in_the_same_bytes(write: Write, tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_equal_one(write: Write, tmp_path: Path) -> None:
     assert start(write("one", training={"max_train_steps": 3, "train_batch_size": 4, "learning_rate": 1e-2})) == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "diffusion_feedback", "rounds", "--config", str(write("two"))]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    forks.run_together(["rounds", "--config", str(write("two"))], tmp_path)
     one, two = (json.loads((tmp_path / name / "rounds.json").read_text()) for name in ("one", "two"))
     assert [f["reward"] for f in two] == [f["reward"] for f in one]
     for first, second in zip(one, two, strict=True):

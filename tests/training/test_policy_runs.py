@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
+import killing
 import pytest
 import text_recipes
 import tiny_text
@@ -150,13 +147,9 @@ def test_killed_in_the_middle_of_an_iteration(make: Make) -> None:
     whole = train(make("whole", **more))
     recipe = make("broken", **more)
     folder = recipe.with_suffix("")
-    command = [sys.executable, "-m", "diffusion_feedback", "train", "--config", str(recipe)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not (folder / "checkpoints/step-000003").exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = forks.start_command(["train", "--config", str(recipe)])
+    killing.wait_until((folder / "checkpoints/step-000003").exists, process)
+    assert killing.kill(process)
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1].name
     assert newest in (
         "step-000003",
@@ -184,12 +177,7 @@ def test_two_processes_equal_one(make: Make, tmp_path: Path) -> None:
     }
     alone = train(make("alone", **more))
     recipe = make("both", **more)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "diffusion_feedback", "train", "--config", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.run_together(["train", "--config", str(recipe)], recipe.parent)
     both = recipe.with_suffix("")
     for one, other in zip(rows(alone), rows(both), strict=True):
         assert one.keys() == other.keys()

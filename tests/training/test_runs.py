@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -115,22 +113,8 @@ def test_killed_and_resumed_equals_uninterrupted(make_recipe: MakeRecipe, tuning
     whole = train(make_recipe("whole", model=TUNINGS[tuning], training=training, data=data))
     recipe = make_recipe("broken", model=TUNINGS[tuning], training=training, data=data)
     folder = recipe.with_suffix("")
-    metrics = folder / "metrics.jsonl"
-    moments = random.Random(tuning)
-    kills = 0
-    for _ in range(6):
-        command = [sys.executable, "-m", "diffusion_feedback", "train", "--config", str(recipe), "--resume"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and metrics.stat().st_mtime_ns != seen:
-                time.sleep(moments.uniform(0, 0.25))
-                break
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 3
+    command, metrics = ["train", "--config", str(recipe), "--resume"], folder / "metrics.jsonl"
+    assert killing.kill_after_writing(command, metrics, kills=6, span=0.25, seed=tuning) >= 3
     train(recipe, "--resume")
     assert result(folder).keys() == result(whole).keys()
     for name, value in result(whole).items():

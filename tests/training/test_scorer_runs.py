@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forks
+import killing
 import pairs_data
 import pyarrow.parquet as pq
 import pytest
@@ -165,12 +161,7 @@ def test_two_processes_equal_one(make_scorer: MakeRecipe) -> None:
     optimizer = {"name": "adamw", "epsilon": 1.0}
     alone = train(make_scorer("alone", training={**common, "train_batch_size": 8}, optimizer=optimizer))
     recipe = make_scorer("both", training={**common, "train_batch_size": 4}, optimizer=optimizer)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "diffusion_feedback", "train", "--config", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.run_together(["train", "--config", str(recipe)], recipe.parent)
     assert_close(weights(alone), weights(recipe.with_suffix("")), 1e-6)
     for one, other in zip(rows(alone), rows(recipe.with_suffix("")), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
@@ -183,21 +174,8 @@ def test_killed_and_resumed_equals_uninterrupted(make_scorer: MakeRecipe) -> Non
     whole = train(make_scorer("whole", training=training))
     recipe = make_scorer("broken", training=training)
     folder = recipe.with_suffix("")
-    metrics = folder / "metrics.jsonl"
-    moments, kills = random.Random(5), 0
-    command = [sys.executable, "-m", "diffusion_feedback", "train", "--config", str(recipe), "--resume"]
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and metrics.stat().st_mtime_ns != seen:
-                time.sleep(moments.uniform(0, 0.1))
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 1
+    command, metrics = ["train", "--config", str(recipe), "--resume"], folder / "metrics.jsonl"
+    assert killing.kill_after_writing(command, metrics, kills=2, span=0.1, seed="scorer") >= 1
     train(recipe, "--resume")
     for name, value in weights(whole).items():
         assert torch.equal(weights(folder)[name], value), name

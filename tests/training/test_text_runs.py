@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forks
 import killing
 import pytest
 import text_recipes
@@ -133,13 +131,7 @@ def test_two_processes_equal_one(make_text_recipe: MakeTextRecipe, tmp_path: Pat
     own = {**changes, "data": {**changes["data"], "cache_dir": str(tmp_path / "own")}}
     alone = train(make_text_recipe("alone", training={**common, "train_batch_size": 8}, **own))
     recipe = make_text_recipe("both", training={**common, "train_batch_size": 4}, **changes)
-    # --multi_gpu means one process a device, here two on the CPU over gloo; --cpu alone would start a single one.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "diffusion_feedback", "train", "--config", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.run_together(["train", "--config", str(recipe)], recipe.parent)
     both = recipe.with_suffix("")
     assert_close(policy(alone), policy(both), 1e-6)
     for one, other in zip(rows(alone), rows(both), strict=True):
