@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from ..objectives.metrics import pair_metrics
 from ..objectives.pairwise import preference_divergence
 from ..objectives.ranking import own_logits
+from ..types.images import PreferenceBatch
+from ..types.texts import TextBatch
 from ..types.training import PairLogps, StepOutput
 from .heldout import Batches, Measured, Passes, Sums, sums_over
 from .steps import StepParts, check_first_loss
@@ -51,10 +52,12 @@ class JudgingStep:
     def _seen(self, scores: Tensor) -> Tensor | PairLogps:
         return scores if self._ranks else self.pairs(scores)
 
-    def losses(self, scores: Tensor, batch: Any) -> Tensor:
+    def losses(self, scores: Tensor, batch: PreferenceBatch | TextBatch) -> Tensor:
         """Per-pair losses (B,), unweighted."""
         objective = self.parts.objective
-        handed = {"margin": batch.margin.to(scores)} if "margin" in objective.inputs else {}
+        handed: dict[str, Tensor] = {}
+        if isinstance(batch, TextBatch) and "margin" in objective.inputs:
+            handed["margin"] = batch.margin.to(scores)
         if self.parts.soft_labels:
             handed["chosen_probability"] = batch.chosen_probability.to(scores)
         return objective(self._seen(scores), **handed, **self.parts.settings)  # type: ignore[no-any-return]
@@ -67,13 +70,13 @@ class JudgingStep:
             return rewards
         return {**rewards, "mean_reward": (rewards["rewards/chosen"] + rewards["rewards/rejected"]) / 2}
 
-    def __call__(self, network: nn.Module, batch: Any) -> StepOutput:
+    def __call__(self, network: nn.Module, batch: PreferenceBatch | TextBatch) -> StepOutput:
         """Sum of weighted losses, and per-pair metrics."""
         scores = self.scores(network, batch)
         losses = self.losses(scores, batch)
         return StepOutput(self.parts.total(losses, batch), {"loss": losses.detach(), **self.metrics(scores)})
 
-    def gate(self, network: nn.Module, batch: object) -> dict[str, float]:
+    def gate(self, network: nn.Module, batch: PreferenceBatch | TextBatch) -> dict[str, float]:
         """Check that the first loss is finite. Raises UserError when it is not."""
         with torch.no_grad():
             return check_first_loss(float(self.losses(self.scores(network, batch), batch).mean()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -243,7 +243,7 @@ class Trainer:
         culprits = [name for part in self._gather(watch.culprits()) for name in part]
         return UserError(f"step {done}: {what}{culprits_named(culprits)}", START_OVER)
 
-    def _gather(self, value: object) -> list[Any]:
+    def _gather(self, value: Sequence[str]) -> list[Sequence[str]]:
         """``value`` of every process, in the order of ranks."""
         return [value] if self.accelerator.num_processes == 1 else list(gather_object([value]))
 
