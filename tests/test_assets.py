@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from build_assets import label_groups, label_noise
-from image_world import degrade, render, split_scenes
+from image_world import degrade, exact_scores, render, split_scenes
 from PIL import Image
 from text_world import prompt_of
 
@@ -19,7 +19,6 @@ from diffusion_feedback.records import content_hash
 from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.shapes.captions import reward
 from diffusion_feedback.shapes.scenes import Scene
-from diffusion_feedback.shapes.verifier import exact_scores
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FACTS = json.loads((ASSETS / "facts.json").read_text())

@@ -26,7 +26,7 @@ import pretrain
 import pretrain_scorer
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from image_world import MIXTURE, WRONG_CAPTION_RATE, split_scenes
+from image_world import MIXTURE, WRONG_CAPTION_RATE, exact_scores, split_scenes
 from PIL import Image
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -35,7 +35,6 @@ from diffusion_feedback.config.parsing import load_recipe
 from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.generation.images import generate_images, load_generated, own_noise
 from diffusion_feedback.records import PairRecord
-from diffusion_feedback.shapes import verifier
 from diffusion_feedback.workflows.training.run import train
 
 POOL = 24_000
@@ -123,7 +122,7 @@ def label_groups(groups: dict[str, list[Image.Image]], seed: int) -> tuple[list[
     scores: dict[str, list[float]] = {"score_0": [], "score_1": []}
     for number, (prompt, images) in enumerate(groups.items()):
         rng = np.random.default_rng([seed, 13, number])
-        verified = verifier.exact_scores(images, [prompt] * len(images))
+        verified = exact_scores(images, [prompt] * len(images))
         order = np.argsort(-verified, kind="stable")
         for better, worse in zip(order[: len(order) // 2], order[::-1], strict=False):
             first, second = (better, worse) if rng.random() < 0.5 else (worse, better)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from diffusion_feedback.shapes.scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, SIZES, Scene
+from diffusion_feedback.shapes.scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, SIZES, Scene, parse_caption
+from diffusion_feedback.shapes.verifier import read_scene
 
 SUPERSAMPLING = 4
 WRONG_CAPTION_RATE = 0.2
@@ -117,3 +120,9 @@ def mixture_sample(index: int, seed: int = 0) -> tuple[Image.Image, str, str]:
     image = degrade(render(scene, rng), kind, rng)
     named = miscaption(scene, rng) if rng.random() < WRONG_CAPTION_RATE else scene
     return image, named.caption, kind
+
+
+def exact_scores(images: Sequence[Image.Image], captions: Sequence[str]) -> NDArray[np.float32]:
+    """Verified score of each image against its caption, (N,), in [0, 1]. Raises ValueError for foreign captions."""
+    pairs = zip(images, captions, strict=True)
+    return np.array([read_scene(image).score(parse_caption(caption)) for image, caption in pairs], np.float32)

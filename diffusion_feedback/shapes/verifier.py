@@ -7,7 +7,6 @@ two colours, fit every template of (shape, radius) to the mask, then compare the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..pixels import resample, to_rgb
-from .scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, Scene, parse_caption
+from .scenes import ATTRIBUTES, COLORS, RESOLUTION, SHAPES, Scene
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -170,9 +169,3 @@ def read_pixels(levels: NDArray[np.uint8]) -> Reading:
         return Reading(Scene("unknown", color, "unknown", background), 0.0)
     size = "small" if radius < _SIZE_BOUNDARY else "large"
     return Reading(Scene(size, color, shape, background), _cleanliness(pixels, template, color, background))
-
-
-def exact_scores(images: Sequence[Image.Image], prompts: Sequence[str]) -> FloatArray:
-    """Verified score of each image against its caption, (N,), in [0, 1]. Raises ValueError for foreign captions."""
-    pairs = zip(images, prompts, strict=True)
-    return np.array([read_scene(image).score(parse_caption(prompt)) for image, prompt in pairs], np.float32)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_world import all_scenes, render
+from image_world import all_scenes, exact_scores, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.prompt_images import PromptImages, find_images
 from diffusion_feedback.data.prompt_sets import read_prompt_set
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.shapes import verifier
 
 # Which scene each line of the file speaks of: 1 and 4 stand again, one of them with space around it.
 LINES = [0, 1, 2, 1, 3, 4, 5, 4, 6]
@@ -45,7 +44,7 @@ def found(root: Path, *, unique: bool = True, numbers: list[int] | None = None) 
 
 def scores(images: PromptImages) -> list[float]:
     items = [item for own in images.images for item in own]
-    return [float(verifier.exact_scores([item.handle.open()], [item.prompt])[0]) for item in items]
+    return [float(exact_scores([item.handle.open()], [item.prompt])[0]) for item in items]
 
 
 @pytest.mark.parametrize("unique", [True, False])
@@ -84,7 +83,7 @@ def test_the_figure_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "belong to no prompt" not in told
     pictures = [20 if place == 3 else number for place, number in enumerate(LINES)]
     pairs = zip(pictures, LINES, strict=True)
-    own = [float(verifier.exact_scores([picture(seen)[1]], [picture(number)[0]])[0]) for seen, number in pairs]
+    own = [float(exact_scores([picture(seen)[1]], [picture(number)[0]])[0]) for seen, number in pairs]
     means = [np.mean([score for score, number in zip(own, LINES, strict=True) if number == each]) for each in range(7)]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["scorers"]["shapes"]["overall"]["mean"] == pytest.approx(np.mean(means), abs=1e-6)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_world import all_scenes, render
+from image_world import all_scenes, exact_scores, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
@@ -25,7 +25,6 @@ from diffusion_feedback.data.image_sets import ImageSet, open_image_set
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.prompts import read_prompts
-from diffusion_feedback.shapes import verifier
 
 Build = Callable[[Path], tuple[list[str], dict[str, Any]]]
 """Writes a form below a folder; gives the paths and the settings (prompts: a file, prompt: a text)."""
@@ -246,7 +245,7 @@ def opened(build: Build, root: Path) -> ImageSet:
 def test_every_image_has_its_own_prompt(form: str, tmp_path: Path) -> None:
     found = opened(GOOD[form], tmp_path)
     assert found.items
-    scores = [float(verifier.exact_scores([item.handle.open()], [item.prompt])[0]) for item in found.items]
+    scores = [float(exact_scores([item.handle.open()], [item.prompt])[0]) for item in found.items]
     lossy = any(item.name.endswith(".jfif") for item in found.items)
     assert min(scores) > (0.8 if lossy else 0.88), dict(zip([item.name for item in found.items], scores, strict=True))
     assert len({item.name for item in found.items}) == len(found.items)
@@ -254,7 +253,7 @@ def test_every_image_has_its_own_prompt(form: str, tmp_path: Path) -> None:
 
 def test_the_check_above_can_fail(tmp_path: Path) -> None:
     found = opened(numbered(["0.png", "1.png"], [1, 0], [0, 1]), tmp_path)
-    assert max(float(verifier.exact_scores([item.handle.open()], [item.prompt])[0]) for item in found.items) < 0.8
+    assert max(float(exact_scores([item.handle.open()], [item.prompt])[0]) for item in found.items) < 0.8
 
 
 COUNTS = {

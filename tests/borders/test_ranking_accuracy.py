@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_world import all_scenes, degrade, render
+from image_world import all_scenes, degrade, exact_scores, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
-from diffusion_feedback.shapes import verifier
 
 FORMS = {"hpdv2": ("image_path", "rank"), "imagereward": ("generations", "ranking")}
 
@@ -29,7 +28,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple
             name = f"{number}-{image}.png"
             degrade(render(scene, rng), ("clean", "noisy", "blurred")[image % 3], rng).save(root / name)
             names.append(name)
-            scores.append(float(verifier.exact_scores([Image.open(root / name)], [scene.caption])[0]))
+            scores.append(float(exact_scores([Image.open(root / name)], [scene.caption])[0]))
         found.append((scene.caption, names, scores))
     return root, found
 

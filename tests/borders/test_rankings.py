@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from image_world import all_scenes, degrade, render
+from image_world import all_scenes, degrade, exact_scores, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
@@ -18,7 +18,6 @@ from diffusion_feedback.data.index import PairIndex
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import PairRecord
-from diffusion_feedback.shapes import verifier
 
 # What each level of red is worth, by the item that it stands in; the same in every form.
 RANKS = [[2, 1, 3], [1, 1, 2, 1]]
@@ -207,7 +206,7 @@ def world(root: Path, order: str) -> tuple[Path, list[list[float]], list[list[in
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             picture.save(root / name)
         opened = [Image.open(root / name) for name in names]
-        scores.append([float(score) for score in verifier.exact_scores(opened, [scene.caption] * len(names))])
+        scores.append([float(score) for score in exact_scores(opened, [scene.caption] * len(names))])
         own = (rng.permutation(len(names)) + 1).tolist() if order == "rank" else rng.integers(1, 4, len(names)).tolist()
         own = own if len(set(own)) > 1 else [1, *own[1:-1], 2]
         ranks.append(own)
@@ -254,7 +253,7 @@ def test_one_prompt_of_two_rankings_counts_twice(tmp_path: Path) -> None:
         row["prompt"] = rows[0]["prompt"]
     path.write_text(json.dumps(rows))
     scores[:4] = [
-        [float(score) for score in verifier.exact_scores([Image.open(tmp_path / n) for n in row["image_path"]], [row["prompt"]] * len(row["rank"]))]
+        [float(score) for score in exact_scores([Image.open(tmp_path / n) for n in row["image_path"]], [row["prompt"]] * len(row["rank"]))]
         for row in rows[:4]
     ]  # fmt: skip
     argv = ["calibrate", str(path), "--scorer", "shapes", "--output_dir", str(tmp_path / "out")]

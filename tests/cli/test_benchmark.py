@@ -13,13 +13,13 @@ import killing
 import numpy as np
 import pytest
 import shapes_images
-from image_world import all_scenes, degrade, render
+from image_world import all_scenes, degrade, exact_scores, render
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores
 from diffusion_feedback.evaluation.benchmarks.published import STYLES
-from diffusion_feedback.shapes import scorer, verifier
+from diffusion_feedback.shapes import scorer
 from diffusion_feedback.workflows.benchmark_folder import load_run
 
 Run = Callable[..., int]
@@ -67,7 +67,7 @@ def verified(folder: Path) -> list[float]:
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         row = json.loads(line)
         image = Image.open(folder / row["file_name"])
-        found.setdefault(row["prompt"], []).append(float(verifier.exact_scores([image], [row["prompt"]])[0]))
+        found.setdefault(row["prompt"], []).append(float(exact_scores([image], [row["prompt"]])[0]))
     return [statistics.fmean(scores) for scores in found.values()]
 
 
@@ -131,7 +131,7 @@ def test_hpsv2_in_its_own_layout(tmp_path: Path, bench: Run, suffix: str, capsys
     assert results["short"][3] == "photo: 3 of 800 prompts"
     photos = [images / "photo" / f"{index:05d}.{suffix}" for index in range(3)]
     texts = json.loads((prompts / "photo.json").read_text())
-    expected = verifier.exact_scores([Image.open(path) for path in photos], texts).mean()
+    expected = exact_scores([Image.open(path) for path in photos], texts).mean()
     assert results["scorers"]["shapes"]["styles"]["photo"]["mean"] == pytest.approx(float(expected), abs=1e-6)
     assert "Not the whole benchmark" in (tmp_path / "run" / "report.html").read_text()
 

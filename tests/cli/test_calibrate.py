@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_world import exact_scores
 from PIL import Image
 
 from diffusion_feedback.catalog import CATALOG
@@ -21,7 +22,6 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.labeling.panel import read_calibration
 from diffusion_feedback.scorers.scorer import Scorer, Towers
 from diffusion_feedback.shapes import scorer as verifier_scorer
-from diffusion_feedback.shapes import verifier
 
 ASSET = Path(__file__).parents[2] / "assets" / "pairs" / "validation-00000.parquet"
 RECIPE = "shapes.1/box-64/fp32"
@@ -40,9 +40,7 @@ def rows() -> pa.Table:
 def difference(rows: pa.Table) -> list[float]:
     """Score of image 0 less that of image 1, by the verifier itself on images that Pillow decodes."""
     first, second = (
-        verifier.exact_scores(
-            [Image.open(io.BytesIO(data)) for data in rows[name].to_pylist()], rows["caption"].to_pylist()
-        )
+        exact_scores([Image.open(io.BytesIO(data)) for data in rows[name].to_pylist()], rows["caption"].to_pylist())
         for name in ("jpg_0", "jpg_1")
     )
     return [float(a) - float(b) for a, b in zip(first, second, strict=True)]

@@ -14,6 +14,7 @@ import killing
 import pyarrow.parquet as pq
 import pytest
 import shapes_images
+from image_world import exact_scores
 from PIL import Image
 from scored import logistic
 
@@ -22,7 +23,6 @@ from diffusion_feedback.data.pickapic import write_pickapic
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.data.scores import read_scores, write_scores
 from diffusion_feedback.records import PairRecord, ScoreRecord
-from diffusion_feedback.shapes import verifier
 from diffusion_feedback.workflows import labeling
 
 Label = Callable[..., list[dict[str, Any]]]
@@ -60,9 +60,7 @@ def scores(world: Path) -> dict[str, dict[str, float]]:
     for line in (world / "set" / "metadata.jsonl").read_text().splitlines():
         row = json.loads(line)
         image = Image.open(world / "set" / row["file_name"])
-        found.setdefault(row["prompt"], {})[row["file_name"]] = float(
-            verifier.exact_scores([image], [row["prompt"]])[0]
-        )
+        found.setdefault(row["prompt"], {})[row["file_name"]] = float(exact_scores([image], [row["prompt"]])[0])
     return found
 
 

@@ -13,11 +13,12 @@ import pairs_data
 import pytest
 import shapes_images
 import tiny_clip
+from image_world import exact_scores
 from PIL import Image
 
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.data.scores import read_scores
-from diffusion_feedback.shapes import scorer, verifier
+from diffusion_feedback.shapes import scorer
 
 Score = Callable[..., int]
 
@@ -36,7 +37,7 @@ def test_the_table_holds_the_verifier_s_numbers(arguments: list[str], tmp_path: 
     assert [row.sample for row in rows] == [f"images/{p:05d}-s{n}.png" for p in range(4) for n in range(2)]
     for row in rows:
         image = Image.open(tmp_path / "set" / row.sample)
-        assert row.score == pytest.approx(float(verifier.exact_scores([image], [row.prompt])[0]), abs=1e-7)
+        assert row.score == pytest.approx(float(exact_scores([image], [row.prompt])[0]), abs=1e-7)
         assert row.recipe_id == "shapes.1/box-64/fp32"
     assert {round(row.score, 2) for row in rows if row.sample.endswith("s0.png")} != {0.0}
 

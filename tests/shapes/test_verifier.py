@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from image_world import MIXTURE, all_scenes, degrade, miscaption, mixture_sample, render, split_scenes
+from image_world import MIXTURE, all_scenes, degrade, exact_scores, miscaption, mixture_sample, render, split_scenes
 from PIL import Image, ImageFilter
 
 from diffusion_feedback.shapes.scenes import ATTRIBUTES, Scene, parse_caption
-from diffusion_feedback.shapes.verifier import exact_scores, read_scene
+from diffusion_feedback.shapes.verifier import read_scene
 
 SCENES = all_scenes()
 
