@@ -124,21 +124,15 @@ class CoveragePoint:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """How good one set of probabilities is: mean cross entropy (nats), ECE, and what ECE chance alone would give."""
+    """How good one set of probabilities is: mean cross entropy (nats), ECE, and what ECE chance alone would give.
+
+    It stands in calibration.json field by field.
+    """
 
     log_loss: Interval
     ece: float
     ece_by_chance: float
     reliability: Sequence[ReliabilityBin]
-
-    def to_json(self) -> dict[str, object]:
-        """As it stands in calibration.json."""
-        return {
-            "log_loss": asdict(self.log_loss),
-            "ece": self.ece,
-            "ece_by_chance": self.ece_by_chance,
-            "reliability": [asdict(part) for part in self.reliability],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +184,8 @@ class ScorerCalibration:
             "accuracy_per_prompt": asdict(self.accuracy_per_prompt),
             "accuracy_with_ties": asdict(self.accuracy_with_ties),
             "tie_threshold": self.tie_threshold,
-            **self.fitted.to_json(),
-            "own": None if self.own is None else self.own.to_json(),
+            **asdict(self.fitted),
+            "own": None if self.own is None else asdict(self.own),
             "coverage": [{"share": point.share, **asdict(point.accuracy)} for point in self.coverage],
             "equal_scores": self.num_equal,
         }

@@ -66,27 +66,23 @@ class Judged:
 
     def to_json(self) -> dict[str, object]:
         """What stands in results.json, with null where a number is not finite: JSON has no name for it."""
-        judges = [
-            {
-                "judge": verdict.spec,
-                "recipe_id": verdict.recipe_id,
-                "win_rate": asdict(verdict.win_rate),
-                "means": [asdict(mean) for mean in verdict.means] if verdict.means else None,
-                "position_bias": asdict(verdict.bias) if verdict.bias else None,
-            }
-            for verdict in self.verdicts
-        ]
-        content: dict[str, Any] = _finite(
-            {
-                "a": self.names[0],
-                "b": self.names[1],
-                "judges": judges,
-                "fluency": {name: asdict(value) for name, value in self.fluency.items()},
-                "divergence": {name: asdict(value) for name, value in self.distance.items()},
-                "settings": dict(self.settings),
-            }
-        )
-        return content
+        verdicts = [asdict(verdict) for verdict in self.verdicts]
+        keys = {
+            "judge": "spec",
+            "recipe_id": "recipe_id",
+            "win_rate": "win_rate",
+            "means": "means",
+            "position_bias": "bias",
+        }
+        content: dict[str, object] = {
+            "a": self.names[0],
+            "b": self.names[1],
+            "judges": [{key: verdict[name] for key, name in keys.items()} for verdict in verdicts],
+            "fluency": {name: asdict(value) for name, value in self.fluency.items()},
+            "divergence": {name: asdict(value) for name, value in self.distance.items()},
+            "settings": dict(self.settings),
+        }
+        return {key: _finite(value) for key, value in content.items()}
 
 
 def _finite(value: object) -> Any:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..records import ScoreRecord
 from .judging import clustered_mean, clustered_win_rate, outcomes_of_scores, standard_error
@@ -36,13 +34,10 @@ class RoundMetrics:
 
     def to_json(self) -> dict[str, object]:
         """What stands in summary.json and rounds.json."""
-
-        def plain(value: object) -> Any:
-            return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-
+        content = asdict(self)
         names = ("reward", "kl", "kl_exact", "against_previous", "against_initial")
         ratio = dict(zip(("value", "standard_error"), self.kl_log_ratio, strict=True)) if self.kl_log_ratio else None
-        return {"round": self.number, **{name: plain(getattr(self, name)) for name in names}, "kl_log_ratio": ratio}
+        return {"round": self.number, **{name: content[name] for name in names}, "kl_log_ratio": ratio}
 
 
 def measure(

@@ -37,7 +37,7 @@ def load(
         raise UserError(f"scorer hpsv2: resampling {resampling!r}", nearest(str(resampling), ["antialias", "legacy"]))
     version, checkpoint = _checkpoint(weights, version)
     tower = load_open_clip(architecture, checkpoint, towers)
-    view = LetterboxView(tower.image_size, "legacy" if resampling == "legacy" else "antialias")
+    view = LetterboxView(tower.view.size, "legacy" if resampling == "legacy" else "antialias")
     return clip_scorer("hpsv2", f"hps{version}", tower, view, lambda cosine: cosine, tower.logit_scale)
 
 

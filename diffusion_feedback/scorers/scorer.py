@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..types.images import Scores
 
+PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _MAX_PROMPTS = 65_536  # prompt features held for each text tower: 256 MB at 1024 float32
 
 
@@ -105,7 +106,7 @@ class Towers:
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16: the part of a recipe id."""
-        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        return PRECISION[self.dtype]
 
     def get(self, key: str, build: Callable[[], object]) -> Any:
         """What ``key`` stands for, built at the first call."""

@@ -31,7 +31,7 @@ _PROMPTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ClipTower:
-    """Image and text features of unit length in one space, float32, on ``device``; rows do not depend on each other.
+    """Image and text features of unit length in one space, float32, on the device of ``towers``; rows do not depend on each other.
 
     ``key`` is the end of a recipe id, "fp32/0123456789ab": precision, and a hash of weights as stored, architecture,
     vocabulary and longest prompt. ``logit_scale`` is exp of the model's parameter, ``width`` the length of the features.
@@ -41,24 +41,22 @@ class ClipTower:
 
     key: str
     logit_scale: float
-    image_size: int
     width: int
     view: CropView
     tokenizer: PromptTokenizer
     image_features: Callable[[Tensor], Tensor]
     text_features: Callable[[Tensor], Tensor]
-    device: torch.device
-    dtype: torch.dtype
+    towers: Towers
 
     def encode_images(self, views: Tensor) -> Tensor:
         """Features (N, width) of ``views`` (N, 3, S, S)."""
-        features = self.image_features(views.to(self.device, self.dtype))
+        features = self.image_features(views.to(self.towers.device, self.towers.dtype))
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Features (N, width) of ``prompts``; every prompt is padded to the same length, whatever stands beside it."""
         parts = [
-            self.text_features(self.tokenizer(prompts[start : start + _PROMPTS_AT_ONCE]).to(self.device)).float()
+            self.text_features(self.tokenizer(prompts[start : start + _PROMPTS_AT_ONCE]).to(self.towers.device)).float()
             for start in range(0, len(prompts), _PROMPTS_AT_ONCE)
         ]
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
@@ -108,8 +106,7 @@ def load_clip(source: str, towers: Towers) -> ClipTower:
     if not path.is_dir() and not is_hub_id(source):
         raise UserError(f"{source}: no such folder", "give the folder of a CLIPModel, or a hub id")
     place = str(path.resolve()) if path.is_dir() else source
-    tower = towers.get(f"transformers:{place}", lambda: _build_clip(place, towers))
-    assert isinstance(tower, ClipTower)
+    tower: ClipTower = towers.get(f"transformers:{place}", lambda: _build_clip(place, towers))
     return tower
 
 
@@ -121,8 +118,7 @@ def load_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> ClipT
     Raises UserError for an unknown or unsupported architecture and for weights that do not fit it.
     """
     key = f"open_clip:{architecture}:{checkpoint.expanduser().resolve()}"
-    tower = towers.get(key, lambda: _build_open_clip(architecture, checkpoint.expanduser(), towers))
-    assert isinstance(tower, ClipTower)
+    tower: ClipTower = towers.get(key, lambda: _build_open_clip(architecture, checkpoint.expanduser(), towers))
     return tower
 
 
@@ -146,14 +142,12 @@ def _build_clip(source: str, towers: Towers) -> ClipTower:
     return ClipTower(
         key=f"{towers.precision}/{identity}",
         logit_scale=scale,
-        image_size=image_size,
         width=config.projection_dim,
         view=crop_view(_preprocessing(source), image_size, source),
         tokenizer=tokenizer,
         image_features=lambda views: model.visual_projection(model.vision_model(pixel_values=views).pooler_output),
         text_features=lambda ids: model.text_projection(model.text_model(input_ids=ids).pooler_output),
-        device=towers.device,
-        dtype=towers.dtype,
+        towers=towers,
     )
 
 
@@ -238,14 +232,12 @@ def _build_open_clip(architecture: str, checkpoint: Path, towers: Towers) -> Cli
     return ClipTower(
         key=f"{towers.precision}/{identity}",
         logit_scale=float(state["logit_scale"].float().exp()),
-        image_size=image_size,
         width=config["embed_dim"],
         view=CropView(image_size, image_size, "nearest"),
         tokenizer=tokenizer,
         image_features=model.encode_image,
         text_features=model.encode_text,
-        device=towers.device,
-        dtype=towers.dtype,
+        towers=towers,
     )
 
 

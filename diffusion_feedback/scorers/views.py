@@ -66,7 +66,8 @@ class CropView:
         """Cut ``image`` to (3, S, S). Raises UserError for one so narrow that scaling passes Pillow's size limit."""
         rgb = to_rgb(image)
         height, width = self._scaled(rgb.height, rgb.width)
-        top, left = self._corner(height, width)
+        down, across = height - self.size, width - self.size
+        top, left = (down // 2, across // 2) if self.centre == "floor" else (round(down / 2), round(across / 2))
         # Scaling all of it, as the published pipelines do: cut-outs of the source are not the same to the last bit.
         square = resample(rgb, (width, height), Image.Resampling.BICUBIC)
         return _normalise(_levels(square.crop((left, top, left + self.size, top + self.size))), self.mean, self.std)
@@ -77,10 +78,6 @@ class CropView:
         if Image.MAX_IMAGE_PIXELS is not None and longer * self.resize > Image.MAX_IMAGE_PIXELS:
             raise UserError(f"an image of {width} x {height} pixels is too narrow to be scored", "leave it out")
         return (longer, self.resize) if width <= height else (self.resize, longer)
-
-    def _corner(self, height: int, width: int) -> tuple[int, int]:
-        over = height - self.size, width - self.size
-        return (over[0] // 2, over[1] // 2) if self.centre == "floor" else (round(over[0] / 2), round(over[1] / 2))
 
 
 @dataclass(frozen=True, slots=True)

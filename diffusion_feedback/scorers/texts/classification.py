@@ -23,8 +23,7 @@ from ...text_folders import (
 )
 from ...types.models import Tokenizer
 from ...weights import state_hash
-
-PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+from ..scorer import PRECISION
 
 
 @dataclass(frozen=True, slots=True)

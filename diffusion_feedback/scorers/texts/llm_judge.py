@@ -17,7 +17,8 @@ from ...foreign import apply_template
 from ...records import Text, content_hash
 from ...text_folders import positions_of
 from ...weights import state_hash
-from .classification import PRECISION, check_tokens, load_judge_network, padded, whole_number
+from ..scorer import PRECISION
+from .classification import check_tokens, load_judge_network, padded, whole_number
 from .completion_scorer import check_equal_length
 
 TEMPLATE = """Which of two answers to the request is better: more helpful, more truthful, and closer to what is asked?
