@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from catalog_tables import filled
 
 from diffusion_feedback import __version__
 
@@ -28,3 +31,12 @@ nitpicky = False
 html_theme = "furo"
 html_title = "diffusion-feedback"
 html_copy_source = False
+
+
+def setup(app):
+    """Fill in the tables of names as pages are read."""
+
+    def fill(app, page, source):
+        source[0] = filled(source[0])
+
+    app.connect("source-read", fill)

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pytest
 
 import diffusion_feedback
 from diffusion_feedback import __version__
-from diffusion_feedback.catalog import names
+from diffusion_feedback.catalog import CATALOG, names
 from diffusion_feedback.cli.main import COMMANDS, overview
 from diffusion_feedback.config.parsing import load_recipe
+from docs.catalog_tables import filled, table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("assets/**/*.md")])
@@ -83,10 +85,38 @@ def test_a_wrong_command_would_be_noticed() -> None:
             refuse_unknown(line)
 
 
-@pytest.mark.parametrize("kind", ["family", "optimizer", "scorer", "rule", "benchmark"])
-def test_the_readme_names_all_that_a_recipe_may_name(kind: str) -> None:
-    readme = text(ROOT / "README.md")
-    assert [name for name in names(kind) if f"`{name}`" not in readme] == []
+KINDS = {
+    "families": "family", "scorers": "scorer", "rules of labels": "rule", "benchmarks": "benchmark", "optimizers": "optimizer",
+}  # fmt: skip
+
+
+def named_in_the_readme() -> dict[str, set[str]]:
+    """By kind, what the table of names holds; rows of another label are of objectives."""
+    section = text(ROOT / "README.md").split("## What is supported")[1].split("\n## ")[0]
+    named: defaultdict[str, set[str]] = defaultdict(set)
+    for line in section.splitlines():
+        if line.startswith("| ") and not line.startswith("| |"):
+            label, cell = line.split("|")[1:3]
+            named[KINDS.get(label.strip(), "objective")].update(re.findall(r"`(\w+)`", cell))
+    return named
+
+
+@pytest.mark.parametrize("kind", [*KINDS.values(), "objective"])
+def test_the_readme_names_what_a_recipe_may_name(kind: str) -> None:
+    """What came since need not stand there: the page of every name is made of the catalog."""
+    named = named_in_the_readme()[kind]
+    assert len(named) > 3
+    assert named <= set(names(kind))
+
+
+def test_the_page_of_every_name_has_them_all() -> None:
+    page = filled(text(ROOT / "docs" / "catalog.md"))
+    for kind in CATALOG:
+        section = page.split(table(kind))
+        assert len(section) == 2, kind
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(lines) == sum(map(len, CATALOG.values()))
+    assert [line for line in lines if not line.split(" | ")[2].strip(" |")] == [], "a docstring says what it is"
 
 
 def test_the_readme_names_every_command() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..catalog import names
 from ..folders import is_main_process
 from ..workflows.settings import BenchmarkSettings
 from .flags import Flags
@@ -45,7 +46,7 @@ def build_parser() -> Flags:
     add(
         "name",
         metavar="BENCHMARK",
-        help="hpsv2, pickapic, partiprompts, drawbench, shapes, or your own: file.py:function",
+        help=f"{', '.join(names('benchmark'))}, or your own: file.py:function",
     )
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add(

@@ -6,11 +6,12 @@ import argparse
 import os
 from pathlib import Path
 
+from ..catalog import names
 from ..workflows.settings import ImageSettings, ScoringSettings
 from .settings import add_flags
 
-SCORERS_HELP = """scorers:
-  pickscore, hpsv2, clip_score, aesthetic, imagereward, shapes, function; written [ALIAS:]NAME[=WEIGHTS][,key=value,...]
+SCORERS_HELP = f"""scorers:
+  {", ".join(names("scorer"))}; written [ALIAS:]NAME[=WEIGHTS][,key=value,...]
   WEIGHTS is a folder, a file or a hub id, the published weights when not given; examples:
     pickscore                            PickScore v1 from the hub
     pickscore=assets/shapes-scorer       any CLIPModel folder in PickScore's form

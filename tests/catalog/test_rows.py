@@ -119,10 +119,16 @@ def test_what_rows_say() -> None:
     assert says["sft"] == ("chosen", False, False)
     assert says["ppo"] == ("rollouts", False, False)
     assert says["ilql"] == ("trajectories", False, False)
-    assert [name for name, row in OBJECTIVES.items() if row.trains_judge] == [
-        "pickscore", "pickscore_in_batch", "bradley_terry",
-    ]  # fmt: skip
-    assert [name for name, row in OBJECTIVES.items() if row.rewards == "mean"] == ["simpo", "alphapo", "orpo"]
+    judges = {"pickscore", "pickscore_in_batch", "bradley_terry"}
+    assert {name: OBJECTIVES[name].trains_judge for name in (*judges, "dpo")} == {
+        **dict.fromkeys(judges, True),
+        "dpo": False,
+    }
+    means = {"simpo", "alphapo", "orpo"}
+    assert {name: OBJECTIVES[name].rewards for name in (*means, "cpo")} == {
+        **dict.fromkeys(means, "mean"),
+        "cpo": "sum",
+    }
     assert [name for name, row in FAMILIES.items() if row.reads_text] == ["causal_lm", "reward_model"]
     assert Family(mine).can_learn(OBJECTIVES["dpo"])
     assert not Family(mine).can_learn(OBJECTIVES["simpo"])

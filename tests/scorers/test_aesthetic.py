@@ -42,6 +42,11 @@ def save_head(folder: Path, layers: nn.Module | None = None) -> Path:
     return folder / "head.pth"
 
 
+def small(folder: Path) -> str:
+    """The spec of a small one with random weights, which is written into ``folder``."""
+    return f"aesthetic={save_head(folder)},clip={save_clip(folder / 'clip', 3)}"
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("aesthetic")

@@ -29,6 +29,11 @@ from diffusion_feedback.scorers.scorer import Towers
 from diffusion_feedback.scorers.views import OPENAI_MEAN, OPENAI_STD
 
 
+def small(folder: Path) -> str:
+    """The spec of a small one with random weights, which is written into ``folder``."""
+    return f"clip_score={save_clip(folder, 1)}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_clip(tmp_path_factory.mktemp("clip"), seed=2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_clip
-import tiny_imagereward
 import torch
 from image_world import all_scenes, render
 from PIL import Image
@@ -20,29 +19,10 @@ from diffusion_feedback.scorers.runner import score_batches
 from diffusion_feedback.scorers.scorer import Scorer
 from diffusion_feedback.types.images import ImageItem
 
-
-def _aesthetic(folder: Path) -> str:
-    generator = torch.Generator().manual_seed(5)
-    state = {}
-    for place, inside, outside in ((0, 24, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1)):
-        state[f"layers.{place}.weight"] = torch.randn(outside, inside, generator=generator) * inside**-0.5
-        state[f"layers.{place}.bias"] = torch.randn(outside, generator=generator)
-    torch.save(state, folder / "head.pth")
-    return f"aesthetic={folder / 'head.pth'},clip={tiny_clip.save_clip(folder / 'clip', 3)}"
-
-
-def _hpsv2(folder: Path) -> str:
-    file, architecture = tiny_clip.save_open_clip(folder)
-    return f"hpsv2={file},architecture={architecture}"
-
-
+# Of each, ``small`` of its own tests; a user's function has neither weights nor precision: tests/test_scoring.py.
+NAMES = [name for name in names("scorer") if name != "function"]
 SMALL: dict[str, Callable[[Path], str]] = {
-    "pickscore": lambda folder: f"pickscore={tiny_clip.save_clip(folder)}",
-    "hpsv2": _hpsv2,
-    "clip_score": lambda folder: f"clip_score={tiny_clip.save_clip(folder, 1)}",
-    "aesthetic": _aesthetic,
-    "imagereward": lambda folder: f"imagereward={tiny_imagereward.save(folder)}",
-    "shapes": lambda folder: "shapes",
+    name: importlib.import_module(f"tests.scorers.test_{name}").small for name in NAMES
 }
 
 
@@ -54,11 +34,6 @@ class Picture:
 
     def open(self) -> Image.Image:
         return self.image
-
-
-def test_every_scorer_is_here() -> None:
-    own = "function"  # has neither weights nor precision: tests/test_scoring.py
-    assert sorted([*SMALL, own]) == sorted(names("scorer"))
 
 
 @pytest.fixture(scope="module")

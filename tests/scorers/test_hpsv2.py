@@ -33,6 +33,12 @@ from diffusion_feedback.scorers.scorer import Scorer, Towers
 from diffusion_feedback.scorers.views import OPENAI_MEAN, OPENAI_STD
 
 
+def small(folder: Path) -> str:
+    """The spec of a small one with random weights, which is written into ``folder``."""
+    file, architecture = save_open_clip(folder)
+    return f"hpsv2={file},architecture={architecture}"
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return save_open_clip(tmp_path_factory.mktemp("hps"))

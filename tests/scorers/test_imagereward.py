@@ -23,6 +23,11 @@ PROMPTS = ["a cat on the sea", "A dog, in the sea, day time.", "cats", "the day"
 HEAD = 64  # width of one attention head
 
 
+def small(folder: Path) -> str:
+    """The spec of a small one with random weights, which is written into ``folder``."""
+    return f"imagereward={tiny_imagereward.save(folder)}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_imagereward.save(tmp_path_factory.mktemp("imagereward"))

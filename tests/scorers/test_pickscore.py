@@ -15,6 +15,11 @@ from diffusion_feedback.scorers.loading import load_scorers
 from diffusion_feedback.scorers.scorer import Towers
 
 
+def small(folder: Path) -> str:
+    """The spec of a small one with random weights, which is written into ``folder``."""
+    return f"pickscore={save_clip(folder)}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_clip(tmp_path_factory.mktemp("clip"))

@@ -20,7 +20,8 @@ FREE = [name for name in ON_PAIRS if name not in (*WITH_REFERENCE, "weighted_sum
 UNPAIRED = [name for name, row in OBJECTIVES.items() if row.learns_from == "labels"]
 ON_SAMPLES = [name for name, row in OBJECTIVES.items() if row.kind in ("pairwise", "unpaired", "pointwise")]
 
-# Settings under which every objective is called; where a setting has a default, what stands here is used all the same.
+# Settings under which every objective is called; where a setting has a default, what stands here is used all the same. What
+# stands neither here nor has a default is one half.
 COMMON: Mapping[str, Any] = {
     "beta": 0.1,
     "label_smoothing": 0.1,
@@ -44,7 +45,11 @@ ALPHA: Mapping[str, float] = {"odpo": 1.5, "rdpo": 0.05, "cpo": 0.5, "alphapo": 
 
 def settings_for(name: str) -> dict[str, Any]:
     """A value of each setting of ``name``."""
-    return {key: ALPHA[name] if key == "alpha" else COMMON[key] for key in settings_of(resolve("objective", name))}
+    known = {**COMMON, "alpha": ALPHA.get(name, 0.5)}
+    schema = settings_of(resolve("objective", name))
+    return {
+        key: known.get(key, each.default if each.default is not each.empty else 0.5) for key, each in schema.items()
+    }
 
 
 def call(name: str, logps: Any, *handed: Any, **changes: Any) -> Tensor:
