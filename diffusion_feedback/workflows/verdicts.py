@@ -80,15 +80,14 @@ def verdict_of(
 def score_records(scorer: TextScorer, records: Sequence[CompletionRecord]) -> list[float]:
     """The score of each completion; equal ones of one prompt are scored once, so that rounding does not part them."""
     keys = [(prompt_name(record.prompt), record.completion, record.is_finished) for record in records]
-    first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    distinct = [records[place] for place in sorted(first.values())]
+    distinct = dict(zip(keys, records, strict=True))
     scores = scorer.score(
-        [record.prompt for record in distinct],
-        [completion_text(record) for record in distinct],
-        [record.is_finished for record in distinct],
+        [record.prompt for record in distinct.values()],
+        [completion_text(record) for record in distinct.values()],
+        [record.is_finished for record in distinct.values()],
     )
-    by_place = dict(zip(sorted(first.values()), scores, strict=True))
-    return [by_place[first[key]] for key in keys]
+    by_key = dict(zip(distinct, scores, strict=True))
+    return [by_key[key] for key in keys]
 
 
 def prompt_name(prompt: Text) -> str:
