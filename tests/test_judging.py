@@ -108,7 +108,7 @@ def test_a_call_that_fails_leaves_no_folder(
     [
         ({}, "nothing to measure"),
         ({"judges": by_length, "seed": -1}, "`seed`: got -1"),
-        ({"judges": by_length, "tie_margin": -1}, "`tie_margin`: got -1.0"),
+        ({"judges": by_length, "tie_margin": -1}, "`tie_margin`: got -1"),
         ({"judges": by_length, "dtype": "int8"}, "`dtype`: got 'int8'"),
         ({"judges": by_length, "temprature": 1}, "`temprature`: is no setting.*did you mean"),
         ({"judges": [by_length, by_length]}, "the judge 'by_length' is given twice"),
