@@ -51,7 +51,7 @@ class OutputKind:
         for key in sorted({*old, *new}):
             is_free = any(key[: len(free)] == free for free in self.free)
             if not is_free and old.get(key) != new.get(key):
-                values = {"old": _shown(old.get(key)), "new": _shown(new.get(key))}
+                values = {"old": shown(old.get(key)), "new": shown(new.get(key))}
                 raise UserError(f"{folder}: {self.changed.format(key='.'.join(key), **values)}", self.changed_remedy)
 
     def check(self, folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
@@ -111,6 +111,7 @@ def flat(settings: object, key: Key = ()) -> dict[Key, Any]:
     return {key: settings}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """``value`` as a message holds it."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -133,7 +133,3 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a"}\n')
     with pytest.raises(UserError, match="line 1: not the record of a completion: has no '"):
         load_completions(path)
-    with pytest.raises(ValueError, match="0 prompts"):
-        run(path, prompts=[])
-    with pytest.raises(ValueError, match="distinct"):
-        run(path, seeds=(1, 1))

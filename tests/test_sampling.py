@@ -101,6 +101,8 @@ def test_a_loaded_pipeline_has_no_files(tiny_pipelines: dict[str, Path]) -> None
         dfb.generate(pipeline, PROMPTS, lora="x")
     with pytest.raises(dfb.UserError, match="item 1"):
         dfb.generate(pipeline, ["a cat", " "])
+    with pytest.raises(dfb.UserError, match="`prompts`: none is given"):
+        dfb.generate(pipeline, [])
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

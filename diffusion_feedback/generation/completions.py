@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
@@ -55,30 +55,28 @@ def complete_prompts(
     Each draw is a function of the prompt's content, seed and sample number, so it depends neither on its batch nor on
     what was interrupted, and two models draw from the same numbers. Whole batches that are there are kept: the same call
     goes on after a kill and ends in the same bytes. Equal prompts share their draws. ``settings`` must be JSON. Raises
-    UserError where ``path`` holds completions of another run, unless ``overwrite``; ValueError for an empty request.
+    UserError where ``path`` holds completions of another run, unless ``overwrite``.
     """
-    if not prompts or not seeds or num_samples < 1 or batch_size < 1:
-        counts = f"{len(prompts)} prompts, {len(seeds)} seeds, {num_samples} samples, batch_size {batch_size}"
-        raise ValueError(f"nothing to do: {counts}")
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds must be distinct and not negative, got {list(seeds)}")
     settings = json.loads(json.dumps(dict(settings)))  # as they come back from the disk: tuples are lists
-    wanted = [(i, seed, sample) for i in range(len(prompts)) for seed in sorted(seeds) for sample in range(num_samples)]
+    wanted = [
+        CompletionRecord(index, sample, seed, prompt, "", (), False, settings, model_hash)
+        for index, prompt in enumerate(prompts)
+        for seed in sorted(seeds)
+        for sample in range(num_samples)
+    ]
     make_folder(path.parent)
     if overwrite:
         path.unlink(missing_ok=True)
-    completions = _resume(path, wanted, prompts, model_hash, settings, batch_size)
+    completions = _resume(path, wanted, batch_size)
     with progress(total=len(wanted), initial=len(completions), unit="text", desc="complete", delay=1.0) as bar:
         # Batches are cut from the whole request, so that an interrupted run hands the sampler the same ones.
         for start in range(len(completions), len(wanted), batch_size):
             batch = wanted[start : start + batch_size]
-            texts = [prompts[index] for index, _, _ in batch]
-            drawn = sampler(texts, [draw_seed(prompts[i], seed, sample) for i, seed, sample in batch])
+            own_seeds = [draw_seed(record.prompt, record.seed, record.sample) for record in batch]
+            drawn = sampler([record.prompt for record in batch], own_seeds)
             records = [
-                CompletionRecord(
-                    i, sample, seed, prompts[i], one.text, one.token_ids, one.is_finished, settings, model_hash
-                )
-                for (i, seed, sample), one in zip(batch, drawn, strict=True)
+                replace(record, completion=one.text, token_ids=one.token_ids, is_finished=one.is_finished)
+                for record, one in zip(batch, drawn, strict=True)
             ]
             append_rows(path, records)
             completions += records
@@ -109,21 +107,21 @@ def _read(path: Path) -> tuple[list[CompletionRecord], bool]:
     )
 
 
-def _resume(
-    path: Path,
-    wanted: Sequence[tuple[int, int, int]],
-    prompts: Sequence[Text],
-    model_hash: str,
-    settings: Mapping[str, object],
-    batch_size: int,
-) -> list[CompletionRecord]:
+def _resume(path: Path, wanted: Sequence[CompletionRecord], batch_size: int) -> list[CompletionRecord]:
     """The completions of whole batches that are there; the file is cut down to these."""
     if not path.exists():
         return []
     records, is_cut = _read(path)
     remedy = "use another folder, or `overwrite` to replace its completions"
-    for record, identity in zip(records, wanted, strict=False):
-        _check_same_run(path, record, identity, prompts, model_hash, settings, remedy)
+    for record, own in zip(records, wanted, strict=False):
+        check_origin(path, "completions", record, own, remedy)
+        if record.identity != own.identity:
+            place = "prompt {}, seed {}, sample {}"
+            problem = f"{path}: holds {place.format(*record.identity)} where this run has {place.format(*own.identity)}"
+            raise UserError(problem, remedy)
+        if record.prompt != own.prompt:
+            problem = f"{path}: prompt {own.prompt_index} was {record.prompt!r}, this run has {own.prompt!r}"
+            raise UserError(problem, remedy)
     if len(records) > len(wanted):
         problem = f"{path}: holds {len(records)} completions, this run requests {len(wanted)}"
         raise UserError(problem, remedy)
@@ -132,21 +130,3 @@ def _resume(
     if is_cut or whole < len(records):
         write_rows(path, records[:whole])
     return records[:whole]
-
-
-def _check_same_run(
-    path: Path,
-    record: CompletionRecord,
-    identity: tuple[int, int, int],
-    prompts: Sequence[Text],
-    model_hash: str,
-    settings: Mapping[str, object],
-    remedy: str,
-) -> None:
-    check_origin(path, "completions", record, model_hash, settings, remedy)
-    if record.identity != identity or record.prompt != prompts[identity[0]]:
-        place = "prompt {}, seed {}, sample {}"
-        problem = f"{path}: holds {place.format(*record.identity)} where this run has {place.format(*identity)}"
-        if record.identity == identity:
-            problem = f"{path}: prompt {identity[0]} was {record.prompt!r}, this run has {prompts[identity[0]]!r}"
-        raise UserError(problem, remedy)

@@ -30,29 +30,6 @@ _IMAGE_NAME = re.compile(IMAGES + r"/\d{5,}-s\d+\.png")
 
 
 @dataclass(frozen=True, slots=True)
-class _Manifest:
-    """The rows of ``folder/metadata.jsonl`` by file name, and the writing of them."""
-
-    folder: Path
-    rows: dict[str, ImageRecord]
-
-    @property
-    def path(self) -> Path:
-        return self.folder / METADATA
-
-    def append(self, records: Sequence[ImageRecord]) -> None:
-        """Add rows for images that are already in place, down to the disk."""
-        self.rows.update((record.file_name, record) for record in records)
-        append_rows(self.path, records)
-
-    def rewrite(self, records: Sequence[ImageRecord]) -> None:
-        """Replace the whole file by ``records``, in their order."""
-        write_rows(self.path, records)
-        self.rows.clear()
-        self.rows.update((record.file_name, record) for record in records)
-
-
-@dataclass(frozen=True, slots=True)
 class _Pending:
     """Images that are about to be written or replaced, by name: those of a killed run may be replaced by the next.
 
@@ -105,13 +82,8 @@ def generate_images(
     same seed gives the same starting noise under every prompt and every model, as a before/after comparison needs.
     Images that are recorded and in place are kept, so the same call goes on after a kill and ends in the same bytes;
     prompts may be added at the end, and seeds anywhere. ``settings`` must be JSON. Raises UserError where ``folder``
-    holds the images of another run, or images of which no manifest tells, unless ``overwrite`` says to replace them;
-    ValueError for an empty or repeated request.
+    holds the images of another run, or images of which no manifest tells, unless ``overwrite`` says to replace them.
     """
-    if not prompts or not seeds or batch_size < 1:
-        raise ValueError(f"nothing to do: {len(prompts)} prompts, {len(seeds)} seeds, batch_size {batch_size}")
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds must be distinct and not negative, got {list(seeds)}")
     settings = json.loads(json.dumps(dict(settings)))  # as they come back from the disk: tuples are lists
     wanted = [
         ImageRecord(f"{IMAGES}/{index:05d}-s{seed}.png", prompt, seed, settings, model_hash)
@@ -123,17 +95,17 @@ def generate_images(
     if overwrite:
         pending.add(_unrecorded(folder, set()))
         (folder / METADATA).unlink(missing_ok=True)
-    manifest = _resume(folder, wanted)
-    _check_unrecorded(folder, manifest, pending, wanted)
-    with progress(total=len(wanted), initial=len(manifest.rows), unit="image", desc="generate") as bar:
+    there = _resume(folder, wanted)
+    _check_unrecorded(folder, there, pending, wanted)
+    with progress(total=len(wanted), initial=len(there), unit="image", desc="generate") as bar:
         # Batches are cut from the whole request, not from what is left, so that a run that was interrupted hands the
         # sampler the same batches as one that was not: GPU kernels round differently for another batch size.
         for start in range(0, len(wanted), batch_size):
-            batch = [record for record in wanted[start : start + batch_size] if record.file_name not in manifest.rows]
+            batch = [record for record in wanted[start : start + batch_size] if record.file_name not in there]
             if batch:
                 pending.add(record.file_name for record in batch)
                 _write_images(folder, batch, sampler)
-                manifest.append(batch)
+                append_rows(folder / METADATA, batch)
                 bar.update(len(batch))
     absent = [record.file_name for record in wanted if not (folder / record.file_name).is_file()]
     if absent:
@@ -141,7 +113,7 @@ def generate_images(
             f"{folder}: {len(absent)} of its images were removed while they were generated; the first: {absent[0]}"
         )
         raise UserError(problem, "run the same command again")
-    manifest.rewrite(wanted)
+    write_rows(folder / METADATA, wanted)
     pending.clear(keep={record.file_name for record in wanted})
     sweep_folder(folder)
     return wanted
@@ -191,30 +163,26 @@ def _read(path: Path) -> tuple[list[ImageRecord], bool]:
     return read_records(path, ImageRecord, "generated image", remedy)
 
 
-def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> _Manifest:
-    """The manifest of the images of ``wanted`` that are recorded and in place; the file is cut down to these."""
-    manifest = _Manifest(folder, {})
-    if not manifest.path.exists():
-        return manifest
-    recorded, truncated = _read(manifest.path)
+def _resume(folder: Path, wanted: Sequence[ImageRecord]) -> set[str]:
+    """Names of the images of ``wanted`` that are recorded and in place; the manifest is cut down to these."""
+    path = folder / METADATA
+    if not path.exists():
+        return set()
+    recorded, truncated = _read(path)
     requested = {record.file_name: record for record in wanted}
+    remedy = "use another folder, or `overwrite` to replace its images"
     for record in recorded:
-        _check_same_run(folder, record, requested.get(record.file_name))
+        own = requested.get(record.file_name)
+        if own is None:
+            raise UserError(f"{folder}: holds {record.file_name}, which this run does not request", remedy)
+        check_origin(folder, "images", record, own, remedy)
+        if (record.prompt, record.seed) != (own.prompt, own.seed):
+            problem = f"{folder}: {record.file_name} shows {record.prompt!r}, this run has {own.prompt!r} in that place"
+            raise UserError(problem, remedy)
     kept = {record.file_name: record for record in recorded if (folder / record.file_name).is_file()}
     if truncated or len(kept) < len(recorded):
-        manifest.rewrite(list(kept.values()))
-    manifest.rows.update(kept)
-    return manifest
-
-
-def _check_same_run(folder: Path, record: ImageRecord, wanted: ImageRecord | None) -> None:
-    remedy = "use another folder, or `overwrite` to replace its images"
-    if wanted is None:
-        raise UserError(f"{folder}: holds {record.file_name}, which this run does not request", remedy)
-    check_origin(folder, "images", record, wanted.model_hash, wanted.settings, remedy)
-    if (record.prompt, record.seed) != (wanted.prompt, wanted.seed):
-        problem = f"{folder}: {record.file_name} shows {record.prompt!r}, this run has {wanted.prompt!r} in that place"
-        raise UserError(problem, remedy)
+        write_rows(path, list(kept.values()))
+    return set(kept)
 
 
 def _unrecorded(folder: Path, recorded: set[str]) -> list[str]:
@@ -223,14 +191,14 @@ def _unrecorded(folder: Path, recorded: set[str]) -> list[str]:
     return sorted(name for name in names if _IMAGE_NAME.fullmatch(name) and name not in recorded)
 
 
-def _check_unrecorded(folder: Path, manifest: _Manifest, pending: _Pending, wanted: Sequence[ImageRecord]) -> None:
+def _check_unrecorded(folder: Path, there: set[str], pending: _Pending, wanted: Sequence[ImageRecord]) -> None:
     """Refuse to replace or to keep images of which nobody knows what they are: without rows all of them are such."""
-    known = {*manifest.rows, *pending.names}
-    if manifest.rows:  # of this very run, so that what it asks for comes out as it was
+    known = there | pending.names
+    if there:  # of this very run, so that what it asks for comes out as it was
         known |= {record.file_name for record in wanted}
     unknown = _unrecorded(folder, known)
     if unknown:
-        state = "does not name them" if manifest.rows else "is empty" if manifest.path.exists() else "is not there"
+        state = "does not name them" if there else "is empty" if (folder / METADATA).exists() else "is not there"
         problem = f"{folder}: holds {len(unknown)} images, and {METADATA} {state}; the first: {unknown[0]}"
         remedy = f"bring {METADATA} back, move the images away, use another folder, or `overwrite` to replace them"
         raise UserError(problem, remedy)

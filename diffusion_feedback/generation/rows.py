@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,15 +42,13 @@ def read_records(path: Path, kind: type[Row], what: str, remedy: str) -> tuple[l
     return rows, bool(tail)
 
 
-def check_origin(
-    place: Path, kind: str, row: Row, model_hash: str, settings: Mapping[str, object], remedy: str
-) -> None:
-    """Raise UserError where ``row`` in ``place`` was drawn from another model, or under other settings; ``kind`` are "images"."""
-    if row.model_hash != model_hash:
-        problem = f"{place}: holds {kind} of model {row.model_hash!r}, this run is of {model_hash!r}"
+def check_origin(place: Path, kind: str, row: Row, wanted: Row, remedy: str) -> None:
+    """Raise UserError where ``row`` in ``place`` has another model or other settings than ``wanted``; ``kind`` are "images"."""
+    if row.model_hash != wanted.model_hash:
+        problem = f"{place}: holds {kind} of model {row.model_hash!r}, this run is of {wanted.model_hash!r}"
         raise UserError(problem, remedy)
-    for key in sorted({*row.settings, *settings}):
-        old, new = row.settings.get(key, "unset"), settings.get(key, "unset")
+    for key in sorted({*row.settings, *wanted.settings}):
+        old, new = row.settings.get(key, "unset"), wanted.settings.get(key, "unset")
         if old != new:
             problem = f"{place}: holds {kind} made with {key} = {old!r}, this run has {key} = {new!r}"
             raise UserError(problem, remedy)

@@ -34,6 +34,12 @@ def read_prompts(path: Path | str) -> list[PromptRecord]:
     return prompts
 
 
+def prompt_file(prompts: object) -> Path | None:
+    """The file that ``prompts`` name, if any; a text that looks like the name of one is meant as such."""
+    is_name = isinstance(prompts, str) and prompts.lower().endswith(ENDINGS) and "\n" not in prompts
+    return Path(str(prompts)) if is_name or isinstance(prompts, Path) else None
+
+
 def to_prompt(row: str | Cells, where: str) -> PromptRecord:
     """The prompt of one row that ``where`` names. Raises UserError where it has none."""
     if isinstance(row, str):

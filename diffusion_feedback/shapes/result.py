@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config.recipe import Recipe
 from ..evaluation.comparison import Comparison
@@ -37,10 +36,10 @@ class Demo:
     seconds: float
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, float]:
         """What results.json holds: DPO against the base in full, the other methods beside it."""
         won = self.comparisons["dpo"].win_rate
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float] = {
             "win_rate": won.win_rate,
             "win_rate_low": won.low,
             "win_rate_high": won.high,

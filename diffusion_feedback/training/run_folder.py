@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
 from ..output_folders import OutputKind, check_writable, flat
-from ..records import atomic_write, write_text
+from ..records import write_json, write_text
 from . import checkpoints
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
@@ -62,12 +62,6 @@ _GEOMETRY = {
     ("text", "max_tokens_per_pass"),
     ("model", "gradient_checkpointing"),
 }
-
-
-def _code(recipe: Mapping[str, object]) -> dict[str, object]:
-    """Hashes of the user's own code, where the recipe names some."""
-    sources = user_sources(recipe)
-    return {_CODE: sources} if sources else {}
 
 
 def environment() -> dict[str, object]:
@@ -126,9 +120,10 @@ class RunFolder:
             if is_new:
                 own = (*_RUNS.own, *self._recorded_files(), *written_files, _ENVIRONMENT)
                 replace(_RUNS, own=own).claim(self.path, content)
-                with atomic_write(self.path / _ENVIRONMENT) as file:
-                    facts = {**environment(), **_code(recipe), "written_files": list(written_files)}
-                    file.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+                sources = user_sources(recipe)
+                code = {_CODE: sources} if sources else {}
+                facts = {**environment(), **code, "written_files": list(written_files)}
+                write_json(self.path / _ENVIRONMENT, facts)
             else:
                 _RUNS.write_mark(self.path, content)
         except OSError as error:

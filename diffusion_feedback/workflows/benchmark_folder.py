@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..catalog import Named, resolve
 from ..catalog.rows import name_of
@@ -18,10 +17,11 @@ from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, make_run
-from ..output_folders import OutputKind
+from ..output_folders import OutputKind, shown
 from ..records import PromptRecord, ScoreRecord, write_json, write_text
 
 SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.parquet", "results.json"
+_AGAIN = "run the benchmark again with `overwrite`"
 REPORT, README = "report.html", "README.md"
 _NEEDED: Mapping[str, type] = {"benchmark": str, "prompts": str, "prompts_hash": str, "short": list}
 _OPTIONAL: Mapping[str, type] = {"images": str, "seeds": list, "generation": dict, "recipes": dict}
@@ -56,19 +56,10 @@ def benchmark_of(named: Named) -> Benchmark:
 
 def check_scored(run: BenchmarkRun, *, overwrite: bool) -> None:
     """Raise UserError where the folder of ``run`` holds scores by other weights, unless they are to be replaced."""
-    before = _read_json(run.folder / SETTINGS).get("recipes")
+    before = read_object(run.folder / SETTINGS, _AGAIN).get("recipes")
     if before not in (None, run.settings["recipes"]) and not overwrite:
         problem = f"{run.folder}: holds scores of {before}, this run has {run.settings['recipes']}"
         raise UserError(problem, "use another `output_dir`, or `overwrite` to replace what is there")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_object(path, "run the benchmark again with `overwrite`")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -96,13 +87,10 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
         raise UserError(f"{folder}: no {SETTINGS}", "give the folder of a benchmark run")
     if not (folder / RESULTS).is_file():
         raise UserError(f"{folder}: no {RESULTS}, so the run is not finished", "run the same benchmark again")
-    settings = _read_json(folder / SETTINGS)
-    remedy = "run the benchmark again with `overwrite`"
-    if absent := [key for key in _NEEDED if key not in settings]:
-        raise UserError(f"{folder / SETTINGS}: no {', '.join(absent)}", remedy)
+    settings = read_object(folder / SETTINGS, _AGAIN, list(_NEEDED))
     for key, kind in {**_NEEDED, **_OPTIONAL}.items():
         if not isinstance(settings.get(key, kind()), kind):
-            raise UserError(f"{folder / SETTINGS}: {key} is {_short(settings[key])}", remedy)
+            raise UserError(f"{folder / SETTINGS}: {key} is {shown(settings[key])}", _AGAIN)
     prompts, images = [], []
     try:
         for line in (folder / PROMPTS).read_text("utf-8").split("\n"):
@@ -112,9 +100,9 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
                 prompts.append(PromptRecord(row.pop("prompt"), row))
         benchmark = benchmark_of(settings["benchmark"])
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})", remedy) from error
+        raise UserError(f"{folder}: {PROMPTS} or {SETTINGS} is damaged ({error!r})", _AGAIN) from error
     if prompts_hash(prompts) != settings["prompts_hash"]:
-        raise UserError(f"{folder / PROMPTS}: these are not the prompts that the run was made with", remedy)
+        raise UserError(f"{folder / PROMPTS}: these are not the prompts that the run was made with", _AGAIN)
     records = read_scores(folder / SCORES)
     run = make_run(folder, benchmark, settings, prompts, images, records, name=name)
     _check_results(run)
@@ -124,7 +112,7 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
 def _check_results(run: BenchmarkRun) -> None:
     """Raise UserError where results.json holds other means than the scores that stand beside it."""
     path = run.folder / RESULTS
-    recorded = _read_json(path).get("scorers")
+    recorded = read_object(path, _AGAIN).get("scorers")
     recorded = recorded if isinstance(recorded, dict) else {}
     for result in run.results:
         own = recorded.get(result.scorer)

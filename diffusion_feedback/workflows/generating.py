@@ -6,19 +6,22 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ..data.samples import image_samples, text_samples
 from ..errors import UserError
 from ..generation.completions import COMPLETIONS, complete_prompts
 from ..generation.images import generate_images
-from ..prompts import ENDINGS, check_prompts, read_prompts, to_prompt
+from ..prompts import check_prompts, prompt_file, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
 from ..types.models import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
 from .outputs import hold_output
 from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of, writes_texts
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords
+
+if TYPE_CHECKING:
+    from ..data.places import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ def generate(
     tokenizer: Tokenizer | None = None,
     output_dir: str | Path | None = None,
     **settings: object,
-) -> Any:
+) -> Dataset:
     """Draw one image, or some completions, of each prompt under each seed.
 
     ``model``: a folder or hub id, the result of ``train``, a loaded diffusers pipeline, or a transformers model with its
@@ -58,7 +61,7 @@ def _samples(
     tokenizer: Tokenizer | None,
     output_dir: str | Path | None,
     settings: Mapping[str, object],
-) -> Any:
+) -> Dataset:
     kinds = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
     generation, source, images, completions = made_of_keywords(settings, *kinds)
     path = path_of(model)
@@ -74,7 +77,8 @@ def _samples(
     _refuse(given, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
     with hold_output(output_dir, "generate") as folder:
         if is_text:
-            texts = text_prompts(_named_or_listed(prompts), in_turns=completions.wants_turns)
+            one = [prompts] if isinstance(prompts, str) else prompts
+            texts = text_prompts(prompt_file(prompts) or one, in_turns=completions.wants_turns)
             text_sampler = open_text_sampler(model, source, completions, generation, tokenizer=tokenizer)
             samples = text_samples(complete(texts, text_sampler, folder, generation))
         else:
@@ -146,17 +150,12 @@ def _refuse(settings: Mapping[str, object], unfit: Sequence[str], what: str, rem
             raise UserError(f"`{name}`: means nothing for {what}", remedy)
 
 
-def _named_or_listed(prompts: Prompts) -> Path | Sequence[str | Sequence[Message]]:
-    """A Path where ``prompts`` names a file, else a list of them. A text that looks like the name of a file is meant as such."""
-    if isinstance(prompts, str) and prompts.lower().endswith(ENDINGS) and "\n" not in prompts:
-        return Path(prompts)
-    return [prompts] if isinstance(prompts, str) else prompts
-
-
 def _captions(prompts: Prompts) -> list[str]:
-    """The texts of ``prompts``. Raises UserError for none, and an empty one."""
-    given = _named_or_listed(prompts)
-    if isinstance(given, Path):
-        return [record.prompt for record in read_prompts(given)]
-    check_prompts(given)
-    return [to_prompt(str(prompt), f"`prompts`, item {number}").prompt for number, prompt in enumerate(given)]
+    """The texts of ``prompts``. Raises UserError for none, and what is no text."""
+    if file := prompt_file(prompts):
+        return [record.prompt for record in read_prompts(file)]
+    listed = [prompts] if isinstance(prompts, str) else list(cast(Sequence[str], prompts))
+    check_prompts(listed)
+    if not listed:
+        raise UserError("`prompts`: none is given", "give at least one")
+    return [to_prompt(prompt, f"`prompts`, item {number}").prompt for number, prompt in enumerate(listed)]

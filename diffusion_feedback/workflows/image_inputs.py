@@ -16,8 +16,7 @@ from ..data.image_sets import ImageSet, open_image_set
 from ..data.places import is_dataset, is_glob
 from ..data.texts import says_texts
 from ..errors import UserError
-from ..folders import expand
-from ..prompts import read_prompts
+from ..prompts import prompt_file, read_prompts
 from .settings import ImageSettings
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ Images: TypeAlias = "str | Path | Image.Image | Dataset | Iterable[str | Path | 
 Prompts = str | Path | Sequence[str] | None
 """One prompt of all images, a file of prompts, one prompt for each image, or none: those that come with the images."""
 
-_PROMPT_FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
-
 
 def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings | None = None) -> ImageSet:
     """The images with their prompts; how they were found is noted in the log.
@@ -45,7 +42,7 @@ def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings
     given = _listed(images)
     if prompts is not None and settings.prompt is not None:
         raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
-    file = _prompt_file(prompts)
+    file = prompt_file(prompts)
     texts: Any = settings.prompt if settings.prompt is not None else read_prompts(file) if file else prompts
     if isinstance(texts, str) and not texts.strip():
         raise UserError("`prompts`: is empty", "give a prompt of at least one character")
@@ -102,12 +99,6 @@ def _listed(images: Images) -> list[Any]:
     if not given:
         raise UserError("`images`: is empty", "give at least one")
     return given
-
-
-def _prompt_file(prompts: Prompts) -> Path | None:
-    """The file that ``prompts`` names; a text that looks like the name of one is meant as such."""
-    is_name = isinstance(prompts, str) and prompts.lower().endswith(_PROMPT_FILES) and "\n" not in prompts
-    return expand(str(prompts)) if is_name or isinstance(prompts, Path) else None
 
 
 def _is_single(path: str | Path) -> bool:

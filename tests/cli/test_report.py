@@ -205,7 +205,7 @@ def test_damaged_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("benchmark.json", "{", "benchmark.json: damaged: not JSON"),
         ("prompts.jsonl", b"\xff\n", "prompts.jsonl or benchmark.json is damaged"),
         ("prompts.jsonl", "", "not the prompts that the run was made with"),
-        ("benchmark.json", "{}", "benchmark.json: no benchmark, prompts, prompts_hash, short"),
+        ("benchmark.json", "{}", "benchmark.json: damaged: has no 'benchmark'"),
     ):
         before = (run / name).read_bytes()
         (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -225,7 +225,7 @@ def test_settings_of_another_kind_are_named(
     settings = json.loads((run / "benchmark.json").read_text())
     (run / "benchmark.json").write_text(json.dumps(settings | {key: value}))
     assert report(tmp_path, run) == 2
-    assert f"benchmark.json: {key} is {json.dumps(value)}" in capsys.readouterr().err
+    assert f"benchmark.json: {key} is {value!r}" in capsys.readouterr().err
 
 
 def test_scores_and_prompts_that_were_changed_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,18 +36,14 @@ def claim(recipe: Recipe, identity: Mapping[str, str], *, overwrite: bool) -> No
     Raises UserError where it holds something else, or rounds of another recipe, other prompts or another model.
     """
     folder = Path(recipe.output_dir)
-    path = folder / _RECIPE
-    holds_run = path.exists() and not _ROUNDS.is_marked(folder)
-    (replace(_ROUNDS, foreign="is there and holds a training run") if holds_run else _ROUNDS).check_own(folder)
+    path, is_marked = folder / _RECIPE, _ROUNDS.is_marked(folder)
     if overwrite:
         check_outside(folder, inputs_of(recipe))
-    elif path.exists():
-        _check_same(recipe, identity)
-    mark = json.dumps(dict(identity), indent=2) + "\n"
-    if overwrite or not _ROUNDS.is_marked(folder):
-        _ROUNDS.claim(folder, mark)
-    else:
-        _ROUNDS.write_mark(folder, mark)
+    elif path.exists() and is_marked:
+        _check_same(recipe)
+    holds_run = path.exists() and not is_marked
+    kind = replace(_IDENTITIES, foreign="is there and holds a training run") if holds_run else _IDENTITIES
+    kind.open(folder, identity, overwrite=overwrite)
     write_text(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
 
 
@@ -68,16 +63,13 @@ def identity_of(recipe: Recipe, prompts: tuple[list[Text], list[Text]]) -> dict[
     )
 
 
-def _check_same(recipe: Recipe, identity: Mapping[str, str]) -> None:
+def _check_same(recipe: Recipe) -> None:
     folder = Path(recipe.output_dir)
     remedy = "bring the file back, choose another output_dir, or `overwrite` to start over"
     before = read_yaml(folder / _RECIPE, remedy)
-    known = read_object(folder / ROUNDS, remedy, ["prompts", "model"])
     if not isinstance(before, dict):
         raise UserError(f"{folder / _RECIPE}: damaged: not a recipe", remedy)
     _ROUNDS.check_same(folder, before, to_dict(recipe))
-    # An older version did not record the code.
-    _IDENTITIES.check_same(folder, {name: known.get(name, now) for name, now in identity.items()}, identity)
     beyond = folder / f"round-{recipe.rounds.num_rounds + 1}"
     if beyond.exists():
         problem = f"rounds.num_rounds: got {recipe.rounds.num_rounds}, and {beyond} is there"

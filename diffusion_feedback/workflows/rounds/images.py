@@ -57,9 +57,6 @@ class ImageModality:
             raise UserError("rounds.reward_recipe: reward models judge texts", "leave it out")
         if not rounds.scorer:
             raise UserError("rounds.scorer: nobody judges the samples", "set rounds.scorer")
-        if rounds.labels_from is not None:
-            problem = "rounds.labels_from: labels pairs for a reward model, and none is trained"
-            raise UserError(problem, "leave it out")
 
     def prompts(self, path: str) -> list[Text]:
         """The different prompts of a file."""

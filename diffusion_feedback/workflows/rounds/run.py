@@ -83,6 +83,9 @@ def check_rounds(recipe: Recipe) -> None:
     if not needs_reference(recipe.objective) and rounds.reference != RoundsConfig().reference:
         problem = f"rounds.reference: got {rounds.reference!r}, and objective {name!r} has no reference"
         raise UserError(problem, "leave it out")
+    if rounds.labels_from is not None and rounds.reward_recipe is None:
+        problem = "rounds.labels_from: labels pairs for a reward model, and none is trained"
+        raise UserError(problem, "set rounds.reward_recipe, or leave it out")
     if rounds.reference != "ema" and rounds.reference_decay != RoundsConfig().reference_decay:
         problem = f"rounds.reference_decay: means nothing with reference {rounds.reference!r}"
         raise UserError(problem, "leave it out, or set rounds.reference: ema")

@@ -87,9 +87,6 @@ class TextModality:
             self._check_reward_recipe(rounds.reward_recipe)
         elif not rollouts.reward:
             raise UserError("rollouts.reward: nobody judges the samples", "set rollouts.reward")
-        elif rounds.labels_from is not None:
-            problem = "rounds.labels_from: labels pairs for a reward model, and none is trained"
-            raise UserError(problem, "set rounds.reward_recipe, or leave it out")
 
     def _check_reward_recipe(self, path: str) -> None:
         if self.recipe.rollouts.reward:
