@@ -24,7 +24,7 @@ from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.likelihoods.tokenization import Tokenization
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
-from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.models.reference import FrozenModel
 from diffusion_feedback.records import TextRecord
 from diffusion_feedback.training.optimizers import adamw
 from diffusion_feedback.training.preference import PreferenceStep
@@ -133,7 +133,7 @@ class Ours:
         self.examples = Tokenization(setting.tokenizer(), setting.window).encode(records)
         self.parts = StepParts(
             TokenLikelihood(setting.device, share_prompt=share_prompt),
-            FrozenCopy(self.network),
+            FrozenModel.copy_of(self.network),
             objective_row("dpo"),
             {"beta": BETA},
             pair_metrics_of=token_metrics,
@@ -158,7 +158,7 @@ class Ours:
     def _compute_reference(self) -> None:
         for number in range(self.setting.steps):
             batch = self.batch(number)
-            with torch.no_grad(), FrozenCopy(self.network)(self.network) as frozen:
+            with torch.no_grad(), FrozenModel.copy_of(self.network)(self.network) as frozen:
                 logps = self.parts.likelihood.logps(frozen, self.parts.likelihood.prepare(batch))
             self.known |= dict(zip(batch.example_ids, logps.view(2, -1).t(), strict=True))
 

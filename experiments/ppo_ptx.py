@@ -40,7 +40,7 @@ from scipy import stats
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import LanguageModel
-from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.models.reference import FrozenModel
 from diffusion_feedback.models.text_sampling import sample_tokens
 from diffusion_feedback.objectives.policy_gradient import PPO
 from diffusion_feedback.records import atomic_write
@@ -123,7 +123,7 @@ def run(bench: Bench, coef: float) -> Row:
     """PPO with the true reward, and with the pretraining term where ``coef`` > 0."""
     network = ActorCritic(copy.deepcopy(bench.fine_tuned), seed=bench.seed)
     algorithm = PPO(kl_coef=BETA, cliprange_value=1.0)
-    likelihood, reference = TokenLikelihood(), FrozenCopy(bench.fine_tuned)
+    likelihood, reference = TokenLikelihood(), FrozenModel.copy_of(bench.fine_tuned)
     step = PolicyGradientStep(algorithm, likelihood, likelihood, reference, lambda actor: network.policy)
     source = RolloutSource(
         rollout_sampler(bench, network, step),

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from diffusion_feedback.models import sd, sdxl
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
-from diffusion_feedback.models.schedulers import ddpm_process
+from diffusion_feedback.models.pipelines import ddpm_process
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TOKENS = 77

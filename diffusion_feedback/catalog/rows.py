@@ -171,7 +171,8 @@ class Family:
 
     Args:
         load: The function, or "module:attribute" of it, called with the path of a model and by keyword revision, variant,
-            dtype and device; it returns a ``types.Denoiser``, or for texts a ``types.TextModel``.
+            dtype and device; it returns a ``types.models.Denoiser``, or for texts a
+            ``models.text_network.TokenModel``.
         modality: What the models make or judge.
         kinds: Kinds of objectives that they can be tuned by.
         refused_settings: Settings of objectives that mean nothing for them, and why.

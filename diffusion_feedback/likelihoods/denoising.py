@@ -6,7 +6,7 @@ With this convention Diffusion-DPO is text DPO: ``beta`` 5000 is the original co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,6 @@ class DenoisingInputs:
     target: Tensor
     timesteps: Tensor
     conditioning: Conditioning
-
-
-def _cat(first: Conditioning, second: Conditioning) -> Conditioning:
-    return {name: torch.cat([first[name], second[name]]) for name in first}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +67,17 @@ class DenoisingLikelihood:
         noise = draw_noise(draws, latents.shape[1:]).repeat(2, *([1] * (latents.ndim - 1)))
         noisy = process.add_noise(latents, noise, timesteps)
         target = process.target(latents, noise, timesteps)
-        prompts = self._with_dropout(batch.prompts, [d.dropout for d in draws])
-        text = self.texts.encode(prompts)
-        conditioning = self.denoiser.conditioning(_cat(text, text), encoded.sizes)
+        kept = [
+            "" if d.dropout < self.caption_dropout else prompt for prompt, d in zip(batch.prompts, draws, strict=True)
+        ]
+        text = {name: torch.cat([value, value]) for name, value in self.texts.encode(kept).items()}
+        conditioning = self.denoiser.conditioning(text, encoded.sizes)
         return DenoisingInputs(
             noisy.to(self.device),
             target.to(self.device),
             timesteps.to(self.device),
             {name: value.to(self.device) for name, value in conditioning.items()},
         )
-
-    def _with_dropout(self, prompts: Sequence[str], uniforms: Sequence[float]) -> list[str]:
-        return ["" if u < self.caption_dropout else prompt for prompt, u in zip(prompts, uniforms, strict=True)]
 
     def chosen(self, inputs: DenoisingInputs) -> DenoisingInputs:
         """The chosen half of ``inputs``."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types.texts import TextBatch, TokenSequence
+from .prompt_sharing import own_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,9 @@ class SequenceRewards:
 
     def prepare_sequences(self, sequences: Sequence[TokenSequence]) -> RewardInputs:
         """Pad ``sequences`` on the right. The mask comes from their lengths, never from ids: padding may be the end token."""
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = torch.from_numpy(sequence.ids.astype(np.int64))
-        positions = torch.arange(ids.shape[1]).expand_as(ids)
-        mask = positions < lengths[:, None]
-        tensors = (ids, mask, positions, lengths - 1)
-        return RewardInputs(*(tensor.to(self.device) for tensor in tensors))
+        rows, last = own_rows(sequences), np.array([len(sequence) - 1 for sequence in sequences])
+        arrays = (rows.ids, rows.mask, rows.positions, last)
+        return RewardInputs(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def scores(self, network: nn.Module, inputs: RewardInputs) -> Tensor:
         """(N,) float32."""

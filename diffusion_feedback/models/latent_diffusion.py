@@ -22,9 +22,8 @@ from ..types.models import AdapterSettings, Conditioning, ForwardProcess, Tokeni
 from ..weights import modules_hash, move
 from . import lora
 from .lora_loading import load_into
-from .pipelines import load_pipeline, modules_of, reuse_pipeline
+from .pipelines import ddpm_process, load_pipeline, modules_of, reuse_pipeline
 from .saving import saving
-from .schedulers import ddpm_process
 
 
 @dataclass(frozen=True, slots=True)

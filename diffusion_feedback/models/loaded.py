@@ -18,7 +18,7 @@ from ..catalog.families import FAMILIES, family_of_class, pipeline_classes
 from ..catalog.rows import import_path
 from ..errors import UserError
 from ..quiet import quiet
-from ..types.models import Denoiser, TextModel, Tokenizer
+from ..types.models import Adaptable, Tokenizer
 from .lora import is_adapted, remove
 
 
@@ -39,7 +39,7 @@ def from_loaded(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> Denoiser | TextModel:
+) -> Adaptable:
     """What is tuned and sampled, over the weights of a loaded ``model``, in ``dtype``; they are shared, not copied.
 
     ``model`` is a diffusers pipeline, or a transformers model that comes with its ``tokenizer``, of which a copy is taken.

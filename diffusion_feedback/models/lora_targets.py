@@ -46,7 +46,9 @@ def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> AdaptedLay
     Groups are of the part that reads texts, without the output head. Raises UserError for a target that means no layer.
     """
     names = [name for name, layer in model.named_modules() if _is_linear(layer) or isinstance(layer, nn.Embedding)]
-    trunk, prefix = trunk_of(model), _prefix(model)
+    trunk = trunk_of(model)
+    within = next(name for name, module in model.named_modules() if module is trunk)
+    prefix = f"{within}." if within else ""
     passed = {leaf for leaf in {name.rpartition(".")[2] for name in names} if _is_redirected(model, leaf)}
     chosen: dict[str, None] = {}
     left_out: dict[str, None] = {}
@@ -66,12 +68,6 @@ def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> AdaptedLay
         chosen.update(dict.fromkeys(layers))
     every = [name for name, _ in model.named_modules()]
     return AdaptedLayers(_endings(list(chosen), every), len(chosen), list(left_out))
-
-
-def _prefix(model: PreTrainedModel) -> str:
-    trunk = trunk_of(model)
-    name = next(name for name, module in model.named_modules() if module is trunk)
-    return f"{name}." if name else ""
 
 
 def _is_linear(layer: nn.Module) -> bool:
@@ -158,7 +154,10 @@ def add_adapters(
     layers, heads = adapted_layers(model, settings.targets), settings.modules_to_save
     for head in heads:
         if not any(f".{name}".endswith(f".{head}") for name, _ in model.named_modules()):
-            leaves = dict.fromkeys(name.rpartition(".")[2] for name, part in model.named_modules() if _holds(part))
+            holding = [
+                name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))
+            ]
+            leaves = dict.fromkeys(name.rpartition(".")[2] for name in holding)
             problem = f"model.lora_modules_to_save: no module of the network ends in {head!r}"
             raise UserError(problem, f"give endings of names: {', '.join(list(leaves)[:_SHOWN])}")
     is_tied = _touches_tied(model, layers.endings, heads)
@@ -196,7 +195,3 @@ def _touches_tied(model: PreTrainedModel, endings: Sequence[str], heads: Sequenc
             rest = f"train it whole (model.lora_modules_to_save: [{names[0].rpartition('.')[2]}])" if whole else ""
             raise UserError(problem, ", ".join(filter(None, ["leave it out", rest, "or set model.tuning: full"])))
     return bool(meant(heads))
-
-
-def _holds(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None

@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, UNet2DConditionModel
-from torch import nn
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..catalog.families import family_of_class, pipeline_classes
@@ -19,6 +20,7 @@ from ..documents import read_yaml
 from ..errors import UserError
 from ..folders import expand
 from ..foreign import check_exists, check_whole, is_hub_id, reading
+from ..noise import DDPMProcess, PredictionType
 from ..quiet import quiet
 from ..weights import check_finite
 
@@ -265,3 +267,22 @@ def check_tokenizer(where: str, folder: Path, pipeline: DiffusionPipeline, name:
         limit = tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else "not set"
         problem = f"{where}/tokenizer_config.json: model_max_length is {limit}, {name} reads {positions} tokens"
         raise UserError(problem, f"set it to {positions}, or copy the file again")
+
+
+def ddpm_process(scheduler: SchedulerMixin, path: str = "the pipeline") -> DDPMProcess:
+    """The forward process that the scheduler of the pipeline at ``path`` describes, in float64. Raises UserError."""
+    where, kind = f"{path}/scheduler", type(scheduler).__name__
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(abar, Tensor) or not len(abar):
+        problem = f"{where}: a {kind} has no alphas_cumprod"
+        raise UserError(problem, "use a diffusion (DDPM-like) model; flow models are not supported")
+    abar = abar.double()
+    if not bool(((abar >= 0) & (abar <= 1)).all()) or bool((abar.diff() > 0).any()):
+        betas = f"beta_start {scheduler.config.get('beta_start')}, beta_end {scheduler.config.get('beta_end')}"
+        problem = f"{where}: alphas_cumprod do not fall from 1 to 0 ({betas})"
+        raise UserError(problem, "copy scheduler_config.json again")
+    prediction = scheduler.config.get("prediction_type")
+    if prediction not in get_args(PredictionType):
+        problem = f"{where}: prediction_type is {prediction!r}"
+        raise UserError(problem, f"known: {', '.join(get_args(PredictionType))}; flow models are not supported")
+    return DDPMProcess(abar, prediction)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,17 +31,6 @@ class _GumbelNoise:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
         return scores.float() - torch.stack(rows).log().to(scores.device)
-
-
-@contextmanager
-def _own_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """``generate`` fills what we leave open from the model's own settings, such as top_p: they must not be there."""
-    kept = model.generation_config
-    model.generation_config = settings
-    try:
-        yield
-    finally:
-        model.generation_config = kept
 
 
 @torch.no_grad()
@@ -75,12 +63,14 @@ def sample_tokens(
         chain += [TopKLogitsWarper(top_k)] if top_k else []
         chain += [TopPLogitsWarper(top_p)] if top_p < 1 else []
         chain.append(_GumbelNoise(seeds))
-    was_training = model.training
+    was_training, stated = model.training, model.generation_config
     model.eval()
+    model.generation_config = settings  # from its own ones ``generate`` would fill in what is left open, such as top_p
     try:
-        with quiet(), _own_settings(model, settings):
+        with quiet():
             drawn = model.generate(ids, attention_mask=mask, logits_processor=LogitsProcessorList(chain))
     finally:
+        model.generation_config = stated
         model.train(was_training)
     return [_until_end(row, end_ids) for row in drawn[:, longest:].tolist()]
 

@@ -1,4 +1,4 @@
-"""What models promise to those who train, sample and save them: denoisers, models of texts, scorers that are trained."""
+"""What models promise to those who train, sample and save them."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class AdapterSettings:
     revision: str | None = None
 
 
-class Saved(Protocol):
-    """A model that is written to the folder of a run."""
+class Tuned(Protocol):
+    """A model that is tuned as a whole, or by adapters, and written to the folder of a run."""
 
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write weights that plain diffusers or transformers loads, with ``network`` in the place of its own."""
@@ -69,10 +69,6 @@ class Saved(Protocol):
     def written_files(self) -> Sequence[str]:
         """Patterns (as of ``Path.glob``) of all files and folders that ``save`` may write into a folder."""
         ...
-
-
-class Tuned(Saved, Protocol):
-    """A model that is tuned as a whole, or by adapters."""
 
     @property
     def network(self) -> nn.Module:
@@ -190,97 +186,3 @@ class Tokenizer(Protocol):
     def get_chat_template(self, chat_template: str | None = None, tools: object = None) -> str: ...
     def add_special_tokens(self, special_tokens_dict: Mapping[str, str]) -> int: ...
     def save_pretrained(self, save_directory: Path) -> object: ...
-
-
-class TextModel(Adaptable, Protocol):
-    """A transformers model over tokens with its tokenizer: one that writes, or one that judges."""
-
-    @property
-    def network(self) -> nn.Module:
-        """What is trained and called; it holds the ``library_model``."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def is_merged(self) -> bool:
-        """Whether it was read from an adapter's folder, whose adapter now is part of its weights."""
-        ...
-
-    @property
-    def window(self) -> int:
-        """Longest sequence, prompt and completion, in tokens, that the model holds."""
-        ...
-
-    @property
-    def usual_length(self) -> int:
-        """How long texts are when nobody says otherwise, in tokens: at most ``window``."""
-        ...
-
-
-class GenerativeTextModel(TextModel, Protocol):
-    """A model of texts that writes them."""
-
-    @property
-    def end_token_ids(self) -> Sequence[int]:
-        """Tokens that end a completion."""
-        ...
-
-    @property
-    def unsaid_end_token_ids(self) -> Sequence[int]:
-        """The end tokens that the model's own generation settings do not name."""
-        ...
-
-    def sample(
-        self,
-        network: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        *,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        processors: Sequence[TokenProcessor] = (),
-    ) -> list[list[int]]:
-        """One completion (token ids) a prompt and seed, in one batch; each depends on its own prompt and seed alone."""
-        ...
-
-
-class TrainableScorer(Tuned, Protocol):
-    """A model that is taught how well images fit prompts."""
-
-    @property
-    def network(self) -> nn.Module:
-        """(Token ids (B, T), pixels (N, 3, S, S)) to logits (B, N) float32."""
-        ...
-
-    @property
-    def resolution(self) -> int:
-        """Side of the pictures that the network takes, px."""
-        ...
-
-    @property
-    def logit_scale(self) -> float:
-        """What a cosine is multiplied by to be a Bradley-Terry logit."""
-        ...
-
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (N, T)."""
-        ...
-
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many ``prompts`` are longer than the network reads."""
-        ...
-
-    def view_id(self) -> str:
-        """Names how pictures are cut, for cache keys."""
-        ...
-
-    def cut(self, image: Image.Image) -> Tensor:
-        """An RGB image to the picture (3, S, S) uint8."""
-        ...
-
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, S, S) uint8 to what the network takes, float32."""
-        ...

@@ -14,9 +14,10 @@ from ..generation.completions import Completion
 from ..likelihoods.conversations import as_turns, read_template
 from ..likelihoods.prompt_ends import open_ended
 from ..likelihoods.tokenization import Tokenization
+from ..models.causal_lm import CausalLM
 from ..prompts import check_prompts
 from ..records import Message, Text
-from ..types.models import GenerativeTextModel, Tokenizer
+from ..types.models import Tokenizer
 from .sampling import open_model
 from .settings import CompletionSampling, GenerationSettings, ModelSource
 from .training.base_model import recorded_family
@@ -28,11 +29,11 @@ logger = logging.getLogger(__name__)
 class TextSampler:
     """A loaded language model that turns prompts and seeds into completions as ``sampling`` says."""
 
-    model: GenerativeTextModel
+    model: CausalLM
     sampling: CompletionSampling
 
     @classmethod
-    def over(cls, model: GenerativeTextModel, sampling: CompletionSampling) -> TextSampler:
+    def over(cls, model: CausalLM, sampling: CompletionSampling) -> TextSampler:
         """A sampler of ``model``. Raises UserError where a completion leaves no room for a prompt."""
         most = sampling.max_new_tokens
         if most >= model.window:
@@ -97,7 +98,7 @@ def open_text_sampler(
     """
     recorded = recorded_family(model) if isinstance(model, str) else None
     source = replace(source, family=source.family or recorded or "causal_lm")
-    text_model: GenerativeTextModel = open_model(model, source, generation, tokenizer)
+    text_model: CausalLM = open_model(model, source, generation, tokenizer)
     if not hasattr(text_model, "sample"):
         name = model if isinstance(model, str) else type(model).__name__
         raise UserError(f"{name}: reads texts, and writes none", "give a causal language model")

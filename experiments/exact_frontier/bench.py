@@ -18,7 +18,7 @@ from diffusion_feedback.catalog import objective_row
 from diffusion_feedback.likelihoods.rewards import SequenceRewards
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.causal_lm import LanguageModel
-from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.models.reference import FrozenModel
 from diffusion_feedback.training.judging import JudgingStep
 from diffusion_feedback.training.preference import PreferenceStep
 from diffusion_feedback.training.steps import PointwiseStep, StepParts
@@ -122,7 +122,7 @@ class Bench:
         """What a step on pairs is made of, by the objective's name; the reference is a joint table, so that it costs no pass."""
         return StepParts(
             Once(self.tokens),
-            None if reference is None else FrozenCopy(self.fine_tuned),
+            None if reference is None else FrozenModel.copy_of(self.fine_tuned),
             objective_row(objective),
             settings,
             reference_logps=None if reference is None else self.texts.lookup(reference),

@@ -12,7 +12,7 @@ import torch
 
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import LanguageModel
-from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.models.reference import FrozenModel
 from diffusion_feedback.models.text_sampling import sample_tokens
 from diffusion_feedback.objectives.policy_gradient import PPO
 from diffusion_feedback.training.order import EpochOrder
@@ -70,7 +70,9 @@ def run_kto(bench: Bench, beta: float) -> Row:
         desirable = torch.arange(len(prompts)) < len(at)
         return UnpairedBatch(names, texts.sequences(prompts, completions), mismatched, desirable, weights, draw)
 
-    step = PreferenceStep.of(replace(bench.pair_parts("kto", None, beta=beta), reference=FrozenCopy(bench.fine_tuned)))
+    step = PreferenceStep.of(
+        replace(bench.pair_parts("kto", None, beta=beta), reference=FrozenModel.copy_of(bench.fine_tuned))
+    )
     source = FixedBatchSource(EpochOrder(len(pairs.groups) - 1, course.batch_size, bench.seed), batch, 1)
     network = copy.deepcopy(bench.fine_tuned)
     fit(bench.folder / f"kto-{beta}", network, step, source, course)
@@ -125,7 +127,7 @@ def _ppo(bench: Bench, name: str, rewards: Floats, beta: float) -> Row:
     world, size = bench.world, bench.world.vocabulary
     network = ActorCritic(copy.deepcopy(bench.fine_tuned), seed=bench.seed)
     algorithm = PPO(kl_coef=beta, cliprange_value=1.0)
-    reference = FrozenCopy(bench.fine_tuned)
+    reference = FrozenModel.copy_of(bench.fine_tuned)
     step = PolicyGradientStep(algorithm, bench.tokens, bench.tokens, reference, attrgetter("policy"))
     prompts = [[number % size] for number in range(size * PPO_COMPLETIONS)]
     powers = size ** np.arange(world.length)[::-1]

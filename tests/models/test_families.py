@@ -18,7 +18,7 @@ from diffusion_feedback.catalog.families import FAMILIES
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.models import lora
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
-from diffusion_feedback.models.reference import AdaptersOff, FrozenCopy
+from diffusion_feedback.models.reference import AdaptersOff, FrozenModel
 from diffusion_feedback.types.models import AdapterSettings
 
 SAMPLING = {"num_inference_steps": 3, "guidance_scale": 3.0}
@@ -82,7 +82,7 @@ def test_frozen_copy_does_not_follow_the_policy(loaded: tuple[LatentDiffusion, P
     denoiser, _ = loaded
     noisy, timesteps, conditioning = inputs(denoiser)
     base = denoiser.predict(denoiser.network, noisy, timesteps, conditioning)
-    reference = FrozenCopy(denoiser.network)
+    reference = FrozenModel.copy_of(denoiser.network)
     denoiser.network.requires_grad_(True)
     disturb(denoiser)
     with reference(denoiser.network) as frozen:

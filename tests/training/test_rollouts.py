@@ -17,7 +17,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models.actor_critic import ActorCritic
 from diffusion_feedback.models.causal_lm import CausalLM, LanguageModel
-from diffusion_feedback.models.reference import FrozenCopy
+from diffusion_feedback.models.reference import FrozenModel
 from diffusion_feedback.objectives.policy_gradient import GRPO, PPO, RLOO
 from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.policy_gradient import PolicyGradientStep
@@ -47,7 +47,7 @@ class World:
     def __init__(self, algorithm: Any, *, moved: float = 0.05, temperature: float = TEMPERATURE) -> None:
         self.spelling = tiny_text.tokenizer()
         policy = LanguageModel(tiny_text.language_model("llama", vocab_size=len(self.spelling)))
-        reference = FrozenCopy(policy)
+        reference = FrozenModel.copy_of(policy)
         self.model = CausalLM(policy, self.spelling)
         self.network: nn.Module = ActorCritic(policy) if algorithm.learns_values else policy
         self.network.requires_grad_(True)

@@ -16,9 +16,10 @@ from ...documents import read_yaml
 from ...errors import UserError
 from ...folders import expand
 from ...foreign import reading
+from ...models.causal_lm import CausalLM
 from ...models.pipelines import family_at
-from ...models.reference import AdaptersOff, FrozenCopy, FrozenModel
-from ...types.models import Adaptable, AdapterSettings, TextModel, Tokenizer, Tuned
+from ...models.reference import AdaptersOff, FrozenModel
+from ...types.models import Adaptable, AdapterSettings, Tokenizer, Tuned
 from ...types.training import Reference
 from ..settings import ModelSource
 from .given import Setup
@@ -141,7 +142,7 @@ def frozen_reference(
     path, cached = recipe.model.reference_model_name_or_path, recipe.text.cache_reference
     how = "computed once and looked up" if cached else None
     if path is not None:
-        other: TextModel = load_model(recipe, device, path=path)
+        other: CausalLM = load_model(recipe, device, path=path)
         if tokenizer is None or other.tokenizer.get_vocab() != tokenizer.get_vocab():
             problem = f"{path}: its tokenizer has another vocabulary than the policy's"
             raise UserError(problem, "a reference must read the policy's tokens: use a model of the same tokenizer")
@@ -154,4 +155,4 @@ def frozen_reference(
     if cached:
         return FrozenReference(_itself, base_hash, 0, f"{name}: {how}")
     size = weight_bytes(model.network.parameters())
-    return FrozenReference(FrozenCopy(model.network), base_hash, size, f"{name}: a copy of its own")
+    return FrozenReference(FrozenModel.copy_of(model.network), base_hash, size, f"{name}: a copy of its own")

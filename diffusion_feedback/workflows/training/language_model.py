@@ -12,12 +12,12 @@ from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
+from ...models.causal_lm import CausalLM
 from ...training.heldout import Passes, Sums, implicit_accuracy, step_sums
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
 from ...training.text_heldout import chosen_logps, heldout_metrics, token_metrics
-from ...types.models import GenerativeTextModel
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .given import Setup
 from .reference_answers import ReferenceAnswers
@@ -32,7 +32,7 @@ def language_model_session(setup: Setup) -> Session:
     """Load the model, its reference and the texts. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
     _check_batch(setup)  # before minutes of loading, not after
-    model: GenerativeTextModel = base_model(setup)
+    model: CausalLM = base_model(setup)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=recipe.text.share_prompt)
     reference = None

@@ -16,12 +16,12 @@ from ...config.recipe import Recipe
 from ...likelihoods.tokenization import Tokenization
 from ...likelihoods.tokens import TokenLikelihood
 from ...models.actor_critic import ActorCritic
+from ...models.causal_lm import CausalLM
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text, content_hash
 from ...training.order import EpochOrder
 from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining
-from ...types.models import GenerativeTextModel
 from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .examples import check_apart
@@ -48,7 +48,7 @@ class Prompts(RunData):
     order: EpochOrder
 
     @classmethod
-    def load(cls, setup: Setup, model: GenerativeTextModel, algorithm: PolicyGradient) -> Prompts:
+    def load(cls, setup: Setup, model: CausalLM, algorithm: PolicyGradient) -> Prompts:
         """Raises UserError for bad rows, too few prompts, and held-out ones that are training prompts."""
         tokenization = build_tokenization(setup.recipe, model, room_for=setup.recipe.rollouts.max_new_tokens)
         train = load_prompts(setup, tokenization, algorithm)
@@ -88,7 +88,7 @@ def policy_gradient_session(setup: Setup) -> Session:
     recipe, accelerator = setup.recipe, setup.accelerator
     rollouts, device = recipe.rollouts, accelerator.device
     algorithm: PolicyGradient = setup.objective.function(**setup.objective_settings)
-    model: GenerativeTextModel = base_model(setup)
+    model: CausalLM = base_model(setup)
     base_hash = model.model_hash()
     prompts = Prompts.load(setup, model, algorithm)
     completions = rollouts.num_prompts * rollouts.num_generations // rollouts.num_mini_batches
@@ -136,7 +136,7 @@ def policy_gradient_session(setup: Setup) -> Session:
 def _step(
     setup: Setup,
     algorithm: PolicyGradient,
-    model: GenerativeTextModel,
+    model: CausalLM,
     reference: FrozenReference | None,
     base_hash: str,
 ) -> PolicyGradientStep:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from ...likelihoods.rewards import SequenceRewards
+from ...models.reward_model import RewardModel
 from ...training.judging import JudgingStep, judging_sums
 from ...training.run_folder import RunFolder
-from ...types.models import TextModel
 from .base_model import base_model, make_trainable
 from .given import Setup
 from .session import Session, step_parts
@@ -21,7 +21,7 @@ from .tokenization import tokenizer_facts
 def reward_model_session(setup: Setup) -> Session:
     """Load the model (a head that it lacks is drawn from the recipe's seed) and the pairs. Raises UserError for bad input."""
     recipe = setup.recipe
-    model: TextModel = base_model(setup, seed=recipe.training.seed)
+    model: RewardModel = base_model(setup, seed=recipe.training.seed)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=False)
     adapters = make_trainable(recipe, model)

@@ -14,12 +14,12 @@ from ...data.texts import open_prompts, open_texts
 from ...errors import UserError
 from ...likelihoods.conversations import as_turns
 from ...likelihoods.tokenization import Tokenization
+from ...models.causal_lm import CausalLM
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text, content_hash
 from ...training.order import EpochOrder
 from ...training.rollout_batches import Pretraining, RolloutBatch
 from ...training.token_rollouts import drawn_sequence
-from ...types.models import GenerativeTextModel
 from ...types.texts import TokenSequence
 from ..completing import plain_note
 from .given import Setup
@@ -106,7 +106,7 @@ def load_prompts(
     return prompts
 
 
-def load_pretraining(setup: Setup, model: GenerativeTextModel, updates: int) -> Pretraining[TokenSequence] | None:
+def load_pretraining(setup: Setup, model: CausalLM, updates: int) -> Pretraining[TokenSequence] | None:
     """The texts of ``rollouts.ptx_data``; of pairs the chosen completion. None where the recipe names none.
 
     ``updates`` is the number of completions of one update. Texts that recur are kept as often: they are a sample.

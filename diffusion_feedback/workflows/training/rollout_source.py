@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ...config.recipe import Recipe
+from ...models.causal_lm import CausalLM
 from ...models.sharing import share_frozen
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text
@@ -20,7 +21,6 @@ from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining, RolloutSource
 from ...training.rollouts import RolloutSampler
 from ...training.token_rollouts import TokenCodec, completion_ids, draws_sequences, ends_in
-from ...types.models import GenerativeTextModel
 from ...types.texts import TextScorer, TokenSequence
 from .given import Setup
 from .memory import weight_bytes
@@ -33,7 +33,7 @@ class CompletionJudge:
     Where policy and scorer have one frozen base, it is held once; ``num_bytes`` is what the scorer takes besides.
     """
 
-    def __init__(self, setup: Setup, model: GenerativeTextModel) -> None:
+    def __init__(self, setup: Setup, model: CausalLM) -> None:
         self.spec, self.tokenizer = setup.recipe.rollouts.reward, model.tokenizer
         own: TextScorer | None = setup.given.reward
         self.scorer = own if own is not None else load_text_scorer(self.spec, setup.accelerator.device)
@@ -62,7 +62,7 @@ class CompletionJudge:
 class PolicySampler:
     """Draws completions under the policy as it is, in the precision that it is trained in."""
 
-    model: GenerativeTextModel
+    model: CausalLM
     accelerator: Accelerator
     max_new_tokens: int
     temperature: float

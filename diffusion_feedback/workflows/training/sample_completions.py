@@ -13,9 +13,9 @@ from torch import nn
 from ...config.recipe import Recipe
 from ...documents import read_object
 from ...foreign import reading
+from ...models.causal_lm import CausalLM
 from ...records import Text, write_text
 from ...training.run_folder import RunFolder
-from ...types.models import GenerativeTextModel
 from .token_batches import TokenBatches
 
 _BEFORE = "before.json"
@@ -46,11 +46,11 @@ class CompletionSamples:
     """Draws and writes ``samples/step-N.md``; the completions before the first update stand in ``samples/before.json``."""
 
     recipe: Recipe
-    model: GenerativeTextModel
+    model: CausalLM
     prompts: Sequence[Sequence[int]]
 
     @classmethod
-    def of(cls, model: GenerativeTextModel, texts: TokenBatches) -> CompletionSamples:
+    def of(cls, model: CausalLM, texts: TokenBatches) -> CompletionSamples:
         """Completions of the prompts that the recipe names, or of the first held-out ones."""
         return cls(texts.setup.recipe, model, _prompts(texts, model.window))
 

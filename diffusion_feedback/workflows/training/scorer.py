@@ -12,11 +12,11 @@ from ...data.images import EncodedImage
 from ...data.views import CachedViews
 from ...folders import expand
 from ...likelihoods.similarity import PromptImageSimilarity
+from ...models.clip import ClipScorer
 from ...records import PairRecord
 from ...training.heldout import even_passes
 from ...training.judging import JudgingStep, judging_sums
 from ...training.run_folder import RunFolder
-from ...types.models import TrainableScorer
 from .base_model import base_model, make_whole_trainable
 from .given import Setup
 from .image_pairs import ImagePairs
@@ -26,7 +26,7 @@ from .session import Session, step_parts
 def scorer_session(setup: Setup) -> Session:
     """Load the model and the pairs. Raises UserError for bad input."""
     recipe, accelerator = setup.recipe, setup.accelerator
-    scorer: TrainableScorer = base_model(setup)
+    scorer: ClipScorer = base_model(setup)
     base_hash = scorer.model_hash()
     make_whole_trainable(recipe, scorer)
     views = _build_views(recipe, scorer)
@@ -79,7 +79,7 @@ def scorer_session(setup: Setup) -> Session:
     )
 
 
-def _build_views(recipe: Recipe, scorer: TrainableScorer) -> CachedViews:
+def _build_views(recipe: Recipe, scorer: ClipScorer) -> CachedViews:
     """The pictures that the image tower takes, from the disk where ``data.cache`` says so."""
     if not recipe.data.cache:
         return CachedViews(scorer.cut, None)

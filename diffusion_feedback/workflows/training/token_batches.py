@@ -12,10 +12,10 @@ from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
+from ...models.text_network import TokenModel
 from ...scorers.texts.completion_scorer import quote
 from ...training.order import EpochOrder
 from ...training.sources import TokenSource, UnpairedSource, under_budget
-from ...types.models import TextModel
 from ...types.texts import TokenExample, UnpairedBatch
 from .given import Setup
 from .session import Examples, RunData
@@ -41,7 +41,7 @@ class TokenBatches(RunData):
     num_tokens: Sequence[int]
 
     @classmethod
-    def load(cls, setup: Setup, model: TextModel, *, share_prompt: bool) -> TokenBatches:
+    def load(cls, setup: Setup, model: TokenModel, *, share_prompt: bool) -> TokenBatches:
         """Read and tokenise training and held-out texts. Raises UserError as ``load_texts`` does, for a length beyond the
         model's window, and for a batch larger than the data, saying what became of the rows.
         """
@@ -86,7 +86,7 @@ class TokenBatches(RunData):
         words = self.tokenization.tokenizer.decode(example.chosen.ids[:64].tolist(), skip_special_tokens=True)
         return f"pair {example_id}, {quote(words)}"
 
-    def notes(self, model: TextModel, adapters: Sequence[str]) -> list[str]:
+    def notes(self, model: TokenModel, adapters: Sequence[str]) -> list[str]:
         """What was left out or cut, what is adapted, and lengths."""
         examples = self.data.train.examples
         longest, mean = max(each.length for each in examples), sum(each.length for each in examples) / len(examples)

@@ -7,12 +7,13 @@ from ...errors import UserError
 from ...likelihoods.conversations import read_template
 from ...likelihoods.tokenization import Tokenization
 from ...models.end_tokens import adds_end
+from ...models.text_network import TokenModel
 from ...reports.cards.writer import TokenizerFacts
 from ...text_folders import NO_LIMIT, rows_of, unknown_tokens
-from ...types.models import TextModel, Tokenizer
+from ...types.models import Tokenizer
 
 
-def build_tokenization(recipe: Recipe, loaded: TextModel, *, room_for: int | None = None) -> Tokenization:
+def build_tokenization(recipe: Recipe, loaded: TokenModel, *, room_for: int | None = None) -> Tokenization:
     """How the recipe's texts become tokens, by its chat template where it has one.
 
     ``room_for``: tokens that a prompt leaves for a completion that is still to be drawn. Raises UserError for a length
@@ -40,7 +41,7 @@ def set_chat_template(recipe: Recipe, tokenizer: Tokenizer) -> None:
         tokenizer.chat_template = read_template(recipe.text.chat_template)
 
 
-def length_of(recipe: Recipe, loaded: TextModel) -> int:
+def length_of(recipe: Recipe, loaded: TokenModel) -> int:
     """Longest example in tokens: the recipe's text.max_length, else as long as tokenizer and model both take.
 
     Raises UserError for a length beyond the model's window.
@@ -51,7 +52,7 @@ def length_of(recipe: Recipe, loaded: TextModel) -> int:
     return length or int(loaded.usual_length)
 
 
-def describe_tokenizer(loaded: TextModel) -> list[str]:
+def describe_tokenizer(loaded: TokenModel) -> list[str]:
     """Lines on tokens that the model does not know, on a length that is the tokenizer's, and on what ends a completion."""
     tokenizer, model = loaded.tokenizer, loaded.library_model
     lines = []
@@ -71,7 +72,7 @@ def describe_tokenizer(loaded: TextModel) -> list[str]:
     return [f"note             {line}" for line in lines]
 
 
-def tokenizer_facts(loaded: TextModel) -> TokenizerFacts:
+def tokenizer_facts(loaded: TokenModel) -> TokenizerFacts:
     """What a card tells of the tokenizer of a language model or reward model."""
     tokenizer, is_stated = loaded.tokenizer, not getattr(loaded, "unsaid_end_token_ids", ())
     return TokenizerFacts(

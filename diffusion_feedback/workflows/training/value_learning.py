@@ -14,13 +14,13 @@ from ...data.trajectories import TrajectoryIndex, index_trajectories, open_traje
 from ...likelihoods.tokenization import UNCUT, Tokenization
 from ...likelihoods.tokens import TokenLikelihood
 from ...models import value_heads
+from ...models.causal_lm import CausalLM
 from ...records import TextRecord, content_hash
 from ...training.heldout import even_passes, step_sums
 from ...training.order import EpochOrder
 from ...training.run_folder import RunFolder
 from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep
-from ...types.models import GenerativeTextModel
 from ...types.texts import TokenExample
 from .base_model import base_model, make_trainable
 from .examples import check_apart, say_skipped
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def value_learning_session(setup: Setup) -> Session:
     """Load the model, give it its heads, and load the trajectories. Raises UserError for bad input."""
     recipe = setup.recipe
-    model: GenerativeTextModel = base_model(setup)
+    model: CausalLM = base_model(setup)
     path = recipe.model.pretrained_model_name_or_path
     network = value_heads.attach(model.network, path, seed=recipe.training.seed)
     base_hash = content_hash(model.model_hash(), value_heads.heads_hash(network.heads))
@@ -105,7 +105,7 @@ class Trajectories(RunData):
     are_conversations: bool
 
     @classmethod
-    def load(cls, setup: Setup, model: GenerativeTextModel) -> Trajectories:
+    def load(cls, setup: Setup, model: CausalLM) -> Trajectories:
         """Read and tokenise training and held-out trajectories.
 
         Raises UserError for bad rows, and where the held-out trajectories are the training ones: two walks may well take
@@ -128,9 +128,7 @@ class Trajectories(RunData):
         return TokenSource(self.order, train.batch, train.lengths, budget, processes, rank, train.counts)
 
 
-def load_trajectories(
-    setup: Setup, model: GenerativeTextModel, *, heldout: bool = False
-) -> tuple[TrajectoryIndex, bool]:
+def load_trajectories(setup: Setup, model: CausalLM, *, heldout: bool = False) -> tuple[TrajectoryIndex, bool]:
     """The training or the held-out trajectories as tokens, and whether they are conversations."""
     recipe = setup.recipe
     reader = open_trajectories(setup.data(heldout=heldout), **setup.reading(heldout=heldout))
