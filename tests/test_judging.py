@@ -126,6 +126,22 @@ def test_mistakes_are_told_by_parameters(changes: dict[str, Any], message: str, 
     assert "--" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "given", [{"temperature": 0.5}, {"num_samples": 2}, {"seed": 1}, {"prompts": PROMPTS}, {"as_turns": True}]
+)
+def test_completions_that_are_there_are_not_drawn(given: dict[str, Any], models: list[Path], tmp_path: Path) -> None:
+    """What says how to draw means something while one of the two is a model, and nothing for two files."""
+    files = [tmp_path / name for name in "ab"]
+    for model, folder in zip(models, files, strict=True):
+        dfb.generate(model, PROMPTS[:1], output_dir=folder, max_new_tokens=2)
+    named = next(iter(given))
+    with pytest.raises(dfb.UserError, match=f"`{named}`: means nothing for completions that are there"):
+        dfb.judge(*files, judges=by_length, **given)
+    result = dfb.judge(*files, judges=by_length, batch_size=3)
+    assert result.win_rates["by_length"].num == 1
+    dfb.judge(models[0], files[1], PROMPTS[:1], judges=by_length, max_new_tokens=2, seed=0)
+
+
 def _not_at_once(read_bytes: Any) -> Any:
     """A model is larger than memory may be: its files are hashed part by part."""
 

@@ -175,11 +175,11 @@ def test_a_calibration_is_the_command_s_folder(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_split_to_tune_on_means_nothing_without_pairs_to_tune_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(dfb.UserError, match="`tune_split`: means nothing, as no pairs to `tune` on are given"):
+    with pytest.raises(dfb.UserError, match="`tune_split`: means nothing without `tune`"):
         dfb.calibrate(str(PAIRS), scorers=SHAPES, tune_split="validation")
     argv = ["calibrate", str(PAIRS), "--scorer", SHAPES, "--tune_split", "validation", "--output_dir", "nowhere"]
     assert main(argv) == 2
-    assert "--tune_split: means nothing, as no pairs to --tune on are given" in capsys.readouterr().err
+    assert "--tune_split: means nothing without --tune" in capsys.readouterr().err
 
 
 def test_converting_gives_its_result(tmp_path: Path) -> None:

@@ -171,6 +171,12 @@ def test_a_model_that_writes_nothing(tmp_path: Path) -> None:
         dfb.generate(judge, PROMPTS, tokenizer=tiny_text.tokenizer())
 
 
+DRAWN = [
+    ("lora", "x"), ("family", "sdxl"), ("revision", "main"), ("variant", "fp16"), ("num_inference_steps", 3), ("height", 64),
+    ("guidance_scale", 1.0), ("seeds", [0]), ("model_dtype", "float16"), ("generation_batch_size", 2),
+]  # fmt: skip
+
+
 # --- benchmarks ------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +222,17 @@ def test_a_benchmark_and_a_baseline_of_ones_own(tmp_path: Path, given: dict[str,
     assert again.run.settings["benchmark"] == f"{__name__}:own_benchmark"
 
 
+@pytest.mark.parametrize("setting", ["family", "lora", "revision", "variant"])
+def test_a_benchmark_of_a_loaded_model_takes_no_weights_besides(
+    setting: str, tmp_path: Path, given: dict[str, Any], tiny_pipelines: dict[str, Path]
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipelines["sd"])
+    own = {name: value for name, value in given.items() if name != "images"}
+    with pytest.raises(dfb.UserError, match=f"`{setting}`: means nothing for a model that is loaded already"):
+        dfb.benchmark("shapes", model=pipeline, output_dir=tmp_path / "x", allow_short=True, **{setting: "x"}, **own)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_benchmark_of_a_file_is_reported(tmp_path: Path, given: dict[str, Any]) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -239,6 +256,10 @@ def test_a_benchmark_of_a_file_is_reported(tmp_path: Path, given: dict[str, Any]
         ({"on_bad_image": "skip"}, "`on_bad_image` skip leaves prompts without a score"),
         ({"prompts": None}, "benchmark .*own_benchmark has no prompts of its own\n  -> give `prompts`"),
         ({"scorers": "nobody"}, "nobody"),
+        *(
+            ({name: value}, f"`{name}`: means nothing for images that are there\n  -> .*`model`")
+            for name, value in DRAWN
+        ),
     ],
 )
 def test_benchmarks_that_are_none(changes: dict[str, Any], message: str, given: dict[str, Any]) -> None:

@@ -38,11 +38,13 @@ from .benchmark_folder import (
 )
 from .generating import draw_images
 from .outputs import hold_output
-from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of
+from .sampling import ImageSampler, adapts_object, base_of_lora_run, of_run, open_image_sampler, path_of
 from .scoring import listed_scorers, score_items
-from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, made_of_keywords
+from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, made_of_keywords, refuse
 
 logger = logging.getLogger(__name__)
+
+_OF_DRAWING = (*ModelSource.__slots__, *ImageSampling.__slots__, "seeds", "model_dtype", "generation_batch_size")
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -97,6 +99,10 @@ def benchmark(
     chosen = benchmark_of(name)
     judges = listed_scorers(scorers) if scorers else list(chosen.scorers)
     _check(model, images, own, scoring)
+    if model is None:
+        refuse(settings, _OF_DRAWING, "for images that are there", "leave it out, or give `model`")
+    elif adapts_object(model) or path_of(model) is None:
+        refuse(settings, ModelSource.__slots__, "for a model that is loaded already")
     before = _baseline(baseline, output_dir)
     for spec in judges:  # before hours of generating, and before anything is replaced
         if isinstance(spec, str):

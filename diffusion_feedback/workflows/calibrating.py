@@ -57,7 +57,7 @@ def calibrate(
     """
     calibration, scoring = made_of_keywords(settings, CalibrationSettings, ScoringSettings)
     if tune is None:
-        refuse(settings, ["tune_split"], "no pairs to `tune` on are given")
+        refuse(settings, ["tune_split"], "without `tune`")
     listed = listed_scorers(scorers)
     _check_ceiling(calibration, listed)
     with output_folder(output_dir, "calibrate", overwrite=overwrite) as folder:

@@ -18,7 +18,7 @@ from ..types.models import Tokenizer
 from .completing import TextSampler, open_text_sampler, text_prompts
 from .outputs import hold_output
 from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of, writes_texts
-from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords
+from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords, refuse
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -66,7 +66,7 @@ def _samples(
     generation, source, images, completions = made_of_keywords(settings, *kinds)
     path = path_of(model)
     if path is None:
-        _refuse(settings, ModelSource.__slots__, "a model that is loaded already", "leave it out")
+        refuse(settings, ModelSource.__slots__, "for a model that is loaded already")
     else:
         model, source = path, source = base_of_lora_run(path, source)
     is_text = writes_texts(model, source.family)
@@ -74,7 +74,7 @@ def _samples(
     taken = "" if path is None or Path(path).exists() else "is no folder here, and by its name "
     name = type(model).__name__ if path is None else path
     given = settings if tokenizer is None else {**settings, "tokenizer": tokenizer}
-    _refuse(given, unfit, f"{name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
+    refuse(given, unfit, f"for {name}, which {taken}{what}", "leave it out, or say with `family` what the model is")
     with hold_output(output_dir, "generate") as folder:
         if is_text:
             one = [prompts] if isinstance(prompts, str) else prompts
@@ -141,13 +141,6 @@ def complete(
 def _note(notes: Sequence[str]) -> None:
     for note in notes:
         logger.warning("note: %s", note)
-
-
-def _refuse(settings: Mapping[str, object], unfit: Sequence[str], what: str, remedy: str) -> None:
-    """Raise UserError for the first of ``settings`` that is among the ``unfit`` ones."""
-    for name in unfit:
-        if name in settings:
-            raise UserError(f"`{name}`: means nothing for {what}", remedy)
 
 
 def _captions(prompts: Prompts) -> list[str]:

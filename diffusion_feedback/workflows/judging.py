@@ -28,7 +28,7 @@ from .completing import text_prompts
 from .generating import Prompts, complete
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
-from .settings import CompletionSampling, JudgeSettings, made_of_keywords
+from .settings import CompletionSampling, JudgeSettings, made_of_keywords, refuse
 from .verdicts import Judge, check_judge, load_judge, name_of_judge, verdict_of
 
 _COMPARISONS = OutputKind(
@@ -112,6 +112,9 @@ def judge(
     place = None if texts is None else str(texts)
     comparison = _Comparison(sides, prompts, listed, place, origin, names, own, sampling)
     comparison.check()
+    if all(side.holds_completions for side in sides):
+        given = settings if prompts is None else {**settings, "prompts": prompts}
+        refuse(given, ("prompts", "seed", *CompletionSampling.__slots__), "for completions that are there")
     records = read_texts(place)
     if output_dir is not None:
         check_outside(expand(output_dir), comparison.inputs())

@@ -43,10 +43,13 @@ def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[
 
 
 def refuse(keywords: Mapping[str, object], names: Iterable[str], why: str, remedy: str = "leave it out") -> None:
-    """Raise UserError for the first of ``names`` that is among the ``keywords`` of a call, where it means nothing."""
+    """Raise UserError for the first of ``names`` that is among the ``keywords`` of a call, where it means nothing.
+
+    ``why`` ends the sentence: "for images that are there", "without `tune`".
+    """
     for name in names:
         if name in keywords:
-            raise UserError(f"`{name}`: means nothing, as {why}", remedy)
+            raise UserError(f"`{name}`: means nothing {why}", remedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
