@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from .errors import UserError
 
@@ -21,6 +22,19 @@ class Spec:
     source: str | None
     settings: Mapping[str, str]
     alias: str | None = None
+
+
+def naming_function(text: str, known: Collection[str]) -> str:
+    """``text`` with "function=" before what names a user's own code by itself, as "file.py:attribute" or "module:attribute".
+
+    An alias stays in front: "mine:file.py:attribute". What ends in a name that is ``known`` has an alias alone.
+    """
+    place, _, name = text.partition(",")[0].rpartition(":")
+    alias, colon, module = place.rpartition(":")
+    if not (place and name) or "=" in place + name or name in known:
+        return text
+    is_code = module.endswith(".py") or "." in module or (module.isidentifier() and find_spec(module) is not None)
+    return f"{alias}{colon}function={text[len(alias + colon) :]}" if is_code else text
 
 
 def split_spec(kind: str, text: str, label: str, form: str) -> Spec:

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 
 import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.config.sources import user_sources
+from diffusion_feedback.scorers.loading import parse_spec
+from diffusion_feedback.scorers.texts.loading import parse_text_spec
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 OBJECTIVE, REWARD, FAMILY = (EXAMPLES / f"own_{name}.py" for name in ("objective", "reward", "family"))
@@ -245,17 +248,64 @@ def test_a_changed_scorer_hits_no_stale_cache(inputs: Path, tmp_path: Path) -> N
         file.write_text(file.read_text().replace("1.0", "2.0"))
 
 
+def completions_of(folder: Path, name: str, text: str) -> Path:
+    """A file of completions, ``text`` for each of three prompts."""
+    common = {"completion": text, "seed": 0, "sample": 0, "is_finished": True, "token_ids": [1], "settings": {}}
+    rows = [
+        {"prompt_index": place, "prompt": prompt, "model_hash": name, **common} for place, prompt in enumerate("abc")
+    ]
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 def test_a_text_reward_of_ones_own(inputs: Path, tmp_path: Path) -> None:
-    for name, text in (("long", "a long and winding answer"), ("short", "short")):
-        common = {"completion": text, "seed": 0, "sample": 0, "is_finished": True, "token_ids": [1], "settings": {}}
-        rows = [
-            {"prompt_index": place, "prompt": prompt, "model_hash": name, **common}
-            for place, prompt in enumerate("abc")
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [completions_of(tmp_path, name, text) for name, text in (("short", "short"), ("long", "a long answer"))]
     judge = ["--judge", f"function={REWARD}:brevity", "--output_dir", tmp_path / "judged"]
-    _run("judge", tmp_path / "short.jsonl", tmp_path / "long.jsonl", *judge)
+    _run("judge", *files, *judge)
     assert '"win_rate": 1.0' in (tmp_path / "judged" / "results.json").read_text()
+
+
+@pytest.mark.parametrize("form", ["file", "alias", "package", "module"])
+def test_a_scorer_is_named_as_all_else_is(
+    form: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without "function=": a file or a module, a colon and the function, on the command line and in Python."""
+    (tmp_path / "mine").mkdir()
+    shutil.copy(REWARD, tmp_path / "mine" / "rewards.py")
+    monkeypatch.syspath_prepend(tmp_path if form == "package" else tmp_path / "mine")
+    places = {"file": REWARD, "alias": f"bright:{REWARD}", "package": "mine.rewards", "module": "rewards"}
+    spec = f"{places[form]}:brightness"
+    expected = dfb.score(str(inputs / "images"), scorers=f"function={REWARD}:brightness", cache_dir=None)
+    rows = dfb.score(str(inputs / "images"), scorers=spec, cache_dir=None)
+    assert rows["score"] == expected["score"]
+    assert set(rows["scorer"]) == {"bright" if form == "alias" else "brightness"}
+    _run("score", inputs / "images", "--scorer", spec, "--output", tmp_path / "s.parquet", "--cache_dir", tmp_path)
+    assert pq.read_table(tmp_path / "s.parquet")["score"].to_pylist() == expected["score"]
+
+
+def test_a_judge_is_named_as_all_else_is(inputs: Path, tmp_path: Path) -> None:
+    files = [completions_of(tmp_path, name, text) for name, text in (("short", "short"), ("long", "a long answer"))]
+    _run("judge", *files, "--judge", f"{REWARD}:brevity", "--output_dir", tmp_path / "judged")
+    assert '"win_rate": 1.0' in (tmp_path / "judged" / "results.json").read_text()
+    assert dfb.judge(*files, judges=f"{REWARD}:brevity").win_rates[f"{REWARD}:brevity"].win_rate == 1.0
+    assert parse_text_spec("diffusion_feedback.shapes.captions:reward").name == "function"
+    with pytest.raises(dfb.UserError, match="unknown kind of judge 'nobody:here'"):
+        parse_text_spec("nobody:here")
+
+
+@pytest.mark.parametrize("key", ["rollouts.reward", "rounds.scorer", "rounds.labels_from"])
+def test_the_code_of_a_recipe_s_judge_is_known_however_it_is_named(key: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def own(prompts, completions):\n    return [1.0] * len(prompts)\n")
+    section, _, name = key.partition(".")
+    plain, named = ({section: {name: f"{form}{tmp_path / 'own.py'}:own,power=2"}} for form in ("", "function="))
+    assert user_sources(plain) == user_sources(named) != {}
+    assert user_sources({section: {name: "v2.1:pickscore"}}) == {}
+
+
+@pytest.mark.parametrize("spec", ["v2.1:pickscore", "mine:hpsv2=a.pt", "os:pickscore", "hpsv2=a:b.py,version=v2.1"])
+def test_an_alias_is_no_module(spec: str) -> None:
+    assert parse_spec(spec).name in ("pickscore", "hpsv2")
 
 
 def test_a_benchmark_of_ones_own(inputs: Path, tmp_path: Path) -> None:

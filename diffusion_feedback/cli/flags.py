@@ -45,9 +45,9 @@ _MOST = 2**63  # what torch and files of numbers can hold
 class Flags(argparse.ArgumentParser):
     """argparse, which raises a UserError for a mistake instead of printing all flags and leaving the process."""
 
-    def __init__(self, prog: str, description: str = "", epilog: str = "", **more: Any) -> None:
-        own = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-        super().__init__(prog, None, description, epilog, **{**own, **more})
+    def __init__(self, prog: str, description: str = "", epilog: str = "", **more: object) -> None:
+        own: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **more}
+        super().__init__(prog, None, description, epilog, **own)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> Any:  # type: ignore[override]
         """Read ``args``. Raises UserError for flags that do not exist, are missing, or have values that they cannot have."""

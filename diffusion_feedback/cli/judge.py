@@ -22,7 +22,7 @@ A and B are folders or hub ids of language models, or completions that dfb gener
 judges, written KIND=SOURCE[,key=value,...]:
   reward_model=PATH                a transformers model with one label; as_chat=true, max_length, batch_size
   classifier=PATH,label=POSITIVE   the log-odds of a label; output=probability, reads=completion
-  function=module:attribute        of your own, called with prompts and completions; also function=path/to/file.py:attribute
+  module:attribute                 of your own, called with prompts and completions; also path/to/file.py:attribute
   llm=PATH                         a language model that is shown both and says A or B; template=FILE with the question
 
 An LLM judge judges in both orders: where its answers contradict each other the pair is a tie, and the share of such

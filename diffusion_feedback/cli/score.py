@@ -13,7 +13,7 @@ EPILOG = f"""examples:
   dfb score 'pickapic/validation-*.parquet' --scorer hpsv2=HPS_v2.1_compressed.pt --dtype bfloat16 --output scores.parquet
   dfb score sdxl sd15 --prompts prompts.txt --scorer hpsv2 --output scores.csv
   dfb score cat.png 'drafts/*.webp' --prompt "a cat in a hat" --scorer pickscore --output scores.csv
-  dfb score images --scorer function=rewards.py:brightness --output scores.csv
+  dfb score images --scorer rewards.py:brightness --output scores.csv
   accelerate launch --num_processes 4 -m diffusion_feedback score images --scorer hpsv2 --output scores.parquet
 
 {SCORERS_HELP}

@@ -18,7 +18,7 @@ SCORERS_HELP = f"""scorers:
     hpsv2=HPS_v2_compressed.pt,version=v2.0
     clip_score=FOLDER,form=hessel        forms of clip_score: percent, hessel, diffusion_dpo
     mine:pickscore=runs/scorer           named "mine", beside another pickscore
-    function=file.py:brightness          your own f(images, prompts) or f(image, prompt); module:attribute too
+    file.py:brightness                   your own f(images, prompts) or f(image, prompt); module:attribute too
   Images are judged upright (EXIF), transparency laid on white, 16-bit grey scaled to 8 bits, palettes made RGB before they are
   scaled; prompts beyond a scorer's token limit are cut, and reported. docs/scorers.md says what each scorer computes.
 """

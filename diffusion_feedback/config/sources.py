@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..catalog import parts_of
+from ..catalog import names, parts_of
 from ..catalog.sources import is_reference, source_hash
+from ..specs import naming_function
 
 # Keys whose value is a name, with settings behind commas at most; and keys that say who judges, as KIND=SOURCE.
 _NAMES = ("model.family", "optimizer.name", "rounds.rule")
@@ -36,7 +37,8 @@ def _named(recipe: Mapping[str, Any]) -> Iterator[str]:
         yield str(part.get("name", ""))
     for key in (*_NAMES, *_JUDGES):
         section, _, name = key.partition(".")
-        head = str(recipe.get(section, {}).get(name) or "").split(",")[0]
+        given = str(recipe.get(section, {}).get(name) or "")
+        head = (naming_function(given, names("scorer")) if key in _JUDGES else given).split(",")[0]
         kind, is_judge, source = head.partition("=")
         if key in _NAMES:
             yield head

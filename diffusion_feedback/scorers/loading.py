@@ -12,7 +12,7 @@ import torch
 
 from ..catalog import check_settings, names, resolve
 from ..errors import UserError, nearest
-from ..specs import Spec, split_spec
+from ..specs import Spec, naming_function, split_spec
 from .function import FUNCTION, ImageFunction, ImageScorer, function_name, name_of_function, scorer_from
 from .scorer import Scorer, Towers
 
@@ -40,13 +40,13 @@ _ELSEWHERE = {
 
 
 def parse_spec(text: str) -> Spec:
-    """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``; the values of settings are text.
+    """Read ``[ALIAS:]NAME[=WEIGHTS][,key=value...]``, or "file.py:attribute"; the values of settings are text.
 
     Raises UserError for an unknown scorer or setting, a setting that stands twice, and weights or values that are empty:
     without its weights a scorer would be another one, the published.
     """
     label = f"scorer {text!r}"
-    spec = split_spec("scorer", text, label, SPEC_HELP)
+    spec = split_spec("scorer", naming_function(text, names("scorer")), label, SPEC_HELP)
     alias, colon, name = spec.name.rpartition(":")
     if name not in names("scorer"):
         known = _ELSEWHERE.get(re.sub(r"[^a-z0-9]", "", name.lower()))

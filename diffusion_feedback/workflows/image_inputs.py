@@ -17,6 +17,7 @@ from ..data.places import is_dataset, is_glob
 from ..data.texts import says_texts
 from ..errors import UserError
 from ..prompts import prompt_file, read_prompts
+from ..records import PromptRecord
 from .settings import ImageSettings
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def _of_objects(given: Sequence[Any], texts: Sequence[str] | str | None) -> Imag
     return dataset_images(given[0], texts)
 
 
-def _at_paths(paths: Sequence[str], texts: Any, settings: ImageSettings) -> ImageSet:
+def _at_paths(
+    paths: Sequence[str], texts: str | Sequence[PromptRecord | str] | None, settings: ImageSettings
+) -> ImageSet:
     """The images of ``paths``; ``texts``: one prompt of all of them, or several, with what a file says of them."""
     for path in paths:
         if says_texts(path):

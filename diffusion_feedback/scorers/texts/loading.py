@@ -6,21 +6,20 @@ import torch
 
 from ...catalog import check_settings, names, resolve
 from ...errors import UserError, nearest
-from ...specs import Spec, split_spec
+from ...specs import Spec, naming_function, split_spec
 from ...types.texts import PairJudge, TextScorer
 from ..function import FUNCTION
 
-SPEC_HELP = (
-    "write reward_model=PATH, classifier=PATH,label=POSITIVE or function=module:attribute, and settings as ,key=value"
-)
+SPEC_HELP = "write reward_model=PATH, classifier=PATH,label=POSITIVE, module:attribute or file.py:attribute, and settings as ,key=value"
 
 
 def parse_text_spec(text: str, *more: str) -> Spec:
-    """Read ``NAME=SOURCE[,key=value...]``, NAME a text_scorer of the catalog, or of the kinds ``more``.
+    """Read ``NAME=SOURCE[,key=value...]``, NAME a text_scorer of the catalog, or of the kinds ``more``; or "file.py:attribute".
 
     Raises UserError for an unknown kind of judge or setting, one that stands twice or is missing, and an empty value.
     """
     kinds = ("text_scorer", *more)
+    text = naming_function(text, ())
     name = text.partition(",")[0].partition("=")[0]
     kind = next((kind for kind in kinds if name in names(kind)), None)
     if kind is None:
