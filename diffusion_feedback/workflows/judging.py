@@ -113,8 +113,8 @@ def judge(
     comparison = _Comparison(sides, prompts, listed, place, origin, names, own, sampling)
     comparison.check()
     if all(side.holds_completions for side in sides):
-        given = settings if prompts is None else {**settings, "prompts": prompts}
-        refuse(given, ("prompts", "seed", *CompletionSampling.__slots__), "for completions that are there")
+        named = settings if prompts is None else {**settings, "prompts": prompts}
+        refuse(named, ("prompts", "seed", *CompletionSampling.__slots__), "for completions that are there")
     records = read_texts(place)
     if output_dir is not None:
         check_outside(expand(output_dir), comparison.inputs())
