@@ -14,16 +14,14 @@ from torch.nn.functional import logsigmoid
 
 from ..errors import UserError
 from ..types.training import PairLogps
-from .log_ratios import LARGEST_EXPONENT, lengths, log_ratios
+from .log_ratios import LARGEST_EXPONENT, check_setting, lengths, log_ratios
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 def check_divergence(f_divergence_type: str, f_alpha_divergence_coef: float | None) -> None:
     """Raise UserError for an unknown divergence, and unless alpha_divergence, and it alone, comes with its coefficient."""
-    if f_divergence_type not in DIVERGENCES:
-        problem = f"objective.f_divergence_type: got {f_divergence_type!r}"
-        raise UserError(problem, f"allowed: {', '.join(DIVERGENCES)}")
+    check_setting("f_divergence_type", f_divergence_type, f_divergence_type in DIVERGENCES, ", ".join(DIVERGENCES))
     key, coefficient = "objective.f_alpha_divergence_coef", f_alpha_divergence_coef
     if f_divergence_type != "alpha_divergence":
         if coefficient is not None:

@@ -83,25 +83,27 @@ def chosen_nll(logps: PairLogps) -> Tensor:
     return -token_means(logps)[0]
 
 
+def check_setting(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    """Raise UserError unless ``value`` of the setting ``name`` is allowed; ``allowed`` says what is, in words."""
+    if not is_allowed:
+        raise UserError(f"objective.{name}: got {value!r}", f"allowed: {allowed}")
+
+
 def check_beta(beta: float) -> None:
     """Raise UserError unless ``beta`` is finite and above 0."""
-    if not 0 < beta < math.inf:
-        raise UserError(f"objective.beta: got {beta!r}", "allowed: a finite number above 0")
+    check_positive("beta", beta)
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
     """Raise UserError unless ``label_smoothing`` lies in [0, 0.5); at 0.5 a label says nothing, beyond it lies."""
-    if not 0 <= label_smoothing < 0.5:
-        raise UserError(f"objective.label_smoothing: got {label_smoothing!r}", "allowed: 0 to below 0.5")
+    check_setting("label_smoothing", label_smoothing, 0 <= label_smoothing < 0.5, "0 to below 0.5")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Raise UserError unless ``value`` of the setting ``name`` is finite and 0 or more."""
-    if not 0 <= value < math.inf:
-        raise UserError(f"objective.{name}: got {value!r}", "allowed: a finite number, 0 or more")
+    check_setting(name, value, 0 <= value < math.inf, "a finite number, 0 or more")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raise UserError unless ``value`` of the setting ``name`` is finite and above 0."""
-    if not 0 < value < math.inf:
-        raise UserError(f"objective.{name}: got {value!r}", "allowed: a finite number above 0")
+    check_setting(name, value, 0 < value < math.inf, "a finite number above 0")

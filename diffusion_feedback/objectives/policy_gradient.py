@@ -18,8 +18,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .log_ratios import widen
+from .log_ratios import check_positive, check_setting, widen
 from .returns import (
     adapted_kl_coef,
     gae,
@@ -90,39 +89,30 @@ class ActionLosses:
 
 
 class PolicyGradient(Protocol):
-    """What rollouts and updates ask of an algorithm."""
+    """What rollouts and updates ask of an algorithm; without more, one of groups of completions, of fixed coefficients."""
+
+    learns_values: ClassVar[bool] = False
+    min_generations: ClassVar[int] = 2  # completions of one prompt, at least: a group has two
 
     @property
     def kl_coef(self) -> float:
         """Weight of the KL to the reference, at the start; 0: no reference is needed."""
         ...
 
-    @property
-    def learns_values(self) -> bool: ...
-    @property
-    def min_generations(self) -> int:
-        """Completions of one prompt, at least."""
-        ...
-
     def estimate(self, experience: Experience, kl_coef: float) -> Estimates: ...
     def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
-        """The coefficient after an iteration whose completions had a KL of ``kl`` on average."""
-        ...
+        """The coefficient after an iteration whose completions had a KL of ``kl`` on average: the same."""
+        return kl_coef
 
     def losses(self, actions: Actions) -> ActionLosses: ...
     def counts(self, lengths: Tensor) -> Tensor:
-        """What each completion adds to the denominator, (B,)."""
-        ...
+        """What each completion adds to the denominator, (B,): one, the loss is a mean over completions."""
+        return torch.ones_like(lengths)
 
 
 def log_ratio(policy: Tensor, old: Tensor) -> Tensor:
     """log(policy / old), within +-20 so that its exponential is finite."""
     return (widen(policy) - widen(old)).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
-
-
-def clipped_policy_loss(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
-    """- min(ratio A, clip(ratio, 1 - low, 1 + high) A), elementwise. Eq. 7, arXiv:1707.06347."""
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float) -> Tensor:
@@ -134,10 +124,19 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
 
-def _ratio_metrics(ratio: Tensor, advantages: Tensor, log: Tensor, *, low: float, high: float) -> dict[str, Tensor]:
-    """How far the policy is from the one that drew, under the names that TRL's PPO used."""
+def clipped_policy_loss(
+    policy: Tensor, old: Tensor, advantages: Tensor, *, low: float, high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """- min(ratio A, clip(ratio, 1 - low, 1 + high) A), elementwise, where ratio = policy / old. Eq. 7, arXiv:1707.06347.
+
+    With it, how far the policy is from the one that drew, under the names that TRL's PPO used.
+    """
+    log = log_ratio(policy, old)
+    ratio = log.exp()
+    losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
     is_clipped = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
-    return {
+    return losses, {
+        "loss/policy_avg": losses.detach(),
         "policy/approxkl_avg": 0.5 * log.detach().square(),
         "policy/clipfrac_avg": is_clipped.to(ratio),
         "val/ratio": ratio.detach(),
@@ -145,19 +144,15 @@ def _ratio_metrics(ratio: Tensor, advantages: Tensor, log: Tensor, *, low: float
     }
 
 
-def _check(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"objective.{name}: got {value!r}", f"allowed: {allowed}")
-
-
 def _check_common(kl: tuple[str, float], clips: Mapping[str, float | None]) -> None:
-    _check(0 <= kl[1] < math.inf, *kl, "a finite number, 0 or more (0: no reference)")
+    check_setting(*kl, 0 <= kl[1] < math.inf, "a finite number, 0 or more (0: no reference)")
     for name, value in clips.items():
-        _check(value is None or 0 < value < math.inf, name, value, "a finite number above 0")
+        if value is not None:
+            check_positive(name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PPO:
+class PPO(PolicyGradient):
     """Proximal policy optimisation with a value head and the KL to the reference in the reward.
 
     The reward of a completion is Eq. 2 of arXiv:2203.02155: its score, on the last token, less ``kl_coef`` times
@@ -183,11 +178,11 @@ class PPO:
     def __post_init__(self) -> None:
         clips = {"cliprange": self.cliprange, "cliprange_value": self.cliprange_value, "vf_coef": self.vf_coef}
         _check_common(("kl_coef", self.kl_coef), {**clips, "target_kl": self.target_kl, "horizon": self.horizon})
-        _check(self.cliprange < 1, "cliprange", self.cliprange, "below 1")
+        check_setting("cliprange", self.cliprange, self.cliprange < 1, "below 1")
         for name, value in (("gamma", self.gamma), ("lam", self.lam)):
-            _check(0 <= value <= 1, name, value, "0 to 1")
-        _check(self.kl_estimator in _KL, "kl_estimator", self.kl_estimator, ", ".join(_KL))
-        _check(self.target_kl is None or self.kl_coef > 0, "kl_coef", self.kl_coef, "above 0 with target_kl")
+            check_setting(name, value, 0 <= value <= 1, "0 to 1")
+        check_setting("kl_estimator", self.kl_estimator, self.kl_estimator in _KL, ", ".join(_KL))
+        check_setting("kl_coef", self.kl_coef, self.target_kl is None or self.kl_coef > 0, "above 0 with target_kl")
 
     def estimate(self, experience: Experience, kl_coef: float) -> Estimates:
         """Whitened GAE, and the returns that the value head learns: advantages before whitening, plus values."""
@@ -212,18 +207,13 @@ class PPO:
         """Sums over each completion's tokens (B,) of policy loss and ``vf_coef`` times value loss."""
         if actions.values is None or actions.old_values is None or actions.returns is None:
             raise ValueError("PPO needs values, old values and returns")
-        log = log_ratio(actions.policy, actions.old)
-        ratio = log.exp()
-        policy = clipped_policy_loss(ratio, actions.advantages, low=self.cliprange, high=self.cliprange)
+        policy, metrics = clipped_policy_loss(
+            actions.policy, actions.old, actions.advantages, low=self.cliprange, high=self.cliprange
+        )
         values, reach = widen(actions.values), self.cliprange_value
         value = clipped_value_loss(values, actions.old_values, actions.returns, cliprange_value=reach)
         moved = (values.detach() - actions.old_values).abs() > reach
-        metrics = {
-            "loss/policy_avg": policy.detach(),
-            "loss/value_avg": value.detach(),
-            "val/clipfrac_avg": moved.to(value),
-            **_ratio_metrics(ratio, actions.advantages, log, low=self.cliprange, high=self.cliprange),
-        }
+        metrics |= {"loss/value_avg": value.detach(), "val/clipfrac_avg": moved.to(value)}
         return ActionLosses(per_completion(policy + self.vf_coef * value, actions.lengths), metrics)
 
     def counts(self, lengths: Tensor) -> Tensor:
@@ -232,7 +222,7 @@ class PPO:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GRPO:
+class GRPO(PolicyGradient):
     """Group relative policy optimisation: the other completions of the prompt are the baseline, no value head.
 
     Every token of a completion has the group-normalised score as its advantage; the loss is the mean over the
@@ -240,16 +230,13 @@ class GRPO:
     arXiv:2402.03300. ``epsilon_high``, where given, is the upper clip (clip-higher, arXiv:2503.14476).
     """
 
-    learns_values: ClassVar[bool] = False
-    min_generations: ClassVar[int] = 2  # a group has two completions at least
-
     beta: float = 0.04
     epsilon: float = 0.2
     epsilon_high: float | None = None
 
     def __post_init__(self) -> None:
         _check_common(("beta", self.beta), {"epsilon": self.epsilon, "epsilon_high": self.epsilon_high})
-        _check(self.epsilon < 1, "epsilon", self.epsilon, "below 1")
+        check_setting("epsilon", self.epsilon, self.epsilon < 1, "below 1")
 
     @property
     def kl_coef(self) -> float:
@@ -261,31 +248,19 @@ class GRPO:
         advantages = group_normalised(experience.scores, experience.num_generations)
         return Estimates(advantages.repeat_interleave(experience.lengths), torch.zeros_like(advantages))
 
-    def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
-        """The same."""
-        return kl_coef
-
     def losses(self, actions: Actions) -> ActionLosses:
         """Means over each completion's tokens (B,)."""
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        log = log_ratio(actions.policy, actions.old)
-        ratio = log.exp()
-        policy = clipped_policy_loss(ratio, actions.advantages, low=self.epsilon, high=high)
-        metrics = {
-            "loss/policy_avg": policy.detach(),
-            **_ratio_metrics(ratio, actions.advantages, log, low=self.epsilon, high=high),
-        }
+        policy, metrics = clipped_policy_loss(
+            actions.policy, actions.old, actions.advantages, low=self.epsilon, high=high
+        )
         if actions.reference is not None:
             policy = policy + self.beta * k3(actions.policy, actions.reference)
         return ActionLosses(per_completion(policy, actions.lengths) / actions.lengths, metrics)
 
-    def counts(self, lengths: Tensor) -> Tensor:
-        """One each: the loss is a mean over completions."""
-        return torch.ones_like(lengths)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RLOO:
+class RLOO(PolicyGradient):
     """REINFORCE with a leave-one-out baseline, clipped so that rollouts serve several updates; no value head.
 
     The reward of a completion is its score less ``beta`` times the sum of log(pi / pi_ref) over its tokens; its
@@ -293,15 +268,12 @@ class RLOO:
     RLOO of arXiv:2402.14740.
     """
 
-    learns_values: ClassVar[bool] = False
-    min_generations: ClassVar[int] = 2  # leaving one out must leave one
-
     beta: float = 0.05
     epsilon: float = 0.2
 
     def __post_init__(self) -> None:
         _check_common(("beta", self.beta), {"epsilon": self.epsilon})
-        _check(self.epsilon < 1, "epsilon", self.epsilon, "below 1")
+        check_setting("epsilon", self.epsilon, self.epsilon < 1, "below 1")
 
     @property
     def kl_coef(self) -> float:
@@ -318,23 +290,8 @@ class RLOO:
         advantages = leave_one_out(scores + non_score, experience.num_generations)
         return Estimates(advantages.repeat_interleave(experience.lengths), non_score)
 
-    def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
-        """The same."""
-        return kl_coef
-
     def losses(self, actions: Actions) -> ActionLosses:
         """Clipped losses of whole completions (B,)."""
-        whole = [per_completion(widen(flat), actions.lengths) for flat in (actions.policy, actions.old)]
+        policy, old = (per_completion(widen(flat), actions.lengths) for flat in (actions.policy, actions.old))
         advantages = actions.advantages[actions.lengths.cumsum(0) - 1]
-        log = log_ratio(*whole)
-        ratio = log.exp()
-        losses = clipped_policy_loss(ratio, advantages, low=self.epsilon, high=self.epsilon)
-        metrics = {
-            "loss/policy_avg": losses.detach(),
-            **_ratio_metrics(ratio, advantages, log, low=self.epsilon, high=self.epsilon),
-        }
-        return ActionLosses(losses, metrics)
-
-    def counts(self, lengths: Tensor) -> Tensor:
-        """One each: the loss is a mean over completions."""
-        return torch.ones_like(lengths)
+        return ActionLosses(*clipped_policy_loss(policy, old, advantages, low=self.epsilon, high=self.epsilon))

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..errors import UserError
 from ..types.training import PairLogps
 from .labels import preference_loss
 from .log_ratios import (
     LARGEST_EXPONENT,
     check_beta,
     check_not_negative,
+    check_setting,
     chosen_nll,
     policy_logps,
     token_means,
@@ -84,8 +84,7 @@ def alphapo(
     """
     check_beta(beta)
     check_not_negative("gamma", gamma)
-    if not (math.isfinite(alpha) and alpha != 0):
-        raise UserError(f"objective.alpha: got {alpha!r}", "allowed: a finite number but 0; for 0 use simpo")
+    check_setting("alpha", alpha, math.isfinite(alpha) and alpha != 0, "a finite number but 0; for 0 use simpo")
     chosen, rejected = (-torch.expm1((-alpha * a).clamp(max=LARGEST_EXPONENT)) / alpha for a in token_means(logps))
     return preference_loss(beta * (chosen - rejected) - gamma, chosen_probability, label_smoothing)
 

@@ -6,15 +6,11 @@ samples, Bradley-Terry strengths in nats, known up to a constant of the prompt.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 from torch import Tensor
 
-from ..errors import UserError
 from ..types.training import PairLogps
 from . import pairwise
-from .log_ratios import widen
+from .log_ratios import check_not_negative, widen
 
 
 def bradley_terry(
@@ -35,15 +31,11 @@ def bradley_terry(
     Raises UserError for a coefficient out of range, ValueError for a margin of another shape. Reward model: Eq. 1,
     arXiv:2203.02155; margin: Eq. 2, arXiv:2307.09288; centring: Eq. 2, arXiv:2312.09244.
     """
-    if not 0 <= center_rewards_coefficient < math.inf:
-        allowed = "allowed: a finite number, 0 or more"
-        raise UserError(f"objective.center_rewards_coefficient: got {center_rewards_coefficient!r}", allowed)
+    check_not_negative("center_rewards_coefficient", center_rewards_coefficient)
     chosen, rejected = widen(scores.policy_chosen), widen(scores.policy_rejected)
     if use_margin and margin is not None:
         if margin.shape != chosen.shape:
             raise ValueError(f"margin must have shape {tuple(chosen.shape)}, got {tuple(margin.shape)}")
-        shifted = dataclasses.replace(scores, policy_chosen=chosen - margin.to(chosen), policy_rejected=rejected)
-    else:
-        shifted = scores
-    losses = pairwise.preference_divergence(shifted, chosen_probability)
+        scores = PairLogps(chosen - margin.to(chosen), rejected)
+    losses = pairwise.preference_divergence(scores, chosen_probability)
     return losses + center_rewards_coefficient * (chosen + rejected).square()

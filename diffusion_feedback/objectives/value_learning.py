@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .log_ratios import widen
+from .log_ratios import check_not_negative, check_setting, widen
 
 # Where rewards are large, exp would make one action outweigh all others, or overflow; the same bound as in IQL's code.
 _LARGEST_WEIGHT = 100.0
@@ -94,24 +93,19 @@ def ilql(
     the heads: at 0 the policy learns as by behaviour cloning alone. Raises UserError for a setting out of range.
     (arXiv:2206.11871; scales and targets as in github.com/CarperAI/trlx.)
     """
-    _check("gamma", gamma, 0 <= gamma <= 1, "0 to 1")
-    _check("tau", tau, 0 < tau < 1, "between 0 and 1")
+    check_setting("gamma", gamma, 0 <= gamma <= 1, "0 to 1")
+    check_setting("tau", tau, 0 < tau < 1, "between 0 and 1")
     for name, value in (("cql_scale", cql_scale), ("awac_scale", awac_scale), ("beta", beta)):
-        _check(name, value, 0 <= value < math.inf, "0 or more")
-    _check("target_alpha", target_alpha, 0 < target_alpha <= 1, "above 0, to 1")
-    _check("target_sync_steps", target_sync_steps, target_sync_steps >= 1, "1 or more")
-    _check("value_gradient", value_gradient, 0 <= value_gradient <= 1, "0 to 1")
+        check_not_negative(name, value)
+    check_setting("target_alpha", target_alpha, 0 < target_alpha <= 1, "above 0, to 1")
+    check_setting("target_sync_steps", target_sync_steps, target_sync_steps >= 1, "1 or more")
+    check_setting("value_gradient", value_gradient, 0 <= value_gradient <= 1, "0 to 1")
     return (
         q_losses(values, gamma=gamma)
         + v_losses(values, tau=tau)
         + cql_scale * cql_losses(values)
         + awac_scale * awac_losses(values, beta=beta)
     )
-
-
-def _check(name: str, value: float, allowed: bool, what: str) -> None:
-    if not allowed:
-        raise UserError(f"objective.{name}: got {value!r}", f"allowed: {what}")
 
 
 def next_values(v: Tensor, rows: Tensor) -> Tensor:

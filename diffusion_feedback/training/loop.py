@@ -219,9 +219,7 @@ class Trainer:
         return sums
 
     def _collect(self, values: Tensor) -> list[Tensor]:
-        if self.accelerator.num_processes == 1:
-            return [values]
-        gathered = gather_object([values.tolist()])
+        gathered = self._gather(values.tolist())
         return [torch.tensor(each, dtype=values.dtype, device=values.device) for each in gathered]
 
     def _clip(self, done: int, watch: Watch) -> float:

@@ -261,12 +261,7 @@ class PreferenceStep:
             if isinstance(logps, PairLogps):
                 return gate_against_reference(self.parts, logps, lambda given: self.losses(given, batch))
             # The same sample twice makes a pair of which the gate is known.
-            twice = PairLogps(
-                policy_chosen=logps.policy,
-                policy_rejected=logps.policy,
-                reference_chosen=logps.reference,
-                reference_rejected=logps.reference,
-            )
+            twice = PairLogps(logps.policy, logps.policy, logps.reference, logps.reference)
             return gate_against_reference(
                 self.parts, twice, lambda given: self.losses(replace(logps, policy=given.policy_chosen), batch)
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from PIL.Image import Image
@@ -15,6 +15,7 @@ from ...catalog import needs_reference
 from ...config.recipe import Recipe
 from ...data.index import PairIndex
 from ...likelihoods.denoising import DenoisingLikelihood
+from ...noise import DDPMProcess, PredictionType
 from ...records import atomic_write
 from ...reports.figures import image_grid
 from ...training.heldout import even_passes, implicit_accuracy
@@ -23,16 +24,18 @@ from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
 from ...types.images import PreferenceBatch
 from ...types.models import Denoiser
-from ...types.training import BatchSource, Reference
+from ...types.training import Reference
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .given import Setup
 from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches
 from .image_pairs import ImagePairs
 from .memory import PeakMemory, weight_bytes
-from .prediction_check import doubt_prediction
 from .session import Session, step_of, step_parts
 
 log = logging.getLogger(__name__)
+
+_NOTHING = 1.05  # noise, velocity and latents have a variance of about 1: the error of predicting nothing
+_FAR_BETTER = 0.5
 
 
 def diffusion_session(setup: Setup) -> Session:
@@ -58,7 +61,8 @@ def diffusion_session(setup: Setup) -> Session:
     def prepare(folder: RunFolder) -> None:
         fill_caches(encoders, pairs)
         if not folder.checkpoints():
-            _check_prediction(steps, step, source)
+            with accelerator.autocast():
+                check_prediction(step.parts.likelihood, denoiser.network, next(source.micro_batches(0)))
 
     return Session(
         data=pairs,
@@ -178,17 +182,26 @@ class DiffusionEvaluation:
         return int(peak.bytes)
 
 
-def _check_prediction(
-    steps: DenoisingSteps, step: PreferenceStep | PointwiseStep, source: BatchSource[PreferenceBatch]
-) -> None:
-    """Note before the first update where the model does not predict what its scheduler says."""
-    likelihood = step.parts.likelihood
-    assert isinstance(likelihood, DenoisingLikelihood)
-    with steps.setup.accelerator.autocast():
-        batch = next(source.micro_batches(0))
-        doubt = doubt_prediction(likelihood, steps.denoiser.network, batch)
-    if doubt:
-        log.warning(doubt)
+def check_prediction(likelihood: DenoisingLikelihood, network: nn.Module, batch: PreferenceBatch) -> None:
+    """Warn where the errors of ``network`` on its first ``batch`` speak against what its scheduler says it predicts.
+
+    Such a run trains calmly, to no good.
+    """
+    process = likelihood.denoiser.process
+    if not isinstance(process, DDPMProcess):
+        return
+    kinds = {kind: replace(process, prediction_type=kind) for kind in get_args(PredictionType)}
+    errors = likelihood.errors_by_prediction(network, batch, kinds)
+    said, best = process.prediction_type, min(errors, key=lambda kind: errors[kind])
+    if errors[best] < _FAR_BETTER * errors[said]:
+        doubt = f"; at {best} it is {errors[best]:.2f}, so that was probably what it was trained for"
+    elif errors[said] > _NOTHING:
+        doubt = ", and predicting nothing would give about 1: scheduler or VAE are probably another model's"
+    else:
+        return
+    what = f"the scheduler says prediction_type {said}, at which the model's error is {errors[said]:.2f}{doubt}"
+    cause = "see scheduler/scheduler_config.json of the model: such a run trains, and is worth nothing"
+    log.warning("warning: %s -> %s", what, cause)
 
 
 def _notes(recipe: Recipe, denoiser: Denoiser) -> list[str]:

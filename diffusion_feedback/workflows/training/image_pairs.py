@@ -18,9 +18,8 @@ from ...records import PairRecord, content_hash
 from ...training.order import EpochOrder
 from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types.images import PreferenceBatch
-from .examples import check_apart, say_skipped
+from .examples import RunData, check_apart, say_skipped
 from .given import Setup
-from .session import RunData
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining
 from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
-from .examples import check_apart
+from .examples import RunData, check_apart
 from .given import Setup
 from .rollout_evaluation import RolloutEvaluation
 from .rollout_prompts import RolloutPrompts, encode_prompts, load_pretraining, load_prompts, sequences_hash
 from .rollout_source import CompletionJudge, PolicySampler, build_source
-from .session import RunData, Session
+from .session import Session
 from .tokenization import build_tokenization, describe_tokenizer, tokenizer_facts
 
 # Nats a token by which the log-probabilities of one and the same text differ between batches, by precision.

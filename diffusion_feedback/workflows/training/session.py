@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ...models.lora import trainable
 from ...reports.cards.writer import CardKind
-from ...training.order import EpochOrder
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep, StepParts
 from ...types.training import BatchSource, Judge, Likelihood, Reference, Step
+from .examples import RunData
 from .given import Setup
 
 Evaluate = Callable[[int, nn.Module, RunFolder], Mapping[str, float]]
@@ -23,53 +23,6 @@ Evaluate = Callable[[int, nn.Module, RunFolder], Mapping[str, float]]
 
 BatchT = TypeVar("BatchT")
 InputsT = TypeVar("InputsT")
-
-
-class Examples(Protocol):
-    """What a run learns from, or is evaluated on."""
-
-    def __len__(self) -> int: ...
-    def batch(self, indices: Sequence[int], draw: int) -> object:
-        """The examples at ``indices``; ``draw`` is the epoch."""
-        ...
-
-
-class RunData(Protocol):
-    """The examples of a run, and which of them each optimizer step sees; ``heldout`` is None where the recipe names none."""
-
-    setup: Setup
-    train: Examples
-    heldout: Examples | None
-    order: EpochOrder
-
-    @property
-    def unit(self) -> str:
-        """What examples are called, in the plural."""
-        learns_from = self.setup.objective.learns_from
-        return "examples" if learns_from in ("chosen", "labels") else learns_from
-
-    def name_of(self, example_id: str) -> str:
-        """Where the example of an id stands, for a message."""
-        return f"pair {example_id}"
-
-    def metrics_of(self, number: int) -> Mapping[str, float]:
-        """Metrics of an update (number from 0) that are known without running it."""
-        return {}
-
-    def plan(self) -> list[str]:
-        """Lines on what is learnt from, and in how many steps."""
-        training, size = self.setup.recipe.training, self.setup.batch_size
-        epochs = training.max_train_steps * size / len(self.train)
-        passes = f"{training.train_batch_size} a pass x {training.gradient_accumulation_steps} accumulated"
-        return [
-            f"examples         {len(self.train)} for training, {self.held_out()}",
-            f"effective batch  {size} = {passes} x {self.setup.accelerator.num_processes} processes",
-            f"steps            {training.max_train_steps} ({epochs:.2f} epochs)",
-        ]
-
-    def held_out(self) -> str:
-        """How many examples are held out, in words."""
-        return "none held out" if self.heldout is None else f"{len(self.heldout)} held out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from ...scorers.texts.completion_scorer import quote
 from ...training.order import EpochOrder
 from ...training.sources import TokenSource, UnpairedSource, under_budget
 from ...types.texts import TokenExample, UnpairedBatch
+from .examples import Examples, RunData
 from .given import Setup
-from .session import Examples, RunData
 from .text_examples import TextData, load_texts
 from .tokenization import build_tokenization, describe_tokenizer
 

@@ -23,10 +23,10 @@ from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep
 from ...types.texts import TokenExample
 from .base_model import base_model, make_trainable
-from .examples import check_apart, say_skipped
+from .examples import RunData, check_apart, say_skipped
 from .given import Setup
 from .memory import weight_bytes
-from .session import RunData, Session
+from .session import Session
 from .token_batches import budget_of
 from .tokenization import describe_tokenizer, length_of, set_chat_template
 
