@@ -196,7 +196,7 @@ class PreferenceStep:
 
     def _reference(self, network: nn.Module, batch: object, inputs: object) -> Tensor | None:
         kept = self.parts.reference_logps
-        return self._frozen(network, inputs) if kept is None or self.parts.reference is None else kept(batch)
+        return self._frozen(network, inputs) if kept is None else kept(batch)
 
     def _frozen(self, network: nn.Module, inputs: object) -> Tensor | None:
         parts = self.parts

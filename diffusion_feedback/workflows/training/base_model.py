@@ -115,16 +115,24 @@ def make_whole_trainable(recipe: Recipe, model: Tuned) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FrozenReference:
-    """A reference, the hash of its weights, the bytes that it takes besides the policy, and in words what it is."""
+    """A reference, the hash of its weights, the bytes that it takes besides the policy, and in words what it is.
 
-    give: Reference
+    ``give`` is None, and ``weights_hash`` empty, where nothing is compared with one.
+    """
+
+    give: Reference | None
     weights_hash: str
     num_bytes: int
     description: str
 
-    def released(self) -> FrozenReference:
-        """The same without the model itself, for when all of its answers are kept."""
-        return FrozenReference(_itself, self.weights_hash, 0, self.description)
+    @classmethod
+    def none(cls, why: str) -> FrozenReference:
+        """No reference, for the reason ``why``."""
+        return cls(None, "", 0, f"none: {why}")
+
+    def identity(self) -> dict[str, str]:
+        """The hash of the weights under its name."""
+        return {"reference": self.weights_hash} if self.weights_hash else {}
 
 
 def _itself(policy: nn.Module) -> AbstractContextManager[nn.Module]:

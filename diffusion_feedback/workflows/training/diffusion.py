@@ -46,6 +46,7 @@ def diffusion_session(setup: Setup) -> Session:
     reference = frozen_reference(recipe, denoiser, base_hash, accelerator.device)
     make_trainable(recipe, denoiser)
     encoders = build_encoders(recipe, denoiser)
+    assert reference.give is not None
     steps = DenoisingSteps(setup, denoiser, reference.give, encoders)
     step = steps.training()
     step.check()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...catalog import needs_reference
 from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
@@ -35,20 +34,28 @@ def language_model_session(setup: Setup) -> Session:
     model: CausalLM = base_model(setup)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=recipe.text.share_prompt)
-    reference = None
-    if needs_reference(recipe.objective):
+    reference = FrozenReference.none("the objective knows no reference")
+    if setup.objective.needs_reference:
         reference = frozen_reference(recipe, model, base_hash, accelerator.device, model.tokenizer)
     adapters = make_trainable(recipe, model)
     likelihood = TokenLikelihood(
         accelerator.device, share_prompt=recipe.text.share_prompt, tail_weight=recipe.text.tail_weight
     )
     answers = None
-    if reference is not None and recipe.text.cache_reference:
-        answers = ReferenceAnswers.of(setup, reference, likelihood, model.network)
-    step = _step(setup, likelihood, reference, answers, base_hash)
+    if reference.give is not None and recipe.text.cache_reference:
+        answers = ReferenceAnswers.of(setup, reference.give, reference.weights_hash, likelihood, model.network)
+    parts = step_parts(
+        setup,
+        likelihood,
+        # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
+        reference.give if answers is None else None,
+        reference_logps=None if answers is None else answers.logps,
+        starts_at_reference=reference.weights_hash == base_hash,
+        # A sum that counts tails less says nothing a token: what is known of held-out texts is measured apart then.
+        pair_metrics_of=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
+    )
+    step = step_of(parts)
     step.check()
-    described = "none: the objective knows no reference" if reference is None else reference.description
-    identity = {"base": base_hash, "examples": examples_hash(texts.data.train.examples)}
 
     def prepare(folder: RunFolder) -> None:
         if answers is not None:
@@ -59,7 +66,7 @@ def language_model_session(setup: Setup) -> Session:
         network=model.network,
         step=step,
         source=texts.source(),
-        identity=identity | ({"reference": reference.weights_hash} if reference is not None else {}),
+        identity={"base": base_hash, "examples": examples_hash(texts.data.train.examples), **reference.identity()},
         evaluate=TextEvaluation(step, texts, CompletionSamples.of(model, texts)),
         evaluates_first=True,
         save=model.save,
@@ -67,8 +74,8 @@ def language_model_session(setup: Setup) -> Session:
         card="language_model",
         card_facts=lambda: {"is_chat": texts.data.is_conversational, "tokenizer": tokenizer_facts(model)},
         prepare=prepare,
-        notes=[*texts.notes(model, adapters), f"reference        {described}"],
-        frozen_bytes={} if reference is None or answers is not None else {"reference": reference.num_bytes},
+        notes=[*texts.notes(model, adapters), f"reference        {reference.description}"],
+        frozen_bytes={"reference": reference.num_bytes} if step.parts.reference is not None else {},
     )
 
 
@@ -78,28 +85,6 @@ def _check_batch(setup: Setup) -> None:
         name = setup.recipe.objective["name"]
         problem = f"training.train_batch_size: {name} needs two examples a step, to compare prompts"
         raise UserError(problem, "raise training.train_batch_size or training.gradient_accumulation_steps")
-
-
-def _step(
-    setup: Setup,
-    likelihood: TokenLikelihood,
-    reference: FrozenReference | None,
-    answers: ReferenceAnswers | None,
-    base_hash: str,
-) -> PreferenceStep | PointwiseStep:
-    recipe = setup.recipe
-    # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
-    kept = reference.released() if reference is not None and answers is not None else reference
-    parts = step_parts(
-        setup,
-        likelihood,
-        None if kept is None else kept.give,
-        reference_logps=None if answers is None else answers.logps,
-        starts_at_reference=reference is not None and reference.weights_hash == base_hash,
-        # A sum that counts tails less says nothing a token: what is known of held-out texts is measured apart then.
-        pair_metrics_of=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
-    )
-    return step_of(parts)
 
 
 @dataclass(frozen=True, slots=True)

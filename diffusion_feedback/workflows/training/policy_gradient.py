@@ -93,7 +93,7 @@ def policy_gradient_session(setup: Setup) -> Session:
     prompts = Prompts.load(setup, model, algorithm)
     completions = rollouts.num_prompts * rollouts.num_generations // rollouts.num_mini_batches
     pretraining = load_pretraining(setup, model, completions)
-    reference = None
+    reference = FrozenReference.none("the KL has no weight")
     if algorithm.kl_coef > 0:
         reference = frozen_reference(recipe, model, base_hash, device, model.tokenizer)
     adapters = make_trainable(recipe, model)
@@ -137,7 +137,7 @@ def _step(
     setup: Setup,
     algorithm: PolicyGradient,
     model: CausalLM,
-    reference: FrozenReference | None,
+    reference: FrozenReference,
     base_hash: str,
 ) -> PolicyGradientStep:
     recipe, accelerator = setup.recipe, setup.accelerator
@@ -145,10 +145,10 @@ def _step(
         algorithm,
         TokenLikelihood(accelerator.device, temperature=recipe.rollouts.temperature),
         TokenLikelihood(accelerator.device),
-        None if reference is None else reference.give,
+        reference.give,
         language_model=lambda network: model.network,
         autocast=accelerator.autocast,
-        starts_at_reference=reference is not None and reference.weights_hash == base_hash,
+        starts_at_reference=reference.weights_hash == base_hash,
         gate_tolerance=_ROUNDING[recipe.training.mixed_precision],
     )
 
@@ -157,20 +157,18 @@ def _identity(
     base_hash: str,
     prompts: Prompts,
     judge: CompletionJudge,
-    reference: FrozenReference | None,
+    reference: FrozenReference,
     pretraining: Pretraining[TokenSequence] | None,
 ) -> dict[str, str]:
     identity = {"base": base_hash, "prompts": content_hash(*prompts.train.names), "reward": judge.scorer.recipe_id}
-    if reference is not None:
-        identity["reference"] = reference.weights_hash
     if pretraining is not None:
         identity["pretraining texts"] = sequences_hash(pretraining.samples)
-    return identity
+    return identity | reference.identity()
 
 
-def _frozen_bytes(reference: FrozenReference | None, judge: CompletionJudge) -> dict[str, int]:
+def _frozen_bytes(reference: FrozenReference, judge: CompletionJudge) -> dict[str, int]:
     """The reference, where it is a model of its own, and what the judge takes."""
-    held = {"reference": 0 if reference is None else reference.num_bytes, "reward": judge.num_bytes}
+    held = {"reference": reference.num_bytes, "reward": judge.num_bytes}
     return {name: count for name, count in held.items() if count}
 
 
@@ -178,15 +176,15 @@ def _notes(
     recipe: Recipe,
     prompts: Prompts,
     judge: CompletionJudge,
-    reference: FrozenReference | None,
+    reference: FrozenReference,
     pretraining: Pretraining[TokenSequence] | None,
 ) -> list[str]:
     """Lengths, what was cut, and who judges and compares."""
-    longest, described = max(map(len, prompts.train.ids)), "none: the KL has no weight"
+    longest = max(map(len, prompts.train.ids))
     lines = [
         f"tokens           {longest} in the longest prompt, {recipe.rollouts.max_new_tokens} in a completion",
         f"reward           {judge.scorer.recipe_id}",
-        f"reference        {described if reference is None else reference.description}",
+        f"reference        {reference.description}",
     ]
     if pretraining is not None:
         texts, size = len(pretraining.samples), pretraining.order.batch_size

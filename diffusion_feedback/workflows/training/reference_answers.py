@@ -15,7 +15,7 @@ from ...errors import within_memory
 from ...folders import expand
 from ...likelihoods.tokens import TokenLikelihood
 from ...types.texts import TextBatch
-from .base_model import FrozenReference
+from ...types.training import Reference
 from .given import Setup
 from .token_batches import passes_over
 
@@ -30,12 +30,12 @@ class ReferenceAnswers:
 
     @classmethod
     def of(
-        cls, setup: Setup, reference: FrozenReference, likelihood: TokenLikelihood, network: nn.Module
+        cls, setup: Setup, reference: Reference, weights_hash: str, likelihood: TokenLikelihood, network: nn.Module
     ) -> ReferenceAnswers:
         """The namespace of the cache holds all that the numbers depend on but the tokens."""
         recipe, accelerator = setup.recipe, setup.accelerator
         namespace: dict[str, str | int | float] = {
-            "reference": reference.weights_hash,
+            "reference": weights_hash,
             "tail_weight": recipe.text.tail_weight,
             "share_prompt": int(recipe.text.share_prompt),
             "dtype": recipe.model.dtype,
@@ -43,7 +43,7 @@ class ReferenceAnswers:
         }
 
         def compute(batch: TextBatch) -> Tensor:
-            with torch.no_grad(), accelerator.autocast(), reference.give(network) as frozen:
+            with torch.no_grad(), accelerator.autocast(), reference(network) as frozen:
                 return likelihood.logps(frozen, likelihood.prepare(batch))
 
         cache = TensorCache(expand(recipe.data.cache_dir) / "reference_logps", namespace, parts=("logps",))
