@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -56,11 +56,9 @@ class TokenStatistics:
 
     def columns(self) -> dict[str, Tensor]:
         """What there is, by name."""
-        columns = {"logps": self.logps, "reference": self.reference, "values": self.values, "entropy": self.entropy}
-        return {name: flat for name, flat in columns.items() if flat is not None}
+        return {each.name: flat for each in fields(self) if (flat := getattr(self, each.name)) is not None}
 
 
-_COLUMNS = ("logps", "reference", "values", "entropy")
 Measure = Callable[[Sequence[SampleT]], TokenStatistics]
 
 
@@ -96,7 +94,9 @@ class Rollouts(Generic[SampleT]):
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], codec: SampleCodec[SampleT]) -> Rollouts[SampleT]:
         """What ``state_dict`` wrote."""
-        statistics = TokenStatistics(**{name: state[name] for name in _COLUMNS if name in state})
+        statistics = TokenStatistics(
+            **{each.name: state[each.name] for each in fields(TokenStatistics) if each.name in state}
+        )
         return cls(codec.unpack(state), state["scores"], state["finished"], statistics, float(state["seconds"]))
 
 

@@ -43,12 +43,7 @@ class StepParts:
 
     def total(self, losses: Tensor, batch: Batch) -> Tensor:
         """Sum of ``losses`` (B,), each times its pair's weight where weights count."""
-        return weighted_total(losses, batch, weighted=self.weighted)
-
-
-def weighted_total(losses: Tensor, batch: Batch, *, weighted: bool) -> Tensor:
-    """Sum of ``losses`` (B,); where ``weighted``, each times its pair's weight."""
-    return (losses * batch.weight.to(losses)).sum() if weighted else losses.sum()
+        return (losses * batch.weight.to(losses)).sum() if self.weighted else losses.sum()
 
 
 def check_first_loss(loss: float) -> dict[str, float]:
@@ -69,7 +64,9 @@ def gate_against_reference(
     denoiser the mean squared error is reported too.
     """
     loss = float(losses(logps).mean())
-    error = _first_error(parts, logps.policy_chosen, logps.policy_rejected)
+    error = {}
+    if parts.pair_metrics_of is denoising_metrics:
+        error = {"error": float(-2 * torch.cat([logps.policy_chosen, logps.policy_rejected]).float().mean())}
     if logps.reference_chosen is None or logps.reference_rejected is None or not parts.starts_at_reference:
         return {**check_first_loss(loss), **error}
     differences = torch.cat(
@@ -86,13 +83,6 @@ def gate_against_reference(
             problem, "the adapters do not start at zero, or the weights are not finite; nothing was trained"
         )
     return {"loss": loss, "expected_loss": expected, "max_logit_gap": gap, **error}
-
-
-def _first_error(parts: StepParts, *logps: Tensor) -> dict[str, float]:
-    """The mean squared error of a denoiser on the first batch; nothing for texts."""
-    if parts.pair_metrics_of is not denoising_metrics:
-        return {}
-    return {"error": float(-2 * torch.cat(logps).float().mean())}
 
 
 @dataclass(frozen=True, slots=True)

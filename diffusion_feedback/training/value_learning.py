@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from ..catalog.rows import settings_of
 from ..likelihoods.heads import token_logps
-from ..likelihoods.tokens import TokenLikelihood
 from ..objectives.log_ratios import widen
 from ..objectives.value_learning import (
     ActionValues,
@@ -23,8 +23,8 @@ from ..objectives.value_learning import (
     v_losses,
 )
 from ..types.texts import TrajectoryBatch
-from ..types.training import Objective, StepOutput
-from .steps import Autocast, check_first_loss, weighted_total
+from ..types.training import StepOutput
+from .steps import StepParts, check_first_loss
 
 
 def check_rewards(batch: TrajectoryBatch) -> None:
@@ -58,41 +58,37 @@ class _ScaledGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
+@dataclass
 class ValueLearningStep:
     """Q and V heads and the policy's imitation, learnt together from the actions of trajectories.
 
     The network is called as ``network(input_ids, attention_mask, position_ids, read)``, where ``read`` gets the hidden
     states (B, T, H), the output head and ``heads``, which have ``q``, ``v``, ``target_q`` and ``sync_targets``
     (``models.value_heads``). The targets move after updates, by ``observe``; they and the number of updates are the state
-    of this step. The loss of a trajectory is the sum over its actions, times its weight where ``weighted``, so divide by the
-    number of actions of the global batch.
+    of this step. The loss of a trajectory is the sum over its actions, so divide by the number of actions of the global batch.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        settings: Mapping[str, object],
-        likelihood: TokenLikelihood,
-        heads: Heads,
-        *,
-        weighted: bool = True,
-        autocast: Autocast = nullcontext,
-    ) -> None:
-        defaults = {name: parameter.default for name, parameter in settings_of(objective).items()}
-        self.objective, self.settings = objective, {**defaults, **settings}
-        self.likelihood, self.heads = likelihood, heads
-        self.weighted, self.autocast = weighted, autocast
-        self.updates = 0
+    parts: StepParts
+    heads: Heads
+    updates: int = 0
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings of the objective, its defaults among them: some are the step's own."""
+        defaults = {name: each.default for name, each in settings_of(self.parts.objective.function).items()}
+        return {**defaults, **self.parts.settings}
 
     def check(self) -> None:
         """Ask the objective for one loss, so that settings out of range are refused before the work begins."""
         one, two = torch.zeros(1), torch.zeros(2, 1)
-        self.objective(ActionValues(one, two, two, one, one, one, one), **self.settings)
+        self.parts.objective.check_losses(
+            ActionValues(one, two, two, one, one, one, one), examples=1, **self.parts.settings
+        )
 
     def values(self, network: nn.Module, batch: TrajectoryBatch) -> tuple[ActionValues, Tensor]:
         """What policy and heads say of the N actions of ``batch``, in float32 or wider, and the trajectory of each, (N,)."""
         check_rewards(batch)
-        inputs = self.likelihood.prepare_sequences(batch.sequences)
+        inputs = self.parts.likelihood.prepare_sequences(batch.sequences)
         rewards = torch.from_numpy(np.concatenate(batch.rewards))
 
         def read(hidden: Tensor, output_head: nn.Module, heads: Heads) -> ActionValues:
@@ -112,14 +108,14 @@ class ValueLearningStep:
                 rewards=rewards.to(v),
             )
 
-        with self.autocast():
+        with self.parts.autocast():
             values: ActionValues = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
         return values, inputs.rows
 
     def __call__(self, network: nn.Module, batch: TrajectoryBatch) -> StepOutput:
         """Sum of weighted losses over trajectories, and metrics as means over actions."""
         values, rows = self.values(network, batch)
-        losses = self.objective(values, **self.settings)
+        losses = self.parts.objective(values, **self.parts.settings)
 
         def by_trajectory(each: Tensor) -> Tensor:
             return each.new_zeros(len(batch)).index_add(0, rows, each)
@@ -131,7 +127,7 @@ class ValueLearningStep:
         }
         metrics["return"] = by_trajectory(values.rewards)
         weights = {name: counts for name in metrics if name != "return"}
-        return StepOutput(weighted_total(by_trajectory(losses), batch, weighted=self.weighted), metrics, weights)
+        return StepOutput(self.parts.total(by_trajectory(losses), batch), metrics, weights)
 
     def _watched(self, values: ActionValues) -> dict[str, Tensor]:
         settings = self.settings

@@ -25,7 +25,6 @@ from diffusion_feedback.likelihoods.tokens import TokenLikelihood
 from diffusion_feedback.models import causal_lm, value_heads
 from diffusion_feedback.models.causal_lm import LanguageModel
 from diffusion_feedback.models.value_heads import ValueHeads, ValueNetwork
-from diffusion_feedback.objectives.value_learning import ilql
 from diffusion_feedback.training.heldout import even_passes, step_sums
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import EpochOrder
@@ -70,7 +69,8 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64) -> ValueNetwork:
 
 
 def step_of(network: ValueNetwork, **settings: float) -> ValueLearningStep:
-    return ValueLearningStep(ilql, {**SETTINGS, **settings}, TokenLikelihood(), network.heads)
+    parts = StepParts(TokenLikelihood(), None, objective_row("ilql"), {**SETTINGS, **settings})
+    return ValueLearningStep(parts, network.heads)
 
 
 def by_loops(network: ValueNetwork, indices: Sequence[int]) -> list[list[float]]:

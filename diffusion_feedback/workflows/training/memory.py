@@ -97,17 +97,13 @@ def estimate(session: Session) -> list[str]:
     # Samples are drawn between steps, when no activations are held.
     total = weights + sum(frozen.values()) + states + max(activations, samples)
     drawn = (
-        [
-            f"                 one batch of validation samples {_mebibytes(samples)} (measured; no pass is held meanwhile)"
-        ]
-        if samples
-        else []
+        f"                 one batch of validation samples {_mebibytes(samples)} (measured; no pass is held meanwhile)"
     )
     return [
         f"memory           about {_mebibytes(total)} in each process:",
         f"                 network {_mebibytes(weights)}",
         f"                 gradients, optimizer and average {_mebibytes(states)}",
         f"                 activations of one pass {_mebibytes(activations)} (measured)",
-        *drawn,
+        *([drawn] if samples else []),
         *(f"                 {name} {_mebibytes(count)}" for name, count in frozen.items()),
     ]

@@ -80,22 +80,18 @@ class CompletionSamples:
 
     def _complete(self, network: nn.Module) -> list[str]:
         rollouts, first = self.recipe.rollouts, self.recipe.validation.seed
-        seeds = [first + number for number in range(len(self.prompts))]
         # One at a time: the longest prompt decides how many tokens a whole batch has room for.
         drawn = [
             self.model.sample(
                 network,
                 [prompt],
-                [seed],
+                [first + number],
                 max_new_tokens=rollouts.max_new_tokens,
                 temperature=rollouts.temperature,
             )[0]
-            for prompt, seed in zip(self.prompts, seeds, strict=True)
+            for number, prompt in enumerate(self.prompts)
         ]
-        return [self._text(ids) for ids in drawn]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self.model.tokenizer.decode(ids, skip_special_tokens=True))
+        return [str(self.model.tokenizer.decode(ids, skip_special_tokens=True)) for ids in drawn]
 
     def _page(self, step: int, before: Sequence[str], after: Sequence[str]) -> str:
         rollouts = self.recipe.rollouts

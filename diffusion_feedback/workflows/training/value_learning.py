@@ -26,7 +26,7 @@ from .base_model import base_model, make_trainable
 from .examples import RunData, check_apart, say_skipped
 from .given import Setup
 from .memory import weight_bytes
-from .session import Session
+from .session import Session, step_parts
 from .token_batches import budget_of
 from .tokenization import describe_tokenizer, length_of, set_chat_template
 
@@ -41,7 +41,7 @@ def value_learning_session(setup: Setup) -> Session:
     network = value_heads.attach(model.network, path, seed=recipe.training.seed)
     base_hash = content_hash(model.model_hash(), value_heads.heads_hash(network.heads))
     adapters = make_trainable(recipe, model)
-    step = _step(setup, network)
+    step = ValueLearningStep(step_parts(setup, TokenLikelihood(setup.accelerator.device)), network.heads)
     step.check()
     trajectories = Trajectories.load(setup, model)
 
@@ -68,18 +68,6 @@ def value_learning_session(setup: Setup) -> Session:
         card="value_learning",
         card_facts=lambda: {"is_chat": trajectories.are_conversations},
         notes=[*adapters, *describe_tokenizer(model), *_notes(trajectories.train, network)],
-    )
-
-
-def _step(setup: Setup, network: value_heads.ValueNetwork) -> ValueLearningStep:
-    recipe, accelerator = setup.recipe, setup.accelerator
-    return ValueLearningStep(
-        setup.objective.function,
-        setup.objective_settings,
-        TokenLikelihood(accelerator.device),
-        network.heads,
-        weighted=recipe.data.prompt_weights,
-        autocast=accelerator.autocast,
     )
 
 
