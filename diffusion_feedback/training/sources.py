@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UserError
@@ -82,49 +82,35 @@ class TokenSource:
 class UnpairedSource:
     """Passes of single samples, each with a partner whose completion its prompt is mismatched with.
 
-    ``batches(indices, partners, draw)`` gives examples. The partner of an example is the next one in the order of the
-    whole step, the first one's for the last: it depends on the step alone, not on passes and processes. Passes are those
-    of a ``FixedBatchSource``, or with ``lengths`` and ``max_tokens`` those of a ``TokenSource``. Raises UserError for steps of
-    one example, which would be its own partner.
+    ``batches(indices, partners, draw)`` gives the examples of each of ``passes``, in the place of its own. The partner of
+    an example is the next one in the order of the whole step, the first one's for the last: it depends on the step alone,
+    not on passes and processes. Raises UserError for steps of one example, which would be its own partner.
     """
 
-    order: EpochOrder
+    passes: FixedBatchSource | TokenSource
     batches: Callable[[Sequence[int], Sequence[int], int], Any]
-    micro_batches_per_step: int
-    processes: int = 1
-    rank: int = 0
-    lengths: Sequence[int] | None = None
-    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.order.batch_size < 2:
+        if self.batch_size < 2:
             problem = "a step of one example has no mismatched completion, by which the divergence is estimated"
             raise UserError(problem, "raise training.train_batch_size or training.gradient_accumulation_steps")
 
     @property
     def batch_size(self) -> int:
         """Examples in one optimizer step, over all processes."""
-        return self.order.batch_size
-
-    def _passes(self) -> FixedBatchSource | TokenSource:
-        if self.lengths is None or self.max_tokens is None:
-            return FixedBatchSource(self.order, _numbers, self.micro_batches_per_step, self.processes, self.rank)
-        return TokenSource(self.order, _numbers, self.lengths, self.max_tokens, self.processes, self.rank)
+        return self.passes.batch_size
 
     def micro_batches(self, number: int) -> Iterator[Any]:
         """This process's part of optimizer step ``number``."""
-        indices = self.order.indices(number)
+        indices = self.passes.order.indices(number)
         partner = dict(zip(indices, [*indices[1:], indices[0]], strict=True))
-        for own, draw in self._passes().micro_batches(number):
+        numbers = replace(self.passes, batches=lambda own, draw: (own, draw))
+        for own, draw in numbers.micro_batches(number):
             yield self.batches(own, [partner[index] for index in own], draw)
 
     def denominator(self, number: int) -> float:
         """The number of examples."""
         return float(self.batch_size)
-
-
-def _numbers(indices: Sequence[int], draw: int) -> tuple[Sequence[int], int]:
-    return indices, draw
 
 
 def under_budget(by_length: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

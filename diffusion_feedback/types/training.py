@@ -114,14 +114,6 @@ class Reference(Protocol):
     def __call__(self, policy: nn.Module) -> AbstractContextManager[nn.Module]: ...
 
 
-class Objective(Protocol):
-    """Log-probabilities (PairLogps, (B,) for a pointwise objective, logits (B, 2B) for a ranking one) to per-example
-    losses (B,), never their mean.
-    """
-
-    def __call__(self, logps: object, **settings: object) -> Tensor: ...
-
-
 class Step(Protocol[BatchT_contra]):
     """(network, batch) to StepOutput; the loop knows nothing else, but for the optional parts below."""
 

@@ -78,11 +78,10 @@ def build_source(
     """Passes of pairs, or of single samples with their partners; under a budget of tokens where there is one."""
     index = TokenIndex(unpair(examples()) if ROWS[name].learns_from == "labels" else examples())
     lengths = [2 * example.length for example in index.examples]
-    if ROWS[name].learns_from == "labels":
-        return UnpairedSource(order, index.unpaired, passes, processes, rank, lengths, max_tokens)
+    source: FixedBatchSource | TokenSource = FixedBatchSource(order, index.batch, passes, processes, rank)
     if max_tokens is not None:
-        return TokenSource(order, index.batch, lengths, max_tokens, processes, rank)
-    return FixedBatchSource(order, index.batch, passes, processes, rank)
+        source = TokenSource(order, index.batch, lengths, max_tokens, processes, rank)
+    return UnpairedSource(source, index.unpaired) if ROWS[name].learns_from == "labels" else source
 
 
 def run(name: str, folder: Path, passes: int, max_tokens: int | None = None) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.preference import MeanDivergence, Population, PreferenceStep, RunningMean
-from diffusion_feedback.training.sources import UnpairedSource
+from diffusion_feedback.training.sources import FixedBatchSource, TokenSource, UnpairedSource
 from diffusion_feedback.types.training import Coupled, Gated, Observer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +73,10 @@ def test_partners_rotate_over_the_whole_step() -> None:
     def partners(passes: int, processes: int, lengths: Sequence[int] | None = None) -> dict[int, int]:
         found: dict[int, int] = {}
         for rank in range(processes):
-            source = UnpairedSource(
-                order, lambda own, others, draw: zip(own, others, strict=True), passes, processes, rank, lengths, 20
-            )
+            inner: FixedBatchSource | TokenSource = FixedBatchSource(order, list, passes, processes, rank)
+            if lengths is not None:
+                inner = TokenSource(order, list, lengths, 20, processes, rank)
+            source = UnpairedSource(inner, lambda own, others, draw: zip(own, others, strict=True))
             for batch in source.micro_batches(1):
                 found.update(batch)
         return found
@@ -89,7 +90,7 @@ def test_partners_rotate_over_the_whole_step() -> None:
 
 def test_one_example_has_no_partner() -> None:
     with pytest.raises(UserError, match="no mismatched completion"):
-        UnpairedSource(EpochOrder(4, 1, 0), lambda *_: None, 1)
+        UnpairedSource(FixedBatchSource(EpochOrder(4, 1, 0), list, 1), lambda *_: None)
 
 
 def test_kl_is_the_mean_over_the_global_batch() -> None:

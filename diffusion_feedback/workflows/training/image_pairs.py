@@ -63,11 +63,10 @@ class ImagePairs(RunData):
             mismatched = [self.train.pairs[partner].prompt for partner in partners]
             return replace(self.train.batch(indices, draw), mismatched=mismatched)
 
-        passes, accelerator = self.setup.recipe.training.gradient_accumulation_steps, self.setup.accelerator
+        accumulated, accelerator = self.setup.recipe.training.gradient_accumulation_steps, self.setup.accelerator
         processes, rank = accelerator.num_processes, accelerator.process_index
-        if self.setup.objective.learns_from == "labels":
-            return UnpairedSource(self.order, batches, passes, processes, rank)
-        return FixedBatchSource(self.order, self.train.batch, passes, processes, rank)
+        passes = FixedBatchSource(self.order, self.train.batch, accumulated, processes, rank)
+        return UnpairedSource(passes, batches) if self.setup.objective.learns_from == "labels" else passes
 
     def labels_hash(self) -> str:
         """Identity of the pairs and labels that the run learns from."""

@@ -67,14 +67,12 @@ class TokenBatches(RunData):
 
         One on chosen samples alone is a mean over the tokens of the whole step, every other one a mean over its examples.
         """
-        recipe, accelerator, learns_from = self.setup.recipe, self.setup.accelerator, self.setup.objective.learns_from
-        budget, train = budget_of(recipe, self.lengths), self.data.train
+        accelerator, learns_from = self.setup.accelerator, self.setup.objective.learns_from
+        budget, train = budget_of(self.setup.recipe, self.lengths), self.data.train
         processes, rank = accelerator.num_processes, accelerator.process_index
-        if learns_from == "labels":
-            passes = recipe.training.gradient_accumulation_steps
-            return UnpairedSource(self.order, train.unpaired, passes, processes, rank, self.lengths, budget)
         counts = [float(each.chosen.num_scored) for each in train.examples] if learns_from == "chosen" else None
-        return TokenSource(self.order, train.batch, self.lengths, budget, processes, rank, counts)
+        passes = TokenSource(self.order, train.batch, self.lengths, budget, processes, rank, counts)
+        return UnpairedSource(passes, train.unpaired) if learns_from == "labels" else passes
 
     def metrics_of(self, number: int) -> Mapping[str, float]:
         """Tokens seen up to an update (number from 0), that one included."""
