@@ -36,6 +36,7 @@ from .workflows.settings import CalibrationSettings as CalibrationSettings
 from .workflows.settings import CheckSettings as CheckSettings
 from .workflows.settings import CompletionSampling as CompletionSampling
 from .workflows.settings import ConvertSettings as ConvertSettings
+from .workflows.settings import DataSource as DataSource
 from .workflows.settings import GenerationSettings as GenerationSettings
 from .workflows.settings import ImageSampling as ImageSampling
 from .workflows.settings import ImageSettings as ImageSettings

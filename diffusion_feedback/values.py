@@ -75,7 +75,6 @@ SHARE, DECAY = Range(0, 1), Range(0, 1, below=True)
 SEED = Range(0, 2.0**63, below=True)
 SEEDS = Range(0, 2.0**63, below=True, distinct=True)
 TOKENS = Range(1, 2**31 - 1)
-INFERENCE_STEPS = Range(1, 1000)  # the noise levels that the schedulers have
 GUIDANCE = Range(0, 1000, note="1 and less is no guidance, 7.5 is usual")  # beyond, all pictures are noise
 SIDE = Range(8, 16_384, multiples_of=8)  # px
 MARGIN = Range(note="in the unit of the scores")
@@ -126,13 +125,11 @@ def checked_by_type(kind: type[Settings]) -> type[Settings]:
             value = getattr(settings, name)
             if not _fits(value, hint):
                 raise UserError(f"`{name}`: got {value!r}", _allowed(value, hint))
+            plain = os.fspath(value) if isinstance(value, os.PathLike) else float(value) if hint is float else value
+            object.__setattr__(settings, name, plain)
             for note in notes[name]:
                 if isinstance(note, Range):
-                    note.check(f"`{name}`", value)
-            if isinstance(value, os.PathLike):
-                object.__setattr__(settings, name, os.fspath(value))
-            elif hint is float:
-                object.__setattr__(settings, name, float(value))
+                    note.check(f"`{name}`", plain)
         if further is not None:
             further(settings)
 

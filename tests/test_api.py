@@ -85,8 +85,8 @@ def test_the_package_is_imported_without_torch() -> None:
         (dfb.LabelingSettings, {"calibration": 3}, "`calibration`: got 3\n  -> allowed: a text, or a mapping, or None"),
         (dfb.ReportSettings, {"names": "ab"}, "`names`: got 'ab'\n  -> allowed: a list of texts"),
         (dfb.ReportSettings, {"tie_margin": float("nan")}, "`tie_margin`: got nan"),
-        (dfb.CompletionSampling, {"top_p": 0}, "`top_p`: got 0\n  -> allowed: above 0 to 1"),
-        (dfb.ConvertSettings, {"streaming": "no"}, "`streaming`: got 'no'\n  -> allowed: true or false"),
+        (dfb.CompletionSampling, {"top_p": 0}, "`top_p`: got 0.0\n  -> allowed: above 0 to 1"),
+        (dfb.DataSource, {"streaming": "no"}, "`streaming`: got 'no'\n  -> allowed: true or false"),
     ],
 )
 def test_settings_of_another_type_or_out_of_range(kind: Any, setting: dict[str, Any], message: str) -> None:

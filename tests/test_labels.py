@@ -88,6 +88,7 @@ def test_scores_of_before_judge(folder: Path) -> None:
     table = dfb.score(folder, scorers=[SHAPES, "other:shapes"][:1], cache_dir=None)
     pairs = dfb.label(folder, scores=table, use=[SHAPES])
     assert pairs.to_list() == dfb.label(folder, scorers=SHAPES, cache_dir=None).to_list()
+    assert dfb.label(folder, scores=table, use=SHAPES).to_list() == pairs.to_list()
 
 
 def second_best(standing: Any, *, place: int = 1) -> list[tuple[int, int]]:

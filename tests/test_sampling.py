@@ -236,7 +236,7 @@ def test_a_benchmark_of_a_loaded_model_takes_no_weights_besides(
 def test_a_benchmark_of_a_file_is_reported(tmp_path: Path, given: dict[str, Any]) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from diffusion_feedback.evaluation.benchmarks.benchmark import Benchmark\n"
+        "from diffusion_feedback import Benchmark\n"
         "def mine():\n"
         "    return Benchmark(name='mine', title='Mine', source='me', prompts=None, files={}, scorers=('shapes',))\n"
     )
@@ -245,6 +245,8 @@ def test_a_benchmark_of_a_file_is_reported(tmp_path: Path, given: dict[str, Any]
     page = dfb.report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html", names=["first", "second"])
     assert page.before_name == "first"
     assert (tmp_path / "page.html").is_file()
+    dfb.report(str(tmp_path / "a"), tmp_path / "alone.html")
+    assert (tmp_path / "alone.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..workflows.settings import CheckSettings, ConvertSettings
+from ..workflows.settings import CheckSettings, ConvertSettings, DataSource
 from .flags import Flags
 from .settings import add_flags
 
@@ -67,8 +67,10 @@ def build_parser() -> Flags:
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     metavars = {"tokenizer": {"metavar": "FOLDER"}, "chat_template": {"metavar": "FILE"}}
-    add_flags(check, CheckSettings, {**WHERE, **CHECK}, **metavars)
-    add_flags(convert, ConvertSettings, {**WHERE, **CONVERT})
+    for command in (check, convert):
+        add_flags(command, DataSource, WHERE)
+    add_flags(check, CheckSettings, CHECK, **metavars)
+    add_flags(convert, ConvertSettings, CONVERT)
     return parser
 
 

@@ -140,7 +140,9 @@ def _with_homes(recipe: Recipe) -> Recipe:
 
 
 def _with_contents(argv: Sequence[str]) -> list[str]:
-    """``argv`` with recipe files as their content: the parser would read them in the locale's encoding."""
+    """``argv`` with recipe files, their keys checked, as their content: the parser would read them in the locale's
+    encoding. Raises UserError for files that cannot be read or hold unknown keys.
+    """
     texts: list[str] = []
     for place, argument in enumerate(argv):
         if argument.startswith("--config="):
@@ -153,7 +155,9 @@ def _with_contents(argv: Sequence[str]) -> list[str]:
 
 
 def _text_of(file: str) -> str:
-    return yaml.safe_dump(read_yaml(expand(file)), sort_keys=False)
+    content = _content_of(file)
+    _check_content(content, file)
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _given(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -173,20 +177,14 @@ def _check_names(argv: Sequence[str], flags: Sequence[str]) -> None:
 
 
 def _check_values(argv: Sequence[str]) -> None:
-    """Refuse recipe files that cannot be read or hold unknown keys, and what holds a key twice."""
+    """Refuse sections that are given as a whole, and what holds a key twice."""
     for name, value in _given(argv):
         if value is None:
             continue
-        if name == "config":
-            _check_file(value)
-        elif name in SECTIONS and value.lstrip()[:1] != "{":
+        if name in SECTIONS and value.lstrip()[:1] != "{":
             raise UserError(f"--{name}: is a section", f"set its keys one by one, such as --{name}.KEY VALUE")
-        elif value.lstrip()[:1] in ("{", "["):
+        if value.lstrip()[:1] in ("{", "["):
             parse_yaml(value, f"--{name}", "give YAML, such as {name: dpo, beta: 5000} or [one, other]")
-
-
-def _check_file(file: str) -> None:
-    _check_content(_content_of(file), file)
 
 
 def _content_of(file: str) -> dict[str, Any]:

@@ -10,21 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 
-from ..values import (
-    COUNT,
-    DECAY,
-    GUIDANCE,
-    INFERENCE_STEPS,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SEVERAL,
-    SHARE,
-    SIDE,
-    SOME,
-    TOKENS,
-    Range,
-)
+from ..values import COUNT, DECAY, GUIDANCE, NOT_NEGATIVE, POSITIVE, SEED, SEVERAL, SHARE, SIDE, TOKENS, Range
 
 _STEPS, _STEPS_OR_NONE, _PAIRS = Range(1, 100_000_000), Range(0, 100_000_000), Range(1, 2.0**40)
 # What a key is for, where it means nothing to all other runs.
@@ -176,9 +162,9 @@ class ValidationConfig:
 
     steps: Annotated[int, _STEPS_OR_NONE] = 0
     prompts: Annotated[list[str], SAMPLES] = field(default_factory=list)
-    num_prompts: Annotated[int, SOME, SAMPLES] = 8
+    num_prompts: Annotated[int, Range(0, 1_000_000), SAMPLES] = 8
     seed: Annotated[int, SEED, SAMPLES] = 0
-    num_inference_steps: Annotated[int, INFERENCE_STEPS, NOISE] = 30
+    num_inference_steps: Annotated[int, Range(1, 1000), NOISE] = 30
     guidance_scale: Annotated[float, GUIDANCE, NOISE] = 7.5
 
 

@@ -39,8 +39,8 @@ from .benchmark_folder import (
 from .generating import draw_images
 from .outputs import hold_output
 from .sampling import ImageSampler, adapts_object, base_of_lora_run, of_run, open_image_sampler, path_of
-from .scoring import listed_scorers, score_items
-from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, made_of_keywords, refuse
+from .scoring import score_items
+from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, as_list, made_of_keywords, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def benchmark(
     kinds = (BenchmarkSettings, ModelSource, ImageSampling, ScoringSettings)
     own, source, sampling, scoring = made_of_keywords({"noise": "prompt", **settings}, *kinds)
     chosen = benchmark_of(name)
-    judges = listed_scorers(scorers) if scorers else list(chosen.scorers)
+    judges = as_list(scorers) if scorers else list(chosen.scorers)
     _check(model, images, own, scoring)
     if model is None:
         refuse(settings, _OF_DRAWING, "for images that are there", "leave it out, or give `model`")

@@ -24,8 +24,8 @@ from ..reports.pages.folder import write_pages
 from ..scorers.loading import AnyScorer, label_of
 from ..types.images import ImageItem
 from .outputs import output_folder
-from .scoring import Scorers, listed_scorers, score_items
-from .settings import CalibrationSettings, ScoringSettings, made_of_keywords, refuse
+from .scoring import Scorers, score_items
+from .settings import CalibrationSettings, ScoringSettings, as_list, made_of_keywords, refuse
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -58,7 +58,7 @@ def calibrate(
     calibration, scoring = made_of_keywords(settings, CalibrationSettings, ScoringSettings)
     if tune is None:
         refuse(settings, ["tune_split"], "without `tune`")
-    listed = listed_scorers(scorers)
+    listed = as_list(scorers)
     _check_ceiling(calibration, listed)
     with output_folder(output_dir, "calibrate", overwrite=overwrite) as folder:
         result = _calibrated(pairs, listed, tune, calibration, scoring)

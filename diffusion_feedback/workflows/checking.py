@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..data.check import CheckReport, check_pairs
@@ -12,7 +12,7 @@ from ..data.trajectories import open_trajectories
 from ..errors import UserError
 from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
-from .settings import CheckSettings, made_of_keywords
+from .settings import CheckSettings, DataSource, made_of_keywords
 from .token_check import TokenCheck
 
 _OF_TOKENS = ("tokenizer", "max_length", "max_completion_length", "chat_template")
@@ -38,11 +38,11 @@ class Checked:
 def check(path: str, **settings: object) -> Checked:
     """Read all of the data set ``path``, pairs of images or texts in any form, and say what it holds and what is wrong.
 
-    ``settings`` are the fields of CheckSettings. Raises UserError for what cannot be read at all, and for a trajectory
+    ``settings`` are the fields of CheckSettings and DataSource. Raises UserError for what cannot be read at all, and for a trajectory
     that training would refuse.
     """
-    [given] = made_of_keywords(settings, CheckSettings)
-    where = given.where
+    given, source = made_of_keywords(settings, CheckSettings, DataSource)
+    where = asdict(source)
     is_text = holds_texts(path, **where)
     if given.tokenizer is None or not is_text:
         for name in _OF_TOKENS:
@@ -54,7 +54,7 @@ def check(path: str, **settings: object) -> Checked:
     report = check_texts(path, tokens=_token_check(given), **where)
     if not report.is_ready or not reward_columns(path, where):
         return Checked(report)
-    trajectories = list(open_trajectories(path, split=given.split, revision=given.revision))
+    trajectories = list(open_trajectories(path, split=source.split, revision=source.revision))
     rewards = [reward for each in trajectories for reward in each.rewards]
     summary = f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
     return Checked(report, summary)

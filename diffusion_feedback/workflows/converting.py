@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..folders import expand
 from ..progress import progress
 from .checking import reward_columns
 from .outputs import output_file
-from .settings import ConvertSettings, made_of_keywords
+from .settings import ConvertSettings, DataSource, made_of_keywords
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ def convert(path: str, output: str | Path, **settings: object) -> Converted:
     """Write the data set ``path`` to the file ``output``: pairs with Pick-a-Pic's columns and the images inside, as
     .parquet; texts with TRL's columns, as .jsonl or .parquet.
 
-    ``settings`` are the fields of ConvertSettings. Raises UserError for data that cannot be read, a bad row unless they
+    ``settings`` are the fields of ConvertSettings and DataSource. Raises UserError for data that cannot be read, a bad row unless they
     are skipped, and an output that is there or is one of the inputs.
     """
-    [given] = made_of_keywords(settings, ConvertSettings)
-    where, file = given.where, expand(output)
+    given, source = made_of_keywords(settings, ConvertSettings, DataSource)
+    where, file = asdict(source), expand(output)
     reader: Any
     write: Any
     if is_text := holds_texts(path, **where):

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
-from typing import cast
 from weakref import finalize
 
 from ..documents import read_object
@@ -28,7 +27,7 @@ from .completing import text_prompts
 from .generating import Prompts, complete
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
-from .settings import CompletionSampling, JudgeSettings, made_of_keywords, refuse
+from .settings import CompletionSampling, JudgeSettings, as_list, made_of_keywords, refuse
 from .verdicts import Judge, check_judge, load_judge, name_of_judge, verdict_of
 
 _COMPARISONS = OutputKind(
@@ -105,7 +104,7 @@ def judge(
     UserError for settings that are out of range or contradict each other, models, prompts and judges that cannot be read, and a folder that holds another comparison.
     """
     own, sampling = made_of_keywords(settings, JudgeSettings, CompletionSampling)
-    listed: list[Judge] = list(judges) if isinstance(judges, list | tuple) else [cast(Judge, judges)]
+    listed: list[Judge] = as_list(judges)
     first, second = _names(a, b, names)
     sides = ComparedModel.of(a, first, sampling, own), ComparedModel.of(b, second, sampling, own)
     origin = None if reference is None else ComparedModel.of(reference, _described(reference), sampling, own)
@@ -135,8 +134,8 @@ def _described(given: object) -> str:
 
 def _names(a: object, b: object, names: Sequence[str] | None) -> tuple[str, str]:
     """What the two are called: by default their folders."""
-    if names is not None and len(names) != 2:
-        raise UserError(f"`names`: got {len(names)}", "give two, of A and of B")
+    if names is not None and len(as_list(names)) != 2:
+        raise UserError(f"`names`: got {names!r}", "give two, of A and of B")
     paths = [Path(_described(given)) for given in (a, b)]
     paths = [path.parent if path.name == COMPLETIONS else path for path in paths]
     first, second = names or (path.name or str(path) for path in paths)

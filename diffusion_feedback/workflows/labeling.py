@@ -30,8 +30,8 @@ from ..scorers.loading import AnyScorer
 from ..types.images import ImageItem
 from .image_inputs import Images, Prompts, open_inputs
 from .outputs import check_not_input, output_file
-from .scoring import Scorers, listed_scorers, score_items
-from .settings import ImageSettings, LabelingSettings, ScoringSettings, made_of_keywords
+from .scoring import Scorers, score_items
+from .settings import ImageSettings, LabelingSettings, ScoringSettings, as_list, made_of_keywords
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -67,7 +67,7 @@ def label(
     *,
     scorers: Scorers | None = None,
     scores: str | Path | Dataset | None = None,
-    use: Sequence[str] = (),
+    use: str | Sequence[str] = (),
     rule: str | Callable[..., Any] | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -89,13 +89,13 @@ def label(
     """
     labeling, scoring, inputs = made_of_keywords(settings, LabelingSettings, ScoringSettings, ImageSettings)
     rule = None if rule is None else rule_of(rule, "`rule`")
-    judges = None if scorers is None else listed_scorers(scorers)
+    judges = None if scorers is None else as_list(scorers)
     with output_file(output, [".parquet"], "label", overwrite=overwrite) as path:
         items = open_inputs(images, prompts, inputs).items
         if path is not None:
             _check_apart(path, images, items, scores, prompts)
         labelled = label_images(
-            items, scorers=judges, scores=scores, use=use, rule=rule, settings=labeling, scoring=scoring
+            items, scorers=judges, scores=scores, use=as_list(use), rule=rule, settings=labeling, scoring=scoring
         )
         if path is None:
             return labelled.dataset()

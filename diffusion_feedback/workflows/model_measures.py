@@ -46,7 +46,7 @@ class ComparedModel:
     @classmethod
     def of(cls, given: object, name: str, sampling: CompletionSampling, settings: JudgeSettings) -> ComparedModel:
         """``given``: a path or hub id, the result of a run, or (model, tokenizer)."""
-        if isinstance(given, tuple):
+        if isinstance(given, tuple) and len(given) == 2:
             model, tokenizer = given
             return cls(name, model, tokenizer, sampling, settings)
         if adapts_object(given):

@@ -13,12 +13,12 @@ from ..reports.content import Report
 from ..reports.html import write_report
 from ..reports.pages.benchmark import benchmark_report
 from .benchmark_folder import load_run
-from .settings import ReportSettings, made_of_keywords
+from .settings import ReportSettings, as_list, made_of_keywords
 
 logger = logging.getLogger(__name__)
 
 
-def report(runs: Sequence[str | Path], output: str | Path, **keywords: object) -> Report:
+def report(runs: str | Path | Sequence[str | Path], output: str | Path, **keywords: object) -> Report:
     """Write a page over benchmark ``runs`` (folders, of one benchmark and one list of prompts) to the file ``output``.
 
     All are compared with the baseline, or the first. ``keywords`` are the fields of ReportSettings. Returns what stands on
@@ -31,7 +31,7 @@ def report(runs: Sequence[str | Path], output: str | Path, **keywords: object) -
         raise UserError(f"{page}: the output is a page", "give a name that ends in .html")
     if page.exists() and not settings.overwrite:
         raise UserError(f"{page}: exists already", "give another name, or `overwrite` to replace it")
-    baseline, *others = _load(runs, settings)
+    baseline, *others = _load(as_list(runs), settings)
     for other in others:
         check_same_prompts(baseline, other)
     comparisons = [compare_runs(baseline, other, tie_margin=settings.tie_margin) for other in others]

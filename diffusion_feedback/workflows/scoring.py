@@ -22,7 +22,7 @@ from ..types.images import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
 from .image_inputs import Images, Prompts, open_inputs
 from .outputs import check_not_input, output_file
-from .settings import ImageSettings, ScoringSettings, made_of_keywords
+from .settings import ImageSettings, ScoringSettings, as_list, made_of_keywords
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -60,7 +60,7 @@ def score(
         image_set = open_inputs(images, prompts, inputs)
         if path is not None:
             check_not_input(path, image_set.items, prompts)
-        records = score_items(image_set.items, listed_scorers(scorers), scoring)
+        records = score_items(image_set.items, as_list(scorers), scoring)
         if path is not None and is_main_process():
             write_scores(records, path)
             logger.info("%s", _summary(records, image_set, path))
@@ -73,11 +73,6 @@ def _summary(records: Sequence[ScoreRecord], images: ImageSet, output: Path) -> 
     counts = f"{output}: {len(records):,} scores of {number:,} images" + (f"; {left:,} left out" if left else "")
     means = folder_means(records, images.folders)
     return "\n".join([scores_summary(records), *([f"\n{means}"] if means else []), counts])
-
-
-def listed_scorers(scorers: Scorers) -> list[AnyScorer]:
-    """``scorers`` as a list, one by itself too."""
-    return list(scorers) if isinstance(scorers, Sequence) and not isinstance(scorers, str) else [scorers]
 
 
 def score_items(

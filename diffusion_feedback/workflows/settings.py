@@ -12,21 +12,14 @@ from typing import Annotated, Any, Literal
 
 from ..errors import UserError, nearest
 from ..labeling.panel import LabelPolicy
-from ..values import (
-    COUNT,
-    GUIDANCE,
-    MARGIN,
-    NOT_NEGATIVE,
-    SEED,
-    SEEDS,
-    SIDE,
-    SOME,
-    TOKENS,
-    Range,
-    checked_by_type,
-)
+from ..values import COUNT, GUIDANCE, MARGIN, NOT_NEGATIVE, SEED, SEEDS, SIDE, SOME, TOKENS, Range, checked_by_type
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+
+def as_list(given: object) -> list[Any]:
+    """``given`` as a list, one by itself too; a text is one, and not its letters."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[Any]:
@@ -126,39 +119,33 @@ class CalibrationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
-class CheckSettings:
-    """Which data set is checked; texts in the tokens of ``tokenizer``, at most ``max_length`` of them in an example."""
+class DataSource:
+    """Which part of a data set is read, besides its path or hub id, and whether without downloading it first."""
 
     split: str = "train"
     revision: str | None = None
     streaming: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
+class CheckSettings:
+    """How texts are counted: in the tokens of ``tokenizer``, at most ``max_length`` of them in an example."""
+
     tokenizer: str | None = None
     max_length: int | None = None
     max_completion_length: int | None = None
     chat_template: str | None = None
 
-    @property
-    def where(self) -> dict[str, Any]:
-        """What readers take."""
-        return {"split": self.split, "revision": self.revision, "streaming": self.streaming}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
 class ConvertSettings:
-    """Which data set is converted; ``each_answer`` makes a row of each answer of a conversation, of texts."""
+    """How a data set is converted; ``each_answer`` makes a row of each answer of a conversation, of texts."""
 
-    split: str = "train"
-    revision: str | None = None
-    streaming: bool = False
     on_bad_row: Literal["error", "skip"] = "error"
     each_answer: bool = False
     overwrite: bool = False
-
-    @property
-    def where(self) -> dict[str, Any]:
-        """What readers take."""
-        return {"split": self.split, "revision": self.revision, "streaming": self.streaming}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
