@@ -7,10 +7,12 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 # One thread a worker: tiny tensors gain nothing from more, and workers would fight over the cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-# The mathematics and the files on disk are covered line by line.
+# The mathematics and the files on disk are covered line by line, by the unit tests alone.
 FLOOR := */objectives/*,*/likelihoods/*,*/noise.py,*/records.py
-# What `make quick` runs: the mathematics, the layers, and what needs neither a model nor a command.
-QUICK := $(addprefix tests/,catalog evaluation labeling likelihoods objectives test_architecture.py test_noise.py test_records.py)
+# The unit tests: the mathematics, the layers, and what needs neither a model nor a command.
+UNIT := $(addprefix tests/,borders/test_templates.py catalog evaluation labeling likelihoods objectives test_architecture.py \
+	test_noise.py test_records.py)
+PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help demo test quick lint format types check docs lock newest clean
 .DEFAULT_GOAL := help
@@ -82,12 +84,18 @@ demo: $(VENV)/.stamp-run
 	$(BIN)/dfb demo
 
 test: $(VENV)/.stamp-dev
-	rm -f .coverage .coverage.*
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
-	$(if $(filter --no-cov,$(PYTEST_ARGS)),,$(BIN)/python -m coverage report --include='$(FLOOR)' --show-missing --fail-under=100)
+	$(if $(PYTEST_ARGS),$(PYTEST) $(PYTEST_ARGS),$(ALL_TESTS))
+
+# The floor is of the unit tests: counting lines costs the others a third of their time, and tells nothing of them.
+define ALL_TESTS
+rm -f .coverage .coverage.*
+	$(PYTEST) --cov --cov-report= $(UNIT)
+	$(BIN)/python -m coverage report --include='$(FLOOR)' --show-missing --fail-under=100
+	$(PYTEST) $(addprefix --ignore=,$(UNIT))
+endef
 
 quick: $(VENV)/.stamp-dev
-	$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not slow and not gpu' $(QUICK)
+	$(PYTEST) -q -m 'not slow and not gpu' $(UNIT) $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from diffusion_feedback.records import (
     CompletionRecord,
     ImageRecord,
     PairRecord,
+    ScoreRecord,
     atomic_folder,
     atomic_write,
     content_hash,
+    parse_json,
     sync,
+    write_json,
 )
 
 
@@ -140,3 +144,29 @@ def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
         sync(tmp_path)
+
+
+def test_completion_records_read_back() -> None:
+    turns = ({"role": "user", "content": "größer?"},)
+    for prompt in ("größer", turns):
+        record = CompletionRecord(2, 1, 7, prompt, "ja", (3, 4), True, {"top_k": 0}, "abc")
+        again = CompletionRecord.from_json(record.to_json())
+        assert again == record
+        assert again.identity == (2, 7, 1)
+    with pytest.raises(ValueError, match="neither a text nor a list of turns"):
+        CompletionRecord.from_json(record.to_json().replace('[{"content": "größer?", "role": "user"}]', '["größer?"]'))
+
+
+def test_the_logit_of_a_score() -> None:
+    score = ScoreRecord("a.png", "k", "p", "pickscore", "r", score=2.0, raw=0.25, logit_scale=8.0)
+    assert score.logit == 2.0
+    assert replace(score, logit_scale=None).logit is None
+
+
+def test_json_that_is_written_and_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"größe": 1})
+    assert parse_json((tmp_path / "a.json").read_bytes(), "a.json", "mend it") == {"größe": 1}
+    with pytest.raises(UserError, match=r"a.json: not UTF-8 text \(byte 1\)"):
+        parse_json(b'"\xff"', "a.json", "mend it")
+    with pytest.raises(UserError, match="mend it"):
+        parse_json(r'"\ud800"', "a.json", "mend it")

@@ -170,3 +170,31 @@ def test_half_predictions_are_cast_before_the_subtraction(likelihood: DenoisingL
     logps = replace(likelihood, denoiser=Half(None)).logps(nn.Identity(), inputs)  # type: ignore[arg-type]
     expected = -0.5 * ((inputs.noisy.bfloat16().double() - inputs.target.double()) ** 2).mean((1, 2, 3))
     torch.testing.assert_close(logps.double(), expected, atol=0, rtol=1e-6)
+
+
+def test_what_a_model_predicts_shows_in_its_errors(likelihood: DenoisingLikelihood) -> None:
+    """A network that returns the noise errs by nothing where noise is asked for, and by 1 + 1 where the latents are."""
+    process = likelihood.denoiser.process
+    kinds = {kind: replace(process, prediction_type=kind) for kind in ("epsilon", "sample")}
+
+    @dataclass(frozen=True)
+    class Noise:
+        """The denoiser, of which every network knows the noise."""
+
+        denoiser: Any
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.denoiser, name)
+
+        def predict(self, network: nn.Module, noisy: Tensor, *rest: object) -> Tensor:
+            return expected.target
+
+    expected = likelihood.prepare(batch([1, 2, 3]))
+    clean = replace(likelihood, denoiser=replace(likelihood.denoiser, process=kinds["sample"])).prepare(
+        batch([1, 2, 3])
+    )
+    knowing = replace(likelihood, denoiser=Noise(likelihood.denoiser))
+    errors = knowing.errors_by_prediction(nn.Identity(), batch([1, 2, 3]), kinds)
+    assert errors["epsilon"] == 0.0
+    assert errors["sample"] == pytest.approx(float((expected.target - clean.target).square().mean()))
+    assert likelihood.lengths(expected) is None

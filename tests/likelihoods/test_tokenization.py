@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.likelihoods.conversations import as_turns
 from diffusion_feedback.likelihoods.tokenization import Tokenization, common_prefix
 from diffusion_feedback.records import TextRecord
 from diffusion_feedback.types.texts import TokenExample, TokenSequence
@@ -451,3 +452,8 @@ def test_common_prefix() -> None:
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
     assert common_prefix([1, 2], [1, 2, 4]) == 2
     assert common_prefix([], [1]) == 0
+
+
+def test_texts_as_turns() -> None:
+    turns = (USER, RED)
+    assert as_turns(["hello", turns]) == [({"role": "user", "content": "hello"},), turns]

@@ -162,6 +162,7 @@ def test_adaptive_coefficient_moves_against_the_error_by_a_fifth_at_most() -> No
     fixed, adaptive = PPO(kl_coef=0.2), PPO(kl_coef=0.2, target_kl=6.0)
     assert fixed.next_kl_coef(0.2, 60.0, 512) == 0.2
     assert adaptive.next_kl_coef(0.2, 6.6, 512) == pytest.approx(0.2 * (1 + 0.1 * 0.0512))
+    assert [each.next_kl_coef(0.2, 60.0, 512) for each in (GRPO(beta=0.2), RLOO(beta=0.2))] == [0.2, 0.2]
 
 
 # ---------------------------------------------------------------- losses
