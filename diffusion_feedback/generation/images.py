@@ -104,7 +104,10 @@ def generate_images(
             batch = [record for record in wanted[start : start + batch_size] if record.file_name not in there]
             if batch:
                 pending.add(record.file_name for record in batch)
-                _write_images(folder, batch, sampler)
+                images = sampler([record.prompt for record in batch], [record.seed for record in batch])
+                for record, image in zip(batch, images, strict=True):
+                    with atomic_write(folder / record.file_name) as temporary:
+                        image.save(temporary, format="PNG")
                 append_rows(folder / METADATA, batch)
                 bar.update(len(batch))
     absent = [record.file_name for record in wanted if not (folder / record.file_name).is_file()]
@@ -149,13 +152,6 @@ def load_generated(folder: Path | str) -> list[tuple[ImageRecord, Path]]:
     if not images:
         raise UserError(f"{folder / METADATA}: holds no images", "run the generation again")
     return images
-
-
-def _write_images(folder: Path, batch: Sequence[ImageRecord], sampler: Sampler) -> None:
-    images = sampler([record.prompt for record in batch], [record.seed for record in batch])
-    for record, image in zip(batch, images, strict=True):
-        with atomic_write(folder / record.file_name) as temporary:
-            image.save(temporary, format="PNG")
 
 
 def _read(path: Path) -> tuple[list[ImageRecord], bool]:

@@ -15,7 +15,7 @@ from ..config.recipe import Recipe
 from ..data.image_sets import open_images
 from ..documents import read_object
 from ..errors import UserError
-from ..evaluation.comparison import Comparison, compare
+from ..evaluation.comparison import compare
 from ..folders import hold_folder
 from ..output_folders import OutputKind
 from ..prompts import read_prompts
@@ -113,7 +113,8 @@ class Story:
             with self._stage(f"sample {method}", f"{method}: the same prompts and seeds"):
                 images[method] = self._sample(method, str(self.folder / method))
         with self._stage("report", "judging by the exact verifier"):
-            comparisons = {method: self._compare(images["base"], images[method]) for method in self.recipes}
+            before, own = images["base"].scores, {method: images[method].scores for method in self.recipes}
+            comparisons = {m: compare(self.prompts, before, own[m], tie_margin=TIE_MARGIN) for m in own}
         result = Demo(self.folder, self.recipes, images, comparisons, sum(self._stages().values()))
         write_json(self.folder / "results.json", result.metrics)
         write_demo_pages(result)
@@ -135,9 +136,6 @@ class Story:
         generation = GenerationSettings(seeds=(recipe.validation.seed,), batch_size=32)
         records = draw_images(self.prompts, sampler, folder, generation)
         return _judge(self.prompts, [folder / record.file_name for record in records])
-
-    def _compare(self, before: VerifiedImages, after: VerifiedImages) -> Comparison:
-        return compare(self.prompts, before.scores, after.scores, tie_margin=TIE_MARGIN)
 
 
 def _judge(prompts: list[str], images: list[Path]) -> VerifiedImages:

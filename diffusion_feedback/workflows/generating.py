@@ -9,15 +9,25 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, cast
 
 from ..data.samples import image_samples, text_samples
+from ..data.texts import open_prompts
 from ..errors import UserError
 from ..generation.completions import COMPLETIONS, complete_prompts
 from ..generation.images import generate_images
+from ..likelihoods.conversations import as_turns
 from ..prompts import check_prompts, prompt_file, read_prompts, to_prompt
 from ..records import CompletionRecord, ImageRecord, Message, Text
 from ..types.models import Tokenizer
-from .completing import TextSampler, open_text_sampler, text_prompts
 from .outputs import hold_output
-from .sampling import ImageSampler, base_of_lora_run, of_run, open_image_sampler, path_of, writes_texts
+from .sampling import (
+    ImageSampler,
+    TextSampler,
+    base_of_lora_run,
+    of_run,
+    open_image_sampler,
+    open_text_sampler,
+    path_of,
+    writes_texts,
+)
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords, refuse
 
 if TYPE_CHECKING:
@@ -141,6 +151,24 @@ def complete(
 def _note(notes: Sequence[str]) -> None:
     for note in notes:
         logger.warning("note: %s", note)
+
+
+def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_turns: bool = False) -> list[Text]:
+    """The different ones of ``prompts``: a list of them, or a file in any of the formats that are trained on.
+
+    ``in_turns``: plain ones become the user's turn. What was left aside is noted in the log. Raises UserError for none.
+    """
+    if isinstance(prompts, str | Path):
+        texts = open_prompts(prompts, say=lambda line: logger.warning("%s", line))
+    else:
+        check_prompts(prompts, or_turns=True)
+        given: list[Text] = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
+        texts = list({repr(prompt): prompt for prompt in given}.values())
+    if not texts or not all(texts):
+        raise UserError(
+            f"`prompts`: {'one is empty' if texts else 'none is given'}", "give at least one character each"
+        )
+    return as_turns(texts) if in_turns else texts
 
 
 def _captions(prompts: Prompts) -> list[str]:

@@ -23,8 +23,7 @@ from ..reports.console import judge_summary
 from ..reports.pages.folder import write_pages
 from ..reports.pages.judge import judge_report
 from ..scorers.texts.completion_scorer import quote
-from .completing import text_prompts
-from .generating import Prompts, complete
+from .generating import Prompts, complete, text_prompts
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
 from .settings import CompletionSampling, JudgeSettings, as_list, made_of_keywords, refuse

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,10 +19,10 @@ from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_div
 from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
+from ..training.token_rollouts import drawn_sequence
 from ..types.models import Tokenizer
 from ..types.texts import TokenSequence
-from .completing import TextSampler, open_text_sampler
-from .sampling import adapts_object, path_of
+from .sampling import TextSampler, adapts_object, open_text_sampler, path_of
 from .settings import CompletionSampling, JudgeSettings, ModelSource
 from .verdicts import prompt_name
 
@@ -176,7 +175,7 @@ def divergence_of(
     model, sampling = sampler.model, sampler.sampling
     device = next(model.network.parameters()).device
     prompts = sampler.encode([record.prompt for record in records])
-    sequences = [_sequence_of(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
+    sequences = [drawn_sequence(prompt, record.token_ids) for prompt, record in zip(prompts, records, strict=True)]
     likelihood = TokenLikelihood(device, temperature=sampling.temperature)
     sampled = sampled_divergence(model.network, reference, sequences, likelihood=likelihood)
     estimates = {"log_ratio": sampled.log_ratio.tolist(), "token_kl": sampled.token_kl.tolist()}
@@ -196,10 +195,3 @@ def divergence_of(
             for _, prompt in sorted(different.items())
         ]
     return estimates
-
-
-def _sequence_of(prompt: Sequence[int], completion: Sequence[int]) -> TokenSequence:
-    """The tokens as they were drawn: nothing is decoded and read again."""
-    scored = np.zeros(len(prompt) + len(completion), np.bool_)
-    scored[len(prompt) :] = True
-    return TokenSequence(np.array([*prompt, *completion], np.int32), scored, len(prompt))

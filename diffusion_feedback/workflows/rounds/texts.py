@@ -28,9 +28,9 @@ from ...labeling.rule_specs import rule_of
 from ...models import causal_lm
 from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, content_hash, write_text
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
-from ..completing import TextSampler, open_text_sampler, text_prompts
-from ..generating import complete
+from ..generating import complete, text_prompts
 from ..model_measures import divergence_of
+from ..sampling import TextSampler, open_text_sampler
 from ..settings import CompletionSampling, GenerationSettings, LabelingSettings
 from ..training.base_model import source_of
 from ..verdicts import completion_text, prompt_name, score_records

@@ -21,7 +21,7 @@ from ...training.order import EpochOrder
 from ...training.rollout_batches import Pretraining, RolloutBatch
 from ...training.token_rollouts import drawn_sequence
 from ...types.texts import TokenSequence
-from ..completing import plain_note
+from ..sampling import plain_note
 from .given import Setup
 from .tokenization import length_of
 
