@@ -141,7 +141,7 @@ class Cell:
 class Table:
     """A table under its own heading: each row is its name and one cell a column.
 
-    ``is_text`` sets the cells as words, not as numbers; ``is_folded`` shows the heading alone until it is opened. Raises UserError for a row whose cells are not one a column.
+    Without rows it leaves no trace on the page. ``is_text`` sets the cells as words, not as numbers; ``is_folded`` shows the heading alone until it is opened. Raises UserError for a row whose cells are not one a column.
     """
 
     title: str

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,6 @@ from ..evaluation.statistics import Interval
 Picture = Image.Image | Path | bytes
 """A picture in memory, in a file, or as the bytes of a file."""
 
-Resample = Literal["nearest", "lanczos"]
 Curve = Sequence[tuple[float, float]]
 """(step, value) by rising step; a value that is not finite leaves a gap."""
 
@@ -50,13 +49,13 @@ def image_grid(
     *,
     cell: int = 192,
     scale: int = 2,
-    resample: Resample = "lanczos",
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
     blocks: int = 1,
 ) -> Image.Image:
     """Draw ``rows`` of images, each row with its caption below, under ``column_titles``; RGB.
 
     Images keep their aspect within ``cell`` x ``cell`` px; everything is drawn ``scale`` times as large, so that it is
-    crisp on a dense screen when shown at 1 / ``scale``. ``resample`` "nearest" keeps the pixels of small images sharp.
+    crisp on a dense screen when shown at 1 / ``scale``. ``resample`` NEAREST keeps the pixels of small images sharp.
     ``blocks`` sets that many rows side by side. Raises UserError for a file that is not an image, ValueError for rows,
     captions and titles whose numbers do not agree.
     """
@@ -116,11 +115,10 @@ def open_picture(picture: Picture) -> Image.Image:
         raise UserError(f"{name}: cannot be read as an image ({error})", "give a PNG, JPEG or WebP file") from error
 
 
-def _fit(image: Image.Image, side: int, resample: Resample) -> Image.Image:
+def _fit(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
     factor = side / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    filters = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
-    return image.resize(size, filters[resample])
+    return image.resize(size, resample)
 
 
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:

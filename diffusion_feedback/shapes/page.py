@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL.Image import Resampling
+
 from ..config.recipe import to_yaml
 from ..documents import read_text
 from ..evaluation.comparison import CaseRow, Comparison
@@ -107,8 +109,7 @@ def _before_after(folder: Path, comparison: Comparison, before: VerifiedImages, 
     """Twelve prompts in the order of the prompt file, so that nobody picked them."""
     rows = sorted(comparison.rows, key=lambda row: row.index)[:12]
     images = [[before.images[row.index], after.images[row.index]] for row in rows]
-    grid = image_grid(
-        images, [row.prompt for row in rows], ["base", "Diffusion-DPO"], cell=104, blocks=4, resample="nearest"
-    )
+    captions, titles = [row.prompt for row in rows], ["base", "Diffusion-DPO"]
+    grid = image_grid(images, captions, titles, cell=104, blocks=4, resample=Resampling.NEAREST)
     with atomic_write(folder / "before_after.png") as file:
         grid.save(file, format="PNG")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.Image import Resampling
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.statistics import Interval
@@ -59,8 +60,8 @@ def test_aspect_is_kept_and_the_image_is_centred() -> None:
 
 
 def test_nearest_keeps_pixels_and_lanczos_smooths() -> None:
-    nearest = np.unique(np.asarray(image_grid([[_checked()]], cell=64, resample="nearest"))[60:100, 60:100])
-    smooth = np.unique(np.asarray(image_grid([[_checked()]], cell=64, resample="lanczos"))[60:100, 60:100])
+    grids = [image_grid([[_checked()]], cell=64, resample=each) for each in (Resampling.NEAREST, Resampling.LANCZOS)]
+    nearest, smooth = (np.unique(np.asarray(grid)[60:100, 60:100]) for grid in grids)
     assert set(nearest) <= {0, 255}
     assert len(smooth) > 10
 

@@ -41,7 +41,7 @@ def benchmark_report(
         headline=_headline(comparisons[0]) if len(comparisons) == 1 else None,
         facts=_facts(everyone),
         notices=_notices(everyone, comparisons),
-        tables=[*tables, *(board for board in boards if board)],
+        tables=[*tables, *boards],
         rate_groups=_rate_groups(comparisons),
         score_name=f"{runs[0].values[0].scorer} score",
         cases=[group for comparison in comparisons for group in _case_groups(comparison, of=len(comparisons))],

@@ -99,14 +99,12 @@ def _mark(is_better: bool, is_worse: bool) -> Mark:
     return "better" if is_better else "worse" if is_worse else ""
 
 
-def published_table(run: BenchmarkRun, result: ScorerResult) -> Table | None:
-    """What was published under the same version of the scorer, where there is such."""
+def published_table(run: BenchmarkRun, result: ScorerResult) -> Table:
+    """What was published under the same version of the scorer; no rows where nothing was."""
     rows = run.published(result.recipe_id)
-    if not rows:
-        return None
     whole = run.benchmark.whole_styles(run.prompts)
     styles = [row.style for row in result.styles if not run.settings["short"] or row.style in whole]
-    board, cells = rows[-1].source, []
+    board, cells = rows[-1].source if rows else "", []
     for row in rows:
         means = row.by_style()
         texts = [Cell(f"{means[style]:.2f}" if style in means else "not reported") for style in styles]
