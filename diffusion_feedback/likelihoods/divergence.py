@@ -57,12 +57,13 @@ def sampled_divergence(
 
 def _next_logps(network: nn.Module, inputs: TokenInputs, temperature: float) -> Tensor:
     """Log-probabilities (N, V) float32 of all tokens at each scored place."""
-
-    def read(hidden: Tensor, head: nn.Module) -> Tensor:
-        return torch.log_softmax(head(hidden.flatten(0, 1)[inputs.read]).float() / temperature, -1)
-
-    logps: Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
-    return logps
+    logits: Tensor = network(
+        inputs.input_ids,
+        inputs.attention_mask,
+        inputs.position_ids,
+        lambda hidden, head: head(hidden.flatten(0, 1)[inputs.read]).float(),
+    )
+    return torch.log_softmax(logits / temperature, -1)
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -115,10 +116,7 @@ def exact_divergence(
 
 def _last_logps(network: nn.Module, ids: Tensor, temperature: float) -> Tensor:
     """Log-probabilities (B, V) float64 on the CPU of what follows each of the equally long ``ids`` (B, T)."""
-
-    def read(hidden: Tensor, head: nn.Module) -> Tensor:
-        return torch.log_softmax(head(hidden[:, -1]).double() / temperature, -1)
-
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    logps: Tensor = network(ids, torch.ones_like(ids, dtype=torch.bool), positions, read)
-    return logps.cpu()
+    seen = torch.ones_like(ids, dtype=torch.bool)
+    logits: Tensor = network(ids, seen, positions, lambda hidden, head: head(hidden[:, -1]).double())
+    return torch.log_softmax(logits / temperature, -1).cpu()

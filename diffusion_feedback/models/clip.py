@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ..errors import UserError
+from ..foreign import reading
 from ..quiet import quiet
+from ..text_folders import located
 from ..weights import check_complete, check_finite, modules_hash, move
 from .saving import TOKENIZER_FILES, TRANSFORMER_FILES, saving
 
@@ -146,27 +147,13 @@ def load(
     Raises UserError for a path that is neither, another kind of model, missing files or weights, weights that are not
     finite, dropout (its draws could not be repeated), and pictures that are not cut as CLIP cuts them.
     """
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        is_pipeline = (folder / "model_index.json").is_file()
-        problem = f"{path}: not a CLIP model, it " + (
-            "is a diffusers pipeline" if is_pipeline else "has no config.json"
+    path = located(path, "a CLIP model", f"{_FOLDER}; for a pipeline set another model.family")
+    with reading(path, "a CLIPModel with its tokenizer", _FOLDER), quiet():
+        _check_config(path, revision)
+        clip, notes = CLIPModel.from_pretrained(
+            path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True
         )
-        raise UserError(problem, "model.family: clip takes a CLIPModel folder; for a pipeline set another family")
-    if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
-        raise UserError(f"{path}: no such folder", "check model.pretrained_model_name_or_path")
-    try:
-        with quiet():
-            _check_config(path, revision)
-            clip, notes = CLIPModel.from_pretrained(
-                path, revision=revision, variant=variant, dtype=dtype, output_loading_info=True
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(path, revision=revision)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        problem = f"{path}: could not be loaded as a CLIPModel with its tokenizer: {error}"
-        raise UserError(problem, _FOLDER) from error
+        tokenizer = CLIPTokenizer.from_pretrained(path, revision=revision)
     check_complete(path, notes["missing_keys"], _FOLDER)
     check_finite(clip, path)
     clip.requires_grad_(False).eval()

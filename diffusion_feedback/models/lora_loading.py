@@ -209,13 +209,11 @@ def _apply(network: nn.Module, part: _Part, config: LoraConfig, path: str) -> No
     set_peft_model_state_dict(network, part.tensors, adapter)
     loaded = get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
     wrong = {*loaded} ^ {*part.tensors}
-    wrong |= {key for key in {*loaded} - wrong if not _same(loaded[key], part.tensors[key])}
+    wrong |= {
+        key for key in {*loaded} - wrong if not torch.equal(loaded[key].cpu(), part.tensors[key].to(loaded[key].dtype))
+    }
     if wrong:
         problem = (
             f"{path}: {len(wrong)} of {len(part.tensors)} LoRA tensors did not arrive, the first is {min(wrong)!r}"
         )
         raise UserError(problem, "the file's settings and its tensors do not go together; save it again")
-
-
-def _same(loaded: Tensor, given: Tensor) -> bool:
-    return bool(torch.equal(loaded.cpu(), given.to(loaded.dtype)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -104,20 +105,18 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
     """
     objects: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     keys: dict[str, object] = {}
-    for name, key in (("train_data", "data.train"), ("validation_data", "data.validation")):
-        if name in objects:
-            keys[key] = _path(objects, name) or _mark_of_data(objects[name], name)
-    if "reward" in objects:
-        keys["rollouts.reward"] = _path(objects, "reward") or _mark_of_reward(objects)
-    if "model" in objects:
-        keys["model.pretrained_model_name_or_path"] = _path(objects, "model") or _mark_of_model(
-            objects["model"], objects.get("tokenizer")
-        )
+    for name, (key, mark) in _PLACES.items():
+        if isinstance(objects.get(name), str | os.PathLike):
+            keys[key] = str(objects.pop(name))
+        elif name in objects:
+            keys[key] = mark(objects, name)
     if "model" in objects:
         keys["model.family"] = family_of(objects["model"])
     elif "tokenizer" in objects:
         raise UserError("`tokenizer`: comes with a loaded model alone", "leave it out: a folder holds its own")
-    recipe = _with(recipe, keys)
+    for key, value in keys.items():
+        section, _, field = key.partition(".")
+        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{field: value})})
     if objective is not None:
         whole = objective if isinstance(objective, Mapping) else {"name": objective}
         recipe = replace(recipe, objective=dict(whole))
@@ -136,53 +135,43 @@ def recorded(recipe: Recipe) -> Recipe:
 
 def check_all_given(recipe: Recipe, given: Given) -> None:
     """Raise UserError where a recipe was recorded with an object that is not given this time."""
-    places = {
-        "model.pretrained_model_name_or_path": (recipe.model.pretrained_model_name_or_path, given.model, "model"),
-        "data.train": (recipe.data.train, given.train_data, "train_data"),
-        "data.validation": (recipe.data.validation, given.validation_data, "validation_data"),
-        "rollouts.reward": (recipe.rollouts.reward, given.reward, "reward"),
-    }
-    for key, (value, own, parameter) in places.items():
-        if own is None and is_object(value):
+    for name, (key, _) in _PLACES.items():
+        value = attrgetter(key)(recipe)
+        if getattr(given, name) is None and is_object(value):
             problem = f"{key}: {str(value)[1:-1]}, which no recipe can hold"
-            raise UserError(problem, f"call train in Python with the same {parameter}")
+            raise UserError(problem, f"call train in Python with the same {name}")
 
 
-def _path(objects: dict[str, object], name: str) -> str | None:
-    """A name or path among ``objects``, which is taken out of them."""
-    value = objects[name]
-    if not isinstance(value, str | os.PathLike):
-        return None
-    del objects[name]
-    return str(value)
+def _mark_of_model(objects: Mapping[str, object], name: str) -> str:
+    model, kind = objects[name], type(objects[name]).__name__
+    if has_adapters(model):
+        raise UserError(f"model: a {kind} that carries adapters", "fuse or unload them: a run puts on its own")
+    tokenizer = cast(Tokenizer | None, objects.get("tokenizer"))
+    return object_name(kind, from_loaded(model, tokenizer).model_hash())
 
 
-def _mark_of_data(data: object, name: str) -> str:
+def _mark_of_data(objects: Mapping[str, object], name: str) -> str:
+    data = objects[name]
     if not (is_dataset(data) and isinstance(data, Sized)):
         problem = f"{name}: is a {type(data).__name__}"
         raise UserError(problem, "give a datasets.Dataset (Dataset.from_list makes one of rows), or a path")
     return object_name("datasets.Dataset", f"{len(data)} rows")
 
 
-def _mark_of_reward(objects: dict[str, object]) -> str:
-    reward = objects["reward"]
+def _mark_of_reward(objects: dict[str, object], name: str) -> str:
+    """A function among ``objects`` becomes a scorer there."""
+    reward = objects[name]
     if not hasattr(reward, "score"):
         if not callable(reward):
             raise UserError(f"reward: is a {type(reward).__name__}", "give a function of prompts and completions")
-        reward = objects["reward"] = from_function(reward)
+        reward = objects[name] = from_function(reward)
     return object_name("reward", getattr(reward, "recipe_id", ""))
 
 
-def _mark_of_model(model: object, tokenizer: Tokenizer | None) -> str:
-    name = type(model).__name__
-    if has_adapters(model):
-        remedy = "fuse or unload them: a run puts its own on, and takes these out at the end"
-        raise UserError(f"model: a {name} that carries adapters", remedy)
-    return object_name(name, from_loaded(model, tokenizer).model_hash())
-
-
-def _with(recipe: Recipe, keys: Mapping[str, object]) -> Recipe:
-    for key, value in keys.items():
-        section, _, name = key.partition(".")
-        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
-    return recipe
+# By parameter, the key of the recipe that an object stands for, and what names the object there.
+_PLACES: Mapping[str, tuple[str, Callable[[dict[str, object], str], str]]] = {
+    "train_data": ("data.train", _mark_of_data),
+    "validation_data": ("data.validation", _mark_of_data),
+    "reward": ("rollouts.reward", _mark_of_reward),
+    "model": ("model.pretrained_model_name_or_path", _mark_of_model),
+}
