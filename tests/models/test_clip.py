@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "other model": (edit("config.json", lambda c: c.update(model_type="siglip")), "model_type is 'siglip'"),
     "dropout": (edit("config.json", lambda c: c["text_config"].update(attention_dropout=0.1)), "attention_dropout"),  # type: ignore[attr-defined]
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "could not be read as a CLIPModel"),
-    "cut off": (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), "could not be loaded"),
+    "cut off": (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), "could not be read"),
     "missing weight": (weights(lambda s: s.pop("visual_projection.weight")), "missing, the first is 'visual_proj"),
     "not finite": (weights(lambda s: s["logit_scale"].fill_(torch.nan)), "'logit_scale' holds 1 values"),
     "other crop": (edit("preprocessor_config.json", lambda c: c.update(do_center_crop=False)), "do_center_crop"),
