@@ -14,8 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar, cast
 
 from .errors import UserError, first_line
+
+Given = TypeVar("Given")
+PLACE = "a path or a hub id, where a leading ~ is the home folder"  # stands beside the types of settings
 
 ROUNDS = "identity.json"  # stands in a folder of rounds, and in no other
 LOCK, HOLDER = ".dfb.lock", ".dfb.holder"
@@ -40,6 +44,16 @@ def expand(path: str | Path) -> Path:
     except RuntimeError as error:
         remedy = "write the whole path, or ./~NAME for a file of that name"
         raise UserError(f"{path}: there is no such home folder on this machine", remedy) from error
+
+
+def at_home(given: Given) -> Given:
+    """``given`` with a leading ~ as the home folder, where it is a text or a path; hub ids, globs and objects stay as they are.
+
+    Raises UserError as ``expand`` does.
+    """
+    if not isinstance(given, str | Path) or not (str(given).startswith("~") or "\0" in str(given)):
+        return given
+    return cast(Given, type(given)(expand(given)))
 
 
 def make_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 from .errors import UserError, nearest
+from .folders import PLACE, at_home
 
 Settings = TypeVar("Settings")
 
@@ -126,6 +127,7 @@ def checked_by_type(kind: type[Settings]) -> type[Settings]:
             if not _fits(value, hint):
                 raise UserError(f"`{name}`: got {value!r}", _allowed(value, hint))
             plain = os.fspath(value) if isinstance(value, os.PathLike) else float(value) if hint is float else value
+            plain = at_home(plain) if PLACE in notes[name] else plain
             object.__setattr__(settings, name, plain)
             for note in notes[name]:
                 if isinstance(note, Range):

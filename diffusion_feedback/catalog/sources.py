@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UserError
+from ..folders import expand
 from ..records import content_hash
 
 PACKAGE = __name__.partition(".")[0]
@@ -103,7 +104,7 @@ def _value(value: object) -> bytes:
 
 
 def _module(place: str, label: str) -> ModuleType:
-    return _from_file(Path(place), label) if place.endswith(".py") else _from_name(place, label)
+    return _from_file(expand(place), label) if place.endswith(".py") else _from_name(place, label)
 
 
 def _from_name(name: str, label: str) -> ModuleType:

@@ -10,34 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..errors import UserError, nearest
-from ..folders import expand
 
-# Flags and arguments that are paths, or may be: a leading ~ is the home folder, in --output_dir=~/x too.
-_PATHS = frozenset(
-    [
-        "a",
-        "b",
-        "baseline",
-        "cache_dir",
-        "calibration",
-        "chat_template",
-        "configs",
-        "images",
-        "lora",
-        "model",
-        "output",
-        "output_dir",
-        "pairs",
-        "path",
-        "prompts",
-        "reference",
-        "runs",
-        "scores",
-        "texts",
-        "tokenizer",
-        "tune",
-    ]
-)
 _WORDS = {"int": "a whole number", "float": "a number"}
 _MOST = 2**63  # what torch and files of numbers can hold
 
@@ -56,8 +29,6 @@ class Flags(argparse.ArgumentParser):
         parsed = super().parse_args(given, namespace)
         for name, value in vars(parsed).items():
             _check_number(name, value)
-            if name in _PATHS:
-                setattr(parsed, name, _expanded(value))
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -103,12 +74,6 @@ class Flags(argparse.ArgumentParser):
             if name.startswith("--") and name not in known:
                 names = sorted(flag for flag in known if flag.startswith("--") and "-" not in flag[2:])
                 raise UserError(f"unknown option {name}", nearest(name, names))
-
-
-def _expanded(value: object) -> object:
-    if isinstance(value, list):
-        return [_expanded(each) for each in value]
-    return str(expand(value)) if isinstance(value, str) and (value.startswith("~") or "\0" in value) else value
 
 
 def _check_number(name: str, value: object) -> None:

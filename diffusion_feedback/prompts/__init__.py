@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError, nearest
+from ..folders import expand
 from ..records import PromptRecord
 from .rows import READERS, Cells, read_rows
 from .tabular import check_columns
@@ -27,7 +28,7 @@ def read_prompts(path: Path | str) -> list[PromptRecord]:
     prompt is left out, blank lines are skipped. Raises UserError naming file and row for a missing file or column, a row
     that is not valid, an empty prompt, or no prompt at all.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     prompts = [to_prompt(row, where) for where, row in read_rows(path)]
     if not prompts:
         raise UserError(f"{path}: holds no prompts", "put one prompt on each line, or one in each row")
@@ -37,7 +38,7 @@ def read_prompts(path: Path | str) -> list[PromptRecord]:
 def prompt_file(prompts: object) -> Path | None:
     """The file that ``prompts`` name, if any; a text that looks like the name of one is meant as such."""
     is_name = isinstance(prompts, str) and prompts.lower().endswith(ENDINGS) and "\n" not in prompts
-    return Path(str(prompts)) if is_name or isinstance(prompts, Path) else None
+    return expand(str(prompts)) if is_name or isinstance(prompts, Path) else None
 
 
 def to_prompt(row: str | Cells, where: str) -> PromptRecord:

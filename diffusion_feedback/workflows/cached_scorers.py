@@ -156,7 +156,7 @@ def open_scorers(
         folder = settings.cache_dir
         if folder is None and state.num_processes > 1:
             raise UserError("`cache_dir`: is None, and several processes share their scores there", "name a folder")
-        root = Path(folder or stack.enter_context(tempfile.TemporaryDirectory())).expanduser() / "scores"
+        root = Path(folder or stack.enter_context(tempfile.TemporaryDirectory())) / "scores"
         caches = {
             s.recipe_id: stack.enter_context(TensorCache(root, {"recipe": s.recipe_id}, parts=("score", "raw")))
             for s in loaded

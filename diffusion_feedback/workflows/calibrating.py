@@ -16,7 +16,7 @@ from ..data.readers import open_pairs
 from ..errors import UserError, nearest
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
-from ..folders import is_main_process
+from ..folders import at_home, is_main_process
 from ..records import ScoreRecord, content_hash, write_json
 from ..reports.console import calibration_summary
 from ..reports.pages.calibration import calibration_report
@@ -169,7 +169,7 @@ def _judgements(records: Sequence[ScoreRecord], scored: _Scored, tuned: _Scored 
 def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
     """The labelled ``pairs``, ties included; the images stay where they are. Raises UserError as the reader does."""
     reader = open_pairs(
-        pairs,
+        at_home(pairs),
         split=split,
         revision=settings.revision,
         on_bad_row=settings.on_bad_row,

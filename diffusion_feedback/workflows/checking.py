@@ -10,6 +10,7 @@ from ..data.text_check import TextReport, check_texts
 from ..data.texts import find_texts, holds_texts
 from ..data.trajectories import open_trajectories
 from ..errors import UserError
+from ..folders import at_home
 from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
 from .settings import CheckSettings, DataSource, made_of_keywords
@@ -42,7 +43,7 @@ def check(path: str, **settings: object) -> Checked:
     that training would refuse.
     """
     given, source = made_of_keywords(settings, CheckSettings, DataSource)
-    where = asdict(source)
+    path, where = at_home(path), asdict(source)
     is_text = holds_texts(path, **where)
     if given.tokenizer is None or not is_text:
         for name in _OF_TOKENS:

@@ -13,7 +13,7 @@ from ..data.readers import open_pairs
 from ..data.text_output import each_answer, write_texts
 from ..data.texts import holds_texts, open_texts
 from ..errors import UserError
-from ..folders import expand
+from ..folders import at_home, expand
 from ..progress import progress
 from .checking import reward_columns
 from .outputs import output_file
@@ -39,7 +39,7 @@ def convert(path: str, output: str | Path, **settings: object) -> Converted:
     are skipped, and an output that is there or is one of the inputs.
     """
     given, source = made_of_keywords(settings, ConvertSettings, DataSource)
-    where, file = asdict(source), expand(output)
+    path, where, file = at_home(path), asdict(source), expand(output)
     reader: Any
     write: Any
     if is_text := holds_texts(path, **where):

@@ -16,6 +16,7 @@ from ..data.image_sets import ImageSet, open_image_set
 from ..data.places import is_dataset, is_glob
 from ..data.texts import says_texts
 from ..errors import UserError
+from ..folders import at_home
 from ..prompts import prompt_file, read_prompts
 from ..records import PromptRecord
 from .settings import ImageSettings
@@ -49,7 +50,7 @@ def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings
         raise UserError("`prompts`: is empty", "give a prompt of at least one character")
     are_paths = all(isinstance(each, str | Path) for each in given)
     if are_paths and (file or texts is None or isinstance(texts, str) or not all(map(_is_single, given))):
-        image_set = _at_paths([str(each) for each in given], texts, settings)
+        image_set = _at_paths([at_home(str(each)) for each in given], texts, settings)
     else:
         image_set = _of_objects(given, [record.prompt for record in texts] if file else texts)
     from_places = are_paths and any(isinstance(item.handle, PairImage) for item in image_set.items)

@@ -14,7 +14,7 @@ from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.judged import Distance, Fluency, Judged, Verdict
 from ..evaluation.statistics import Interval, WinRate
-from ..folders import check_outside, expand
+from ..folders import at_home, check_outside, expand
 from ..generation.completions import COMPLETIONS, load_completions
 from ..models.loaded import as_it_came
 from ..output_folders import OutputKind
@@ -107,8 +107,8 @@ def judge(
     first, second = _names(a, b, names)
     sides = ComparedModel.of(a, first, sampling, own), ComparedModel.of(b, second, sampling, own)
     origin = None if reference is None else ComparedModel.of(reference, _described(reference), sampling, own)
-    place = None if texts is None else str(texts)
-    comparison = _Comparison(sides, prompts, listed, place, origin, names, own, sampling)
+    place = None if texts is None else at_home(str(texts))
+    comparison = _Comparison(sides, at_home(prompts), listed, place, origin, names, own, sampling)
     comparison.check()
     if all(side.holds_completions for side in sides):
         named = settings if prompts is None else {**settings, "prompts": prompts}

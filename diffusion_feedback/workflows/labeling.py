@@ -16,7 +16,7 @@ from ..data.places import check_not_inside
 from ..data.rows import BadRow, to_record, unlabelled
 from ..data.scores import read_scores
 from ..errors import UserError, nearest
-from ..folders import expand, is_main_process
+from ..folders import is_main_process
 from ..labeling.candidates import Candidate, join_scores
 from ..labeling.pairs import build_pairs
 from ..labeling.panel import Panel, build_panel, read_calibration
@@ -145,7 +145,7 @@ def label_images(
         problem = "`max_pairs_per_prompt`: the pairs of the input are kept as they are"
         raise UserError(problem, "leave it out, or make new pairs of the images with `rule`")
     calibration = settings.calibration
-    scales = read_calibration(expand(calibration)) if isinstance(calibration, str | Path) else calibration
+    scales = read_calibration(calibration) if isinstance(calibration, str) else calibration
     if scorers is not None:
         records = score_items(items, scorers, scoring)
         names = {record.sample for record in records}

@@ -18,6 +18,7 @@ from ..config.recipe import Recipe
 from ..devices import best_device, find_device
 from ..documents import read_yaml
 from ..errors import UserError, visible
+from ..folders import at_home
 from ..foreign import check_exists, reading
 from ..generation.completions import Completion
 from ..generation.images import own_noise
@@ -241,7 +242,7 @@ def of_run(model: object, tokenizer: Tokenizer | None = None) -> Iterator[tuple[
 def path_of(model: object) -> str | None:
     """The folder or hub id that ``model`` is or, as the result of a run, has; None where it is loaded already."""
     path = getattr(model, "path", model)
-    return str(path) if isinstance(path, str | Path) else None
+    return at_home(str(path)) if isinstance(path, str | Path) else None
 
 
 def writes_texts(model: object, family: str | None = None) -> bool:
@@ -274,7 +275,7 @@ def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
 
     Raises UserError for a run whose weights cannot be taken so, and where ``source`` contradicts its recipe.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     recipe = run / "recipe.yaml"
     if not recipe.is_file() or any((folder / name).is_file() for name in _MODEL_FILES):
