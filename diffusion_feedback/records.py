@@ -91,7 +91,7 @@ class PairRecord:
         return max(self.label_0, 1 - self.label_0)
 
     @property
-    def pair_id(self) -> str:
+    def example_id(self) -> str:
         """Identity of the pair by its content, the same whichever image comes first and wherever the row stands."""
         images = sorted((content_hash(self.image_0), content_hash(self.image_1)))
         return content_hash(self.prompt, *images)

@@ -73,7 +73,7 @@ def test_the_annotator_pairs_best_with_worst() -> None:
     groups = {scene.caption: images}
     found, scores = label_groups(groups, seed=0)
     again, _ = label_groups(groups, seed=0)
-    assert [pair.pair_id for pair in found] == [pair.pair_id for pair in again]
+    assert [pair.example_id for pair in found] == [pair.example_id for pair in again]
     assert len(found) == 3
     spread = [abs(first - second) for first, second in zip(scores["score_0"], scores["score_1"], strict=True)]
     assert spread == sorted(spread, reverse=True)

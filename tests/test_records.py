@@ -46,9 +46,9 @@ def test_labels(label: float, chosen: bytes, rejected: bytes, probability: float
 
 def test_a_pair_is_itself_whichever_image_comes_first() -> None:
     pair = PairRecord("prompt", b"0", b"1", 1.0, source="here")
-    assert pair.pair_id == PairRecord("prompt", b"1", b"0", 0.0, weight=0.5, source="there").pair_id
-    assert pair.pair_id != PairRecord("other", b"0", b"1", 1.0).pair_id
-    assert pair.pair_id != PairRecord("prompt", b"0", b"2", 1.0).pair_id
+    assert pair.example_id == PairRecord("prompt", b"1", b"0", 0.0, weight=0.5, source="there").example_id
+    assert pair.example_id != PairRecord("other", b"0", b"1", 1.0).example_id
+    assert pair.example_id != PairRecord("prompt", b"0", b"2", 1.0).example_id
 
 
 def test_image_records_read_back() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,12 +23,12 @@ from ..records import atomic_write, content_hash, write_text
 from ..types.images import EncodedImages, ImageHandle, ImageView
 from ..types.models import Conditioning
 from .images import to_pixels
+from .places import sweep_old
 
 Entry = dict[str, Tensor]
 Wanted = TypeVar("Wanted")
 
 _OPEN_SHARDS = 64
-_DAY = 24 * 3600.0
 
 
 class TensorCache:
@@ -66,7 +65,7 @@ class TensorCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "namespace.json").is_file():
                 write_text(self.folder / "namespace.json", text + "\n")
-            self._sweep()
+            sweep_old(self.folder)
         except OSError as error:
             raise self._unwritable(error) from error
         self.refresh()
@@ -78,13 +77,6 @@ class TensorCache:
             "free the disk or change its rights, give another cache_dir, or do without (data.cache: false for"
             " images, text.cache_reference: false for texts)",
         )
-
-    def _sweep(self) -> None:
-        """Remove what killed processes left half-written; young files may belong to a process that is still writing."""
-        for path in self.folder.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - _DAY:
-                    path.unlink()
 
     def __enter__(self) -> TensorCache:
         return self

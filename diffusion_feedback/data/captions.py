@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..errors import UserError
 from .image_folders import METADATA_NAMES, is_image_name
 from .places import read_regular, reason
 from .rows import BadRow, match_columns
@@ -93,10 +94,10 @@ class TwinCaptions:
         Whatever stands for the chosen image, or for both, has to agree, and with what stands for the rejected one: a
         pair has one prompt. The rejected image's caption alone is none.
         """
-        texts = [
-            (image or side / f"{stem}.png").with_suffix(".txt") for image, side in zip(images, self._sides, strict=True)
+        captions = [
+            [*_beside(image or side / f"{stem}.png"), *self._by_stem.get((side.name, stem), [])]
+            for image, side in zip(images, self._sides, strict=True)
         ]
-        captions = [[*_beside(texts[n]), *self._by_stem.get((self._sides[n].name, stem), [])] for n in (0, 1)]
         own = [*captions[0], *self._by_stem.get((None, stem), [])]
         stated = [each for each in [*own, *captions[1]] if each.text is not None and each.text != ""]
         unread = next((each.text for each in stated if isinstance(each.text, BadRow)), None)
@@ -113,17 +114,29 @@ class TwinCaptions:
         return first.text if first is not None else next((each.text for each in own), None)
 
 
-def _beside(file: Path) -> list[Caption]:
-    """The caption that the text ``file`` holds, if it is there."""
+def caption_beside(image: Path) -> str | None:
+    """The text of the .txt file beside ``image``, None where there is none. Raises UserError for one that is no text."""
+    file = image.with_suffix(".txt")
     try:
-        return [Caption(read_regular(file).decode("utf-8-sig").strip(), str(file))]
+        return read_regular(file).decode("utf-8-sig").strip()
     except FileNotFoundError:
-        return []
+        return None
     except UnicodeDecodeError as error:
-        problem = f"{file}: not UTF-8 text (byte {error.start}); save the file as UTF-8"
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except (OSError, ValueError) as error:
-        problem = f"{file}: the caption cannot be read ({reason(error)})"
-    return [Caption(BadRow("caption", problem), str(file))]
+        raise UserError(
+            f"{file}: the caption cannot be read ({reason(error)})", "write the prompt into a file of text"
+        ) from error
+
+
+def _beside(image: Path) -> list[Caption]:
+    """The caption beside ``image``, if it is there."""
+    where = str(image.with_suffix(".txt"))
+    try:
+        text = caption_beside(image)
+    except UserError as error:
+        return [Caption(BadRow("caption", f"{error.problem}; {error.remedy}"), where)]
+    return [] if text is None else [Caption(text, where)]
 
 
 def _prefixes_here(prefixes: set[tuple[str, ...]], parent: Path) -> set[tuple[str, ...]]:

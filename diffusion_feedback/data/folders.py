@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import UserError
 from .captions import CAPTION_FILES, TwinCaptions, stem_of
 from .image_folders import METADATA_NAMES, FolderImages, list_images, natural_order
-from .rows import Location, PairRow, Part, listed, match_columns, read_image, read_path
+from .rows import OPTIONAL_FIELDS, SIDES, Location, PairRow, Part, listed, read_image, read_path
+from .tables import TableLayout
 from .tabular import columns_of, place_in, read_table
 
 TWINS = (("chosen", "rejected"), ("win", "lose"), ("w", "l"))
@@ -28,7 +29,6 @@ _CHOSEN_REJECTED = {
     "image_0": ("chosen_file_name",),
     "image_1": ("rejected_file_name",),
 }
-_MAY_BE_EMPTY = ("label_1", "has_label", "are_different", "num_example_per_prompt")
 
 
 def find_twins(folder: Path) -> tuple[Path, Path] | None:
@@ -39,10 +39,11 @@ def find_twins(folder: Path) -> tuple[Path, Path] | None:
 
 def names_two_images(metadata: Path) -> bool:
     """Whether a metadata table names two images a row."""
-    sides = {
-        name for layout in (_METADATA, _CHOSEN_REJECTED) for side in ("image_0", "image_1") for name in layout[side]
-    }
-    return bool(sides & set(columns_of(metadata)))
+    return bool((_side_names(_METADATA) | _side_names(_CHOSEN_REJECTED)) & set(columns_of(metadata)))
+
+
+def _side_names(layout: Mapping[str, Sequence[str]]) -> set[str]:
+    return {name for side in SIDES for name in layout[side]}
 
 
 @dataclass(frozen=True)
@@ -70,28 +71,20 @@ class ImageFolderSource:
         return sum(1 for _ in read_table(self.metadata))
 
     @cached_property
-    def _contents(self) -> list[str]:
-        return columns_of(self.metadata)
-
-    @cached_property
-    def _columns(self) -> Mapping[str, str]:
-        sides = {name for side in ("image_0", "image_1") for name in _CHOSEN_REJECTED[side]}
-        is_chosen = bool(sides & set(self._contents))
-        columns = match_columns(_CHOSEN_REJECTED if is_chosen else _METADATA, self._contents, str(self.metadata))
-        if is_chosen:  # label_1 speaks of label_0, which is not used here
-            columns.pop("label_1", None)
-        return columns
+    def _layout(self) -> TableLayout:
+        names = columns_of(self.metadata)
+        is_ordered = bool(_side_names(_CHOSEN_REJECTED) & set(names))
+        return TableLayout.matched(names, _CHOSEN_REJECTED if is_ordered else _METADATA, str(self.metadata))
 
     @property
     def unused(self) -> Sequence[str]:
         """Columns that nothing is read from."""
-        return sorted(set(self._contents) - set(self._columns.values()))
+        return sorted(self._layout.unused)
 
     @property
     def notes(self) -> Sequence[str]:
         """Images beside those that the rows name, and metadata tables beside this one."""
-        folder, columns = self.metadata.parent, self._columns
-        sides = [columns["image_0"], columns["image_1"]]
+        folder, sides = self.metadata.parent, [self._layout.columns[side] for side in SIDES]
         named = {os.path.normpath(str(cells.get(side))) for _, cells in read_table(self.metadata) for side in sides}
         places = {os.path.dirname(name) for name in named if not name.startswith(("/", ".."))}
         here = [folder / place for place in sorted(places) if (folder / place).is_dir()]
@@ -104,14 +97,12 @@ class ImageFolderSource:
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the metadata table. Raises UserError for a broken line, or a column that no row has."""
-        columns = self._columns
-        defaults = {} if "label_0" in columns else {"label_0": 1.0}
+        layout = self._layout
         for number, cells in read_table(self.metadata):
             if self.metadata.suffix.lower() == ".csv":  # where a cell cannot be missing but only empty
-                cells = {name: cell for name, cell in cells.items() if cell != "" or name not in _MAY_BE_EMPTY}
-            values = {field: cells[name] for field, name in columns.items() if name in cells} | defaults
-            location = (str(values.get("image_0")), str(values.get("image_1")))
-            yield PairRow(place_in(self.metadata, number), values, columns, location, self.metadata.parent)
+                cells = {name: cell for name, cell in cells.items() if cell != "" or name not in OPTIONAL_FIELDS}
+            location = tuple(str(cells.get(layout.columns[side])) for side in SIDES)
+            yield layout.row(place_in(self.metadata, number), cells, location, self.metadata.parent)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of the file names in ``location``."""
@@ -129,6 +120,7 @@ class TwinFolderSource:
 
     chosen: Path
     rejected: Path
+    unused: Sequence[str] = ()  # tables of captions have many columns of no concern
 
     @property
     def format(self) -> str:
@@ -162,11 +154,6 @@ class TwinFolderSource:
     @cached_property
     def _captions(self) -> TwinCaptions:
         return TwinCaptions(self.chosen, self.rejected)
-
-    @property
-    def unused(self) -> Sequence[str]:
-        """Nothing: tables of captions have many columns of no concern."""
-        return []
 
     @property
     def notes(self) -> Sequence[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..errors import UserError, is_out_of_memory
 from ..records import atomic_write, content_hash
 from .images import FORMATS, ImageHeader, image_header
-from .places import check_regular, reason, stamp_of
+from .places import check_regular, reason, stamp_of, sweep_old
 from .rows import SIDES, BadRow, PairRow, PairSource, Part, image_file, read_image, read_path
 
 VERSION = 1
@@ -25,7 +25,6 @@ VERSION = 1
 
 _SEGMENT = 2048
 _SAVED_EVERY = 60.0  # s, of what images in files of their own have given
-_DAY = 24 * 3600.0
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -94,7 +93,8 @@ class ImageIndex:
         self._stamps: dict[Part, dict[str, list[int]]] = {}
         self._is_changed = False
         self._saved = time.monotonic()
-        self._sweep()
+        if folder is not None:
+            sweep_old(folder)
 
     def is_known(self, part: Part) -> bool:
         """Whether nothing of ``part`` needs to be read for its images' facts."""
@@ -241,13 +241,6 @@ class ImageIndex:
         except OSError as error:
             self.notes.append(f"{self._folder}: cannot be written ({reason(error)}), so every start reads all images")
             self._folder = None
-
-    def _sweep(self) -> None:
-        """Remove what killed processes left half-written; young files may belong to one that is still writing."""
-        for path in self._folder.glob(".*.tmp") if self._folder is not None else ():
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < time.time() - _DAY:
-                    path.unlink()
 
 
 @contextlib.contextmanager

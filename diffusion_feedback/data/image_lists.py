@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import ExifTags, Image
 
@@ -13,8 +13,9 @@ from ..errors import UserError
 from ..pixels import to_rgb
 from ..prompts import check_prompts
 from ..types.images import ImageItem
+from .captions import caption_beside
 from .image_handles import ImageFile, RowImage
-from .image_sets import ImageSet, caption_beside, images_of_pairs
+from .image_sets import ImageSet, images_of_pairs
 from .images import EncodedImage
 from .places import undecoded, user_path
 from .read_log import GIVEN
@@ -41,18 +42,12 @@ def listed_images(images: Sequence[Image.Image | str | Path], prompts: Sequence[
     items = []
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):
-            name = f"image {number}"
-            handle: Any = EncodedImage(_png(image, name), name)
+            name, own = f"image {number}", ""
+            handle: EncodedImage | ImageFile = EncodedImage(_png(image, name), name)
         else:
             name, handle = str(image), ImageFile(user_path(str(image)))
-        own = (
-            texts[number]
-            if texts is not None
-            else ""
-            if isinstance(image, Image.Image)
-            else caption_beside(handle.path)
-        )
-        items.append(ImageItem(name, own.strip(), handle))
+            own = caption_beside(handle.path) or "" if texts is None else ""
+        items.append(ImageItem(name, own if texts is None else texts[number].strip(), handle))
     return ImageSet(items)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +12,16 @@ from ..errors import UserError
 from ..progress import progress
 from ..records import PromptRecord, content_hash
 from ..types.images import ImageItem
+from .captions import caption_beside
 from .folders import find_twins
 from .image_folders import METADATA_NAMES, FolderImages, is_image_name, list_images, natural_order
 from .image_handles import ImageFile, PairImage
-from .image_layouts import FolderLayout, prompts_in_names, read_geneval
+from .image_layouts import prompts_in_names, read_geneval
 from .image_metadata import names_one_image, read_image_rows
 from .image_prompts import join_prompts
-from .places import is_glob, is_saved, read_regular, reason, user_path
+from .places import is_glob, is_saved, user_path
 from .readers import find_source
-from .rows import BadRow, PairSource, listed, read_image
+from .rows import SIDES, BadRow, PairSource, listed, read_image
 from .tabular import find_metadata
 
 
@@ -57,8 +58,8 @@ def open_image_set(
 ) -> ImageSet:
     """The images of all ``paths`` with their prompts; no image is decoded.
 
-    A path is an image folder whose metadata.jsonl or metadata.csv names ``file_name`` and ``prompt`` (``dfb generate``
-    writes such folders), or a folder of such folders; GenEval's or T2I-CompBench's folders; a plain folder of images
+    A path is an image folder whose metadata.jsonl or metadata.csv names ``file_name`` and ``prompt`` (generated
+    images stand so), or a folder of such folders; GenEval's or T2I-CompBench's folders; a plain folder of images
     with the prompt in ``<stem>.txt`` beside each, in ``prompts`` (see ``join_prompts``; for each folder separately), or the one
     ``prompt``; a single image; a glob of any of these; or preference pairs in any form that ``open_pairs`` reads,
     labelled or not, both images of a row. A prompt that stands nowhere is "". Of several paths, names begin with the
@@ -79,7 +80,8 @@ def open_image_set(
         sets.append(_of_files(files, given, in_order=in_order))
     sets += [_open(place, given) for place in places if not _is_image(place)]
     if len(places) > 1 and len(sets) > 1:
-        sets = [_named(one, place) for one, place in zip(sets, _names(files, places), strict=True)]
+        names = [*([""] if files else []), *(place for place in places if not _is_image(place))]
+        sets = [_named(one, place) for one, place in zip(sets, names, strict=True)]
     items = [item for one in sets for item in one.items]
     _check_once(items)
     notes = tuple(note for one in sets for note in one.notes if note)
@@ -122,12 +124,8 @@ def _is_image(path: str) -> bool:
     return is_image_name(path) and not user_path(path).is_dir()
 
 
-def _names(files: Sequence[Path], places: Sequence[str]) -> list[str]:
-    return ([""] if files else []) + [place for place in places if not _is_image(place)]
-
-
 def _named(image_set: ImageSet, place: str) -> ImageSet:
-    """``found`` with names that begin with the path, as given, so that those of several folders differ."""
+    """``image_set`` with names that begin with the path, as given, so that those of several folders differ."""
     is_pairs = any(isinstance(item.handle, PairImage) for item in image_set.items)
     root = place.rstrip("/")
     if not root or is_pairs:
@@ -162,8 +160,7 @@ def _open(path: str, given: _Given) -> ImageSet:
     ):
         given.refuse(path)
         return _of_metadata(place)
-    given.refuse(path)
-    return _checked(_of_pairs(path, given.split, given.revision), path)
+    return _of_pairs(path, given)
 
 
 def _of_folder(folder: Path, given: _Given) -> ImageSet:
@@ -173,7 +170,10 @@ def _of_folder(folder: Path, given: _Given) -> ImageSet:
         return _of_metadata(metadata)
     if (layout := read_geneval(folder)) is not None:
         given.refuse(folder)
-        return _of_layout(folder, layout)
+        items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in layout.pairs]
+        if not items:
+            raise UserError(f"{layout.note}, and no image", "put the images in their places")
+        return ImageSet(items, (layout.note,))
     if metadata is None and find_twins(folder) is None and not is_saved(folder):
         contents = list_images(folder)
         if subfolders := _with_metadata(folder):
@@ -185,12 +185,13 @@ def _of_folder(folder: Path, given: _Given) -> ImageSet:
             remedy = "give a folder of images, or preference pairs: a parquet file, or a folder in a form of pairs"
             note = f" ({contents.note})" if contents.note else ""
             raise UserError(f"{folder}: no images, and no pairs in this folder{note}", remedy)
-    given.refuse(folder)
-    return _checked(_of_pairs(str(folder), given.split, given.revision), folder)
+    return _of_pairs(str(folder), given)
 
 
-def _checked(items: list[ImageItem], path: str | Path) -> ImageSet:
-    if not items:
+def _of_pairs(path: str, given: _Given) -> ImageSet:
+    given.refuse(path)
+    source = find_source(path, split=given.split, revision=given.revision, streaming=False)
+    if not (items := images_of_pairs(source, path)):
         raise UserError(f"{path}: holds no images", "give a folder of images or preference pairs")
     return ImageSet(items)
 
@@ -219,7 +220,11 @@ def _of_subfolders(folder: Path, subfolders: Sequence[Path], contents: FolderIma
 
 
 def _of_metadata(metadata: Path) -> ImageSet:
-    items = list(_listed(metadata))
+    items: list[ImageItem] = []
+    for row in read_image_rows(metadata):
+        if not row.is_there:
+            raise UserError(f"{row.where}: {row.name!r} is missing", "put the image in its place, or remove the line")
+        items += [ImageItem(row.name, prompt, ImageFile(row.file)) for prompt in row.prompts]
     if not items:
         raise UserError(f"{metadata}: holds no images", "name an image in each line")
     folder = metadata.parent
@@ -233,22 +238,6 @@ def _of_metadata(metadata: Path) -> ImageSet:
     return ImageSet(items, tuple(notes))
 
 
-def _listed(metadata: Path) -> Iterator[ImageItem]:
-    """The images of a metadata file, once for each prompt. Raises UserError for a file that is not there."""
-    for row in read_image_rows(metadata):
-        if not row.is_there:
-            raise UserError(f"{row.where}: {row.name!r} is missing", "put the image in its place, or remove the line")
-        for prompt in row.prompts:
-            yield ImageItem(row.name, prompt, ImageFile(row.file))
-
-
-def _of_layout(folder: Path, layout: FolderLayout) -> ImageSet:
-    items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in layout.pairs]
-    if not items:
-        raise UserError(f"{layout.note}, and no image", "put the images in their places")
-    return ImageSet(items, (layout.note,))
-
-
 def _plain(contents: FolderImages, given: _Given) -> ImageSet:
     folder = contents.folder
     note = ""
@@ -257,12 +246,12 @@ def _plain(contents: FolderImages, given: _Given) -> ImageSet:
     elif given.prompt is not None:
         pairs = [(name, given.prompt.strip()) for name in contents.names]
     else:
-        pairs = [(name, caption_beside(folder / name).strip()) for name in contents.names]
+        pairs = [(name, caption_beside(folder / name) or "") for name in contents.names]
         if not any(prompt for _, prompt in pairs) and (layout := prompts_in_names(contents)) is not None:
             pairs, note = layout.pairs, layout.note
     captions = [name for name in contents.names if (folder / name).with_suffix(".txt").is_file()]
     over = ""
-    if captions and (given.prompts is not None or given.prompt is not None):
+    if captions and not given.is_empty:
         over = (
             f"{folder}: the prompts that are given are taken, not those in {len(captions)} .txt files beside the images"
         )
@@ -281,26 +270,8 @@ def _of_files(files: Sequence[Path], given: _Given, *, in_order: bool) -> ImageS
     names = names if in_order else natural_order(names)
     if len(set(names)) < len(names):
         raise UserError(f"{next(n for n in names if names.count(n) > 1)}: is given twice", "give every image once")
-    contents = FolderImages(Path(), names)
-    one = _plain(contents, given)
+    one = _plain(FolderImages(Path(), names), given)
     return ImageSet(one.items, one.notes)
-
-
-def caption_beside(image: Path) -> str:
-    """The text of the .txt file beside ``image``, "" where there is none. Raises UserError for one that is no text."""
-    file = image.with_suffix(".txt")
-    try:
-        return read_regular(file).decode("utf-8-sig")
-    except FileNotFoundError:
-        return ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({reason(error)})", "write the prompt into a file of text") from error
-
-
-def _of_pairs(name: str, split: str, revision: str | None) -> list[ImageItem]:
-    return images_of_pairs(find_source(name, split=split, revision=revision, streaming=False), name)
 
 
 def images_of_pairs(source: PairSource, name: str) -> list[ImageItem]:
@@ -313,7 +284,7 @@ def images_of_pairs(source: PairSource, name: str) -> list[ImageItem]:
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{row.where('prompt')}: found {prompt!r}, not a caption", "correct or remove the row")
         assert row.location is not None
-        for side, field in enumerate(("image_0", "image_1")):
+        for side, field in enumerate(SIDES):
             data = read_image(row.values.get(field), row.folder, row.where(field))
             where = f"{row.source}, image {side}"
             handle = PairImage(source, row.location, side, where, content_hash(data))

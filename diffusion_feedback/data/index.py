@@ -33,7 +33,7 @@ class IndexedPair:
     ``sizes`` are (width, height) of the images of ``keys``, px.
     """
 
-    pair_id: str
+    example_id: str
     prompt: str
     keys: tuple[str, str]
     label_0: float
@@ -130,12 +130,14 @@ class PairIndex:
             passing = reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair)
             for known, location in reader.log.watched(passing, "reading", reader.num_rows, hidden=quiet):
                 pair = _indexed(known, location, shared)
-                votes.setdefault(pair.pair_id, []).append(pair.label_0)
-                before = pairs.get(pair.pair_id)
+                votes.setdefault(pair.example_id, []).append(pair.label_0)
+                before = pairs.get(pair.example_id)
                 # Of repeated rows the largest weight counts: like the mean of the labels, whichever comes first.
-                pairs[pair.pair_id] = pair if before is None else replace(pair, weight=max(pair.weight, before.weight))
+                pairs[pair.example_id] = (
+                    pair if before is None else replace(pair, weight=max(pair.weight, before.weight))
+                )
         reader.require_usable()
-        merged = [_merged(pairs[key], votes[key]) for key in sorted(pairs)]
+        merged = [replace(pairs[key], label_0=math.fsum(votes[key]) / len(votes[key])) for key in sorted(pairs)]
         kept = [pair for pair in merged if pair.label_0 != 0.5 or reader.ties != "drop"]
         if not kept:
             problem = f"{reader.log.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
@@ -169,7 +171,7 @@ class PairIndex:
             for pair, reader in zip(pairs, readers, strict=True)
         ]
         return PreferenceBatch(
-            example_ids=[pair.pair_id for pair in pairs],
+            example_ids=[pair.example_id for pair in pairs],
             prompts=[pair.prompt for pair in pairs],
             chosen=[sides[pair.chosen] for pair, sides in zip(pairs, images, strict=True)],
             rejected=[sides[1 - pair.chosen] for pair, sides in zip(pairs, images, strict=True)],
@@ -192,15 +194,11 @@ def _indexed(known: KnownPair, location: Location | None, shared: dict[Sizes, Si
     swapped = first.key > second.key
     if swapped:
         first, second = second, first
-    # As PairRecord.pair_id, without hashing the images a second time.
-    pair_id = content_hash(known.prompt, first.key, second.key)
+    # As PairRecord.example_id, without hashing the images a second time.
+    example_id = content_hash(known.prompt, first.key, second.key)
     label_0 = 1 - known.label_0 if swapped else known.label_0
     sizes = (first.header.size, second.header.size)
     prompt, sizes = sys.intern(known.prompt), shared.setdefault(sizes, sizes)
     return IndexedPair(
-        pair_id, prompt, (first.key, second.key), label_0, known.weight, location, swapped, known.source, sizes
+        example_id, prompt, (first.key, second.key), label_0, known.weight, location, swapped, known.source, sizes
     )
-
-
-def _merged(pair: IndexedPair, votes: Sequence[float]) -> IndexedPair:
-    return replace(pair, label_0=math.fsum(votes) / len(votes)) if len(votes) > 1 else pair

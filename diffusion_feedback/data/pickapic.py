@@ -103,16 +103,15 @@ def _tables(
 
 def _groups(pairs: Iterable[PairRecord], size: int) -> Iterator[list[PairRecord]]:
     rest = iter(pairs)
-    while group := _next(rest, size):
+    while True:
+        try:
+            group = list(islice(rest, size))
+        except OSError as error:  # of what is read, not of what is written
+            problem = f"{error.filename or 'the pairs'}: cannot be read ({reason(error)})"
+            raise UserError(problem, "check the data by itself first") from error
+        if not group:
+            return
         yield group
-
-
-def _next(pairs: Iterator[PairRecord], size: int) -> list[PairRecord]:
-    try:
-        return list(islice(pairs, size))
-    except OSError as error:  # of what is read, not of what is written
-        problem = f"{error.filename or 'the pairs'}: cannot be read ({reason(error)})"
-        raise UserError(problem, "check the data by itself first") from error
 
 
 def _arrays(group: Sequence[PairRecord]) -> list[pa.Array]:

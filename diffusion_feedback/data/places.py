@@ -6,9 +6,15 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import reading
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "validation_unique", "test_unique")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_PREFIX = "hf://datasets/"
+_DAY = 24 * 3600.0
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -59,6 +66,14 @@ def reason(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+
+
+def sweep_old(folder: Path) -> None:
+    """Remove what killed processes left half-written; young files may belong to one that is still writing."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _DAY:
+                path.unlink()
 
 
 def user_path(name: str) -> Path:
@@ -142,29 +157,70 @@ def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -
     return chosen
 
 
-def load_hub(name: str, split: str, revision: str | None, streaming: bool, given: Dataset | None = None) -> Dataset:
-    """The split of a data set on the hub, or in a folder of save_to_disk, as ``datasets`` gives it, pictures not decoded.
+@dataclass(frozen=True)
+class HubData:
+    """A split of a data set on the hub or of a folder that ``datasets`` reads, or one that is ``given``, loaded already.
 
-    ``given``, where there is one, is that data set, loaded already. Raises UserError where it is not to be had, or does
-    not say its columns. Scripts of data sets never run.
+    ``streaming`` reads without downloading the whole set first. What is asked of it raises UserError where it is not to be
+    had, or does not say its columns.
     """
-    import datasets
 
-    if given is not None:
-        return undecoded(given)
-    if is_saved(user_path(name)):
-        data = _load_saved(user_path(name), split)
-    else:
-        try:
-            data = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
-        except Exception as error:  # whatever a stranger's files and a network may raise; a script is a RuntimeError
-            if is_out_of_memory(error):  # no fault of the data
-                raise
-            problem = f"{name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
-            raise UserError(problem, "check the path or the hub id, the split and the revision") from error
-    if data.features is None:
-        raise UserError(f"{name}: does not say its columns before it is read", "set data.streaming: false")
-    return undecoded(data)
+    name: str
+    split: str
+    revision: str | None = None
+    streaming: bool = False
+    given: Dataset | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def where(self) -> str:
+        """The data set and its split, for messages."""
+        return f"{self.name}, split {self.split!r}"
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the split; None for a stream."""
+        return None if self.streaming else len(self.data)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and types."""
+        schema: pa.Schema = self.data.features.arrow_schema
+        return schema
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The split as ``datasets`` gives it, pictures not decoded. Scripts of data sets never run."""
+        import datasets
+
+        if self.given is not None:
+            return undecoded(self.given)
+        if is_saved(user_path(self.name)):
+            data = _load_saved(user_path(self.name), self.split)
+        else:
+            try:
+                data = datasets.load_dataset(
+                    self.name, split=self.split, revision=self.revision, streaming=self.streaming
+                )
+            except (
+                Exception
+            ) as error:  # whatever a stranger's files and a network may raise; a script is a RuntimeError
+                if is_out_of_memory(error):  # no fault of the data
+                    raise
+                problem = f"{self.name}: no such file or folder, and not to be had from the hub ({first_line(error)})"
+                raise UserError(problem, "check the path or the hub id, the split and the revision") from error
+        if data.features is None:
+            raise UserError(f"{self.name}: does not say its columns before it is read", "set data.streaming: false")
+        return undecoded(data)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, int, dict[str, object]]]:
+        """Place, number and ``columns`` of every row."""
+        rows = enumerate(self.data.select_columns(list(columns)))
+        while True:
+            with reading(self.where, "rows of a data set", "download or write it again"):
+                number, cells = next(rows, (-1, None))
+            if cells is None:
+                return
+            yield f"{self.where}, row {number}", number, cells
 
 
 def undecoded(data: Dataset) -> Dataset:

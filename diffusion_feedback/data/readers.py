@@ -12,7 +12,7 @@ from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
 from .image_folders import METADATA_NAMES
 from .image_index import ImageFacts, ImageIndex
-from .places import check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, split_of, user_path
+from .places import HubData, check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, split_of, user_path
 from .rankings import RankingSource, holds_rankings
 from .read_log import GIVEN, OnBadRow, ReadLog, name_of_data
 from .rows import (
@@ -206,7 +206,7 @@ def open_pairs(
 def find_source(given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool) -> PairSource:
     """The source that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
     if not isinstance(given, str | Path):
-        return HubSource(GIVEN, split, given=given)
+        return HubSource(HubData(GIVEN, split, given=given))
     name, path = str(given), user_path(str(given))
     if path.is_dir():
         return _folder_source(path, split)
@@ -228,7 +228,7 @@ def find_source(given: str | Path | Dataset, *, split: str, revision: str | None
         )
         return ParquetSource(files, passed_over)
     if (hub := hub_id(name, [".parquet"])) is not None:
-        return HubSource(hub, split, revision, streaming)
+        return HubSource(HubData(hub, split, revision, streaming))
     check_is_one(name)
     if path.exists():
         raise UserError(f"{path}: is neither a file nor a folder", FORMATS_HELP)
@@ -237,7 +237,7 @@ def find_source(given: str | Path | Dataset, *, split: str, revision: str | None
 
 def _folder_source(folder: Path, split: str) -> PairSource:
     if is_saved(folder):
-        return HubSource(str(folder), split)
+        return HubSource(HubData(str(folder), split))
     # The split's own folder comes first; "data" is where data sets from the hub keep their parquet files.
     for place in (folder / split, folder, folder / "data"):
         if not place.is_dir():

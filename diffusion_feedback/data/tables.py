@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +15,8 @@ import pyarrow.parquet as pq
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import check_whole, reading
 from ..prompts.tabular import check_columns
-from .places import check_regular, load_hub, stamp_of
+from .places import HubData, check_regular, stamp_of
 from .rows import SIDES, Location, PairRow, Part, match_columns, read_image
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 PICKAPIC = {
     "prompt": ("caption", "prompt"),
@@ -39,27 +35,38 @@ _OPEN_FILES = 16
 class TableLayout:
     """Which column of a table holds what; ``labels`` are values that stand for a missing label column."""
 
-    format: str
     columns: Mapping[str, str]
     labels: Mapping[str, float]
-    unused: Sequence[str] = ()
+    unused: Sequence[str]
 
     @classmethod
     def of(cls, schema: pa.Schema, where: str) -> TableLayout:
         """Recognise the layout of a table. Raises UserError naming ``where`` for a missing column or a wrong type."""
         check_columns(schema.names, where)
         images_0_1 = {*PICKAPIC["image_0"], *PICKAPIC["image_1"]}
-        if {"chosen", "rejected"} & set(schema.names) and not images_0_1 & set(schema.names):
-            name, labels = "columns prompt, chosen, rejected", {"label_0": 1.0}
-            columns = match_columns(CHOSEN_REJECTED, schema.names, where)
-            columns.pop("label_1", None)  # speaks of label_0, which is not used here
-        else:
-            name, labels = "Pick-a-Pic columns", {}
-            columns = match_columns(PICKAPIC, schema.names, where)
-        for ours, column in columns.items():
+        is_ordered = bool({"chosen", "rejected"} & set(schema.names) and not images_0_1 & set(schema.names))
+        layout = cls.matched(schema.names, CHOSEN_REJECTED if is_ordered else PICKAPIC, where)
+        for ours, column in layout.columns.items():
             _check_type(ours, schema.field(column), where)
+        return layout
+
+    @classmethod
+    def matched(cls, names: Sequence[str], wanted: Mapping[str, Sequence[str]], where: str) -> TableLayout:
+        """The layout of columns of these ``names``; where no label is ``wanted``, image 0 is the chosen one.
+
+        Raises UserError naming ``where`` for a missing column.
+        """
+        columns, labels = match_columns(wanted, names, where), {}
+        if "label_0" not in wanted:
+            labels = {"label_0": 1.0}
+            columns.pop("label_1", None)  # speaks of label_0, which is not used here
         used = set(columns.values())
-        return cls(name, columns, labels, [column for column in schema.names if column not in used])
+        return cls(columns, labels, [column for column in names if column not in used])
+
+    @property
+    def format(self) -> str:
+        """The layout in words."""
+        return "columns prompt, chosen, rejected" if self.labels else "Pick-a-Pic columns"
 
     def wanted(self, *, without_images: bool) -> list[str]:
         """Names of the columns to read."""
@@ -71,8 +78,8 @@ class TableLayout:
         cells: Mapping[str, object],
         location: Location | None,
         folder: Path | None,
-        part: Part | None,
-        position: int,
+        part: Part | None = None,
+        position: int = 0,
     ) -> PairRow:
         """The cells of one row under our names."""
         values = {name: cells[column] for name, column in self.columns.items() if column in cells}
@@ -211,22 +218,14 @@ class ParquetSource:
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of every file. Raises UserError for a file that cannot be read or lacks a column."""
-        for number, (layout, num_rows, _) in enumerate(self._heads):
-            part = Part((self.files[number],), num_rows)
+        for number, (file, (layout, num_rows, _)) in enumerate(zip(self.files, self._heads, strict=True)):
+            part, position = Part((file,), num_rows), 0
             columns = layout.wanted(without_images=is_known is not None and is_known(part))
-            with open_parquet(self.files[number]) as parquet:
-                yield from self._rows_of(number, parquet, columns, part)
-
-    def _rows_of(self, number: int, parquet: pq.ParquetFile, columns: Sequence[str], part: Part) -> Iterator[PairRow]:
-        file, layout, position = self.files[number], self._heads[number][0], 0
-        for group in range(parquet.num_row_groups):
-            in_group = 0
-            batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns))
-            while (batch := next_batch(batches, file, group)) is not None:
-                for cells in batch.to_pylist():
-                    where = f"{file}, row {position}"
-                    yield layout.row(where, cells, (number, group, in_group), file.parent, part, position)
-                    position, in_group = position + 1, in_group + 1
+            for group, first, batch in read_batches(file, _ROWS_AT_ONCE, columns):
+                for in_group, cells in enumerate(batch.to_pylist(), first):
+                    where, location = f"{file}, row {position}", (number, group, in_group)
+                    yield layout.row(where, cells, location, file.parent, part, position)
+                    position += 1
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images at (file, row group, row); recently used row groups are kept in memory."""
@@ -238,8 +237,23 @@ class ParquetSource:
         return first, second
 
 
-def next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.RecordBatch | None:
-    """The next of ``batches``, None at the end. Raises UserError naming ``file`` and ``group`` where it is damaged."""
+def read_batches(
+    file: Path, size: int, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """The rows of ``file``, at most ``size`` at a time: their row group, the place of the first in it, and the batch.
+
+    Raises UserError naming the file, and the row group where one is damaged.
+    """
+    with open_parquet(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            first = 0
+            batches = parquet.iter_batches(size, row_groups=[group], columns=columns)
+            while (batch := _next_batch(batches, file, group)) is not None:
+                yield group, first, batch
+                first += len(batch)
+
+
+def _next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.RecordBatch | None:
     try:
         return next(batches, None)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -253,36 +267,27 @@ def next_batch(batches: Iterator[pa.RecordBatch], file: Path, group: int) -> pa.
 class HubSource:
     """Pairs of a data set on the hub (or of a folder that ``datasets`` reads); a location is (row,).
 
-    ``streaming`` reads without downloading the whole set first; its images cannot be read again. ``given`` is a
-    ``datasets.Dataset`` that the caller holds, in the place of one that is loaded.
+    The images of a stream cannot be read again.
     """
 
-    name: str
-    split: str
-    revision: str | None = None
-    streaming: bool = False
-    given: Any = field(default=None, compare=False, repr=False)
+    hub: HubData
+    notes: Sequence[str] = ()
 
     @property
     def format(self) -> str:
         """The format in words."""
-        return f"data set {self.name} through datasets, with {self._layout.format}"
+        return f"data set {self.hub.name} through datasets, with {self._layout.format}"
 
     @property
     def num_rows(self) -> int | None:
         """Rows of the split; None for a stream."""
-        return None if self.streaming else len(self._data)
+        return self.hub.num_rows
 
     @property
     def files(self) -> Sequence[Path]:
         """The files in which ``datasets`` keeps the rows; none for a stream."""
-        kept = [] if self.streaming else self._data.cache_files
+        kept = [] if self.hub.streaming else self.hub.data.cache_files
         return [Path(each["filename"]) for each in kept]
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Nothing is passed over."""
-        return []
 
     @property
     def unused(self) -> Sequence[str]:
@@ -290,32 +295,21 @@ class HubSource:
         return self._layout.unused
 
     @cached_property
-    def _data(self) -> Dataset:
-        return load_hub(self.name, self.split, self.revision, self.streaming, self.given)
-
-    @cached_property
     def _layout(self) -> TableLayout:
-        return TableLayout.of(self._data.features.arrow_schema, f"{self.name}, split {self.split!r}")
+        return TableLayout.of(self.hub.schema, self.hub.where)
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the split. Raises UserError where the hub cannot be reached or a column is missing."""
         files, layout = tuple(self.files), self._layout
-        part = Part(files, len(self._data)) if files else None
+        part = Part(files, len(self.hub.data)) if files else None
         columns = layout.wanted(without_images=part is not None and is_known is not None and is_known(part))
-        rows = enumerate(self._data.select_columns(columns))
-        while True:
-            with reading(f"{self.name}, split {self.split!r}", "rows of a data set", "download or write it again"):
-                number, cells = next(rows, (-1, None))
-            if cells is None:
-                return
-            location = None if self.streaming else (number,)
-            where = f"{self.name}, split {self.split!r}, row {number}"
-            yield layout.row(where, cells, location, None, part, number)
+        for where, number, cells in self.hub.rows(columns):
+            yield layout.row(where, cells, None if self.hub.streaming else (number,), None, part, number)
 
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images of row ``location[0]``."""
-        where, columns = f"{self.name}, row {location[0]}", self._layout.columns
+        where, columns = f"{self.hub.name}, row {location[0]}", self._layout.columns
         with reading(where, "a row of a data set", "download or write it again"):
-            cells = self._data[int(location[0])]
+            cells = self.hub.data[int(location[0])]
         first, second = (read_image(cells[columns[name]], None, where) for name in SIDES)
         return first, second

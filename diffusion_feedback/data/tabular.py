@@ -9,18 +9,18 @@ from typing import Any
 from ..prompts.rows import read_lines
 from ..prompts.tabular import check_columns
 from .image_folders import METADATA_NAMES
-from .tables import next_batch, open_parquet
+from .tables import open_parquet, read_batches
+
+_ROWS_AT_ONCE = 1024
 
 
 def find_metadata(folder: Path) -> Path | None:
     """The metadata file of an image folder, if there is one; parquet counts where it names files."""
-    return next((folder / name for name in METADATA_NAMES if _is_metadata(folder / name)), None)
-
-
-def _is_metadata(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    return not _is_parquet(file) or any(name.endswith("file_name") for name in columns_of(file))
+    files = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+    named = (
+        file for file in files if not _is_parquet(file) or any(name.endswith("file_name") for name in columns_of(file))
+    )
+    return next(named, None)
 
 
 def _is_parquet(file: Path) -> bool:
@@ -54,11 +54,5 @@ def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not _is_parquet(file):
         yield from read_lines(file)
         return
-    position = 0
-    with open_parquet(file) as parquet:
-        for group in range(parquet.num_row_groups):
-            batches = parquet.iter_batches(1024, row_groups=[group])
-            while (batch := next_batch(batches, file, group)) is not None:
-                for cells in batch.to_pylist():
-                    yield position, cells
-                    position += 1
+    rows = (cells for _, _, batch in read_batches(file, _ROWS_AT_ONCE) for cells in batch.to_pylist())
+    yield from enumerate(rows)

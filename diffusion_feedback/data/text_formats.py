@@ -124,7 +124,11 @@ def _pair(row: TextCells) -> TextRecord:
     """prompt, chosen, rejected. Turns of chosen and rejected may hold the prompt once more (UltraFeedback binarized)."""
     strength = row.strength("score_chosen", "score_rejected")
     strength["token_ids"] = row.token_ids("chosen_token_ids", "rejected_token_ids")
-    prompt, chosen, rejected = _prompt_of(row), row.text("chosen"), row.text("rejected")
+    return _answers(row, _prompt_of(row), row.text("chosen"), row.text("rejected"), **strength)
+
+
+def _answers(row: TextCells, prompt: Text, chosen: Text, rejected: Text, **strength: Any) -> TextRecord:
+    """Two answers: all three as texts where they are, else as turns."""
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         return _preference(row, prompt, chosen, rejected, **strength)
     return _preference(row, *_as_turns(row, prompt, chosen, rejected), **strength)
@@ -149,10 +153,7 @@ def _question_pair(question: str, better: str = "chosen", worse: str = "rejected
     def read(row: TextCells) -> TextRecord:
         prompt = _prompt_of(row) if question == "prompt" else _question(row, question)
         chosen, rejected = row.text(better), row.text(worse)
-        strength = row.strength("score_chosen", "score_rejected")
-        if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-            return _preference(row, prompt, chosen, rejected, **strength)
-        return _preference(row, *_as_turns(row, prompt, chosen, rejected), **strength)
+        return _answers(row, prompt, chosen, rejected, **row.strength("score_chosen", "score_rejected"))
 
     return read
 
@@ -234,26 +235,21 @@ def _shp(row: TextCells) -> TextRecord:
 # --- single texts ----------------------------------------------------------------------------------------------------
 
 
-def _demonstration(row: TextCells) -> TextRecord:
-    """prompt, completion."""
-    return _single(row, None)
+def _completion(column: str, *, is_labelled: bool = False) -> Read:
+    """A prompt and the completion in ``column``; ``is_labelled``, with a column label, whether it is desirable."""
+
+    def read(row: TextCells) -> TextRecord:
+        label = row.truth("label") if is_labelled else None
+        prompt, completion = _prompt_of(row), row.reply(column)
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return _single(row, prompt, completion, label)
+        turns = _assistant(completion) if isinstance(completion, str) else completion
+        return _single(row, _prompt_turns(prompt), turns, label)
+
+    return read
 
 
-def _unpaired(row: TextCells) -> TextRecord:
-    """prompt, completion, label: whether the completion is desirable."""
-    return _single(row, row.truth("label"))
-
-
-def _response(row: TextCells) -> TextRecord:
-    """prompt, response: the same as prompt, completion."""
-    return _single(row, None, "response")
-
-
-def _single(row: TextCells, label: bool | None, column: str = "completion") -> TextRecord:
-    prompt, completion = _prompt_of(row), row.reply(column)
-    if not isinstance(prompt, str) or not isinstance(completion, str):
-        prompt = _prompt_turns(prompt)
-        completion = _assistant(completion) if isinstance(completion, str) else completion
+def _single(row: TextCells, prompt: Text, completion: Text, label: bool | None) -> TextRecord:
     weight = row.strength().get("weight", 1.0)
     return TextRecord(prompt, completion, label=label, weight=weight, template=row.template(), source=row.source)
 
@@ -269,9 +265,7 @@ def _answered(question: str, answer: str) -> Read:
     def read(row: TextCells) -> TextRecord | None:
         if str(row.get("ng_translation") or "0").strip().lower() in ("1", "1.0", "true"):
             return None
-        sides = _question(row, question), _assistant(row.string(answer))
-        weight, label = row.strength().get("weight", 1.0), _tag(row)
-        return TextRecord(*sides, label=label, weight=weight, template=row.template(), source=row.source)
+        return _single(row, _question(row, question), _assistant(row.string(answer)), _tag(row))
 
     return read
 
@@ -281,12 +275,11 @@ def _conversation(column: str) -> Read:
         turns = _under_system(row, row.turns(column))
         if not any(turn["role"] == "assistant" for turn in turns):
             raise row.bad("turns", column, "no turn of the assistant: there is nothing to learn")
-        weight, label = row.strength().get("weight", 1.0), _tag(row)
-        prompt: Text = ""
-        if label is not None:
-            # What is judged is the last answer.
-            prompt, turns = turns[:-1], row.checked_reply(column, turns[-1:])
-        return TextRecord(prompt, turns, label=label, weight=weight, template=row.template(), source=row.source)
+        label = _tag(row)
+        if label is None:
+            return _single(row, "", turns, None)
+        # What is judged is the last answer.
+        return _single(row, turns[:-1], row.checked_reply(column, turns[-1:]), label)
 
     return read
 
@@ -329,14 +322,18 @@ FORMATS = (
         for name in ("prompt", *_QUESTIONS)
     ),
     TextFormat("columns chosen, rejected (the prompt is in both)", ("chosen", "rejected"), _implicit),
-    TextFormat("columns prompt, completion, label", ("prompt", "completion", "label"), _unpaired),
-    TextFormat("columns prompt, completion", ("prompt", "completion"), _demonstration),
+    TextFormat(
+        "columns prompt, completion, label",
+        ("prompt", "completion", "label"),
+        _completion("completion", is_labelled=True),
+    ),
+    TextFormat("columns prompt, completion", ("prompt", "completion"), _completion("completion")),
     TextFormat("UltraFeedback's completions, best against worst", ("instruction", "completions"), _completions),
     TextFormat("SHP's two answers", ("history", "human_ref_A", "human_ref_B", "labels"), _shp),
     *(TextFormat(*_columns("instruction", name), _answered("instruction", name)) for name in ("output", "response")),
     TextFormat("column messages", ("messages",), _conversation("messages")),
     TextFormat("column conversations", ("conversations",), _conversation("conversations")),
-    TextFormat(*_columns("prompt", "response"), _response),
+    TextFormat(*_columns("prompt", "response"), _completion("response")),
     *(TextFormat(*_columns(*names), _answered(*names)) for names in _ANSWERS),
     TextFormat("column text", ("text",), _text),
     TextFormat("prompts alone", ("prompt",), _prompt),

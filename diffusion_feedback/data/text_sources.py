@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -18,12 +17,9 @@ from ..prompts import prompt_column
 from ..prompts.rows import read_rows
 from ..prompts.tabular import cell_rows, check_columns, width_problem
 from ..records import parse_json
-from .places import load_hub
+from .places import HubData
 from .rows import BadRow
-from .tables import is_image, next_batch, open_parquet
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from .tables import is_image, open_parquet, read_batches
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -107,7 +103,13 @@ class JsonSource:
         return items
 
     def _lines(self) -> Iterator[bytes]:
-        yield from _lines(self.file)
+        """The lines, unpacked. Raises UserError where they cannot be read."""
+        with reading(self.file, "a file of texts", "copy or download the file again"):
+            if not self.file.is_file():
+                raise FileNotFoundError("no such file")
+            is_packed = self.file.suffix.lower() == ".gz"
+            with gzip.open(self.file, "rb") if is_packed else self.file.open("rb") as lines:
+                yield from lines
 
     def rows(self) -> Iterator[TextRow]:
         """Every object; a line that is none is a bad row."""
@@ -177,18 +179,6 @@ def _cell(name: str, cell: str) -> object:
     return cell
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    """The lines of ``file``, unpacked. Raises UserError where it cannot be read."""
-    with reading(file, "a file of texts", "copy or download the file again"), _opened(file) as lines:
-        yield from lines
-
-
-def _opened(file: Path) -> io.BufferedIOBase | gzip.GzipFile:
-    if not file.is_file():
-        raise FileNotFoundError("no such file")
-    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
-
-
 def _json_row(source: str, item: object) -> TextRow:
     if isinstance(item, dict):
         return TextRow(source, item)
@@ -215,11 +205,6 @@ class ParquetTexts:
         """Names of the columns that hold no pictures."""
         return text_columns(self.schema)
 
-    @property
-    def pictures(self) -> frozenset[str]:
-        """Names of the columns that hold pictures, which are not read."""
-        return frozenset(self.schema.names) - self.columns
-
     @cached_property
     def num_rows(self) -> int:
         """Rows of the file."""
@@ -230,62 +215,44 @@ class ParquetTexts:
         """Every row. Raises UserError for a damaged file."""
         columns = [name for name in self.schema.names if name in self.columns]
         position = 0
-        with open_parquet(self.file) as parquet:
-            for group in range(parquet.num_row_groups):
-                batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
-                while (batch := next_batch(batches, self.file, group)) is not None:
-                    for index in range(len(batch)) if (rows := _decoded(batch)) is None else ():
-                        yield _single_row(f"{self.file}, row {position + index}", batch.slice(index, 1))
-                    for index, cells in enumerate(rows or ()):
-                        yield TextRow(f"{self.file}, row {position + index}", _present(cells))
-                    position += len(batch)
+        for _, _, batch in read_batches(self.file, _ROWS_AT_ONCE, columns):
+            for index in range(len(batch)) if (rows := _decoded(batch)) is None else ():
+                yield _single_row(f"{self.file}, row {position + index}", batch.slice(index, 1))
+            for index, cells in enumerate(rows or ()):
+                yield TextRow(f"{self.file}, row {position + index}", _present(cells))
+            position += len(batch)
 
 
 @dataclass(frozen=True)
 class HubTexts:
-    """A data set on the hub, a folder that ``datasets`` reads, or one that is ``given``, loaded already."""
+    """A data set on the hub, a folder that ``datasets`` reads, or one that is loaded already; pictures in it are not read."""
 
-    name: str
-    split: str
-    revision: str | None = None
-    streaming: bool = False
-    given: Any = field(default=None, compare=False, repr=False)
+    hub: HubData
 
     @property
     def storage(self) -> str:
         """How the rows stand."""
-        return f"data set {self.name} through datasets"
+        return f"data set {self.hub.name} through datasets"
 
     @property
     def num_rows(self) -> int | None:
         """Rows of the split; None for a stream."""
-        return None if self.streaming else len(self._data)
-
-    @cached_property
-    def _data(self) -> Dataset:
-        return load_hub(self.name, self.split, self.revision, self.streaming, self.given)
+        return self.hub.num_rows
 
     @property
     def schema(self) -> pa.Schema:
         """Columns and types. Raises UserError where the hub cannot be reached."""
-        schema: pa.Schema = self._data.features.arrow_schema
-        return schema
+        return self.hub.schema
 
     @property
     def columns(self) -> frozenset[str]:
         """Names of the columns that hold no pictures."""
         return text_columns(self.schema)
 
-    @property
-    def pictures(self) -> frozenset[str]:
-        """Names of the columns that hold pictures, which are not read."""
-        return frozenset(self.schema.names) - self.columns
-
     def rows(self) -> Iterator[TextRow]:
         """Every row of the split. Raises UserError where the hub cannot be reached."""
-        data = self._data.select_columns([name for name in self.schema.names if name in self.columns])
-        for number, cells in enumerate(data):
-            yield TextRow(f"{self.name}, split {self.split!r}, row {number}", _present(cells))
+        for where, _, cells in self.hub.rows([name for name in self.schema.names if name in self.columns]):
+            yield TextRow(where, _present(cells))
 
 
 @dataclass(frozen=True)

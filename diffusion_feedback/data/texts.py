@@ -11,7 +11,7 @@ from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
 from .folders import find_twins
-from .places import files_of_split, glob_files, hub_id, is_glob, is_saved
+from .places import HubData, files_of_split, glob_files, hub_id, is_glob, is_saved
 from .rankings import holds_rankings
 from .read_log import GIVEN, OnBadRow, ReadLog, name_of_data
 from .rows import BadRow
@@ -116,7 +116,8 @@ class TextReader(Generic[Record]):
     @property
     def notes(self) -> Sequence[str]:
         """What the last pass left aside: columns that are not read, by the rows that hold something there, and files."""
-        pictures = sorted({name for source in self.sources for name in getattr(source, "pictures", ())})
+        tables = [source for source in self.sources if isinstance(source, ParquetTexts | HubTexts)]
+        pictures = sorted({name for table in tables for name in {*table.schema.names} - table.columns})
         named = [f"{visible(name)} ({count:,} rows)" for name, count in self.log.counts.unread.items()]
         named += [f"{visible(name)} (pictures)" for name in pictures]
         return [*([f"columns not read: {', '.join(named)}"] if named else []), *self._passed_over]
@@ -223,10 +224,10 @@ def find_texts(
 ) -> list[TextSource]:
     """The sources that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
     if not isinstance(given, str | Path):
-        return [HubTexts(GIVEN, split, given=given)]
+        return [HubTexts(HubData(GIVEN, split, given=given))]
     name, path = str(given), Path(given).expanduser()
     if is_saved(path):
-        return [HubTexts(str(path), split, revision)]
+        return [HubTexts(HubData(str(path), split, revision))]
     if path.is_dir():
         return [file_source(file) for file in _files_in(path, split)]
     if path.is_file():
@@ -239,7 +240,7 @@ def find_texts(
             raise UserError(f"{name}: no file of {', '.join(SUFFIXES)} has such a name", FORMATS_HELP)
         return [file_source(file) for file in files]
     if (hub := hub_id(name, SUFFIXES)) is not None:
-        return [HubTexts(hub, split, revision, streaming)]
+        return [HubTexts(HubData(hub, split, revision, streaming))]
     raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
 
 

@@ -51,7 +51,7 @@ class DenoisingLikelihood:
         return self._prepared(batch, self.denoiser.process)
 
     def _prepared(self, batch: PreferenceBatch, process: ForwardProcess) -> DenoisingInputs:
-        draws = [draw_pair(self.seed, batch.draw, pair_id) for pair_id in batch.example_ids]
+        draws = [draw_pair(self.seed, batch.draw, example_id) for example_id in batch.example_ids]
         views = [
             ImageView(
                 crop=(d.crop_x, d.crop_y) if self.random_crop else (0.5, 0.5),

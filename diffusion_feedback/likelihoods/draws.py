@@ -31,9 +31,9 @@ class PairDraw:
     noise_key: int
 
 
-def draw_pair(seed: int, draw: int, pair_id: str) -> PairDraw:
-    """The draws of pair ``pair_id`` in pass ``draw`` (0, 1, ...) under ``seed``."""
-    digest = hashlib.sha256(f"{seed}/{draw}/{pair_id}".encode()).digest()
+def draw_pair(seed: int, draw: int, example_id: str) -> PairDraw:
+    """The draws of pair ``example_id`` in pass ``draw`` (0, 1, ...) under ``seed``."""
+    digest = hashlib.sha256(f"{seed}/{draw}/{example_id}".encode()).digest()
     words = np.frombuffer(digest, "<u8").tolist()
     uniforms = np.random.Generator(np.random.Philox(key=words[:2])).random(5).tolist()
     timestep, flip, crop_x, crop_y, dropout = uniforms

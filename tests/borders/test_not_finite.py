@@ -81,8 +81,8 @@ def test_the_pair_and_the_step_are_named(
     message = capsys.readouterr().err
     assert message.startswith("error: ") or "error: step 2: " in message
     assert "step 2: the gradient norm is nan" in message or "step 2: the gradient norm is inf" in message
-    pair_id = marked[0].example_ids[1]
-    source = next(r.source for r, _ in open_pairs(pair_files["train"]).scan() if r.pair_id == pair_id)
+    example_id = marked[0].example_ids[1]
+    source = next(r.source for r, _ in open_pairs(pair_files["train"]).scan() if r.example_id == example_id)
     assert f"because of {source} (loss {value})" in message
     assert "--resume would come to the same place" in message
     assert "learning_rate" in message

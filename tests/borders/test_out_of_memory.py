@@ -13,7 +13,7 @@ import torch
 from diffusion_feedback.cli import main as door
 from diffusion_feedback.cli.main import COMMANDS, main
 from diffusion_feedback.data.images import decode_image
-from diffusion_feedback.data.places import load_hub
+from diffusion_feedback.data.places import HubData
 from diffusion_feedback.data.tables import open_parquet
 from diffusion_feedback.errors import UserError, is_out_of_memory, within_memory
 from diffusion_feedback.foreign import reading
@@ -92,7 +92,7 @@ def read_image_bytes(folder: Path) -> None:
 
 
 def read_hub(folder: Path) -> None:
-    load_hub("owner/pairs", "train", None, False)
+    len(HubData("owner/pairs", "train").data)
 
 
 READERS = {

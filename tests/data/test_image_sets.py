@@ -94,7 +94,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         open_images(tmp_path)
     (tmp_path / "a.txt").unlink()
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(UserError, match=r"a\.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"a\.txt: the caption cannot be read"):
         open_images(tmp_path)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png"}) + "\n")
     with pytest.raises(UserError, match="names its own prompts"):

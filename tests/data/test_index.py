@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_feedback.data.images import decode_image
 from diffusion_feedback.data.index import PairIndex
+from diffusion_feedback.data.places import HubData
 from diffusion_feedback.data.readers import PairReader, open_pairs
 from diffusion_feedback.data.rows import Location
 from diffusion_feedback.data.tables import HubSource, ParquetSource
@@ -45,28 +46,28 @@ def test_order_of_rows_files_and_sides_does_not_matter(table: Table, pickapic_ro
     table(mixed[:5], "other/b.parquet", group=3)
     other = PairIndex.build(open_pairs(tmp_path / "other"))
     assert listed(one) == listed(other)
-    assert [pair.pair_id for pair in one.pairs] == sorted(pair.pair_id for pair in one.pairs)
+    assert [pair.example_id for pair in one.pairs] == sorted(pair.example_id for pair in one.pairs)
 
 
 def test_batch_agrees_with_the_records(table: Table, pickapic_rows: MakeRows) -> None:
     rows = pickapic_rows(9)
     seen: list[PairRecord] = []
     index = PairIndex.build(open_pairs(table(rows)), on_pair=seen.append)
-    by_id = {record.pair_id: record for record in seen}
+    by_id = {record.example_id: record for record in seen}
     assert len(index) == len(by_id) == 9
     batch = index.batch([4, 0, 8], draw=3)
     assert (len(batch), batch.draw) == (3, 3)
-    for pair_id, prompt, chosen, rejected in zip(
+    for example_id, prompt, chosen, rejected in zip(
         batch.example_ids, batch.prompts, batch.chosen, batch.rejected, strict=True
     ):
-        record = by_id[pair_id]
+        record = by_id[example_id]
         assert prompt == record.prompt
         for handle, data in ((chosen, record.chosen), (rejected, record.rejected)):
             assert handle.key == content_hash(data)
             assert np.array_equal(np.asarray(handle.open()), np.asarray(decode_image(data, "")))
-    weights = {record.pair_id: record.weight for record in seen}
-    assert batch.weight.tolist() == pytest.approx([weights[pair_id] for pair_id in batch.example_ids])
-    assert [pair.pair_id for pair in index.head(4).pairs] == [pair.pair_id for pair in index.pairs[:4]]
+    weights = {record.example_id: record.weight for record in seen}
+    assert batch.weight.tolist() == pytest.approx([weights[example_id] for example_id in batch.example_ids])
+    assert [pair.example_id for pair in index.head(4).pairs] == [pair.example_id for pair in index.pairs[:4]]
 
 
 def test_repeated_and_contradicting_rows(table: Table, pickapic_rows: MakeRows) -> None:
@@ -133,7 +134,7 @@ def test_changed_and_missing_files_are_noticed(table: Table, pickapic_rows: Make
 
 def test_streamed_images_say_to_use_the_cache(table: Table, pickapic_rows: MakeRows, tmp_path: Path) -> None:
     table(pickapic_rows(3), "hub/train-00000.parquet")
-    source = HubSource(str(tmp_path / "hub"), "train", streaming=True)
+    source = HubSource(HubData(str(tmp_path / "hub"), "train", streaming=True))
     seen: list[PairRecord] = []
     index = PairIndex.build(PairReader(source, "hub", decode=False), on_pair=seen.append)
     assert len(seen) == len(index) == 3

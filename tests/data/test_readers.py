@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffusion_feedback.data.places import HubData
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.data.tables import HubSource
 from diffusion_feedback.errors import UserError
@@ -171,7 +172,7 @@ def test_hub_source_on_a_local_folder(
     (tmp_path / "hub").mkdir()
     data = datasets.Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
     data.to_parquet(tmp_path / "hub" / "train-00000.parquet")
-    source = HubSource(str(tmp_path / "hub"), "train", streaming=streaming)
+    source = HubSource(HubData(str(tmp_path / "hub"), "train", streaming=streaming))
     found = list(source.rows())
     assert [row.values["image_0"]["bytes"] for row in found] == [row["jpg_0"] for row in rows]
     assert found[1].source.endswith("split 'train', row 1")
@@ -182,7 +183,7 @@ def test_hub_source_on_a_local_folder(
         assert found[1].location is not None
         assert source.images(found[1].location) == (rows[1]["jpg_0"], rows[1]["jpg_1"])
     with pytest.raises(UserError, match="hub: no such file"):
-        list(HubSource(str(tmp_path / "hub"), "nosuchsplit", streaming=streaming).rows())
+        list(HubSource(HubData(str(tmp_path / "hub"), "nosuchsplit", streaming=streaming)).rows())
 
 
 # --- rows that are left out ------------------------------------------------------------------------------------------
@@ -304,9 +305,9 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="data/pears: no such file or folder"):
         open_pairs("data/pears")
     assert open_pairs("owner/name", split="test", revision="v1", streaming=True).source == HubSource(
-        "owner/name", "test", "v1", True
+        HubData("owner/name", "test", "v1", True)
     )
-    assert open_pairs("hf://datasets/data/pears").source == HubSource("data/pears", "train")
+    assert open_pairs("hf://datasets/data/pears").source == HubSource(HubData("data/pears", "train"))
 
 
 def test_damaged_parquet_names_the_row_group(table: Table, pickapic_rows: MakeRows) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffusion_feedback.data.places import HubData
 from diffusion_feedback.data.text_output import write_texts
 from diffusion_feedback.data.text_sources import HubTexts
 from diffusion_feedback.data.texts import find_texts, holds_texts, open_prompts, open_texts
@@ -377,7 +378,7 @@ def test_where_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "a.xlsx").write_text("prompt\n")
     with pytest.raises(UserError, match="not a file of texts(.|\n)*save the table as CSV"):
         open_texts("a.xlsx")
-    assert find_texts("owner/name", split="test", revision="v1") == [HubTexts("owner/name", "test", "v1")]
+    assert find_texts("owner/name", split="test", revision="v1") == [HubTexts(HubData("owner/name", "test", "v1"))]
     with pytest.raises(UserError, match="owner/name: no such file or folder, and not to be had from the hub"):
         list(open_texts("owner/name"))
 
@@ -390,7 +391,7 @@ def test_hub_data_through_datasets(streaming: bool, tmp_path: Path, monkeypatch:
     (tmp_path / "hub").mkdir()
     rows = [{"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"chosen": [ASK, NO], "rejected": [ASK, YES]}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "hub" / "train-0.parquet")
-    source = HubTexts(str(tmp_path / "hub"), "train", streaming=streaming)
+    source = HubTexts(HubData(str(tmp_path / "hub"), "train", streaming=streaming))
     found = list(source.rows())
     assert [row.cells for row in found] == rows
     assert found[1].source.endswith("split 'train', row 1")

@@ -160,16 +160,16 @@ def test_copies_and_order_of_examples_do_not_matter() -> None:
 
     def losses(placed: Any, *batches: Any) -> dict[str, float]:
         return {
-            pair_id: loss
+            example_id: loss
             for batch in batches
-            for pair_id, loss in zip(batch.example_ids, placed(policy, batch).metrics["loss"].tolist(), strict=True)
+            for example_id, loss in zip(batch.example_ids, placed(policy, batch).metrics["loss"].tolist(), strict=True)
         }
 
     here = losses(step.coupled(policy, [first, second], lambda values: [values]), first, second)
     turned = losses(step.coupled(policy, [second, first], lambda values: [values]), first, second)
     apart = losses(step.coupled(policy, [first], lambda values: [kept[0], values]), first)
     assert here == turned
-    assert apart == {pair_id: here[pair_id] for pair_id in first.example_ids}
+    assert apart == {example_id: here[example_id] for example_id in first.example_ids}
     alone = losses(step, first)
     assert alone != apart
 

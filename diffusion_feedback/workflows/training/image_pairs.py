@@ -51,7 +51,7 @@ class ImagePairs(RunData):
         heldout = None
         if setup.data(heldout=True) is not None:
             heldout = load_pairs(setup, resolution=resolution, heldout=True, on_pair=on_pair)
-            check_apart("pairs", *([pair.pair_id for pair in index.pairs] for index in (train, heldout)))
+            check_apart("pairs", *([pair.example_id for pair in index.pairs] for index in (train, heldout)))
         if count := count_truncated(sorted({pair.prompt for pair in train.pairs})):
             log.warning("note: %d captions are longer than the text encoder reads; their ends are ignored", count)
         return cls(setup, train, heldout, EpochOrder(len(train), setup.batch_size, setup.recipe.training.seed))
@@ -70,12 +70,12 @@ class ImagePairs(RunData):
 
     def labels_hash(self) -> str:
         """Identity of the pairs and labels that the run learns from."""
-        return content_hash(*(f"{pair.pair_id} {pair.label_0}" for pair in self.train.pairs))
+        return content_hash(*(f"{pair.example_id} {pair.label_0}" for pair in self.train.pairs))
 
-    def name_of(self, pair_id: str) -> str:
+    def name_of(self, example_id: str) -> str:
         """Where the pair of an id stands, for a message: "pairs.parquet, row 7"."""
-        sources = (pair.source for pair in self.train.pairs if pair.pair_id == pair_id and pair.source)
-        return next(sources, f"pair {pair_id}")
+        sources = (pair.source for pair in self.train.pairs if pair.example_id == example_id and pair.source)
+        return next(sources, f"pair {example_id}")
 
     def share(self) -> list[int]:
         """This process's share of the pairs that the run will see, in the order of the files."""
