@@ -17,8 +17,7 @@ from .captions import caption_beside
 from .image_handles import ImageFile, RowImage
 from .image_sets import ImageSet, images_of_pairs
 from .images import EncodedImage
-from .places import undecoded, user_path
-from .read_log import GIVEN
+from .places import GIVEN, undecoded, user_path
 from .readers import find_source
 
 if TYPE_CHECKING:

@@ -28,6 +28,14 @@ _HUB_PREFIX = "hf://datasets/"
 _DAY = 24 * 3600.0
 _GLOB = re.compile(r"[*?\[]")
 
+GIVEN = "data set in memory"
+"""The name of a data set that is given as such."""
+
+
+def name_of_data(given: str | Path | Dataset) -> str:
+    """What messages call the data set ``given``."""
+    return str(given) if isinstance(given, str | Path) else GIVEN
+
 
 def stamp_of(file: Path) -> tuple[int, int]:
     """Size, bytes, and time of the last change, ns: whoever has seen the file so need not read it again.
@@ -157,12 +165,44 @@ def files_of_split(folder: Path, files: Sequence[Path], split: str, kind: str) -
     return chosen
 
 
+def find_place(
+    given: str | Path | Dataset,
+    suffixes: Sequence[str],
+    remedy: str,
+    *,
+    split: str,
+    revision: str | None,
+    streaming: bool,
+) -> HubData | Path | list[Path]:
+    """What ``given`` stands for: a data set of ``datasets``, the file or folder that is there, or the files of a glob.
+
+    Raises UserError, ending in ``remedy``, for what is none of these, and for a glob without files of ``suffixes``.
+    """
+    if not isinstance(given, str | Path):
+        return HubData(GIVEN, split, given=given)
+    name, path = str(given), user_path(str(given))
+    if is_saved(path):
+        return HubData(str(path), split)
+    if path.is_dir() or path.is_file():
+        return path
+    if is_glob(name):
+        files = glob_files(name, suffixes)
+        if not files:
+            raise UserError(f"{name}: no file of {', '.join(suffixes)} has such a name", remedy)
+        return files
+    if (hub := hub_id(name, suffixes)) is not None:
+        return HubData(hub, split, revision, streaming)
+    check_is_one(name)
+    what = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+    raise UserError(f"{path if path.exists() else name}: {what}", remedy)
+
+
 @dataclass(frozen=True)
 class HubData:
     """A split of a data set on the hub or of a folder that ``datasets`` reads, or one that is ``given``, loaded already.
 
-    ``streaming`` reads without downloading the whole set first. What is asked of it raises UserError where it is not to be
-    had, or does not say its columns.
+    ``streaming`` reads without downloading the whole set first. Whatever needs the data raises UserError where it is not to
+    be had, or does not say its columns.
     """
 
     name: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..errors import UserError
@@ -13,12 +12,9 @@ from ..progress import progress
 from .rows import BadRow
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 OnBadRow = Literal["error", "skip"]
-
-GIVEN = "data set in memory"
-"""The name of a data set that is given as such."""
 
 Item = TypeVar("Item")
 
@@ -98,8 +94,3 @@ class ReadLog:
                 yield item
                 bar.update(self.counts.rows - bar.n)
             bar.update(self.counts.rows - bar.n)
-
-
-def name_of_data(given: str | Path | Dataset) -> str:
-    """What messages call the data set ``given``."""
-    return str(given) if isinstance(given, str | Path) else GIVEN

@@ -12,9 +12,9 @@ from ..records import PairRecord
 from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
 from .image_folders import METADATA_NAMES
 from .image_index import ImageFacts, ImageIndex
-from .places import HubData, check_is_one, files_of_split, glob_files, hub_id, is_glob, is_saved, split_of, user_path
+from .places import HubData, files_of_split, find_place, glob_files, name_of_data, split_of, user_path
 from .rankings import RankingSource, holds_rankings
-from .read_log import GIVEN, OnBadRow, ReadLog, name_of_data
+from .read_log import OnBadRow, ReadLog
 from .rows import (
     SIDES,
     BadRow,
@@ -205,39 +205,25 @@ def open_pairs(
 
 def find_source(given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool) -> PairSource:
     """The source that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
-    if not isinstance(given, str | Path):
-        return HubSource(HubData(GIVEN, split, given=given))
-    name, path = str(given), user_path(str(given))
-    if path.is_dir():
-        return _folder_source(path, split)
-    if path.is_file():
-        if holds_rankings(path):
-            return RankingSource(path)
-        if path.suffix.lower() in (".jsonl", ".csv") or (path.name in METADATA_NAMES and names_two_images(path)):
-            return ImageFolderSource(path)
-        if path.suffix.lower() == ".parquet":
-            return ParquetSource([path])
-        raise UserError(f"{path}: not a file of pairs", FORMATS_HELP)
-    if is_glob(name):
-        files = glob_files(name, [".parquet"])
-        if not files:
-            raise UserError(f"{name}: no parquet file has such a name", FORMATS_HELP)
-        others = [str(file) for file in glob_files(name, [""]) if file not in files]
-        passed_over = (
-            [f"{name}: passed over {len(others)} that are no .parquet files: {listed(others)}"] if others else []
-        )
-        return ParquetSource(files, passed_over)
-    if (hub := hub_id(name, [".parquet"])) is not None:
-        return HubSource(HubData(hub, split, revision, streaming))
-    check_is_one(name)
-    if path.exists():
-        raise UserError(f"{path}: is neither a file nor a folder", FORMATS_HELP)
-    raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
+    place = find_place(given, [".parquet"], FORMATS_HELP, split=split, revision=revision, streaming=streaming)
+    if isinstance(place, HubData):
+        return HubSource(place)
+    if isinstance(place, list):
+        others = [str(file) for file in glob_files(str(given), [""]) if file not in place]
+        note = f"{given}: passed over {len(others)} that are no .parquet files: {listed(others)}"
+        return ParquetSource(place, [note] if others else [])
+    if place.is_dir():
+        return _folder_source(place, split)
+    if holds_rankings(place):
+        return RankingSource(place)
+    if place.suffix.lower() in (".jsonl", ".csv") or (place.name in METADATA_NAMES and names_two_images(place)):
+        return ImageFolderSource(place)
+    if place.suffix.lower() == ".parquet":
+        return ParquetSource([place])
+    raise UserError(f"{place}: not a file of pairs", FORMATS_HELP)
 
 
 def _folder_source(folder: Path, split: str) -> PairSource:
-    if is_saved(folder):
-        return HubSource(HubData(str(folder), split))
     # The split's own folder comes first; "data" is where data sets from the hub keep their parquet files.
     for place in (folder / split, folder, folder / "data"):
         if not place.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..records import Text, TextRecord
+from ..records import TextRecord
 from .text_cells import TextCells, shown
 
 # Words that a model should have read before its answer, by the names that data sets give them.
@@ -38,7 +38,7 @@ def _holds(record: TextRecord, value: object) -> bool:
     """Whether all words of ``value``, a text or turns, stand in ``record``."""
     words = list(_words(value))
     sides = [record.prompt, record.chosen, *([record.rejected] if record.rejected is not None else [])]
-    texts = [text for side in sides for text in _texts(side)]
+    texts = [text for side in sides for text in _words(side)]
     return bool(words) and all(any(word in text for text in texts) for word in words)
 
 
@@ -52,11 +52,3 @@ def _words(value: object) -> Iterator[str]:
             yield from _words(item)
     elif value is not None:
         yield str(value)
-
-
-def _texts(side: Text) -> Iterator[str]:
-    if isinstance(side, str):
-        yield side
-        return
-    for turn in side:
-        yield turn.get("content") or ""

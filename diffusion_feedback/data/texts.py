@@ -11,9 +11,9 @@ from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
 from .folders import find_twins
-from .places import HubData, files_of_split, glob_files, hub_id, is_glob, is_saved
+from .places import HubData, files_of_split, find_place, name_of_data
 from .rankings import holds_rankings
-from .read_log import GIVEN, OnBadRow, ReadLog, name_of_data
+from .read_log import OnBadRow, ReadLog
 from .rows import BadRow
 from .tabular import find_metadata
 from .text_cells import TextCells
@@ -223,25 +223,16 @@ def find_texts(
     given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool = False
 ) -> list[TextSource]:
     """The sources that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
-    if not isinstance(given, str | Path):
-        return [HubTexts(HubData(GIVEN, split, given=given))]
-    name, path = str(given), Path(given).expanduser()
-    if is_saved(path):
-        return [HubTexts(HubData(str(path), split, revision))]
-    if path.is_dir():
-        return [file_source(file) for file in _files_in(path, split)]
-    if path.is_file():
-        if not path.name.lower().endswith(SUFFIXES):
-            raise _unknown_ending(path)
-        return [file_source(path)]
-    if is_glob(name):
-        files = glob_files(name, SUFFIXES)
-        if not files:
-            raise UserError(f"{name}: no file of {', '.join(SUFFIXES)} has such a name", FORMATS_HELP)
-        return [file_source(file) for file in files]
-    if (hub := hub_id(name, SUFFIXES)) is not None:
-        return [HubTexts(HubData(hub, split, revision, streaming))]
-    raise UserError(f"{name}: no such file or folder", FORMATS_HELP)
+    place = find_place(given, SUFFIXES, FORMATS_HELP, split=split, revision=revision, streaming=streaming)
+    if isinstance(place, HubData):
+        return [HubTexts(place)]
+    if isinstance(place, list):
+        return [file_source(file) for file in place]
+    if place.is_dir():
+        return [file_source(file) for file in _files_in(place, split)]
+    if not place.name.lower().endswith(SUFFIXES):
+        raise _unknown_ending(place)
+    return [file_source(place)]
 
 
 def holds_texts(

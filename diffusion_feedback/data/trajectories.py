@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..records import TextRecord
 from ..types.texts import TokenExample, TokenSequence, TrajectoryBatch
-from .read_log import OnBadRow, ReadLog, name_of_data
+from .places import name_of_data
+from .read_log import OnBadRow, ReadLog
 from .rows import BadRow
 from .text_cells import TextCells
 from .text_formats import TextFormat

@@ -463,7 +463,7 @@ def test_a_data_set_that_fails_while_it_is_read_is_one_message(tmp_path: Path) -
     assert source.num_rows == 3
 
     class Failing:
-        features, cache_files = source._data.features, ()  # type: ignore[attr-defined]
+        features, cache_files = source.hub.data.features, ()  # type: ignore[attr-defined]
 
         def __len__(self) -> int:
             return 3
@@ -472,7 +472,7 @@ def test_a_data_set_that_fails_while_it_is_read_is_one_message(tmp_path: Path) -
             yield {"caption": "p", "label_0": 1.0, "jpg_0": {"bytes": plain(1)}, "jpg_1": {"bytes": plain(2)}}
             raise RuntimeError("connection lost")
 
-    source.__dict__["_data"] = Failing()
+    source.hub.__dict__["data"] = Failing()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="split 'train': could not be read as rows of a data set: connection lost"):
         list(source.rows())
 

@@ -289,7 +289,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
             open_pairs(path)
     with pytest.raises(UserError, match="no pairs in this folder"):
         open_pairs(tmp_path)
-    with pytest.raises(UserError, match="no parquet file has such a name"):
+    with pytest.raises(UserError, match="no file of .parquet has such a name"):
         open_pairs(tmp_path / "*.parquet")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match="x.parquet: not a parquet file"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...data.read_log import name_of_data
+from ...data.places import name_of_data
 from ...data.texts import open_prompts, open_texts
 from ...errors import UserError
 from ...likelihoods.conversations import as_turns

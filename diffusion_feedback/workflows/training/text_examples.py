@@ -71,7 +71,7 @@ def load_texts(setup: Setup, tokenization: Tokenization) -> TextData:
     if setup.objective.learns_from == "labels" and len({example.label for example in train.examples}) == 1:
         word = "desirable" if train.examples[0].label else "undesirable"
         notes.append(f"note: every completion is {word}: nothing says what it is better or worse than")
-    elif recipe.objective["name"] == "kto":
+    elif "kl" in setup.objective.inputs:
         notes += _kto_weights(recipe, train)
     if setup.data(heldout=True) is None:
         return TextData(train, None, notes, has_turns)
@@ -115,7 +115,7 @@ def _examples(
 
 
 def _odd_texts(records: Sequence[TextRecord], *, has_template: bool) -> list[str]:
-    """What ``dfb data check`` warns of and training goes on with."""
+    """What a check of the data warns of and training goes on with."""
     notes = []
     if repeating := sum(map(repeats_prompt, records)):
         notes.append(f"{repeating:,} completions begin with their prompt once more: the model learns to repeat it")
