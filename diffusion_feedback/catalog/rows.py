@@ -149,9 +149,10 @@ class ObjectiveRow:
         """Raise UserError unless the function takes log-probabilities, then the inputs, then settings by keyword alone."""
         if self.kind == "policy_gradient":
             return
-        taken = _positional(self.function, label)
+        taken = [p for p in _parameters(self.function) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if not taken:
-            raise UserError(f"{label}: takes no log-probabilities", "give a function of them, and settings after a *")
+            problem = f"{label}: takes no log-probabilities, or has no signature"
+            raise UserError(problem, "give a function of them, and settings after a *")
         first, *others = taken
         if tuple(each.name for each in others) != self.inputs:
             problem = f"{label}: takes ({first.name}, {', '.join(each.name for each in others)}), and is called with "
@@ -237,16 +238,11 @@ def import_path(path: str | Callable[..., object]) -> Callable[..., object]:
 
 def settings_of(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of ``function``: its recipe schema."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some built-in ones tell nothing of themselves
-        return {}
-    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {p.name: p for p in _parameters(function) if p.kind is p.KEYWORD_ONLY}
 
 
-def _positional(function: Callable[..., object], label: str) -> list[inspect.Parameter]:
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError) as error:  # some built-in ones tell nothing of themselves
-        raise UserError(f"{label}: has no signature", "give a function with parameters") from error
-    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):  # some built-in ones tell nothing of themselves
+        return []

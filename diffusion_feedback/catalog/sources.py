@@ -104,21 +104,16 @@ def _value(value: object) -> bytes:
 
 
 def _module(place: str, label: str) -> ModuleType:
-    return _from_file(expand(place), label) if place.endswith(".py") else _from_name(place, label)
-
-
-def _from_name(name: str, label: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"{label}: {name!r} is no name of a module", FORM)
-    with _importing(label, name):
-        return importlib.import_module(name)
-
-
-def _from_file(path: Path, label: str) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"{label}: {path}: no such file", FORM)
-    with _importing(label, str(path)):
-        return _run_file(path.resolve(), content_hash(path.read_bytes()))
+    if place.endswith(".py"):
+        path = expand(place)
+        if not path.is_file():
+            raise UserError(f"{label}: {path}: no such file", FORM)
+        with _importing(label, place):
+            return _run_file(path.resolve(), content_hash(path.read_bytes()))
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise UserError(f"{label}: {place!r} is no name of a module", FORM)
+    with _importing(label, place):
+        return importlib.import_module(place)
 
 
 @functools.cache

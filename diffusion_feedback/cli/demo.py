@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..shapes.settings import DemoSettings
 from .flags import Flags
-from .settings import add_flags, made_of
+from .settings import add_flags
 
 EPILOG = """examples:
   dfb demo
@@ -39,7 +39,7 @@ def build_parser() -> Flags:
 
 def run(argv: Sequence[str]) -> None:
     """Run the story as ``argv`` says. Raises UserError where the embedded assets are missing."""
-    settings = made_of(build_parser().parse_args(argv), DemoSettings)
+    settings = DemoSettings(**vars(build_parser().parse_args(argv)))
 
     from ..shapes.demo import demo
 

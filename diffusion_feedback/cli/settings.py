@@ -1,4 +1,4 @@
-"""Flags made of the settings of workflows, which hold the defaults; and settings made of the flags that were given."""
+"""Flags made of the settings of workflows, which hold the defaults."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import argparse
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-Settings = TypeVar("Settings")
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def add_flags(
@@ -30,14 +28,6 @@ def add_flags(
         parser.add_argument(*spellings, **{**how, **given})
 
 
-def made_of(arguments: argparse.Namespace, kind: type[Settings], **more: object) -> Settings:
-    """The settings ``kind`` with all that was given on the command line, and ``more``. Raises UserError as they do."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return kind(**{**tuples, **more})
-
-
 def _default(field: Field[object]) -> str:
     value = field.default
     if value is MISSING or value is None or value is False or value in ((), ""):
@@ -51,7 +41,7 @@ def _how(hint: object) -> dict[str, object]:
         hint = next(part for part in get_args(hint) if part is not types.NoneType)
     if get_origin(hint) is Literal:
         return {"choices": list(get_args(hint))}
-    if get_origin(hint) in (tuple, Sequence):
+    if get_origin(hint) is Sequence:
         return {**_how(get_args(hint)[0]), "nargs": "+", "action": "extend"}
     if hint is bool:
         return {"action": "store_true"}

@@ -57,8 +57,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Recipe, Namespac
     """
     argv = [_with_underscores(argument) for argument in argv]
     flags = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
-    _check_names(argv, flags)
-    _check_values(argv)
+    _check_flags(argv, flags)
     namespace = _read(parser, _with_contents(argv), flags)
     return _recipe_of(namespace), namespace
 
@@ -169,21 +168,16 @@ def _given(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield name, value if equals else following
 
 
-def _check_names(argv: Sequence[str], flags: Sequence[str]) -> None:
-    """Refuse flags that do not exist: before the parser takes the beginning of a name for the whole."""
-    for name, _ in _given(argv):
+def _check_flags(argv: Sequence[str], flags: Sequence[str]) -> None:
+    """Refuse flags that do not exist, before the parser takes the beginning of a name for the whole; sections that are
+    given as a whole; and what holds a key twice.
+    """
+    for name, value in _given(argv):
         if name and name not in flags and name not in known_keys() and name.partition(".")[0] not in _CATALOGUED:
             raise UserError(*unknown_option(name, flags))
-
-
-def _check_values(argv: Sequence[str]) -> None:
-    """Refuse sections that are given as a whole, and what holds a key twice."""
-    for name, value in _given(argv):
-        if value is None:
-            continue
-        if name in SECTIONS and value.lstrip()[:1] != "{":
+        if value is not None and name in SECTIONS and value.lstrip()[:1] != "{":
             raise UserError(f"--{name}: is a section", f"set its keys one by one, such as --{name}.KEY VALUE")
-        if value.lstrip()[:1] in ("{", "["):
+        if value is not None and value.lstrip()[:1] in ("{", "["):
             parse_yaml(value, f"--{name}", "give YAML, such as {name: dpo, beta: 5000} or [one, other]")
 
 

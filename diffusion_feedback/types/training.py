@@ -36,17 +36,9 @@ class PairLogps:
     @classmethod
     def of_halves(cls, policy: Tensor, reference: Tensor | None = None, lengths: Tensor | None = None) -> PairLogps:
         """Pairs from columns (2B,) that hold the chosen samples first."""
-        policy_chosen, policy_rejected = policy.chunk(2)
-        reference_chosen, reference_rejected = (None, None) if reference is None else reference.chunk(2)
-        chosen_length, rejected_length = (None, None) if lengths is None else lengths.chunk(2)
-        return cls(
-            policy_chosen=policy_chosen,
-            policy_rejected=policy_rejected,
-            reference_chosen=reference_chosen,
-            reference_rejected=reference_rejected,
-            chosen_length=chosen_length,
-            rejected_length=rejected_length,
-        )
+        no_halves = (None, None)
+        references = no_halves if reference is None else reference.chunk(2)
+        return cls(*policy.chunk(2), *references, *(no_halves if lengths is None else lengths.chunk(2)))
 
 
 @dataclass(frozen=True, slots=True)

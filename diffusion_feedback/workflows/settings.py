@@ -7,7 +7,7 @@ Each class checks its own values by their types when it is made, and raises User
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ..errors import UserError, nearest
@@ -28,12 +28,11 @@ def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[
 
     Raises UserError for a keyword that none of them has, and as the settings do.
     """
-    known = {field.name: kind for kind in kinds for field in fields(kind)}
+    known = [name for kind in kinds for name in kind.__slots__]
     for name in keywords:
         if name not in known:
-            raise UserError(f"`{name}`: is no setting", nearest(name, list(known)))
-    names = [{field.name for field in fields(kind)} for kind in kinds]
-    return [kind(**{n: v for n, v in keywords.items() if n in own}) for kind, own in zip(kinds, names, strict=True)]
+            raise UserError(f"`{name}`: is no setting", nearest(name, known))
+    return [kind(**{n: v for n, v in keywords.items() if n in kind.__slots__}) for kind in kinds]
 
 
 def refuse(keywords: Mapping[str, object], names: Iterable[str], why: str, remedy: str = "leave it out") -> None:
