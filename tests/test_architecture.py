@@ -27,9 +27,9 @@ FLOORS = (
     {"documents"},
     {
         "records", "types", "noise", "specs", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes",
-        "progress", "weights", "values",
+        "progress", "weights",
     },
-    {"catalog"},
+    {"catalog", "values"},
     {"prompts", "text_folders", "output_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",

@@ -17,10 +17,10 @@ from ..catalog import check_settings, resolve
 from ..catalog.rows import settings_of
 from ..documents import parse_yaml, read_yaml
 from ..errors import UserError, first_line, nearest
-from ..folders import expand
+from ..folders import PLACE, at_home, expand
 from .checks import check_recipe
 from .meaning import keys_for
-from .recipe import PATH, SECTIONS, Recipe, plain, to_dict
+from .recipe import SECTIONS, Recipe, plain, to_dict
 from .wording import allowed, explain, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
@@ -115,9 +115,8 @@ def _recipe_of(namespace: Namespace, objective: Mapping[str, object] | None = No
     own, optimizer = _coerce("objective", dict(objective or namespace.objective)), dict(namespace.optimizer)
     optimizer = _coerce("optimizer", optimizer)
     recipe = Recipe(output_dir=namespace.output_dir, objective=own, optimizer=optimizer, **parts)
-    recipe = _with_homes(recipe)
     check_recipe(recipe)
-    return recipe
+    return _with_homes(recipe)
 
 
 def _with_underscores(argument: str) -> str:
@@ -128,13 +127,11 @@ def _with_underscores(argument: str) -> str:
 
 def _with_homes(recipe: Recipe) -> Recipe:
     """``recipe`` with a leading ~ of its paths as the home folder."""
-    for key in keys_for(PATH):
+    for key in keys_for(PLACE):
         section, _, name = key.rpartition(".")
         place: Any = getattr(recipe, section) if section else recipe
-        value = getattr(place, name)
-        if isinstance(value, str) and value.startswith("~"):
-            changed = dataclasses.replace(place, **{name: str(expand(value))})
-            recipe = dataclasses.replace(recipe, **{section: changed}) if section else changed
+        changed = dataclasses.replace(place, **{name: at_home(getattr(place, name))})
+        recipe = dataclasses.replace(recipe, **{section: changed}) if section else changed
     return recipe
 
 
