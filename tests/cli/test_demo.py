@@ -29,7 +29,7 @@ def short_configs(tmp_path: Path) -> Path:
         recipe = yaml.safe_load((ROOT / "configs" / f"shapes_{method}_lora.yaml").read_text())
         recipe["data"] |= {"max_train_pairs": 16, "max_validation_pairs": 8}
         recipe["training"] |= {"max_train_steps": 2, "train_batch_size": 8}
-        recipe["validation"] |= {"num_prompts": 2, "num_inference_steps": 3}
+        recipe["validation"] |= {"num_prompts": 2, "num_inference_steps": 3, "seed": 3}
         (folder / f"shapes_{method}_lora.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
@@ -52,6 +52,7 @@ def test_the_story_is_told(
     assert results["wins"] + results["ties"] + results["losses"] == 9
     page = (folder / "report.html").read_text()
     assert "Diffusion-DPO" in page
+    assert page.count('<span class="seed">seed 3</span>') == 9
     assert "http://" not in page.replace("http://www.w3.org", "")
     with Image.open(folder / "before_after.png") as picture:
         assert picture.width > 400

@@ -59,6 +59,14 @@ def test_aspect_is_kept_and_the_image_is_centred() -> None:
     assert left[1] - right[1] == 25
 
 
+def test_pictures_stand_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: upright it is as wide as it is stored high
+    Image.new("RGB", (50, 25), RED).save(tmp_path / "turned.png", exif=exif)
+    left, top, right, bottom = _places(image_grid([[tmp_path / "turned.png"]], cell=100, scale=1), RED)
+    assert (right - left, bottom - top) == (50, 100)
+
+
 def test_nearest_keeps_pixels_and_lanczos_smooths() -> None:
     grids = [image_grid([[_checked()]], cell=64, resample=each) for each in (Resampling.NEAREST, Resampling.LANCZOS)]
     nearest, smooth = (np.unique(np.asarray(grid)[60:100, 60:100]) for grid in grids)
