@@ -22,6 +22,7 @@ from docs.catalog_tables import filled, table
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("assets/**/*.md")])
 RECIPES = sorted((ROOT / "configs").glob("**/*.yaml"))
+HELPS = sorted((ROOT / "diffusion_feedback" / "cli" / "help").glob("*.txt"))
 
 
 def text(path: Path) -> str:
@@ -36,7 +37,7 @@ def shell_lines(source: str) -> list[str]:
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    sources = {path.relative_to(ROOT).as_posix(): text(path) for path in (*DOCUMENTS, *RECIPES)}
+    sources = {path.relative_to(ROOT).as_posix(): text(path) for path in (*DOCUMENTS, *RECIPES, *HELPS)}
     sources["dfb --help"] = overview()
     return [(where, line) for where, source in sources.items() for line in shell_lines(source)]
 

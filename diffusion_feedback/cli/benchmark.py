@@ -9,38 +9,14 @@ from ..folders import is_main_process
 from ..workflows.settings import BenchmarkSettings
 from .flags import Flags
 from .sampling import add_sampling_flags
-from .scoring import SCORERS_HELP, add_scoring_flags
+from .scoring import add_scoring_flags
 from .settings import add_flags
-
-EPILOG = f"""benchmarks:
-  hpsv2         4 styles x 800 prompts of zhwang/HPDv2; images <style>/00000.jpg; reported as published
-  pickapic      any file of prompts, each prompt once (--prompts)
-  partiprompts  1,632 prompts in 12 categories
-  drawbench     200 prompts in 11 categories
-  shapes        held-out captions of the embedded world, judged by its exact verifier
-
-examples:
-  dfb benchmark shapes --model assets/shapes-sd --num_inference_steps 15 --guidance_scale 2 --output_dir runs/bench-base
-  dfb benchmark shapes --model assets/shapes-sd --lora runs/demo/dpo --num_inference_steps 15 --guidance_scale 2 \\
-      --baseline runs/bench-base --output_dir runs/bench-dpo
-  dfb benchmark hpsv2 --images sdxl-images --scorer hpsv2=HPS_v2.1_compressed.pt pickscore --output_dir runs/bench-sdxl
-  dfb benchmark partiprompts --prompts PartiPrompts.tsv --model stabilityai/stable-diffusion-xl-base-1.0 --family sdxl \\
-      --output_dir runs/parti
-
-{SCORERS_HELP}
-Figures of HPSv2 are 100 x cosine, as published, and say so; scores.parquet holds the cosine. One style of hpsv2 by itself:
---prompts FOLDER/photo.json --allow_short.
-The folder holds scores.parquet, results.json, report.html and, where they were generated, the images; README.md there
-explains the rest. Run the same command again to go on after an interruption. dfb report joins several such folders.
-"""
 
 
 def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags(
-        "dfb benchmark",
-        "Run a benchmark: generate or find its images, score them, and report metrics with intervals.",
-        EPILOG,
+        "dfb benchmark", "Run a benchmark: generate or find its images, score them, and report metrics with intervals."
     )
     add = parser.add_argument
     add(

@@ -8,35 +8,6 @@ from ..workflows.settings import CheckSettings, ConvertSettings, DataSource
 from .flags import Flags
 from .settings import add_flags
 
-CHECK_EPILOG = """examples:
-  dfb data check pairs.parquet
-  dfb data check "pickapic/train-*.parquet"
-  dfb data check my_images --split validation
-  dfb data check data-is-better-together/open-image-preferences-v1-binarized
-  dfb data check answers.jsonl
-  dfb data check HuggingFaceH4/ultrafeedback_binarized --split train_prefs
-  dfb data check answers.jsonl --tokenizer my_model --max_length 1024
-
-PATH is a parquet file, a glob, a folder (parquet files; images with metadata.jsonl, .csv or .parquet; chosen/ and
-rejected/ with the same file names; or what save_to_disk wrote), rankings in .json as HPDv2, HPDv3 and ImageReward have
-them, or a hub id. Texts stand in parquet, JSON Lines, JSON, CSV or TSV files or a folder of save_to_disk, known by their
-columns: prompt, chosen, rejected; chosen, rejected; prompt, completion, label; prompt, completion; messages;
-conversations; text; question (instruction, query, input) with chosen and rejected or with an answer (output, response);
-and those of UltraFeedback, SHP, Anthropic HH, OpenRLHF and LLaMA-Factory. system, history, tools and
-chat_template_kwargs may stand beside them. Columns that are not read are listed, those that would change a prompt refused.
-"""
-
-CONVERT_EPILOG = """examples:
-  dfb data convert my_images pairs.parquet
-  dfb data convert "pickapic/train-*.parquet" clean.parquet --on_bad_row skip
-  dfb data convert data-is-better-together/open-image-preferences-v1-binarized pairs.parquet --split train
-  dfb data convert hh-rlhf/train.jsonl.gz pairs.jsonl --on_bad_row skip
-  dfb data convert chats.jsonl answers.jsonl --each_answer
-
-Pairs of images: the output holds the images themselves and has Pick-a-Pic's columns: caption, jpg_0, jpg_1, label_0,
-label_1, ... Ties are kept, as label_0 0.5. Texts: the output, .jsonl or .parquet, has TRL's columns, with the prompt
-distinguished: prompt, chosen, rejected; prompt, completion, label; prompt, completion; messages; or text.
-"""
 WHERE = {
     "split": "split, where the source has splits",
     "revision": "branch, tag or commit on the hub",
@@ -60,9 +31,9 @@ def build_parser() -> Flags:
     parser = Flags(prog="dfb data", description="Check and convert preference pairs and texts.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,convert}")
     says = "Say what a data set holds and what is wrong with it."
-    check = commands.add_parser("check", description=says, help=says, epilog=CHECK_EPILOG)
+    check = commands.add_parser("check", description=says, help=says)
     says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns, texts as one file with TRL's."
-    convert = commands.add_parser("convert", description=says, help=says, epilog=CONVERT_EPILOG)
+    convert = commands.add_parser("convert", description=says, help=says)
     for command in (check, convert):
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")

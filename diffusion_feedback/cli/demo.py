@@ -8,15 +8,6 @@ from ..shapes.settings import DemoSettings
 from .flags import Flags
 from .settings import add_flags
 
-EPILOG = """examples:
-  dfb demo
-  dfb demo --seed 1 --output_dir runs/demo-seed1
-  dfb demo --ai_feedback
-
-Takes a few minutes on two CPU cores, with --ai_feedback half as much again. The folder holds report.html (open it),
-results.json, the tuned model under dpo/, the baseline under sft/, and all images under samples/; with --ai_feedback also
-the model tuned on the embedded scorer's labels of the same pairs, under ai/. Run the same command again to go on after an interruption.
-"""
 HELPS = {
     "output_dir": "folder to write",
     "seed": "seed of the training runs",
@@ -30,9 +21,7 @@ HELPS = {
 
 def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags(
-        "dfb demo", "Beat the embedded Stable Diffusion by its own Diffusion-DPO fine-tune, and prove it.", EPILOG
-    )
+    parser = Flags("dfb demo", "Beat the embedded Stable Diffusion by its own Diffusion-DPO fine-tune, and prove it.")
     add_flags(parser, DemoSettings, HELPS)
     return parser
 

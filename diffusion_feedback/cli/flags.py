@@ -7,20 +7,33 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from ..catalog import names
 from ..errors import UserError, nearest
 
 _WORDS = {"int": "a whole number", "float": "a number"}
 _MOST = 2**63  # what torch and files of numbers can hold
 
 
+def help_text(command: str) -> str:
+    """What ``dfb COMMAND --help`` says below the flags: the text ``help/COMMAND.txt``; "" where there is none.
+
+    A text of its own is in the place of ``{scorers}`` and ``{images}``, the catalog's scorers in that of ``{names}``.
+    """
+    file = Path(__file__).with_name("help") / f"{command.replace(' ', '_')}.txt"
+    text = file.read_text("utf-8") if file.is_file() else ""
+    text = re.sub(r"^\{(scorers|images)\}$", lambda part: help_text(part[1]), text, flags=re.MULTILINE)
+    return text.replace("{names}", ", ".join(names("scorer")))
+
+
 class Flags(argparse.ArgumentParser):
     """argparse, which raises a UserError for a mistake instead of printing all flags and leaving the process."""
 
-    def __init__(self, prog: str, description: str = "", epilog: str = "", **more: object) -> None:
+    def __init__(self, prog: str, description: str = "", **more: object) -> None:
         own: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **more}
-        super().__init__(prog, None, description, epilog, **own)
+        super().__init__(prog, None, description, help_text(prog.removeprefix("dfb ")), **own)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> Any:  # type: ignore[override]
         """Read ``args``. Raises UserError for flags that do not exist, are missing, or have values that they cannot have."""

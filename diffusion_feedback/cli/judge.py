@@ -9,32 +9,10 @@ from .flags import Flags
 from .sampling import add_completion_flags
 from .settings import add_flags
 
-EPILOG = """examples:
-  dfb judge runs/text_dpo assets/captions-lm --prompts assets/captions/validation.jsonl \\
-    --judge function=diffusion_feedback.shapes.captions:reward --output_dir runs/judged
-  dfb judge runs/a runs/b --prompts heldout.jsonl --judge reward_model=runs/reward --num_samples 4 --output_dir runs/judged
-  dfb judge runs/a runs/b --prompts heldout.jsonl --judge llm=Qwen/Qwen2.5-7B-Instruct --output_dir runs/judged
-  dfb judge out/a/completions.jsonl out/b --judge classifier=sentiment,label=POSITIVE --output_dir runs/judged
-  dfb judge runs/dpo runs/sft --texts heldout.jsonl --reference runs/sft --prompts heldout.jsonl --output_dir runs/judged
-
-A and B are folders or hub ids of language models, or completions that dfb generate wrote for the same prompts and seeds.
-
-judges, written KIND=SOURCE[,key=value,...]:
-  reward_model=PATH                a transformers model with one label; as_chat=true, max_length, batch_size
-  classifier=PATH,label=POSITIVE   the log-odds of a label; output=probability, reads=completion
-  module:attribute                 of your own, called with prompts and completions; also path/to/file.py:attribute
-  llm=PATH                         a language model that is shown both and says A or B; template=FILE with the question
-
-An LLM judge judges in both orders: where its answers contradict each other the pair is a tie, and the share of such
-pairs is reported. Intervals are over prompts, whose samples belong together. --texts gives each model's perplexity on texts of
-any format that is trained on, --reference the divergence of each model from it. The folder holds completions of both,
-judgements.jsonl, results.json, report.html and README.md. Run the same command again to go on after an interruption.
-"""
-
 
 def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags("dfb judge", "Compare two language models, or their completions, on held-out prompts.", EPILOG)
+    parser = Flags("dfb judge", "Compare two language models, or their completions, on held-out prompts.")
     add = parser.add_argument
     add("a", metavar="A", help="model folder, hub id, or completions")
     add("b", metavar="B", help="what A is compared with")

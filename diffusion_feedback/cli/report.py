@@ -8,20 +8,10 @@ from ..workflows.settings import ReportSettings
 from .flags import Flags
 from .settings import add_flags
 
-EPILOG = """examples:
-  dfb report runs/bench-base runs/bench-dpo --output report.html
-  dfb report runs/bench-dpo runs/bench-sft --baseline runs/bench-base --output report.html
-  dfb report runs/bench-base runs/bench-a runs/bench-b --names base "lr 1e-5" "lr 1e-4" --output report.html
-
-Each RUN is a folder that dfb benchmark wrote, all of one benchmark on one list of prompts. The page shows means by style,
-win rates against the baseline with intervals, images before and after (the best, typical and the worst), settings side by
-side, and an alarm where one scorer rises while another falls. It is one file without scripts, to be sent or archived.
-"""
-
 
 def build_parser() -> Flags:
     """All flags of the command."""
-    parser = Flags("dfb report", "Join benchmark runs into one HTML page.", EPILOG)
+    parser = Flags("dfb report", "Join benchmark runs into one HTML page.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder that dfb benchmark wrote")
     parser.add_argument("--output", required=True, metavar="REPORT.html", help="file to write")
     helps = {

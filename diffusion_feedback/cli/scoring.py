@@ -6,32 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ..catalog import names
 from ..workflows.settings import ImageSettings, ScoringSettings
 from .settings import add_flags
-
-SCORERS_HELP = f"""scorers:
-  {", ".join(names("scorer"))}; written [ALIAS:]NAME[=WEIGHTS][,key=value,...]
-  WEIGHTS is a folder, a file or a hub id, the published weights when not given; examples:
-    pickscore                            PickScore v1 from the hub
-    pickscore=assets/shapes-scorer       any CLIPModel folder in PickScore's form
-    hpsv2=HPS_v2_compressed.pt,version=v2.0
-    clip_score=FOLDER,form=hessel        forms of clip_score: percent, hessel, diffusion_dpo
-    mine:pickscore=runs/scorer           named "mine", beside another pickscore
-    file.py:brightness                   your own f(images, prompts) or f(image, prompt); module:attribute too
-  Images are judged upright (EXIF), transparency laid on white, 16-bit grey scaled to 8 bits, palettes made RGB before they are
-  scaled; prompts beyond a scorer's token limit are cut, and reported. docs/scorers.md says what each scorer computes.
-"""
-
-IMAGES_HELP = """images:
-  a folder that dfb generate wrote, or any with metadata.jsonl, .csv or .parquet (columns file_name and prompt; an image
-  may stand in several rows, or have a list of prompts); a folder of such folders; a plain folder with a .txt beside each
-  image, or with --prompts or --prompt; GenEval's folders (00000/metadata.jsonl, 00000/samples/), T2I-CompBench's
-  (PROMPT_000000.png); single images; globs; preference pairs. PNG, JPEG, WebP, AVIF, GIF, BMP and TIFF, subfolders too.
-  --prompts joins by the column file_name or id where the file has one (ImageReward's benchmark: ID_0.png); names as
-  00007_1.png by their first number, where there are several images a prompt; else one prompt an image, names in natural
-  order (2.png before 10.png). The first pairings are printed: look at them.
-"""
 
 
 def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str) -> None:

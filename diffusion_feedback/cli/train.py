@@ -7,22 +7,14 @@ from collections.abc import Sequence
 from ..config.parsing import build_parser, parse
 from ..config.recipe import to_yaml
 from ..folders import is_main_process
-
-EPILOG = """examples:
-  dfb train --config configs/shapes_dpo_lora.yaml
-  dfb train --config configs/sd15_dpo.yaml --data.train 'pairs/train-*.parquet' --training.learning_rate 1e-8
-  dfb train --config configs/shapes_dpo_lora.yaml --output_dir runs/b --objective.beta 1000 --dry_run
-  dfb train --config runs/b/recipe.yaml --resume
-  dfb train --config configs/shapes_scorer.yaml
-  dfb train --config configs/text_dpo_tiny.yaml --objective.beta 1.0 --output_dir runs/c
-  dfb train --config configs/text_reward_tiny.yaml
-  accelerate launch --num_processes 4 -m diffusion_feedback train --config configs/sdxl_dpo_lora.yaml
-"""
+from .flags import help_text
 
 
 def run(argv: Sequence[str]) -> None:
     """Train as ``argv`` says. Raises UserError for bad input."""
-    parser = build_parser("dfb train", "Fine-tune a model, or train a scorer or a reward model, on feedback.", EPILOG)
+    parser = build_parser(
+        "dfb train", "Fine-tune a model, or train a scorer or a reward model, on feedback.", help_text("train")
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in output_dir")
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_feedback import cli
+from diffusion_feedback.cli.flags import help_text
 from diffusion_feedback.cli.main import COMMANDS, main
 
 OPTIONS: dict[str, list[str]] = json.loads(Path(__file__).with_name("options.json").read_text("utf-8"))
@@ -23,6 +25,16 @@ def options_of(text: str) -> set[str]:
         for name in re.findall(r"(?<![\w-])--[a-zA-Z][\w.-]*", text)
         if name[-1] not in "-_"
     }
+
+
+def test_every_command_shows_examples() -> None:
+    """Its text in ``help/`` stands below its flags, and no text is there that nobody reads."""
+    texts = {path.stem for path in Path(cli.__file__).with_name("help").iterdir()}
+    assert texts == {command.replace(" ", "_") for command in OPTIONS if command != "data"} | {"scorers", "images"}
+    for command in texts - {"scorers", "images"}:
+        text = help_text(command.replace("_", " "))
+        assert "examples:\n" in text
+        assert not re.search(r"\{\w+\}", text)
 
 
 def test_every_command_has_a_list() -> None:
