@@ -19,7 +19,6 @@ from typing import TypeVar, cast
 from .errors import UserError, first_line
 
 Given = TypeVar("Given")
-PLACE = "a path or a hub id, where a leading ~ is the home folder"  # stands beside the types of settings
 
 ROUNDS = "identity.json"  # stands in a folder of rounds, and in no other
 LOCK, HOLDER = ".dfb.lock", ".dfb.holder"

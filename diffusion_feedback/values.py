@@ -13,7 +13,6 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 from .errors import UserError, nearest
-from .folders import PLACE, at_home
 
 Settings = TypeVar("Settings")
 
@@ -127,11 +126,12 @@ def checked_by_type(kind: type[Settings]) -> type[Settings]:
             if not _fits(value, hint):
                 raise UserError(f"`{name}`: got {value!r}", _allowed(value, hint))
             plain = os.fspath(value) if isinstance(value, os.PathLike) else float(value) if hint is float else value
-            plain = at_home(plain) if PLACE in notes[name] else plain
-            object.__setattr__(settings, name, plain)
             for note in notes[name]:
                 if isinstance(note, Range):
                     note.check(f"`{name}`", plain)
+                elif callable(note):  # which makes what is kept
+                    plain = note(plain)
+            object.__setattr__(settings, name, plain)
         if further is not None:
             further(settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..folders import PLACE
+from ..folders import at_home
 from ..values import COUNT, SEED, checked_by_type
 
 
@@ -14,10 +14,10 @@ from ..values import COUNT, SEED, checked_by_type
 class DemoSettings:
     """Where the demo is written, on how many held-out prompts, and whether the embedded scorer's labels are learnt from too."""
 
-    output_dir: Annotated[str, PLACE] = "runs/demo"
+    output_dir: Annotated[str, at_home] = "runs/demo"
     seed: Annotated[int, SEED] = 0
     num_prompts: Annotated[int, COUNT] = 336
     ai_feedback: bool = False
     overwrite: bool = False
-    configs: Annotated[str, PLACE] = "configs"
-    prompts: Annotated[str, PLACE] = "assets/prompts/heldout.txt"
+    configs: Annotated[str, at_home] = "configs"
+    prompts: Annotated[str, at_home] = "assets/prompts/heldout.txt"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ..errors import UserError, nearest
-from ..folders import PLACE
+from ..folders import at_home
 from ..labeling.panel import LabelPolicy
 from ..values import COUNT, GUIDANCE, MARGIN, NOT_NEGATIVE, SEED, SEEDS, SIDE, SOME, TOKENS, Range, checked_by_type
 
@@ -69,7 +69,7 @@ class ScoringSettings:
     dtype: DType = "float32"
     batch_size: Annotated[int, COUNT] = 16
     workers: Annotated[int, COUNT] = 4
-    cache_dir: Annotated[str | None, PLACE] = "~/.cache/diffusion-feedback"
+    cache_dir: Annotated[str | None, at_home] = "~/.cache/diffusion-feedback"
     on_bad_image: Literal["error", "skip"] = "error"
 
 
@@ -87,7 +87,7 @@ class LabelingSettings:
     ties: Literal["drop", "soft", "half"] = "drop"
     tie_margin: float = 0.0
     min_probability: float = 0.5
-    calibration: Annotated[str | Mapping[str, float] | None, PLACE] = None
+    calibration: Annotated[str | Mapping[str, float] | None, at_home] = None
     max_pairs_per_prompt: Annotated[int | None, COUNT] = None
 
     def __post_init__(self) -> None:
@@ -132,10 +132,10 @@ class DataSource:
 class CheckSettings:
     """How texts are counted: in the tokens of ``tokenizer``, at most ``max_length`` of them in an example."""
 
-    tokenizer: Annotated[str | None, PLACE] = None
+    tokenizer: Annotated[str | None, at_home] = None
     max_length: int | None = None
     max_completion_length: int | None = None
-    chat_template: Annotated[str | None, PLACE] = None
+    chat_template: Annotated[str | None, at_home] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ class ModelSource:
     """
 
     family: str | None = None
-    lora: Annotated[str | None, PLACE] = None
+    lora: Annotated[str | None, at_home] = None
     revision: str | None = None
     variant: str | None = None
 
@@ -202,7 +202,7 @@ class CompletionSampling:
     temperature: Annotated[float, NOT_NEGATIVE] = 1.0
     top_k: Annotated[int, SOME] = 0
     top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
-    chat_template: Annotated[str | None, PLACE] = None
+    chat_template: Annotated[str | None, at_home] = None
     as_turns: bool = False
 
     @property
@@ -234,7 +234,7 @@ class BenchmarkSettings:
     ``generation_batch_size`` at once, by a network in ``model_dtype`` (None: float32, or its own where it is loaded).
     """
 
-    prompts: Annotated[str | None, PLACE] = None
+    prompts: Annotated[str | None, at_home] = None
     tie_margin: Annotated[float, MARGIN] = 0.0
     allow_missing: bool = False
     allow_short: bool = False
@@ -281,7 +281,7 @@ class JudgeSettings:
 class ReportSettings:
     """How benchmark runs are shown: ``names``, one a run, the baseline first, are their folders' by default."""
 
-    baseline: Annotated[str | None, PLACE] = None
+    baseline: Annotated[str | None, at_home] = None
     names: Sequence[str] = ()
     title: str = ""
     tie_margin: Annotated[float, MARGIN] = 0.0
