@@ -17,7 +17,7 @@ from ..catalog import check_settings, resolve
 from ..catalog.rows import settings_of
 from ..documents import parse_yaml, read_yaml
 from ..errors import UserError, first_line, nearest
-from ..folders import PLACE, at_home, expand
+from ..folders import at_home, expand
 from .checks import check_recipe
 from .meaning import keys_for
 from .recipe import SECTIONS, Recipe, plain, to_dict
@@ -127,7 +127,7 @@ def _with_underscores(argument: str) -> str:
 
 def _with_homes(recipe: Recipe) -> Recipe:
     """``recipe`` with a leading ~ of its paths as the home folder."""
-    for key in keys_for(PLACE):
+    for key in keys_for(at_home):
         section, _, name = key.rpartition(".")
         place: Any = getattr(recipe, section) if section else recipe
         changed = dataclasses.replace(place, **{name: at_home(getattr(place, name))})

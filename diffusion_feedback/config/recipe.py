@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 
-from ..folders import PLACE
+from ..folders import at_home
 from ..values import COUNT, DECAY, GUIDANCE, NOT_NEGATIVE, POSITIVE, SEED, SEVERAL, SHARE, SIDE, TOKENS, Range
 
 _STEPS, _STEPS_OR_NONE, _PAIRS = Range(1, 100_000_000), Range(0, 100_000_000), Range(1, 2.0**40)
@@ -42,7 +42,7 @@ class ModelConfig:
         reference_model_name_or_path: Another model as the reference; the model as it is loaded when not given.
     """
 
-    pretrained_model_name_or_path: Annotated[str, PLACE]
+    pretrained_model_name_or_path: Annotated[str, at_home]
     family: str = "sd"
     revision: str | None = None
     variant: str | None = None
@@ -53,7 +53,7 @@ class ModelConfig:
     lora_modules_to_save: list[str] = field(default_factory=list)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
-    reference_model_name_or_path: Annotated[str | None, PLACE] = None
+    reference_model_name_or_path: Annotated[str | None, at_home] = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class DataConfig:
         max_validation_pairs: Use only this many validation pairs.
     """
 
-    train: Annotated[str, PLACE]
-    validation: Annotated[str | None, PLACE] = None
+    train: Annotated[str, at_home]
+    validation: Annotated[str | None, at_home] = None
     split: str = "train"
     validation_split: str = "validation"
     revision: str | None = None
@@ -189,7 +189,7 @@ class TextConfig:
     max_completion_length: Annotated[int | None, TOKENS, GIVEN] = None
     max_tokens_per_pass: Annotated[int | None, TOKENS] = None
     share_prompt: bool = False
-    chat_template: Annotated[str | None, PLACE] = None
+    chat_template: Annotated[str | None, at_home] = None
     tail_weight: Annotated[float, SHARE] = 1.0
     cache_reference: Annotated[bool, GIVEN] = False
 
@@ -225,7 +225,7 @@ class RolloutConfig:
     num_mini_batches: Annotated[int, COUNT, POLICY_GRADIENT] = 1
     missing_eos_penalty: Annotated[float | None, NOT_NEGATIVE, POLICY_GRADIENT] = None
     reward_clip: Annotated[float | None, POSITIVE, POLICY_GRADIENT] = None
-    ptx_data: Annotated[str | None, POLICY_GRADIENT, PLACE] = None
+    ptx_data: Annotated[str | None, POLICY_GRADIENT, at_home] = None
     ptx_coef: Annotated[float, NOT_NEGATIVE, POLICY_GRADIENT] = 1.0
     ptx_batch_size: Annotated[int | None, COUNT, POLICY_GRADIENT] = None
 
@@ -261,9 +261,9 @@ class RoundsConfig:
     reference: Literal["initial", "previous", "ema"] = "initial"
     reference_decay: Annotated[float, DECAY] = 0.5
     scorer: str = ""
-    reward_recipe: Annotated[str | None, PLACE] = None
+    reward_recipe: Annotated[str | None, at_home] = None
     labels_from: str | None = None
-    heldout_prompts: Annotated[str, PLACE] = ""
+    heldout_prompts: Annotated[str, at_home] = ""
     num_heldout_prompts: Annotated[int | None, SEVERAL] = None
     num_heldout_samples: Annotated[int, COUNT] = 1
     heldout_judge: str | None = None
@@ -289,7 +289,7 @@ class Recipe:
 
     model: ModelConfig
     data: DataConfig
-    output_dir: Annotated[str, PLACE]
+    output_dir: Annotated[str, at_home]
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "dpo", "beta": 5000.0})
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
     training: TrainingConfig = field(default_factory=TrainingConfig)
