@@ -34,7 +34,7 @@ def keys_of(section: str) -> list[str]:
     return [f"{section}.{field.name}" for field in dataclasses.fields(SECTIONS[section])]
 
 
-def keys_for(*purposes: str) -> list[str]:
+def keys_for(*purposes: object) -> list[str]:
     """The keys that are said to be for any of ``purposes``."""
     return [key for key, said in notes().items() if not set(purposes).isdisjoint(said)]
 
