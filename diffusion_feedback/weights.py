@@ -1,4 +1,6 @@
-"""What can be computed of any weights: their identity; whether all are there, and are numbers; and their move to a device."""
+"""What can be computed of any weights: their identity; whether all are there, and are numbers; their move
+to a device, and what two models hold in common.
+"""
 
 from __future__ import annotations
 
@@ -72,3 +74,36 @@ def move(model: nn.Module, device: torch.device | str) -> None:
         model.to(device)
     except (AssertionError, RuntimeError) as error:  # torch's two ways to say that there is no such device
         raise UserError(f"device {device}: {first_line(error)}", "use another device, or free its memory") from error
+
+
+def share_frozen(model: nn.Module, owner: nn.Module) -> int:
+    """Let ``model`` use the storage of ``owner``'s frozen parameters wherever both have equal ones of one name.
+
+    Names are compared without what adapters put in between. ``model`` is for inference only: its parameters are frozen.
+    Returns the bytes that are no longer held twice.
+    """
+    theirs = {
+        _without_adapters(name): parameter
+        for name, parameter in owner.named_parameters()
+        if not parameter.requires_grad
+    }
+    shared = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        other = theirs.get(_without_adapters(name))
+        is_alike = (
+            other is not None
+            and other.shape == parameter.shape
+            and other.dtype == parameter.dtype
+            and other.device == parameter.device
+        )
+        if is_alike and other is not None and torch.equal(other, parameter):
+            parameter.data = other.data
+            shared += parameter.numel() * parameter.element_size()
+    return shared
+
+
+def _without_adapters(name: str) -> str:
+    for part in (".base_layer", "base_model.model."):
+        name = name.replace(part, "")
+    return name

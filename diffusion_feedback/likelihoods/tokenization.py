@@ -155,7 +155,8 @@ class Tokenization:
         if record.token_ids is None:
             return []
         texts = [_single(side) for side in (record.chosen, record.rejected)]
-        spelt = [self._spelling(ids) for ids in record.token_ids]
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        spelt = [self.tokenizer.decode(list(ids), **how) for ids in record.token_ids]
         if spelt != texts or not all(record.token_ids) or record.template:
             self.counts.other_token_ids += 1
             return []
@@ -165,10 +166,6 @@ class Tokenization:
             _Side([*prompt, *ids], [(len(prompt), end)], is_drawn=True)
             for ids, end in zip(record.token_ids, ends, strict=True)
         ]
-
-    def _spelling(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
 
     def _plan_side(self, record: TextRecord, completion: Text) -> SideText | _Side:
         prompt = record.prompt

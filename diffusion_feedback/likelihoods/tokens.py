@@ -84,7 +84,11 @@ class TokenLikelihood:
         sequences = [*batch.chosen, *batch.rejected]
         rows = shared_rows(batch.chosen, batch.rejected) if self.share_prompt else own_rows(sequences)
         inputs = self._inputs(sequences, len(batch.chosen), rows)
-        return inputs if self.tail_weight == 1.0 else replace(inputs, weights=self._tail_weights(inputs))
+        if self.tail_weight == 1.0:
+            return inputs
+        shorter = torch.minimum(*inputs.lengths.chunk(2)).repeat(2)
+        weights = torch.where(inputs.ranks < shorter[inputs.rows], 1.0, self.tail_weight)
+        return replace(inputs, weights=weights)
 
     def prepare_sequences(self, sequences: Sequence[TokenSequence]) -> TokenInputs:
         """One row a sequence, every scored token with its full weight."""
@@ -110,10 +114,6 @@ class TokenLikelihood:
 
     def _to(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-    def _tail_weights(self, inputs: TokenInputs) -> Tensor:
-        shorter = torch.minimum(*inputs.lengths.chunk(2)).repeat(2)
-        return torch.where(inputs.ranks < shorter[inputs.rows], 1.0, self.tail_weight)
 
     def chosen(self, inputs: TokenInputs) -> TokenInputs:
         """The chosen sequences of ``inputs``, in rows of their own, each token with its full weight."""

@@ -58,7 +58,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, read: Read) -> object:
         """Ids and positions (B, T), mask (B, T) or (B, 1, T, T) bool, to what ``read`` makes of the hidden states."""
-        hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
+        hidden = hidden_states(self.model, input_ids, attention_mask=attention_mask, position_ids=position_ids)
         return read(hidden, head_of(self.model))
 
 

@@ -20,9 +20,9 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor
 
-from ..documents import read_object, read_yaml
+from ..documents import read_object
 from ..errors import UserError
-from ..foreign import check_exists, check_whole, is_hub_id, reading
+from ..foreign import check_exists, check_whole, is_hub_id, reading, recorded_model
 
 FOLDER = "give the folder or file of a LoRA: pytorch_lora_weights.safetensors of a run, or another tool's .safetensors"
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings in the header of a file
@@ -130,11 +130,10 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _alpha_of_run(path: str, file: Path) -> float:
     """Alpha of the run that the checkpoint ``file`` belongs to: the weights themselves do not say it."""
-    recipe = file.resolve().parent.parent.parent / "recipe.yaml"
-    if not recipe.is_file():
+    model = recorded_model(file.resolve().parent.parent.parent, FOLDER, "lora_rank")
+    if model is None:
         problem = f"{path}: a training checkpoint, whose strength (alpha) only the recipe.yaml of its run says"
         raise UserError(problem, "give it where it lies in its run: runs/NAME/checkpoints/step-N")
-    model = read_yaml(recipe, FOLDER)["model"]
     return float(model["lora_alpha"] if model.get("lora_alpha") is not None else model["lora_rank"])
 
 

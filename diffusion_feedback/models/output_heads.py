@@ -30,15 +30,12 @@ def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     return decoder if decoder is not model else model.model  # Llama 4 for texts alone names no base
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-    """States (B, T, H) after the last norm of ids and positions (B, T), under a mask (B, T) or (B, 1, T, T) bool."""
-    hidden: Tensor = trunk_of(model)(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        use_cache=False,
-        return_dict=True,
-    ).last_hidden_state
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, **seen: Tensor) -> Tensor:
+    """States (B, T, H) after the last norm of ids (B, T).
+
+    ``seen``: attention_mask (B, T) or (B, 1, T, T) bool, and position_ids (B, T), where they are not the usual ones.
+    """
+    hidden: Tensor = trunk_of(model)(input_ids=input_ids, use_cache=False, return_dict=True, **seen).last_hidden_state
     return hidden
 
 
@@ -87,9 +84,9 @@ def check_logits(model: PreTrainedModel, path: str) -> None:
     in a model that has just been drawn.
     """
     ids = torch.arange(min(16, rows_of(model)), device=model.device)[None]  # the embedding of one alone may be zero
-    hidden = _hidden(model, ids)
+    hidden = hidden_states(model, ids)
     changed = torch.cat([ids[:, :-1], ids[:, :1]], 1)
-    if not _alike(_hidden(model, changed)[:, :-1], hidden[:, :-1]):
+    if not _alike(hidden_states(model, changed)[:, :-1], hidden[:, :-1]):
         problem = f"{path}: a {type(model).__name__} whose tokens see those that follow, which predicts nothing"
         raise UserError(problem, "give a causal language model, such as Llama, Qwen, Mistral, Gemma or GPT-2")
     head = model.get_output_embeddings()
@@ -106,11 +103,6 @@ def check_logits(model: PreTrainedModel, path: str) -> None:
             )
             remedy = "use a model whose logits are the head's output, capped or scaled, such as Llama, Qwen or Gemma"
             raise UserError(problem, remedy)
-
-
-def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    hidden: Tensor = trunk_of(model)(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
-    return hidden
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..catalog.families import family_of_class, pipeline_classes
-from ..documents import read_yaml
 from ..errors import UserError
 from ..folders import expand
-from ..foreign import check_exists, check_whole, is_hub_id, reading
+from ..foreign import check_exists, check_whole, is_hub_id, reading, recorded_model
 from ..noise import DDPMProcess, PredictionType
 from ..quiet import quiet
 from ..weights import check_finite
@@ -127,12 +126,9 @@ def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
     single = [file for file in files if file.suffix in (".safetensors", ".ckpt", ".pt") and file.is_file()]
     if folder.is_dir() and (folder / "model_index.json").is_file():
         return folder
-    if folder.is_dir() and ((folder / "recipe.yaml").is_file() or any("lora" in file.name for file in single)):
-        base = (
-            f"its base is {base_path!r}"
-            if (base_path := _base_of(folder / "recipe.yaml"))
-            else "it has no base of its own"
-        )
+    recorded = recorded_model(folder, FOLDER, "pretrained_model_name_or_path")
+    if folder.is_dir() and (recorded or any("lora" in file.name for file in single)):
+        base = f"its base is {recorded['pretrained_model_name_or_path']!r}" if recorded else "it has no base of its own"
         remedy = "give the base as the model, and this folder as `lora`; generating and benchmarks take it as it is"
         raise UserError(
             f"{path}: holds no model_index.json: it is a LoRA run or a run that is not finished; {base}", remedy
@@ -147,13 +143,6 @@ def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
     inner = sorted(file.parent.name for file in folder.glob("*/model_index.json"))
     also = f"; {folder / inner[0]} is one" if inner else ""
     raise UserError(f"{path}: not a diffusers pipeline, it holds no model_index.json{also}", FOLDER)
-
-
-def _base_of(recipe: Path) -> str | None:
-    if not recipe.is_file():
-        return None
-    with reading(recipe, "the recipe of a run", FOLDER):
-        return str(read_yaml(recipe, FOLDER)["model"]["pretrained_model_name_or_path"])
 
 
 def _check_index(path: str, index: Mapping[str, object], expected: type[DiffusionPipeline]) -> None:

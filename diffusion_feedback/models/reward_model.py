@@ -58,7 +58,7 @@ class RewardNetwork(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
         """Ids, mask and positions (B, T), index of each row's last token (B,), to scores (B,) float32."""
-        hidden = hidden_states(self.model, input_ids, attention_mask, position_ids)
+        hidden = hidden_states(self.model, input_ids, attention_mask=attention_mask, position_ids=position_ids)
         rows = torch.arange(len(last), device=last.device)
         scores: Tensor = self.head(hidden[rows, last]).float().squeeze(-1)
         return scores

@@ -16,10 +16,6 @@ class ShapedHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., H) to logits (..., V)."""
         logits: Tensor = self.head(hidden)
-        return self.shape(logits)
-
-    def shape(self, logits: Tensor) -> Tensor:
-        """``logits`` of the bare head as the model gives them."""
         if self.cap is None:
             return logits * self.scale
         return self.cap * torch.tanh(logits * (self.scale / self.cap))

@@ -16,10 +16,9 @@ from PIL import Image
 from ..catalog import family_row
 from ..config.recipe import Recipe
 from ..devices import best_device, find_device
-from ..documents import read_yaml
 from ..errors import UserError, visible
 from ..folders import at_home
-from ..foreign import check_exists, reading
+from ..foreign import check_exists, recorded_model
 from ..generation.completions import Completion
 from ..generation.images import own_noise
 from ..likelihoods.conversations import read_template
@@ -277,15 +276,13 @@ def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
     """
     folder = Path(path)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    recipe = run / "recipe.yaml"
-    if not recipe.is_file() or any((folder / name).is_file() for name in _MODEL_FILES):
+    keys, remedy = ("family", "revision", "variant"), "give the base as the model, and the weights as `lora`"
+    model = recorded_model(run, remedy, "pretrained_model_name_or_path", "tuning", *keys)
+    if model is None or any((folder / name).is_file() for name in _MODEL_FILES):
         return path, source
-    remedy = "give the base as the model, and the weights as `lora`"
-    with reading(recipe, "the recipe of a run", remedy):
-        model = read_yaml(recipe, remedy)["model"]
-        base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
-        recorded = {name: model[name] for name in ("family", "revision", "variant")}
-        is_text = family_row(model["family"]).reads_text
+    base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
+    recorded = {name: model[name] for name in keys}
+    is_text = family_row(model["family"]).reads_text
     if is_text or tuning != "lora":
         what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
         raise UserError(f"{path}: {what}", "continue the run with `resume`, and give its folder")
@@ -294,7 +291,7 @@ def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
     for name, value in recorded.items():
         requested = getattr(source, name)
         if requested not in (None, value):
-            raise UserError(f"`{name}`: got {requested!r}, {recipe} says {value!r}", "leave it out")
-    check_exists(base, f"{recipe} names it as the base: give the base as the model, and {path} as `lora`")
+            raise UserError(f"`{name}`: got {requested!r}, {run / 'recipe.yaml'} says {value!r}", "leave it out")
+    check_exists(base, f"{run / 'recipe.yaml'} names it as the base: give the base as the model, and {path} as `lora`")
     logger.info("%s: a LoRA run on %s, which is loaded with it", path, base)
     return base, ModelSource(lora=str(folder), **recorded)

@@ -12,10 +12,9 @@ from torch import nn
 
 from ...catalog import resolve
 from ...config.recipe import Recipe
-from ...documents import read_yaml
 from ...errors import UserError
 from ...folders import expand
-from ...foreign import reading
+from ...foreign import recorded_model
 from ...models.causal_lm import CausalLM
 from ...models.pipelines import family_at
 from ...models.reference import AdaptersOff, FrozenModel
@@ -78,11 +77,9 @@ def load_named_model(
 
 def recorded_family(path: str) -> str | None:
     """The family that the recipe of the run in the folder ``path`` names; None for other folders and hub ids."""
-    recipe, remedy = expand(path) / "recipe.yaml", "copy the run's folder whole, or say with `family` what the model is"
-    if not recipe.is_file():
-        return None
-    with reading(recipe, "the recipe of a run", remedy):
-        return str(read_yaml(recipe, remedy)["model"]["family"])
+    remedy = "copy the run's folder whole, or say with `family` what the model is"
+    recorded = recorded_model(expand(path), remedy, "family")
+    return str(recorded["family"]) if recorded else None
 
 
 def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:

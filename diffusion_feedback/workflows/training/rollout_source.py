@@ -11,7 +11,6 @@ from torch import nn
 
 from ...config.recipe import Recipe
 from ...models.causal_lm import CausalLM
-from ...models.sharing import share_frozen
 from ...objectives.policy_gradient import PolicyGradient
 from ...records import Text
 from ...scorers.texts.completion_scorer import finite
@@ -22,6 +21,7 @@ from ...training.rollout_batches import Pretraining, RolloutSource
 from ...training.rollouts import RolloutSampler
 from ...training.token_rollouts import TokenCodec, completion_ids, draws_sequences, ends_in
 from ...types.texts import TextScorer, TokenSequence
+from ...weights import share_frozen
 from .given import Setup
 from .memory import weight_bytes
 from .rollout_prompts import RolloutPrompts
