@@ -1,12 +1,14 @@
 """Tables of every name that a recipe or a flag may use, made of the catalog's rows, the signatures and the docstrings."""
 
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from functools import partial
 
-from diffusion_feedback.catalog import names, objectives_for, resolve
+from diffusion_feedback.catalog import CATALOG, names, objectives_for, resolve
 from diffusion_feedback.catalog.objectives import OBJECTIVES
-from diffusion_feedback.catalog.rows import settings_of
+from diffusion_feedback.catalog.rows import name_of, settings_of
 
 MARK = re.compile(r"^<!-- every (\w+) -->$", re.MULTILINE)
 
@@ -40,11 +42,12 @@ def rows(kind: str) -> Iterator[list[str]]:
 
 
 def described(kind: str, name: str) -> str:
-    """The docstring of the module where it holds this name alone, else that of the function."""
-    function = resolve(kind, name)
-    module = inspect.getmodule(function)
-    is_alone = function.__name__ in ("load", "benchmark")
-    return inspect.cleandoc((module if is_alone else function).__doc__ or "")
+    """The docstring of the module where it holds this name alone, else that of the function; a list of prompts says its source."""
+    function, (module, _, attribute) = resolve(kind, name), name_of(CATALOG[kind][name]).partition(":")
+    if isinstance(function, partial):
+        return f"{function.keywords['title']}: {function.keywords['source']}"
+    is_alone = attribute in ("load", "benchmark")
+    return inspect.cleandoc((importlib.import_module(module) if is_alone else function).__doc__ or "")
 
 
 def summary(kind: str, name: str) -> str:
