@@ -21,7 +21,7 @@ from .image_metadata import names_one_image, read_image_rows
 from .image_prompts import join_prompts
 from .places import is_glob, is_saved, user_path
 from .readers import find_source
-from .rows import SIDES, BadRow, PairSource, listed, read_image
+from .rows import SIDES, BadRow, PairSource, caption_of, listed, read_image
 from .tabular import find_metadata
 
 
@@ -70,15 +70,15 @@ def open_image_set(
         records = [PromptRecord(text, {}) if isinstance(text, str) else text for text in prompts]
     if records is not None and not records:
         raise UserError("no prompts", "give one prompt for each image")
-    given = _Given(records, prompt, split, revision)
+    request = _Request(records, prompt, split, revision)
     places = [place for path in paths for place in _expand(path)]
     files = [user_path(place) for place in places if _is_image(place)]
     sets: list[ImageSet] = []
     if files:
         # Neither a glob nor a folder among them, nor prompts that go by the order of names.
         in_order = records is None and places == list(paths) and len(files) == len(places)
-        sets.append(_of_files(files, given, in_order=in_order))
-    sets += [_open(place, given) for place in places if not _is_image(place)]
+        sets.append(_of_files(files, request, in_order=in_order))
+    sets += [_open(place, request) for place in places if not _is_image(place)]
     if len(places) > 1 and len(sets) > 1:
         names = [*([""] if files else []), *(place for place in places if not _is_image(place))]
         sets = [_named(one, place) for one, place in zip(sets, names, strict=True)]
@@ -90,7 +90,7 @@ def open_image_set(
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _Request:
     """What the caller says besides the path."""
 
     prompts: Sequence[PromptRecord] | None
@@ -147,29 +147,29 @@ def _check_once(items: Sequence[ImageItem]) -> None:
 # --- one path --------------------------------------------------------------------------------------------------------
 
 
-def _open(path: str, given: _Given) -> ImageSet:
+def _open(path: str, request: _Request) -> ImageSet:
     place = user_path(path)
     if place.is_dir():
-        return _of_folder(place, given)
-    if not given.is_empty and not place.exists() and not is_glob(path):
+        return _of_folder(place, request)
+    if not request.is_empty and not place.exists() and not is_glob(path):
         raise UserError(f"{path}: no such file or folder", "check the path; a data set of the hub has its own prompts")
     if (
         place.is_file()
         and (place.suffix.lower() in (".jsonl", ".csv") or place.name in METADATA_NAMES)
         and names_one_image(place)
     ):
-        given.refuse(path)
+        request.refuse(path)
         return _of_metadata(place)
-    return _of_pairs(path, given)
+    return _of_pairs(path, request)
 
 
-def _of_folder(folder: Path, given: _Given) -> ImageSet:
+def _of_folder(folder: Path, request: _Request) -> ImageSet:
     metadata = find_metadata(folder)
     if metadata is not None and names_one_image(metadata):
-        given.refuse(folder)
+        request.refuse(folder)
         return _of_metadata(metadata)
     if (layout := read_geneval(folder)) is not None:
-        given.refuse(folder)
+        request.refuse(folder)
         items = [ImageItem(name, prompt, ImageFile(folder / name)) for name, prompt in layout.pairs]
         if not items:
             raise UserError(f"{layout.note}, and no image", "put the images in their places")
@@ -177,20 +177,20 @@ def _of_folder(folder: Path, given: _Given) -> ImageSet:
     if metadata is None and find_twins(folder) is None and not is_saved(folder):
         contents = list_images(folder)
         if subfolders := _with_metadata(folder):
-            given.refuse(folder)
+            request.refuse(folder)
             return _of_subfolders(folder, subfolders, contents)
         if contents.names:
-            return _plain(contents, given)
+            return _plain(contents, request)
         if not any(folder.rglob("*.parquet")):
             remedy = "give a folder of images, or preference pairs: a parquet file, or a folder in a form of pairs"
             note = f" ({contents.note})" if contents.note else ""
             raise UserError(f"{folder}: no images, and no pairs in this folder{note}", remedy)
-    return _of_pairs(str(folder), given)
+    return _of_pairs(str(folder), request)
 
 
-def _of_pairs(path: str, given: _Given) -> ImageSet:
-    given.refuse(path)
-    source = find_source(path, split=given.split, revision=given.revision, streaming=False)
+def _of_pairs(path: str, request: _Request) -> ImageSet:
+    request.refuse(path)
+    source = find_source(path, split=request.split, revision=request.revision, streaming=False)
     if not (items := images_of_pairs(source, path)):
         raise UserError(f"{path}: holds no images", "give a folder of images or preference pairs")
     return ImageSet(items)
@@ -238,20 +238,20 @@ def _of_metadata(metadata: Path) -> ImageSet:
     return ImageSet(items, tuple(notes))
 
 
-def _plain(contents: FolderImages, given: _Given) -> ImageSet:
+def _plain(contents: FolderImages, request: _Request) -> ImageSet:
     folder = contents.folder
     note = ""
-    if given.prompts is not None:
-        pairs, note = join_prompts(folder, contents.names, given.prompts)
-    elif given.prompt is not None:
-        pairs = [(name, given.prompt.strip()) for name in contents.names]
+    if request.prompts is not None:
+        pairs, note = join_prompts(folder, contents.names, request.prompts)
+    elif request.prompt is not None:
+        pairs = [(name, request.prompt.strip()) for name in contents.names]
     else:
         pairs = [(name, caption_beside(folder / name) or "") for name in contents.names]
         if not any(prompt for _, prompt in pairs) and (layout := prompts_in_names(contents)) is not None:
             pairs, note = layout.pairs, layout.note
     captions = [name for name in contents.names if (folder / name).with_suffix(".txt").is_file()]
     over = ""
-    if captions and not given.is_empty:
+    if captions and not request.is_empty:
         over = (
             f"{folder}: the prompts that are given are taken, not those in {len(captions)} .txt files beside the images"
         )
@@ -260,33 +260,34 @@ def _plain(contents: FolderImages, given: _Given) -> ImageSet:
     return ImageSet(items, (contents.note, over, note), tuple(tops) if len(set(tops)) > 1 else ())
 
 
-def _of_files(files: Sequence[Path], given: _Given, *, in_order: bool) -> ImageSet:
+def _of_files(files: Sequence[Path], request: _Request, *, in_order: bool) -> ImageSet:
     """Images that are named one by one: ``in_order`` as they are given, else in natural order."""
     if absent := [path for path in files if not os.path.lexists(path)]:
         raise UserError(f"{absent[0]}: no such file or folder", "check the path")
     if len(files) == 1:
-        return _plain(FolderImages(files[0].parent, [files[0].name]), given)
+        return _plain(FolderImages(files[0].parent, [files[0].name]), request)
     names = [path.as_posix() for path in files]
     names = names if in_order else natural_order(names)
     if len(set(names)) < len(names):
         raise UserError(f"{next(n for n in names if names.count(n) > 1)}: is given twice", "give every image once")
-    one = _plain(FolderImages(Path(), names), given)
+    one = _plain(FolderImages(Path(), names), request)
     return ImageSet(one.items, one.notes)
 
 
 def images_of_pairs(source: PairSource, name: str) -> list[ImageItem]:
-    """The two images of each row of pairs, labelled or not, row by row. Raises UserError for a row without a caption."""
+    """The two images of each row of pairs, labelled or not, row by row.
+
+    Raises UserError for a row without a caption or an image.
+    """
     items: list[ImageItem] = []
     for row in progress(source.rows(), desc=f"reading {name}", total=source.num_rows, unit="row", mininterval=0.5):
-        prompt = row.values.get("prompt")
-        if isinstance(prompt, BadRow):
-            raise prompt
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{row.where('prompt')}: found {prompt!r}, not a caption", "correct or remove the row")
+        try:
+            prompt = caption_of(row).strip()
+            keys = [content_hash(read_image(row.values.get(side), row.folder, row.where(side))) for side in SIDES]
+        except BadRow as error:  # whose remedy is that of readers, which can leave rows out
+            raise UserError(error.problem, "correct or remove the row") from error
         assert row.location is not None
-        for side, field in enumerate(SIDES):
-            data = read_image(row.values.get(field), row.folder, row.where(field))
+        for side, key in enumerate(keys):
             where = f"{row.source}, image {side}"
-            handle = PairImage(source, row.location, side, where, content_hash(data))
-            items.append(ImageItem(where, prompt.strip(), handle))
+            items.append(ImageItem(where, prompt, PairImage(source, row.location, side, where, key)))
     return items

@@ -176,15 +176,20 @@ def unlabelled(row: PairRow) -> Literal["unlabelled", "not_different"] | None:
     return "not_different" if _is_false(row.values.get("are_different")) else None
 
 
-def check_labels(row: PairRow) -> tuple[str, float, float]:
-    """Caption, vote share for image 0, and weight of a labelled ``row``. Raises BadRow."""
+def caption_of(row: PairRow) -> str:
+    """The caption of ``row``. Raises BadRow where it has none."""
     prompt = row.values.get("prompt")
     if isinstance(prompt, BadRow):
         raise prompt
     if not isinstance(prompt, str) or not prompt.strip():
         reason = "no caption" if prompt is None else f"found {prompt!r}, not a caption"
         raise BadRow("caption", f"{row.where('prompt')}: {reason if prompt != '' else 'the caption is empty'}")
-    return prompt, _label(row), _weight(row)
+    return prompt
+
+
+def check_labels(row: PairRow) -> tuple[str, float, float]:
+    """Caption, vote share for image 0, and weight of a labelled ``row``. Raises BadRow."""
+    return caption_of(row), _label(row), _weight(row)
 
 
 def check_different(row: PairRow, is_same: bool) -> None:
