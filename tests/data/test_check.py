@@ -16,6 +16,7 @@ from diffusion_feedback.data.check import check_pairs
 from diffusion_feedback.data.readers import open_pairs
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.reports.checks import check_summary
+from diffusion_feedback.workflows.converting import convert
 
 MakeRows = Callable[..., list[dict[str, Any]]]
 Table = Callable[..., Path]
@@ -110,6 +111,17 @@ def test_convert_command(
     assert len(list(open_pairs(output))) == 2
     with pytest.raises(UserError, match=r"give a name that ends in .parquet"):
         run(["convert", source, "out.zip"])
+
+
+def test_a_converted_file_may_lie_in_the_home_folder(
+    table: Table, pickapic_rows: MakeRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    converted = convert(str(table(pickapic_rows(2))), "~/clean.parquet")
+    assert converted.output == tmp_path / "clean.parquet"
+    assert len(list(open_pairs(converted.output))) == 2
+    with pytest.raises(UserError, match="is one of the inputs"):
+        convert(str(converted.output), "~/clean.parquet", overwrite=True)
 
 
 def test_help_is_quick_and_has_examples() -> None:

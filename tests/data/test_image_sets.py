@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pairs_data
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapes_images
 from PIL import Image
@@ -141,3 +143,13 @@ def test_an_image_that_changes_is_noticed(tmp_path: Path) -> None:
     png(path, 200)
     with pytest.raises(UserError, match="has changed"):
         item.handle.open()
+
+
+def test_a_broken_row_of_pairs_cannot_be_left_out_here(tmp_path: Path) -> None:
+    path = pairs_data.write_pairs(tmp_path / "pairs.parquet", 2)
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["jpg_1"] = None
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(UserError, match=r"row 1, column 'jpg_1': no image") as caught:
+        open_images(path)
+    assert caught.value.remedy == "correct or remove the row"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -385,8 +387,6 @@ def test_where_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_data_through_datasets(streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "hub").mkdir()
     rows = [{"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"chosen": [ASK, NO], "rejected": [ASK, YES]}]
@@ -397,6 +397,20 @@ def test_hub_data_through_datasets(streaming: bool, tmp_path: Path, monkeypatch:
     assert found[1].source.endswith("split 'train', row 1")
     assert source.num_rows == (None if streaming else 2)
     assert source.columns == {"chosen", "rejected"}
+
+
+def test_a_hub_data_set_that_fails_while_it_is_read_is_one_message() -> None:
+    class Failing:
+        features = datasets.Features({"text": datasets.Value("string")})
+
+        def select_columns(self, names: list[str]) -> Iterator[Any]:
+            yield {"text": "Once upon a time"}
+            raise RuntimeError("connection lost")
+
+    hub = HubData("owner/name", "train")
+    hub.__dict__["data"] = Failing()
+    with pytest.raises(UserError, match="split 'train': could not be read as rows of a data set: connection lost"):
+        list(HubTexts(hub).rows())
 
 
 def test_prompts_of_any_format(tmp_path: Path) -> None:
