@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_text
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import diffusion_feedback as dfb
@@ -46,7 +47,8 @@ def test_objects_are_judged_as_names_are(models: list[Path], tmp_path: Path, cap
     )
     a, b = models
     spec = f"function={tmp_path / 'rewards.py'}:by_length"
-    named = dfb.judge(a, str(b), tmp_path / "prompts.txt", judges=spec, output_dir=tmp_path / "out", **SHORT)
+    where = {"output_dir": tmp_path / "out", "device": torch.device("cpu")}
+    named = dfb.judge(a, str(b), tmp_path / "prompts.txt", judges=spec, **where, **SHORT)
     loaded = AutoModelForCausalLM.from_pretrained(a), AutoTokenizer.from_pretrained(a)
     given = dfb.judge(
         loaded, SimpleNamespace(path=b), PROMPTS, judges=[by_length, FirstIsBetter()], names=("a", "b"), **SHORT

@@ -19,6 +19,11 @@ from ..reports.results import case_groups
 from .result import Demo, VerifiedImages, average
 
 _CASES = 9  # fills rows of three
+_METHODS = {
+    "dpo": ("Diffusion-DPO", "on the annotator's labels"),
+    "ai": ("Diffusion-DPO, AI feedback", "on the embedded scorer's labels"),
+    "sft": ("SFT", "on the chosen images, same steps and batch"),
+}
 _AGAIN = "start the demo over, with `overwrite`"
 
 
@@ -53,13 +58,9 @@ def write_demo_pages(demo: Demo) -> None:
             _metric("verified score", before.scores, after.scores, "half accuracy, half cleanliness"),
         ],
         methods=[
-            Rate("Diffusion-DPO", comparison.win_rate, "on the annotator's labels"),
-            *(
-                Rate("Diffusion-DPO, AI feedback", each.win_rate, "on the embedded scorer's labels")
-                for method, each in demo.comparisons.items()
-                if method == "ai"
-            ),
-            Rate("SFT", demo.comparisons["sft"].win_rate, "on the chosen images, same steps and batch"),
+            Rate(name, demo.comparisons[method].win_rate, detail)
+            for method, (name, detail) in _METHODS.items()
+            if method in demo.comparisons
         ],
         score_name="verified score",
         cases=case_groups(comparison.rows, min(_CASES, len(comparison.rows) // 3), case_of),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config.recipe import Recipe
 from ..evaluation.comparison import Comparison
+from ..evaluation.statistics import WinRate
 from ..reports.console import summarize
 
 
@@ -39,30 +40,24 @@ class Demo:
     def metrics(self) -> dict[str, float]:
         """What results.json holds: DPO against the base in full, the other methods beside it."""
         won = self.comparisons["dpo"].win_rate
-        metrics: dict[str, float] = {
-            "win_rate": won.win_rate,
-            "win_rate_low": won.low,
-            "win_rate_high": won.high,
-            "wins": won.wins,
-            "ties": won.ties,
-            "losses": won.losses,
-            "p_value": won.p_value,
-            "num_prompts": won.num,
-        }
+        metrics = _rate("", won) | {"wins": won.wins, "ties": won.ties, "losses": won.losses}
+        metrics |= {"p_value": won.p_value, "num_prompts": won.num}
         for name, field in (("attribute_accuracy", "attributes"), ("cleanliness", "cleanliness"), ("score", "scores")):
             metrics[f"{name}_before"] = average(getattr(self.images["base"], field))
             metrics[f"{name}_after"] = average(getattr(self.images["dpo"], field))
         for method, comparison in self.comparisons.items():
             if method != "dpo":
-                metrics[f"{method}_win_rate"] = comparison.win_rate.win_rate
-                metrics[f"{method}_win_rate_low"] = comparison.win_rate.low
-                metrics[f"{method}_win_rate_high"] = comparison.win_rate.high
+                metrics |= _rate(f"{method}_", comparison.win_rate)
                 metrics[f"{method}_attribute_accuracy"] = average(self.images[method].attributes)
                 metrics[f"{method}_cleanliness"] = average(self.images[method].cleanliness)
         return {**metrics, "seconds": self.seconds}
 
     def __str__(self) -> str:
         return summarize("demo", page=self.folder / "report.html", **self.metrics)
+
+
+def _rate(prefix: str, won: WinRate) -> dict[str, float]:
+    return {f"{prefix}win_rate": won.win_rate, f"{prefix}win_rate_low": won.low, f"{prefix}win_rate_high": won.high}
 
 
 def average(values: Sequence[float]) -> float:

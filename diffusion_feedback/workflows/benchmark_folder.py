@@ -112,12 +112,12 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
 def _check_results(run: BenchmarkRun) -> None:
     """Raise UserError where results.json holds other means than the scores that stand beside it."""
     path = run.folder / RESULTS
-    recorded = read_object(path, _AGAIN).get("scorers")
-    recorded = recorded if isinstance(recorded, dict) else {}
+    recorded = read_object(path, _AGAIN).get("scorers", {})
     for result in run.results:
-        own = recorded.get(result.scorer)
-        overall = own.get("overall") if isinstance(own, dict) else None
-        mean = overall.get("mean") if isinstance(overall, dict) else None
+        try:
+            mean = recorded[result.scorer]["overall"]["mean"]
+        except (KeyError, TypeError):
+            mean = None
         if not isinstance(mean, float | int) or not math.isclose(mean, result.overall.mean, rel_tol=1e-9, abs_tol=1e-9):
             problem = f"{path}: the mean of {result.scorer} is {mean}, by {SCORES} it is {result.overall.mean}"
             raise UserError(problem, "one of the two was changed: run the same benchmark again")

@@ -22,10 +22,10 @@ from .sampling import (
     ImageSampler,
     TextSampler,
     base_of_lora_run,
-    of_run,
+    folder_or_id,
+    loaded_model_of,
     open_image_sampler,
     open_text_sampler,
-    path_of,
     writes_texts,
 )
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords, refuse
@@ -61,7 +61,7 @@ def generate(
     A sample depends on its own prompt and seed alone, up to rounding; a model that is loaded is as it came at the end. Raises UserError for settings that are out of range
     or mean nothing to the model, for a model or prompts that cannot be read, and a folder with samples of other settings.
     """
-    with of_run(model, tokenizer) as (own_model, own_tokenizer):
+    with loaded_model_of(model, tokenizer) as (own_model, own_tokenizer):
         return _samples(own_model, prompts, own_tokenizer, output_dir, settings)
 
 
@@ -74,7 +74,7 @@ def _samples(
 ) -> Dataset:
     kinds = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
     generation, source, images, completions = made_of_keywords(settings, *kinds)
-    path = path_of(model)
+    path = folder_or_id(model)
     if path is None:
         refuse(settings, ModelSource.__slots__, "for a model that is loaded already")
     else:

@@ -23,11 +23,12 @@ from ..reports.console import judge_summary
 from ..reports.pages.folder import write_pages
 from ..reports.pages.judge import judge_report
 from ..scorers.texts.completion_scorer import quote
+from ..scorers.texts.loading import parse_text_spec
 from .generating import Prompts, complete, text_prompts
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
 from .settings import CompletionSampling, JudgeSettings, as_list, made_of_keywords, refuse
-from .verdicts import Judge, check_judge, load_judge, name_of_judge, verdict_of
+from .verdicts import Judge, load_judge, name_of_judge, verdict_of
 
 _COMPARISONS = OutputKind(
     mark="results.json",  # until all is measured it holds the settings alone
@@ -196,7 +197,8 @@ class _Comparison:
                     problem = f"`{name}`: {side.path} holds completions, not a model"
                     raise UserError(problem, f"leave `{name}` out, or give the model")
         for judge in self.judges:
-            check_judge(judge)
+            if isinstance(judge, str):
+                parse_text_spec(judge, "pair_judge")
         called = [name_of_judge(judge) for judge in self.judges]
         if repeated := next((name for name in called if called.count(name) > 1), None):
             raise UserError(f"the judge {repeated!r} is given twice", "give each judge once, under a name of its own")
@@ -224,7 +226,7 @@ class _Comparison:
             "names": None if self.names is None else list(self.names),
             "tie_margin": self.own.tie_margin,
             "dtype": self.own.dtype or "float32",
-            "device": self.own.device,
+            "device": None if self.own.device is None else str(self.own.device),
             "batch_size": self.own.batch_size,
         }
 

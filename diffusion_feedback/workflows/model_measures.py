@@ -22,7 +22,7 @@ from ..records import CompletionRecord, TextRecord
 from ..training.token_rollouts import drawn_sequence
 from ..types.models import Tokenizer
 from ..types.texts import TokenSequence
-from .sampling import TextSampler, adapts_object, open_text_sampler, path_of
+from .sampling import TextSampler, adapts_object, folder_or_id, open_text_sampler
 from .settings import CompletionSampling, JudgeSettings, ModelSource
 from .verdicts import prompt_name
 
@@ -51,7 +51,7 @@ class ComparedModel:
         if adapts_object(given):
             problem = f"{name}: a run that has tuned, by adapters, a model that was handed in"
             raise UserError(problem, "compare completions that generating has drawn from it, or train it by a path")
-        path = path_of(given)
+        path = folder_or_id(given)
         if path is None:
             problem = f"{name}: a {type(given).__name__}, which is no path, and comes without its tokenizer"
             raise UserError(problem, "give (model, tokenizer)")

@@ -225,7 +225,7 @@ def adapts_object(model: object) -> bool:
 
 
 @contextmanager
-def of_run(model: object, tokenizer: Tokenizer | None = None) -> Iterator[tuple[object, Tokenizer | None]]:
+def loaded_model_of(model: object, tokenizer: Tokenizer | None = None) -> Iterator[tuple[object, Tokenizer | None]]:
     """``model`` and ``tokenizer``; of a run over a model that was handed in, that model with the run's adapters.
 
     A model that is loaded is as it came at the end.
@@ -238,7 +238,7 @@ def of_run(model: object, tokenizer: Tokenizer | None = None) -> Iterator[tuple[
             yield model, tokenizer
 
 
-def path_of(model: object) -> str | None:
+def folder_or_id(model: object) -> str | None:
     """The folder or hub id that ``model`` is or, as the result of a run, has; None where it is loaded already."""
     path = getattr(model, "path", model)
     return at_home(str(path)) if isinstance(path, str | Path) else None

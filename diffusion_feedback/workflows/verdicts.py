@@ -35,12 +35,6 @@ def name_of_judge(judge: Judge) -> str:
     return str(own or type(judge).__qualname__)
 
 
-def check_judge(judge: Judge) -> None:
-    """Raise UserError for a spec of an unknown kind or with unknown settings. Loads nothing."""
-    if isinstance(judge, str):
-        parse_text_spec(judge, "pair_judge")
-
-
 def load_judge(judge: Judge, settings: JudgeSettings) -> TextScorer | PairJudge:
     """``judge`` itself where it is loaded, a scorer that calls it where it is a function, else what its spec names.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +20,7 @@ from ...folders import is_main_process
 from ...generation.images import load_generated
 from ...labeling.rule_specs import rule_of
 from ...prompts import read_prompts
-from ...records import Text, atomic_folder
+from ...records import Text, atomic_folder, write_json
 from ..generating import draw_images
 from ..labeling import label_images
 from ..sampling import validation_sampler
@@ -37,11 +37,6 @@ class ImageModality:
 
     recipe: Recipe
     pairs_name: ClassVar[str] = "pairs.parquet"
-
-    @property
-    def heldout_judge(self) -> str:
-        """The recipe's scorer of images."""
-        return self.recipe.rounds.scorer
 
     def judge_of(self, number: int, folder: Path, state: PartialState) -> str:
         """The recipe's scorer of images, in every round."""
@@ -62,11 +57,15 @@ class ImageModality:
         """The different prompts of a file."""
         return list(dict.fromkeys(record.prompt for record in read_prompts(path)))
 
-    def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
-        """Images of every prompt in ``folder``, each from noise of its own, the same for every model; how many there are."""
+    def draw(self, model: str, prompts: Sequence[Text], output: Path, *, seed: int, num_samples: int) -> None:
+        """Images of every prompt beside ``output``, which says how many there are.
+
+        Each starts from noise of its own, the same for every model.
+        """
         size, sampler = self.recipe.rounds.batch_size, validation_sampler(self.recipe, model)
         generation = GenerationSettings(seeds=range(seed, seed + num_samples), batch_size=size)
-        return len(draw_images([str(prompt) for prompt in prompts], sampler, folder, generation))
+        records = draw_images([str(prompt) for prompt in prompts], sampler, output.parent, generation)
+        write_json(output, {"samples": len(records)})
 
     def score(self, scorer: str, drawn: Path, output: Path) -> None:
         """Score every image, each process its share; what the cache holds is not scored again."""
@@ -98,9 +97,9 @@ class ImageModality:
         """Nothing that rounds of images ask for: each compares with the model that it starts from."""
         raise UserError("rounds.reference: there is no average of pipelines", "set it to previous or initial")
 
-    def divergence(self, model: str, initial: str, drawn: Path) -> Mapping[str, list[float]]:
+    def divergence(self, model: str, initial: str, drawn: Path, output: Path) -> None:
         """Nothing: an image has no likelihood that could be had at this price."""
-        return {}
+        write_json(output, {})
 
     def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
         """Prompt and image file of every sample."""

@@ -202,24 +202,19 @@ class Rounds:
         if not ((place / "scores.parquet").exists() and divergence.exists()):
             logger.info("\n== round %d: held-out prompts", number)
             self._draw(model, self.heldout, drawn, purpose="heldout", num_samples=settings.num_heldout_samples)
-        scores = self._score(settings.heldout_judge or self.modality.heldout_judge, drawn, place)
-        Stage(divergence, partial(self._write_divergence, model, drawn)).run(self.state)
+        # Who labels comes before a judge that is trained on these labels: one that a model fools is found out.
+        judge = settings.heldout_judge or settings.labels_from or settings.scorer or self.recipe.rollouts.reward
+        scores = self._score(judge, drawn, place)
+        initial = self.recipe.model.pretrained_model_name_or_path
+        Stage(divergence, partial(self.modality.divergence, model, initial, drawn)).run(self.state)
         metrics = measure(number, read_scores(scores), read_divergence(divergence), self._place(number), before)
         if self.state.is_main_process:
             write_json(self._place(number) / "summary.json", metrics.to_json())
         return metrics
 
-    def _write_divergence(self, model: str, drawn: Path, output: Path) -> None:
-        initial = self.recipe.model.pretrained_model_name_or_path
-        write_json(output, dict(self.modality.divergence(model, initial, drawn)))
-
     def _draw(self, model: str, prompts: Sequence[Text], folder: Path, *, purpose: str, num_samples: int) -> None:
         seed = derived_seed(self.recipe.training.seed, purpose)
-
-        def draw(output: Path) -> None:
-            count = self.modality.draw(model, prompts, folder, seed=seed, num_samples=num_samples)
-            write_json(output, {"samples": count})
-
+        draw = partial(self.modality.draw, model, prompts, seed=seed, num_samples=num_samples)
         Stage(folder / "drawn.json", draw).run(self.state)
 
     def _score(self, judge: str, drawn: Path, place: Path) -> Path:

@@ -26,7 +26,7 @@ from ...labeling.pairs import LabelledPair, PairCounts, build_pairs
 from ...labeling.panel import build_panel
 from ...labeling.rule_specs import rule_of
 from ...models import causal_lm
-from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, content_hash, write_text
+from ...records import CompletionRecord, ScoreRecord, Text, atomic_folder, content_hash, write_json, write_text
 from ...scorers.texts.loading import load_text_scorer, parse_text_spec
 from ..generating import complete, text_prompts
 from ..model_measures import divergence_of
@@ -48,11 +48,6 @@ class TextModality:
 
     recipe: Recipe
     pairs_name: ClassVar[str] = "pairs.jsonl"
-
-    @property
-    def heldout_judge(self) -> str:
-        """Who labels, where a reward model is trained: one that fools its own judge is found out; else the reward."""
-        return self.recipe.rounds.labels_from or self.recipe.rollouts.reward
 
     def judge_of(self, number: int, folder: Path, state: PartialState) -> str:
         """Who judges in round ``number`` of the rounds in ``folder``, whose samples are drawn: the recipe's reward.
@@ -119,10 +114,11 @@ class TextModality:
         generation = GenerationSettings(dtype=self.recipe.model.dtype)
         return open_text_sampler(model, source_of(self.recipe, model), sampling, generation)
 
-    def draw(self, model: str, prompts: Sequence[Text], folder: Path, *, seed: int, num_samples: int) -> int:
-        """Completions of every prompt in ``folder``/completions.jsonl; how many there are."""
+    def draw(self, model: str, prompts: Sequence[Text], output: Path, *, seed: int, num_samples: int) -> None:
+        """Completions of every prompt beside ``output``, which says how many there are."""
         generation = GenerationSettings(seeds=(seed,), batch_size=self.recipe.rollouts.batch_size)
-        return len(complete(prompts, self._sampler(model, num_samples), folder, generation))
+        records = complete(prompts, self._sampler(model, num_samples), output.parent, generation)
+        write_json(output, {"samples": len(records)})
 
     def score(self, scorer: str, drawn: Path, output: Path) -> None:
         """Score every completion; equal ones of one prompt once. The main process does it alone."""
@@ -187,11 +183,10 @@ class TextModality:
         with atomic_folder(folder) as temporary:
             model.save(model.network, temporary)
 
-    def divergence(self, model: str, initial: str, drawn: Path) -> Mapping[str, list[float]]:
+    def divergence(self, model: str, initial: str, drawn: Path, output: Path) -> None:
         """KL(model || initial): estimated on the held-out completions, exact too where all can be gone through."""
-        records = load_completions(drawn)
         sampler, other = self._sampler(model), self._sampler(initial)
-        return divergence_of(sampler, other.model.network, records)
+        write_json(output, divergence_of(sampler, other.model.network, load_completions(drawn)))
 
     def samples(self, drawn: Path) -> list[tuple[Text, str | Path]]:
         """Prompt and completion of every sample."""
