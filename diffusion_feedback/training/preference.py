@@ -143,8 +143,8 @@ class PreferenceStep:
             "population": Population(),
             "kl": MeanDivergence(),
         }
-        asked = (context for name, context in contexts.items() if name in parts.objective.inputs)
-        return cls(parts, next(asked, None))
+        fitting = (context for name, context in contexts.items() if name in parts.objective.inputs)
+        return cls(parts, next(fitting, None))
 
     @property
     def looks_ahead(self) -> bool:

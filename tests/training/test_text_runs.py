@@ -274,7 +274,7 @@ def test_every_objective_trains(make_text_recipe: MakeTextRecipe, name: str) -> 
 
     needed = {key for key, p in settings_of(resolve("objective", name)).items() if p.default is inspect.Parameter.empty}
     usual = {"beta": 0.1, "label_smoothing": 0.1, "alpha": 0.1, "gamma": 0.5, "delta": 1.0, "lam": 1.0}
-    settings = SETTINGS.get(name, {key: usual[key] for key in needed if key in usual})
+    settings = SETTINGS.get(name, {key: usual.get(key, 0.5) for key in needed})
     training = {"max_train_steps": 1, "train_batch_size": 8}
     recipe = make_text_recipe(
         name, objective={"name": name, **settings}, training=training, validation={"num_prompts": 0}

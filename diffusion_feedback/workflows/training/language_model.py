@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...catalog import needs_reference
 from ...config.recipe import Recipe
 from ...data.token_index import TokenIndex
 from ...errors import UserError
@@ -35,7 +36,7 @@ def language_model_session(setup: Setup) -> Session:
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=recipe.text.share_prompt)
     reference = FrozenReference.none("the objective knows no reference")
-    if setup.objective.needs_reference:
+    if needs_reference(recipe.objective):  # of a sum, where a term does
         reference = frozen_reference(recipe, model, base_hash, accelerator.device, model.tokenizer)
     adapters = make_trainable(recipe, model)
     likelihood = TokenLikelihood(
