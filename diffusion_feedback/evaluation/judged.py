@@ -53,7 +53,7 @@ class Distance:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgeMeasurements:
     """Everything that was measured; ``names`` of A and B, and their completions side by side."""
 
     names: tuple[str, str]

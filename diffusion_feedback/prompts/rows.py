@@ -20,13 +20,18 @@ Cells = Mapping[str, Any]
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and row of a JSON Lines, CSV or TSV file. Raises UserError naming file and line."""
-    if path.suffix.lower() != ".jsonl":
-        yield from _table_rows(path)
+    if path.suffix.lower() == ".jsonl":
+        with open_text(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _json_row(line, f"{path}, line {number}")
         return
-    with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _json_row(line, f"{path}, line {number}")
+    rows = cell_rows(path)
+    _, names = next(rows, (0, []))
+    for number, cells in rows:
+        if problem := width_problem(f"{path}, line {number}", cells, names):
+            raise UserError(problem, "quote the cells that hold commas, tabs or line ends")
+        yield number, dict(zip(names, cells, strict=True))
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, str | Cells]]:
@@ -41,15 +46,6 @@ def read_rows(path: Path) -> Iterator[tuple[str, str | Cells]]:
         problem = f"{path}: cannot read prompts from a file ending in {path.suffix!r}"
         raise UserError(problem, nearest(path.suffix, list(READERS)))
     yield from READERS[path.suffix.lower()](path)
-
-
-def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    rows = cell_rows(path)
-    _, names = next(rows, (0, []))
-    for number, cells in rows:
-        if problem := width_problem(f"{path}, line {number}", cells, names):
-            raise UserError(problem, "quote the cells that hold commas, tabs or line ends")
-        yield number, dict(zip(names, cells, strict=True))
 
 
 def _json_row(line: str, where: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from ..evaluation.benchmarks.benchmark import ScorerResult
 from ..evaluation.benchmarks.published import unit_of
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ..evaluation.calibrated import CalibrationResult
-from ..evaluation.judged import Judged
+from ..evaluation.judged import JudgeMeasurements
 from ..evaluation.rounds import RoundMetrics
 from ..evaluation.statistics import proportion_interval
 from ..labeling.pairs import PairCounts
@@ -49,7 +49,7 @@ def calibration_summary(result: CalibrationResult) -> str:
     return summarize("calibration", result=result, significant=significant)
 
 
-def judge_summary(judged: Judged) -> str:
+def judge_summary(judged: JudgeMeasurements) -> str:
     """Win rates, mean scores and bias by judge; perplexity and divergence by model."""
     return summarize("judge", judged=judged)
 

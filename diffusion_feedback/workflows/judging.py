@@ -12,7 +12,7 @@ from weakref import finalize
 
 from ..documents import read_object
 from ..errors import UserError
-from ..evaluation.judged import Distance, Fluency, Judged, Verdict
+from ..evaluation.judged import Distance, Fluency, JudgeMeasurements, Verdict
 from ..evaluation.statistics import Interval, WinRate
 from ..folders import at_home, check_outside, expand
 from ..generation.completions import COMPLETIONS, load_completions
@@ -47,7 +47,7 @@ class JudgeResult:
     ``judged`` has everything, the completions too; what follows are its parts by judge, or by name of the model.
     """
 
-    judged: Judged
+    judged: JudgeMeasurements
     folder: Path
 
     @property
@@ -230,7 +230,7 @@ class _Comparison:
             "batch_size": self.own.batch_size,
         }
 
-    def measure(self, folder: Path, texts: Sequence[TextRecord], claim: Callable[[], None]) -> Judged:
+    def measure(self, folder: Path, texts: Sequence[TextRecord], claim: Callable[[], None]) -> JudgeMeasurements:
         """Everything that was requested, written to ``folder``, which ``claim`` makes ours.
 
         The judgements are there before anything else is measured.
@@ -242,7 +242,7 @@ class _Comparison:
         claim()
         _write_judgements(folder / "judgements.jsonl", completions, verdicts)
         fluency, notes = measure_fluency(self.sides, texts)
-        judged = Judged(
+        judged = JudgeMeasurements(
             names=(self.sides[0].name, self.sides[1].name),
             completions=completions,
             verdicts=verdicts,

@@ -386,7 +386,7 @@ def test_rounds_of_images(tmp_path: Path, tiny_pipelines: dict[str, Path], capsy
 
     scorer = tiny_clip.save_clip(tmp_path / "clip")
     (tmp_path / "train.txt").write_text("a cat\na dog\na tree\n")
-    (tmp_path / "heldout.txt").write_text("a bird\na house\na boat\n")
+    (tmp_path / "heldout.txt").write_text(f"a bird\na house\na boat{' and a boat' * 40}\n")
     recipe: dict[str, Any] = {
         "model": {"pretrained_model_name_or_path": str(tiny_pipelines["sd"]), "family": "sd", "lora_rank": 2},
         "data": {"train": str(tmp_path / "train.txt"), "cache_dir": str(tmp_path / "cache")},
@@ -402,6 +402,7 @@ def test_rounds_of_images(tmp_path: Path, tiny_pipelines: dict[str, Path], capsy
     path = tmp_path / "images.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert start(path) == 0
+    assert "1 of 3 prompts are longer than the text encoder reads" in capsys.readouterr().out
     figures = json.loads((tmp_path / "run/rounds.json").read_text())
     assert [figure["kl"] for figure in figures] == [None] * 3
     from diffusers import StableDiffusionPipeline

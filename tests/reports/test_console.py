@@ -17,7 +17,7 @@ from diffusion_feedback.evaluation.benchmarks.published import STYLES
 from diffusion_feedback.evaluation.benchmarks.run import BenchmarkRun, compare_runs, make_run
 from diffusion_feedback.evaluation.calibration import LabelledPairs
 from diffusion_feedback.evaluation.comparison import Comparison
-from diffusion_feedback.evaluation.judged import Distance, Fluency, Judged, Verdict
+from diffusion_feedback.evaluation.judged import Distance, Fluency, JudgeMeasurements, Verdict
 from diffusion_feedback.evaluation.judging import PositionBias
 from diffusion_feedback.evaluation.rounds import RoundMetrics
 from diffusion_feedback.evaluation.statistics import Interval, win_rate_of_counts
@@ -105,7 +105,9 @@ def judgements() -> str:
         Verdict("llm=m", "m/1", [], [], [], win_rate_of_counts(0, 0, 2), bias=bias),
     ]
     distance = {"a <b>": Distance(mean, 0.01, 0.52, 0.02, None), "c": Distance(mean, math.nan, 0.52, math.nan, 0.5)}
-    judged = Judged(("a <b>", "c"), ((), ()), verdicts, {"c": Fluency(Interval(9.87, 8, 11, 5), 1.23456, 99)}, distance)
+    judged = JudgeMeasurements(
+        ("a <b>", "c"), ((), ()), verdicts, {"c": Fluency(Interval(9.87, 8, 11, 5), 1.23456, 99)}, distance
+    )
     return (
         judge_summary(replace(judged, notes=["c: 2 texts were cut"]))
         + "\n---\n"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from ...evaluation.judged import Judged, Verdict
+from ...evaluation.judged import JudgeMeasurements, Verdict
 from ..content import Cell, Group, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
 from ..results import completions_table, interval_cell, notes, notice, share_cell
@@ -15,7 +15,7 @@ _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
 
 
-def judge_report(judged: Judged) -> Report:
+def judge_report(judged: JudgeMeasurements) -> Report:
     """A against B: win rates by every judge, scores, perplexities, divergences, and completions side by side."""
     a, b = judged.names
     verdicts = judged.verdicts
@@ -57,7 +57,7 @@ def _bias_table(verdicts: Sequence[Verdict]) -> Table:
     return Table("Does the judge favour a place?", ["prefers the first", "contradicts itself"], rows, detail, "judge")
 
 
-def _fluency_table(judged: Judged) -> Table:
+def _fluency_table(judged: JudgeMeasurements) -> Table:
     rows = [
         (Cell(name), [interval_cell(own.perplexity), Cell(fixed(own.bits_per_byte, 4)), Cell(f"{own.tokens:,}")])
         for name, own in judged.fluency.items()
@@ -66,7 +66,7 @@ def _fluency_table(judged: Judged) -> Table:
     return Table("Held-out texts", columns, rows, "Lower is better; 95 % intervals are over texts.", "model")
 
 
-def _distance_table(judged: Judged) -> Table:
+def _distance_table(judged: JudgeMeasurements) -> Table:
     has_exact = any(own.exact is not None for own in judged.distance.values())
     rows = []
     for name, own in judged.distance.items():
@@ -79,7 +79,7 @@ def _distance_table(judged: Judged) -> Table:
     return Table("Divergence from the reference", columns, rows, detail, "model")
 
 
-def _completions_table(judged: Judged, verdict: Verdict) -> Table:
+def _completions_table(judged: JudgeMeasurements, verdict: Verdict) -> Table:
     """The clearest wins and losses, half and half, by what the first judge says."""
     gaps = [x - y for x, y in zip(verdict.a, verdict.b, strict=True)]
     order = sorted(range(len(gaps)), key=lambda place: (-gaps[place], place))
@@ -94,7 +94,7 @@ def _completions_table(judged: Judged, verdict: Verdict) -> Table:
     return completions_table(judged.names, rows, detail)
 
 
-def _notices(judged: Judged) -> list[Notice]:
+def _notices(judged: JudgeMeasurements) -> list[Notice]:
     biased = [
         notice("favours_a_place", judge=verdict.spec, bias=verdict.bias)
         for verdict in judged.verdicts
