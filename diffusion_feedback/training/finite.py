@@ -22,7 +22,7 @@ START_OVER = (
 class Watch:
     """The losses of each example of one update, kept until it is known that all are numbers.
 
-    ``name_of`` tells where the example of a pair id stands ("pairs.parquet, row 7").
+    ``name_of`` tells where the example of an id stands ("pairs.parquet, row 7").
     """
 
     name_of: Callable[[str], str]

@@ -54,7 +54,7 @@ class Trainer:
     end; with ``evaluate_first`` also before the first update) with the averaged weights in place, on the main process, and
     returns metrics for metrics.jsonl. ``metrics_of(number)`` are metrics of update ``number`` that are known without
     running it. ``identity`` names hashes that a continued run must share with its beginning. ``name_of`` tells people
-    where the example of a pair id stands; ``unit`` is what examples are called, in the plural.
+    where the example of an id stands; ``unit`` is what examples are called, in the plural.
     """
 
     accelerator: Accelerator

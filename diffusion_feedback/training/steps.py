@@ -56,7 +56,7 @@ def check_first_loss(loss: float) -> dict[str, float]:
 def gate_against_reference(
     parts: StepParts, logps: PairLogps, losses: Callable[[PairLogps], Tensor]
 ) -> dict[str, float]:
-    """Figures of the check before the first update: ``losses`` at ``logps``, and how far these are from the reference.
+    """Metrics of the check before the first update: ``losses`` at ``logps``, and how far these are from the reference.
 
     The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
     loss is ln 2 and the accuracy one half, up to rounding. Raises UserError where it does not, and for a loss that is

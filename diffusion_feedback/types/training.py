@@ -121,7 +121,7 @@ class Gated(Protocol[BatchT_contra]):
     """A step that checks itself before the first update."""
 
     def gate(self, network: nn.Module, batch: BatchT_contra) -> dict[str, float]:
-        """Figures of the check. Raises UserError where training must not begin."""
+        """Metrics of the check. Raises UserError where training must not begin."""
         ...
 
 

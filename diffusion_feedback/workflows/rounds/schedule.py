@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 
 from ...config.recipe import Recipe
 from ...records import Text, content_hash
 from ...training.run_folder import RunFolder
+from ..training.accelerator import own_accelerate
 from ..training.run import run_training
 
 
@@ -77,7 +77,5 @@ def train_to_end(recipe: Recipe, state: PartialState) -> None:
     state.wait_for_everyone()
     if folder.is_complete():
         return
-    # accelerate keeps one state a process, of one precision: the next run may have another.
-    AcceleratorState._reset_state(reset_partial_state=False)
-    run_training(recipe, resume=(folder.path / "recipe.yaml").exists())
-    AcceleratorState._reset_state(reset_partial_state=False)
+    with own_accelerate():
+        run_training(recipe, resume=(folder.path / "recipe.yaml").exists())

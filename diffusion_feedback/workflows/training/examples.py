@@ -75,7 +75,7 @@ def check_apart(what: str, train: Collection[str], heldout: Collection[str], *, 
         raise UserError(problem, "give other files or another validation_split")
 
 
-def say_skipped(path: str, reasons: Sequence[str]) -> None:
+def note_skipped(path: str, reasons: Sequence[str]) -> None:
     """Note the bad rows of ``path`` that were left out."""
     if reasons:
         log.warning("%d bad rows skipped in %s; the first of them:", len(reasons), path)

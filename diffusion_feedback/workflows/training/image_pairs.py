@@ -18,7 +18,7 @@ from ...records import PairRecord, content_hash
 from ...training.order import EpochOrder
 from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types.images import PreferenceBatch
-from .examples import RunData, check_apart, say_skipped
+from .examples import RunData, check_apart, note_skipped
 from .given import Setup
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def load_pairs(
     else:
         index = _build(reader, expand(data.cache_dir) / "index", accelerator)
     index = index.head(setup.limit(heldout=heldout))
-    _say_left_out(reader.log.name, reader, index, resolution)
+    _note_left_out(reader.log.name, reader, index, resolution)
     return index
 
 
@@ -139,12 +139,12 @@ def _build(reader: PairReader, folder: Path, accelerator: Accelerator) -> PairIn
     return index if index is not None else PairIndex.build(reader, folder=folder, quiet=True)
 
 
-def _say_left_out(path: str, reader: PairReader, index: PairIndex, resolution: int) -> None:
+def _note_left_out(path: str, reader: PairReader, index: PairIndex, resolution: int) -> None:
     for note in index.notes:
         log.warning("note: %s", note)
     if reader.log.counts.rows > reader.log.counts.usable:
         log.warning("note: %s: %s", path, reader.log.counts)
-    say_skipped(path, [reason for _, reason in reader.log.skipped])
+    note_skipped(path, [reason for _, reason in reader.log.skipped])
     if index.num_duplicates:
         what = f"{index.num_duplicates} rows repeat a pair: each pair is used once, however often it stands there"
         log.warning("note: %s: %s", path, what)

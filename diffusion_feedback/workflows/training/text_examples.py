@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
 from ...records import TextRecord, content_hash
 from ...types.texts import TokenExample
-from .examples import check_apart, say_skipped
+from .examples import check_apart, note_skipped
 from .given import Setup
 
 Fit = Callable[[TextRecord], TextRecord | None]
@@ -107,7 +107,7 @@ def _examples(
     examples, unfit = encode(
         tokenization, first_of(records, limit) if limit else records, skip=recipe.data.on_bad_row == "skip"
     )
-    say_skipped(reader.log.name, [reason for _, reason in reader.log.skipped] + unfit)
+    note_skipped(reader.log.name, [reason for _, reason in reader.log.skipped] + unfit)
     _note_left_out({"labelled as undesirable": len(fitting) - len(records)}, notes, heldout=heldout)
     odd = [*reader.notes, *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
     notes += [f"note             {reader.log.name}: {note}" for note in odd]

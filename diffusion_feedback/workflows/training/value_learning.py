@@ -23,7 +23,7 @@ from ...training.sources import TokenSource
 from ...training.value_learning import ValueLearningStep
 from ...types.texts import TokenExample
 from .base_model import base_model, make_trainable
-from .examples import RunData, check_apart, say_skipped
+from .examples import RunData, check_apart, note_skipped
 from .given import Setup
 from .memory import weight_bytes
 from .session import Session, step_parts
@@ -133,7 +133,7 @@ def load_trajectories(setup: Setup, model: CausalLM, *, heldout: bool = False) -
     index = index_trajectories(
         reader, encode, max_length=length, max_completion_length=recipe.text.max_completion_length
     )
-    say_skipped(reader.log.name, [reason for _, reason in reader.log.skipped])
+    note_skipped(reader.log.name, [reason for _, reason in reader.log.skipped])
     for note in [*reader.notes, *tokenization.counts.notes()]:
         log.warning("note             %s: %s", reader.log.name, note)
     return index.head(setup.limit(heldout=heldout)), any(turns)
