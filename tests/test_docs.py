@@ -150,6 +150,16 @@ def test_one_version_everywhere() -> None:
     assert f"## [{__version__}]" in text(ROOT / "CHANGELOG.md")
 
 
+def test_the_page_of_python_names_every_function() -> None:
+    page = text(ROOT / "docs" / "python.md")
+    functions = [name for name in diffusion_feedback.__all__ if name[0].islower()]
+    assert [name for name in functions if not re.search(rf"\bdfb\.{name}\(", page)] == []
+    members = [name for name, value in vars(diffusion_feedback.Run).items() if name[0] != "_" and callable(value)]
+    assert [name for name in [*members, "metrics", "evaluations"] if f"run.{name}" not in page] == []
+    shown = set(re.findall(r"\bdfb\.(\w+)", page))
+    assert [name for name in shown if name not in diffusion_feedback.__all__] == []
+
+
 def test_the_api_page_names_every_public_name() -> None:
     named = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", text(ROOT / "docs" / "api.md"), re.MULTILINE)
     assert sorted(named) == sorted(diffusion_feedback.__all__)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...config.recipe import Recipe
 from ...errors import UserError
+from ...folders import expand
 from ...models.loaded import load_adapters_onto
 from ...training.run_folder import RunFolder
 from .base_model import load_named_model, source_of
@@ -77,7 +78,7 @@ class Run:
 
     def save(self, path: str | Path) -> Path:
         """Copy the result to ``path``: weights, recipe, metrics and card, without checkpoints. Raises UserError where it is."""
-        target = Path(path).expanduser()
+        target = expand(path)
         if target.exists():
             raise UserError(f"{target}: is there already", "choose another path")
         shutil.copytree(self.path, target, ignore=shutil.ignore_patterns("checkpoints", ".*"))
