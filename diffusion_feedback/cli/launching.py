@@ -9,10 +9,7 @@ from ..processes import check_plugins, num_launched
 SHARING = ("train", "rounds", "score", "label", "calibrate", "benchmark")
 _ALONE = {
     "generate": "give each process prompts and an --output_dir of its own",
-    "demo": "start it once, without a launcher",
-    "judge": "start it once, without a launcher",
-    "report": "start it once, without a launcher",
-    "data": "start it once, without a launcher",
+    **dict.fromkeys(("demo", "judge", "report", "data"), "start it once, without a launcher"),
 }
 
 

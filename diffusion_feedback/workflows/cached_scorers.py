@@ -69,7 +69,17 @@ class CachedScorers:
             with self._bar(len(items), initial=num_cached, desc="score") as bar:
                 for absent, wanted in groups.items():
                     scorers = [s for s in self.scorers if s.name in absent]
-                    self._run(scorers, wanted, on_bad, lambda item: transparent.append(item.name), bar)
+                    batches = score_batches(
+                        scorers,
+                        wanted,
+                        batch_size=self.settings.batch_size,
+                        workers=self.settings.workers,
+                        on_bad=on_bad,
+                        on_transparent=lambda item: transparent.append(item.name),
+                    )
+                    for batch in _flushing(batches, self._flush):
+                        self._keep(scorers, batch)
+                        bar.update(len(batch.items))
         self._flush()
         return Outcome([*failed, *_copies(items, failed)], transparent, total)
 
@@ -110,29 +120,11 @@ class CachedScorers:
                 groups.setdefault(absent, []).append(item)
         return groups, num_known
 
-    def _run(
-        self,
-        scorers: Sequence[ImageScorer],
-        items: Sequence[ImageItem],
-        on_bad: OnBad,
-        on_transparent: Callable[[ImageItem], object],
-        bar: tqdm[object],
-    ) -> None:
-        batches = score_batches(
-            scorers,
-            items,
-            batch_size=self.settings.batch_size,
-            workers=self.settings.workers,
-            on_bad=on_bad,
-            on_transparent=on_transparent,
-        )
-        for batch in _flushing(batches, self._flush):
-            for scorer, scores in zip(scorers, batch.scores, strict=True):
-                cache = self.caches[scorer.recipe_id]
-                rows = zip(batch.items, scores.score.double(), scores.raw.double(), strict=True)
-                for item, score, raw in rows:
-                    cache.put(self.key(scorer, item), {"score": score, "raw": raw})
-            bar.update(len(batch.items))
+    def _keep(self, scorers: Sequence[ImageScorer], batch: ScoredBatch) -> None:
+        for scorer, scores in zip(scorers, batch.scores, strict=True):
+            cache = self.caches[scorer.recipe_id]
+            for item, score, raw in zip(batch.items, scores.score.double(), scores.raw.double(), strict=True):
+                cache.put(self.key(scorer, item), {"score": score, "raw": raw})
 
     def _flush(self) -> None:
         for cache in self.caches.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,6 +15,7 @@ from ..data.image_handles import PairImage
 from ..data.rankings import RankingSource
 from ..data.readers import open_pairs
 from ..errors import UserError, nearest
+from ..evaluation.bootstrap import Array
 from ..evaluation.calibrated import CalibrationResult
 from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
 from ..folders import at_home, is_main_process
@@ -81,10 +83,14 @@ def _calibrated(
     tuning = None if tune is None else _read(tune, settings.tune_split, settings)
     if tuning is not None:
         _check_apart(test, tuning)
-    records = score_items([*test.items, *(tuning.items if tuning else [])], scorers, scoring)
+    sides = [*test.sides, *(tuning.sides if tuning else [])]
+    records = score_items([item for pair in sides for item in pair], scorers, scoring)
     scored, tuned = _Scored(test, records), None if tuning is None else _Scored(tuning, records)
     labels = None if tuned is None else tuned.labels
-    judgements = _judgements(records, scored, tuned)
+    judgements = [
+        Judgement(name, recipe, own, scored.difference(recipe), None if tuned is None else tuned.difference(recipe))
+        for name, recipe, own in dict.fromkeys((r.scorer, r.recipe_id, r.logit_scale) for r in records)
+    ]
     return CalibrationResult(
         source=test.name,
         pairs=scored.labels,
@@ -108,21 +114,20 @@ def _check_ceiling(settings: CalibrationSettings, scorers: Sequence[AnyScorer]) 
 
 @dataclass(frozen=True, slots=True)
 class _PairSet:
-    """Labelled pairs and their images: ``items`` has image 0 and image 1 of one pair after the other.
+    """Labelled pairs: ``sides`` are image 0 and image 1 of each.
 
     ``rankings`` is the ranking of each pair; None where the pairs were not made of rankings.
     """
 
     name: str
-    items: list[ImageItem]
+    sides: list[tuple[ImageItem, ImageItem]]
     label_0: list[float]
     num_bad_rows: int
     rankings: list[int] | None = None
 
     def identities(self) -> set[tuple[str, frozenset[str]]]:
         """What each pair is by its content, whichever image comes first."""
-        sides = zip(self.items[::2], self.items[1::2], strict=True)
-        return {(a.prompt, frozenset((a.handle.key, b.handle.key))) for a, b in sides}
+        return {(a.prompt, frozenset((a.handle.key, b.handle.key))) for a, b in self.sides}
 
 
 class _Scored:
@@ -132,38 +137,22 @@ class _Scored:
         # By content: the same image under the same prompt has one score, wherever it stands.
         self._raw = {(record.recipe_id, record.sample_key, record.prompt): record.raw for record in records}
         seen = {(record.sample_key, record.prompt) for record in records}
-        sides = list(zip(pairs.items[::2], pairs.items[1::2], strict=True))
-        kept = [all((item.handle.key, item.prompt) in seen for item in pair) for pair in sides]
+        kept = [all((item.handle.key, item.prompt) in seen for item in pair) for pair in pairs.sides]
         if not any(kept):
             raise UserError(f"{pairs.name}: no pair has two images that can be decoded", "replace the images")
-        self._sides = [pair for pair, is_kept in zip(sides, kept, strict=True) if is_kept]
+        self._sides = list(compress(pairs.sides, kept))
         self.num_left_out = pairs.num_bad_rows + kept.count(False)
-        labels = np.array([label for label, is_kept in zip(pairs.label_0, kept, strict=True) if is_kept])
-        rankings = None
-        if pairs.rankings is not None:
-            rankings = [ranking for ranking, is_kept in zip(pairs.rankings, kept, strict=True) if is_kept]
+        labels = np.array(list(compress(pairs.label_0, kept)))
+        rankings = None if pairs.rankings is None else list(compress(pairs.rankings, kept))
         try:
             self.labels: LabelledPairs = LabelledPairs(labels, [first.prompt for first, _ in self._sides], rankings)
         except UserError as error:
             raise UserError(f"{pairs.name}: {error.problem}", error.remedy) from error
 
-    def difference(self, recipe_id: str) -> list[float]:
+    def difference(self, recipe_id: str) -> Array:
         """raw_0 - raw_1 of each pair."""
         raw = [[self._raw[recipe_id, i.handle.key, i.prompt] for i in pair] for pair in self._sides]
-        return [first - second for first, second in raw]
-
-
-def _judgements(records: Sequence[ScoreRecord], scored: _Scored, tuned: _Scored | None) -> list[Judgement]:
-    return [
-        Judgement(
-            name,
-            recipe,
-            own,
-            np.array(scored.difference(recipe)),
-            None if tuned is None else np.array(tuned.difference(recipe)),
-        )
-        for name, recipe, own in dict.fromkeys((r.scorer, r.recipe_id, r.logit_scale) for r in records)
-    ]
+        return np.array([first - second for first, second in raw])
 
 
 def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
@@ -176,22 +165,23 @@ def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
         ties="soft",
         decode=False,  # each image is decoded when it is scored
     )
-    items: list[ImageItem] = []
+    sides: list[tuple[ImageItem, ImageItem]] = []
     labels: list[float] = []
     rankings: list[int] = []
     for record, location in reader.log.watched(reader.scan(), "reading", reader.num_rows):
         assert location is not None  # only streams have none
-        prompt = record.prompt.strip()
+        prompt, pair = record.prompt.strip(), []
         for side, data in enumerate((record.image_0, record.image_1)):
             name = f"{record.source}, image {side}"
-            items.append(ImageItem(name, prompt, PairImage(reader.source, location, side, name, content_hash(data))))
+            pair.append(ImageItem(name, prompt, PairImage(reader.source, location, side, name, content_hash(data))))
+        sides.append((pair[0], pair[1]))
         labels.append(record.label_0)
         if isinstance(reader.source, RankingSource):
             rankings.append(reader.source.ranking_of(location))
     reader.require_usable()
     # Where each ranking is of two images, nothing but the prompt holds pairs together.
     are_longer = len(set(rankings)) < len(rankings)
-    return _PairSet(reader.log.name, items, labels, reader.log.counts.bad.total(), rankings if are_longer else None)
+    return _PairSet(reader.log.name, sides, labels, reader.log.counts.bad.total(), rankings if are_longer else None)
 
 
 def _check_apart(test: _PairSet, tune: _PairSet) -> None:
