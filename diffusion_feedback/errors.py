@@ -49,6 +49,12 @@ def nearest(name: str, known: list[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
+def shown(value: object, most: int = 60) -> str:
+    """``value`` in ``most`` characters, for a message."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def visible(text: str) -> str:
     r"""``text`` with its control characters written out: ESC as \x1b, a right-to-left override as \u202e.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .documents import read_object
-from .errors import UserError
+from .errors import UserError, shown
 from .records import write_text
 
 Key = tuple[str, ...]  # of a setting, through all mappings that it lies in
@@ -51,7 +51,7 @@ class OutputKind:
         for key in sorted({*old, *new}):
             is_free = any(key[: len(free)] == free for free in self.free)
             if not is_free and old.get(key) != new.get(key):
-                values = {"old": shown(old.get(key)), "new": shown(new.get(key))}
+                values = {"old": shown(old.get(key), _LONGEST), "new": shown(new.get(key), _LONGEST)}
                 raise UserError(f"{folder}: {self.changed.format(key='.'.join(key), **values)}", self.changed_remedy)
 
     def check(self, folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
@@ -109,9 +109,3 @@ def flat(settings: object, key: Key = ()) -> dict[Key, Any]:
             inner: value for name, part in settings.items() for inner, value in flat(part, (*key, str(name))).items()
         }
     return {key: settings}
-
-
-def shown(value: object) -> str:
-    """``value`` as a message holds it."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

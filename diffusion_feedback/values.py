@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
-from .errors import UserError, nearest
+from .errors import UserError, nearest, shown
 
 Settings = TypeVar("Settings")
 
@@ -53,13 +53,11 @@ class Range:
 
     def check(self, key: str, value: object) -> None:
         """Raise UserError naming ``key`` unless ``value``, a number or several of them, is in here; None passes."""
-        shown = list(value) if isinstance(value, Sequence) else value
-        numbers: list[Any] = shown if isinstance(shown, list) else [shown]
+        given = list(value) if isinstance(value, Sequence) else value
+        numbers: list[Any] = given if isinstance(given, list) else [given]
         repeated = self.distinct and not 0 < len(numbers) == len(set(numbers))
         if repeated or not all(number is None or number in self for number in numbers):
-            text = repr(shown)
-            text = text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
-            raise UserError(f"{key}: got {text}", f"allowed: {self}")
+            raise UserError(f"{key}: got {shown(given)}", f"allowed: {self}")
 
 
 def _short(number: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..catalog import family_row, objective_row, objectives_for, parts_of
 from ..catalog.objectives import OBJECTIVES
 from ..errors import UserError
-from .meaning import check_values, keys_for, keys_of, refuse, require
+from .meaning import check_values, keys_for, keys_of, refuse_keys, require
 from .recipe import ADAPTERS, NOISE, SAMPLES, Recipe
 from .text_checks import check_text
 
@@ -20,7 +20,7 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("lora_targets", "lora_modules_to_save"):
         require(all(getattr(model, key)), f"model.{key}", getattr(model, key), "names that are not empty")
     if model.tuning == "full":
-        refuse(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
+        refuse_keys(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
     half = model.dtype == "float32" or training.mixed_precision != "no"
     require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
     _check_family(recipe)
@@ -65,12 +65,14 @@ def _check_family(recipe: Recipe) -> None:
         check_text(recipe)
         return
     text = (*keys_of("text"), *keys_of("rollouts"))
-    refuse(recipe, (*text, "model.reference_model_name_or_path", "model.lora_modules_to_save"), "a model of images")
+    refuse_keys(
+        recipe, (*text, "model.reference_model_name_or_path", "model.lora_modules_to_save"), "a model of images"
+    )
     if not objective.trains_judge:
         return
     if recipe.model.tuning != "full":
         problem = f"model.tuning: got {recipe.model.tuning!r}, and a scorer is tuned as a whole"
         raise UserError(problem, "set model.tuning: full")
-    refuse(recipe, keys_for(ADAPTERS, NOISE, SAMPLES), "a scorer")
+    refuse_keys(recipe, keys_for(ADAPTERS, NOISE, SAMPLES), "a scorer")
     size = recipe.training.train_batch_size
     require(size > 1 or not objective.is_coupled, "training.train_batch_size", size, f"2 or more with {name}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ..errors import UserError
 from ..values import Range
 from .recipe import SECTIONS, Recipe
-from .wording import allowed, is_optional, notes
+from .wording import allowed, is_optional, key_notes
 
 # Texts that may be empty where their default is: nothing is named then.
 _EMPTY = "rollouts.reward", "rounds.scorer", "rounds.heldout_prompts", "validation.prompts"
@@ -20,7 +20,7 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
         raise UserError(f"{key}: got {value!r}", f"allowed: {allowed}")
 
 
-def refuse(recipe: Recipe, keys: Iterable[str], what: str) -> None:
+def refuse_keys(recipe: Recipe, keys: Iterable[str], what: str) -> None:
     """Raise UserError for the first of ``keys`` that is set though it means nothing for ``what``."""
     for key in keys:
         section, _, part = key.partition(".")
@@ -36,7 +36,7 @@ def keys_of(section: str) -> list[str]:
 
 def keys_for(*purposes: object) -> list[str]:
     """The keys that are said to be for any of ``purposes``."""
-    return [key for key, said in notes().items() if not set(purposes).isdisjoint(said)]
+    return [key for key, said in key_notes().items() if not set(purposes).isdisjoint(said)]
 
 
 def _default(section: str, name: str) -> object:
@@ -46,7 +46,7 @@ def _default(section: str, name: str) -> object:
 
 def check_values(recipe: Recipe) -> None:
     """Refuse numbers out of range and texts that name nothing. Raises UserError naming the key."""
-    for key, said in notes().items():
+    for key, said in key_notes().items():
         section, _, name = key.rpartition(".")
         value = getattr(getattr(recipe, section) if section else recipe, name)
         if value is None and not is_optional(key):  # the parser lets a key without a value pass

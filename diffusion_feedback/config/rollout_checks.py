@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..catalog import objective_row
 from ..errors import UserError
-from .meaning import keys_for, refuse, require
+from .meaning import keys_for, refuse_keys, require
 from .recipe import GIVEN, POLICY_GRADIENT, Recipe, RoundsConfig
 
 
@@ -15,13 +15,13 @@ def check_rollouts(recipe: Recipe) -> None:
     if row.learns_from != "rollouts":
         # In rounds somebody judges what was drawn, whatever is learnt from it then.
         keys = [] if recipe.rounds != RoundsConfig() else ["rollouts.reward"]
-        refuse(
+        refuse_keys(
             recipe,
             [*keys_for(POLICY_GRADIENT), *keys],
             f"objective {name!r}, which does not learn from its own completions",
         )
         return
-    refuse(recipe, keys_for(GIVEN), f"objective {name!r}, which learns from its own completions")
+    refuse_keys(recipe, keys_for(GIVEN), f"objective {name!r}, which learns from its own completions")
     algorithm = row(**{key: value for key, value in recipe.objective.items() if key != "name"})
     require(
         bool(rollouts.reward), "rollouts.reward", rollouts.reward, "what judges completions, such as reward_model=PATH"
@@ -45,6 +45,6 @@ def check_rollouts(recipe: Recipe) -> None:
         problem = f"objective.horizon: {algorithm.horizon:g} beside {completions} completions an iteration"
         raise UserError(problem, "use more than a fifth of their number; the KL coefficient could fall to 0 and below")
     if algorithm.kl_coef == 0:
-        refuse(recipe, ("model.reference_model_name_or_path",), f"{name} without a KL, which asks no reference")
+        refuse_keys(recipe, ("model.reference_model_name_or_path",), f"{name} without a KL, which asks no reference")
     if rollouts.ptx_data is None:
-        refuse(recipe, ("rollouts.ptx_coef", "rollouts.ptx_batch_size"), "a run without rollouts.ptx_data")
+        refuse_keys(recipe, ("rollouts.ptx_coef", "rollouts.ptx_batch_size"), "a run without rollouts.ptx_data")

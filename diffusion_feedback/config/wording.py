@@ -19,7 +19,7 @@ _TIMES_SAID = 3  # sections that a key without one may belong to, named together
 
 def known_keys() -> list[str]:
     """All recipe keys with their sections, such as training.learning_rate."""
-    return list(notes())
+    return list(key_notes())
 
 
 def _by_key(of_fields: Callable[[type[object]], Mapping[str, _Said]]) -> dict[str, _Said]:
@@ -32,7 +32,7 @@ def _by_key(of_fields: Callable[[type[object]], Mapping[str, _Said]]) -> dict[st
 
 
 @cache
-def notes() -> dict[str, tuple[object, ...]]:
+def key_notes() -> dict[str, tuple[object, ...]]:
     """What stands beside the types of all keys: ranges, and what a key is for."""
     return _by_key(notes_of)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..records import Message, Text, parse_json
 from .rows import BadRow, Problem
 
@@ -251,9 +251,3 @@ def _json_object(text: object, what: str) -> dict[str, object]:
     if not isinstance(content, Mapping):
         raise ValueError(f"found {shown(text)}, not {what} as an object of JSON")
     return dict(content)
-
-
-def shown(value: object) -> str:
-    """``value`` in few characters, for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

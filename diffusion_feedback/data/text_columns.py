@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ..errors import shown
 from ..records import TextRecord
-from .text_cells import TextCells, shown
+from .text_cells import TextCells
 
 # Words that a model should have read before its answer, by the names that data sets give them.
 PROMPT_LIKE = frozenset({

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..records import Message, Text, TextRecord
 from .implicit_prompts import split_texts, split_turns, unescape_dialogue
 from .rows import BadRow
-from .text_cells import TextCells, is_blank, shown
+from .text_cells import TextCells, is_blank
 from .text_columns import refuse_unread
 
 Read = Callable[[TextCells], TextRecord | None]

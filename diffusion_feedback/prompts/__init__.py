@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, shown
 from ..folders import expand
 from ..records import PromptRecord
 from .rows import READERS, Cells, read_rows
@@ -75,5 +75,5 @@ def prompt_column(names: Sequence[str], where: str) -> str:
 
 def _text(prompt: object, where: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"{where}: found {repr(prompt)[:60]}, not a prompt", "give a prompt of at least one character")
+        raise UserError(f"{where}: found {shown(prompt)}, not a prompt", "give a prompt of at least one character")
     return prompt.strip()

@@ -88,7 +88,7 @@ class Likelihood(Protocol[BatchT_contra, InputsT]):
         ...
 
 
-class Judge(Protocol[BatchT_contra, InputsT]):
+class SampleJudge(Protocol[BatchT_contra, InputsT]):
     """How good samples are, under a network that is being taught to judge."""
 
     def prepare(self, batch: BatchT_contra) -> InputsT:

@@ -14,10 +14,10 @@ from ..catalog.sources import calling
 from ..data.prompt_images import PromptImages
 from ..data.scores import read_scores, write_scores
 from ..documents import read_object
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, make_run
-from ..output_folders import OutputKind, shown
+from ..output_folders import OutputKind
 from ..records import PromptRecord, ScoreRecord, write_json, write_text
 
 SETTINGS, PROMPTS, SCORES, RESULTS = "benchmark.json", "prompts.jsonl", "scores.parquet", "results.json"

@@ -22,7 +22,7 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.config.meaning import check_values
 from diffusion_feedback.config.parsing import build_parser, load_recipe, parse
 from diffusion_feedback.config.recipe import SECTIONS, Recipe
-from diffusion_feedback.config.wording import known_keys, notes
+from diffusion_feedback.config.wording import key_notes, known_keys
 from diffusion_feedback.documents import parse_yaml, read_object
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.records import parse_json
@@ -49,7 +49,7 @@ def hints() -> dict[str, Any]:
 
 
 HINTS = hints()
-RANGES = {key: note for key, said in notes().items() for note in said if isinstance(note, Range)}
+RANGES = {key: note for key, said in key_notes().items() for note in said if isinstance(note, Range)}
 
 
 def bare(key: str) -> Any:

@@ -14,7 +14,7 @@ from ...reports.cards.writer import CardKind
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep, StepParts
-from ...types.training import BatchSource, Judge, Likelihood, Reference, Step
+from ...types.training import BatchSource, Likelihood, Reference, SampleJudge, Step
 from .examples import RunData
 from .given import Setup
 
@@ -76,7 +76,7 @@ class Session:
 
 def step_parts(
     setup: Setup,
-    likelihood: Likelihood[BatchT, InputsT] | Judge[BatchT, InputsT],
+    likelihood: Likelihood[BatchT, InputsT] | SampleJudge[BatchT, InputsT],
     reference: Reference | None = None,
     **more: Any,
 ) -> StepParts:
