@@ -21,7 +21,7 @@ def notice(kind: str, tone: Tone = "caution", **values: object) -> Notice:
     return Notice(title, text, tone)
 
 
-def notes(page: str, needed: Mapping[str, object]) -> list[tuple[str, str]]:
+def explanations(page: str, needed: Mapping[str, object]) -> list[tuple[str, str]]:
     """What "How to read this" says on a ``page``, (title, text); without what ``needed`` has under a false value."""
     texts = yaml.safe_load(TEMPLATES.joinpath("notes.yaml").read_text("utf-8"))[page]
     return [(title, text) for title, text in texts.items() if needed.get(title, True)]

@@ -12,7 +12,7 @@ from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.comparison import CaseRow, pick_cases
 from ..content import Case, Group, Notice, Rate, Report, Sample
 from ..html import count, decimals, fixed
-from ..results import case_groups, notes, notice
+from ..results import case_groups, explanations, notice
 from .benchmark_tables import means_table, paired_table, published_table, settings_table
 
 _CASES = 6  # two rows of three
@@ -48,7 +48,7 @@ def benchmark_report(
         samples=[] if baseline else [group for run in runs for group in _sample_groups(run)],
         setup=settings_table(everyone),
         is_same_seed=_is_same_seed(everyone),
-        notes=notes("benchmark", needed),
+        notes=explanations("benchmark", needed),
     )
 
 

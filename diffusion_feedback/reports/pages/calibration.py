@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...evaluation.calibrated import CalibrationResult
 from ..content import Report
-from ..results import notes
+from ..results import explanations
 
 
 def calibration_report(result: CalibrationResult) -> Report:
@@ -22,5 +22,5 @@ def calibration_report(result: CalibrationResult) -> Report:
         facts=facts,
         calibration=result,
         environment={scorer.name: scorer.recipe_id for scorer in result.scorers},
-        notes=[*notes("calibration", {}), *own],
+        notes=[*explanations("calibration", {}), *own],
     )

@@ -9,7 +9,7 @@ import yaml
 from ...evaluation.judged import JudgeMeasurements, Verdict
 from ..content import Cell, Group, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
-from ..results import completions_table, interval_cell, notes, notice, share_cell
+from ..results import completions_table, explanations, interval_cell, notice, share_cell
 
 _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
@@ -43,7 +43,7 @@ def judge_report(judged: JudgeMeasurements) -> Report:
         ],
         notices=_notices(judged),
         recipe=yaml.safe_dump(dict(judged.settings), sort_keys=True, allow_unicode=True),
-        notes=notes("judge", {"Perplexity": judged.fluency, "KL": judged.distance}),
+        notes=explanations("judge", {"Perplexity": judged.fluency, "KL": judged.distance}),
     )
 
 

@@ -11,7 +11,7 @@ from ...evaluation.rounds import RoundMetrics
 from ...records import Text
 from ..content import Case, Cell, Group, Rate, Report, Table
 from ..figures import CurveFigure, Point, PointsFigure
-from ..results import case_groups, completions_table, interval_cell, notes, prompt_text, share_cell
+from ..results import case_groups, completions_table, explanations, interval_cell, prompt_text, share_cell
 from .folder import read_environment
 
 DrawnSamples = Sequence[tuple[Text, str | Path]]
@@ -65,7 +65,7 @@ def rounds_report(
         curves_title="Rounds",
         recipe=to_yaml(recipe),
         environment=read_environment(run, _REMEDY) if (run / "environment.json").exists() else {},
-        notes=notes(
+        notes=explanations(
             "rounds", {"KL": any(each.kl for each in rounds), "Exact KL": any(each.kl_exact for each in rounds)}
         ),
     )
