@@ -48,7 +48,7 @@ class ImageSampler:
     dtype: torch.dtype | None
 
     @classmethod
-    def over(cls, model: Denoiser, sampling: ImageSampling, dtype: torch.dtype | None = None) -> ImageSampler:
+    def from_model(cls, model: Denoiser, sampling: ImageSampling, dtype: torch.dtype | None = None) -> ImageSampler:
         """A sampler of ``model``; manifests record ``dtype``, unless it is None, as what a recipe beside them says.
 
         Raises UserError for more steps than the model has.
@@ -101,7 +101,7 @@ class TextSampler:
     sampling: CompletionSampling
 
     @classmethod
-    def over(cls, model: CausalLM, sampling: CompletionSampling) -> TextSampler:
+    def from_model(cls, model: CausalLM, sampling: CompletionSampling) -> TextSampler:
         """A sampler of ``model``. Raises UserError where a completion leaves no room for a prompt."""
         most = sampling.max_new_tokens
         if most >= model.window:
@@ -166,7 +166,7 @@ def open_image_sampler(
 ) -> ImageSampler:
     """A sampler of ``model``: a folder, a hub id, or a pipeline of diffusers that is loaded. Raises UserError."""
     denoiser: Denoiser = open_model(model, source, generation)
-    return ImageSampler.over(denoiser, sampling, next(denoiser.network.parameters()).dtype)
+    return ImageSampler.from_model(denoiser, sampling, next(denoiser.network.parameters()).dtype)
 
 
 def open_text_sampler(
@@ -187,7 +187,7 @@ def open_text_sampler(
     if not hasattr(text_model, "sample"):
         name = model if isinstance(model, str) else type(model).__name__
         raise UserError(f"{name}: reads texts, and writes none", "give a causal language model")
-    return TextSampler.over(text_model, sampling)
+    return TextSampler.from_model(text_model, sampling)
 
 
 def validation_sampler(recipe: Recipe, path: str, lora: str | None = None) -> ImageSampler:
@@ -200,7 +200,7 @@ def validation_sampler(recipe: Recipe, path: str, lora: str | None = None) -> Im
         num_inference_steps=validation.num_inference_steps, guidance_scale=validation.guidance_scale, noise="prompt"
     )
     denoiser = load_named_model(path, source, dtype=recipe.model.dtype, device=best_device())
-    return ImageSampler.over(denoiser, sampling)
+    return ImageSampler.from_model(denoiser, sampling)
 
 
 def open_model(
