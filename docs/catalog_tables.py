@@ -31,7 +31,9 @@ def rows(kind: str) -> Iterator[list[str]]:
     """The cells of each name: it, its settings, the first sentence of its docstring, and what its row says."""
     for name in names(kind):
         function = resolve(kind, name)
-        settings = "" if kind in ("family", "benchmark") else ", ".join(f"`{setting}`" for setting in settings_of(function))
+        settings = (
+            "" if kind in ("family", "benchmark") else ", ".join(f"`{setting}`" for setting in settings_of(function))
+        )
         cells = [f"`{name}`", settings, summary(kind, name).replace("|", "\\|")]
         if kind == "objective":
             families = ", ".join(f"`{family}`" for family in names("family") if name in objectives_for(family))

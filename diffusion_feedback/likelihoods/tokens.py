@@ -148,7 +148,9 @@ class TokenLikelihood:
                 with self._check.trying(network):
                     shared, _ = self._read(network, inputs, entropy=False)
                 apart, _ = self._read(network, self.prepare_sequences(inputs.sequences), entropy=False)
-            self._check.compare(network, length, shared, apart, is_half=_is_half(network, self.device))
+            autocast = torch.is_autocast_enabled(torch.device(self.device).type)
+            is_half = autocast or next(network.parameters()).dtype.itemsize == 2
+            self._check.compare(network, length, shared, apart, is_half=is_half)
         logps, entropies = self._read(network, inputs, entropy=entropy)
         return TokenLogps(logps, inputs.rows, entropies)
 
@@ -170,9 +172,3 @@ class TokenLikelihood:
             position_ids=inputs.position_ids,
             read=read,
         )
-
-
-def _is_half(network: nn.Module, device: torch.device | str) -> bool:
-    """Whether ``network`` computes in 16 bits."""
-    parameter = next(network.parameters())
-    return parameter.dtype.itemsize == 2 or torch.is_autocast_enabled(torch.device(device).type)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -120,7 +119,10 @@ def save_value_heads(heads: ValueHeads, folder: Path) -> None:
 def load_value_heads(heads: ValueHeads, folder: Path) -> None:
     """Read what ``save_value_heads`` wrote into ``heads``. Raises UserError where there is no such file, or it does not fit."""
     path = folder / FILE_NAME
-    state = _read(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no value heads", "give the folder of a run with objective ilql")
+    with reading(path, "value heads", "copy the folder again"):
+        state = load_file(path)
     wanted = {name: tuple(value.shape) for name, value in heads.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != shapes:
@@ -129,13 +131,6 @@ def load_value_heads(heads: ValueHeads, folder: Path) -> None:
         raise UserError(problem, "these heads belong to another model: use the folder that they were trained in")
     heads.load_state_dict(state)
     check_finite(heads, str(path))
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path}: no value heads", "give the folder of a run with objective ilql")
-    with reading(path, "value heads", "copy the folder again"), safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
 
 
 class AdvantageHead(nn.Module):
