@@ -25,16 +25,16 @@ def main() -> None:
     denoiser = resolve("family", "sd")(model)
     prompts = [record.prompt for record in read_prompts("assets/prompts/heldout.txt")][:COUNT]
     seeds = list(range(COUNT))
-    found = {}
+    levels = {}
     for size in (1, 3, 8, COUNT):
         images = []
         for start in range(0, COUNT, size):
             part = slice(start, start + size)
             images += denoiser.sample(denoiser.network, prompts[part], seeds[part], **SETTINGS)
-        found[size] = np.stack([np.asarray(image).astype(int) for image in images])
+        levels[size] = np.stack([np.asarray(image).astype(int) for image in images])
     print("batch size | largest difference | mean difference | share of levels that differ")
-    for size, images in found.items():
-        difference = np.abs(images - found[1])
+    for size, images in levels.items():
+        difference = np.abs(images - levels[1])
         print(f"{size:10d} | {difference.max():18d} | {difference.mean():15.2e} | {np.mean(difference > 0):.2e}")
 
 

@@ -103,7 +103,7 @@ class BareModel:
 
 @dataclass(frozen=True)
 class Bench:
-    """The images, how the runner is called on them, and what was found: seconds of each way in each repeat."""
+    """The images, how the runner is called on them, and what was measured: seconds of each way in each repeat."""
 
     items: list[ImageItem]
     device: str
@@ -123,13 +123,13 @@ class Bench:
     @torch.inference_mode()
     def loop(self, bare: BareModel, view: Callable[[Image.Image], Tensor], *, reload: bool) -> Tensor:
         """Cosines, image by image."""
-        found = []
+        cosine = []
         for item in self.items:
             if reload:
                 bare.reload()
             image = bare.encode_images(view(item.handle.open())[None])
-            found.append(cosines(image, bare.encode_prompts([item.prompt])))
-        return torch.cat(found)
+            cosine.append(cosines(image, bare.encode_prompts([item.prompt])))
+        return torch.cat(cosine)
 
     def runner(self, scorers: Sequence[Scorer]) -> Tensor:
         """Cosines of every scorer, one scorer after the other."""
@@ -162,7 +162,7 @@ class Bench:
 
 
 def now(device: str) -> float:
-    """Seconds, after all that the device was told to do."""
+    """Seconds, after all that the device was given to do."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -310,22 +310,22 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What was found, as Markdown."""
-    given = found["settings"]
+def table(measured: Mapping[str, Any]) -> str:
+    """What was measured, as Markdown."""
+    given = measured["settings"]
     lines = [
         f"{given['architecture']}, {given['num_images']} JPEG images of {given['size']} x {given['size']} px,"
-        f" {len(PROMPTS)} prompts, batch size {found['batch_size']}, {given['dtype']} on {given['device']}"
-        f" ({found['machine']}); medians of {given['repeats']} and {given['shared_repeats']} repeats.\n",
+        f" {len(PROMPTS)} prompts, batch size {measured['batch_size']}, {given['dtype']} on {given['device']}"
+        f" ({measured['machine']}); medians of {given['repeats']} and {given['shared_repeats']} repeats.\n",
         "| way | seconds | images decoded |",
         "| --- | --- | --- |",
     ]
-    for way, seconds in found["seconds"].items():
-        lines.append(f"| {way} | {statistics.median(seconds):.3g} | {found['decodes'][way]} |")
+    for way, seconds in measured["seconds"].items():
+        lines.append(f"| {way} | {statistics.median(seconds):.3g} | {measured['decodes'][way]} |")
     lines += ["\n| ratio | median | bar |", "| --- | --- | --- |"]
-    for name, ratio in found["ratios"].items():
+    for name, ratio in measured["ratios"].items():
         lines.append(f"| {name} | {ratio:.3f} | {f'at most {BAR}' if name == 'runner / bare' else ''} |")
-    gap = max(found["largest_differences"].values())
+    gap = max(measured["largest_differences"].values())
     return "\n".join([*lines, f"\nLargest difference of a score between two ways: {gap:.1e}."])
 
 
@@ -349,11 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    found = measure(given)
+    measured = measure(given)
     if given.out:
         with atomic_write(given.out) as temporary:
-            temporary.write_text(json.dumps(found, indent=2), "utf-8")
-    print(table(found))
+            temporary.write_text(json.dumps(measured, indent=2), "utf-8")
+    print(table(measured))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def measure(form: str, sizes: list[int], pairs: int, repeats: int, folder: Path)
     for _ in range(repeats):
         for size, start in starts.items():
             again[size].append(start.seconds())
-    best = {size: min(found, key=sum) for size, found in again.items()}
+    best = {size: min(taken, key=sum) for size, taken in again.items()}
     for size in sizes:
         cells = [1000 * part / pairs for part in (*first[size], *best[size])]
         print(

@@ -58,32 +58,32 @@ def timing(name: str, ours: Any, theirs: Any) -> dict[str, Any]:
 
 def joined(runs: Sequence[Mapping[str, Any]], pairs: int) -> dict[str, Any]:
     """What the repeats say together: medians over all steps, and over the ratios of steps side by side."""
-    found: dict[str, Any] = {"loss_gap": max(run["loss_gap"] for run in runs), "last_loss": runs[0]["last_loss"]}
+    joint: dict[str, Any] = {"loss_gap": max(run["loss_gap"] for run in runs), "last_loss": runs[0]["last_loss"]}
     for kind in ("wall", "cpu"):
         ours, theirs = ([second for run in runs for second in run["seconds"][way][kind]] for way in ("ours", "theirs"))
         ratios = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
-        found[kind] = {
+        joint[kind] = {
             "ours": statistics.median(ours),
             "theirs": statistics.median(theirs),
             "ratio": statistics.median(ratios),
             "ratios": ratios,
         }
-    found["pairs_per_second"] = {way: pairs / found["wall"][way] for way in ("ours", "theirs")}
-    return found
+    joint["pairs_per_second"] = {way: pairs / joint["wall"][way] for way in ("ours", "theirs")}
+    return joint
 
 
 def peaks(setting: Setting, long: Setting, threads: int) -> dict[str, dict[str, int]]:
     """Peak memory of every way, each in a process of its own."""
-    found = {}
+    memory = {}
     for way in WAYS:
         arguments = {"way": way, "setting": asdict(replace(long if "long" in way else setting, steps=4))}
         call = [sys.executable, "-m", "benchmarks.text", "--alone", json.dumps(arguments), "--threads", str(threads)]
         done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{way}: {done.stderr[-2000:]}")
-        found[way] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{way}: peak {found[way]['peak'] / MB:.0f} MB", file=sys.stderr)
-    return found
+        memory[way] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{way}: peak {memory[way]['peak'] / MB:.0f} MB", file=sys.stderr)
+    return memory
 
 
 def product_rate(setting: Setting) -> float:
@@ -108,7 +108,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     )
     long = replace(setting, prompt=4 * given.completion)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in BARS}
-    floors: dict[str, float] = {}
+    least_seconds: dict[str, float] = {}
     rate = product_rate(setting)
     for repeat in range(given.repeats):
         for name in BARS:
@@ -117,7 +117,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             else:
                 ours, theirs = side_by_side(setting, cached=name == "cached")
                 batches = [ours.batch(number) for number in range(WARM_UP, steps)]
-                floors[name] = products(setting, batches, cached=name == "cached", everywhere=False) / rate
+                least_seconds[name] = products(setting, batches, cached=name == "cached", everywhere=False) / rate
             runs[name].append(timing(name, ours, theirs))
             seconds = {way: statistics.median(s["wall"]) for way, s in runs[name][-1]["seconds"].items()}
             print(f"repeat {repeat + 1}: {name}: {seconds['ours']:.3f} s, {seconds['theirs']:.3f} s", file=sys.stderr)
@@ -128,43 +128,43 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()},
         "machine": torch.cuda.get_device_name() if is_cuda else f"{torch.get_num_threads()} threads",
         "versions": {"trl": trl.__version__, "torch": torch.__version__},
-        "speed": {name: joined(found, given.pairs) for name, found in runs.items()},
-        "floors": floors,
+        "speed": {name: joined(each, given.pairs) for name, each in runs.items()},
+        "least_seconds": least_seconds,
         "memory": {} if given.speed_only else peaks(setting, long, torch.get_num_threads()),
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What was found, as Markdown."""
-    given, versions = found["settings"], found["versions"]
+def table(measured: Mapping[str, Any]) -> str:
+    """What was measured, as Markdown."""
+    given, versions = measured["settings"], measured["versions"]
     lines = [
         f"GPT-2-like model of {given['layers']} layers x {given['width']}, vocabulary {given['vocabulary']}, float32 on"
-        f" {given['device']} ({found['machine']}); {given['pairs']} pairs a step, prompts of about {given['prompt']}"
+        f" {given['device']} ({measured['machine']}); {given['pairs']} pairs a step, prompts of about {given['prompt']}"
         f" tokens, completions of about {given['completion']}; trl {versions['trl']}, torch {versions['torch']};"
         f" medians over {given['repeats']} x {given['steps']} steps, taken in turns.\n",
         "| DPO step | ours, pairs/s | trl, pairs/s | times as fast | in processor time | bar |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, speed in found["speed"].items():
+    for name, speed in measured["speed"].items():
         both = speed["pairs_per_second"]
         what = "shared prompts (4 x completion), against our own unshared" if name == "shared prompts" else name
         lines.append(
             f"| {what} | {both['ours']:.2f} | {both['theirs']:.2f} | {speed['wall']['ratio']:.2f}"
             f" | {speed['cpu']['ratio']:.2f} | {BARS[name]} |"
         )
-    if found["memory"]:
+    if measured["memory"]:
         lines += ["\n| peak memory | MB | MB beyond libraries and model |", "| --- | --- | --- |"]
-    for way, memory in found["memory"].items():
+    for way, memory in measured["memory"].items():
         lines.append(f"| {way} | {memory['peak'] / MB:.0f} | {(memory['peak'] - memory['before']) / MB:.0f} |")
-    gap = max(speed["loss_gap"] for speed in found["speed"].values())
+    gap = max(speed["loss_gap"] for speed in measured["speed"].values())
     lines.append(f"\nLargest difference of a step's loss between two ways: {gap:.1e}.")
-    for name, floor in found["floors"].items():
-        seconds = found["speed"][name]["cpu" if given["device"] == "cpu" else "wall"]["ours"]
+    for name, floor in measured["least_seconds"].items():
+        seconds = measured["speed"][name]["cpu" if given["device"] == "cpu" else "wall"]["ours"]
         what = "processor time" if given["device"] == "cpu" else "time"
         lines.append(f"{name}: matrix products alone take {floor:.3f} s, {floor / seconds:.0%} of our step's {what}.")
-    short = [name for name, bar in BARS.items() if found["speed"][name]["wall"]["ratio"] < bar]
-    smaller = SMALLER if found["memory"] else ()
-    over = [ours for ours, other in smaller if found["memory"][ours]["peak"] >= found["memory"][other]["peak"]]
+    short = [name for name, bar in BARS.items() if measured["speed"][name]["wall"]["ratio"] < bar]
+    smaller = SMALLER if measured["memory"] else ()
+    over = [ours for ours, other in smaller if measured["memory"][ours]["peak"] >= measured["memory"][other]["peak"]]
     lines.append(f"Below the bar: {', '.join([*short, *(f'memory of {way}' for way in over)]) or 'none'}.")
     return "\n".join(lines)
 
@@ -199,15 +199,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         alone(json.loads(given.alone))
         return
     del given.alone
-    found = measure(given)
+    measured = measure(given)
     if given.output:
         for path, text in (
-            (given.output, json.dumps(found, indent=2)),
-            (given.output.with_suffix(".md"), table(found)),
+            (given.output, json.dumps(measured, indent=2)),
+            (given.output.with_suffix(".md"), table(measured)),
         ):
             with atomic_write(path) as temporary:
                 temporary.write_text(text + "\n", "utf-8")
-    print(table(found))
+    print(table(measured))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Setting:
 
 
 def now(device: str) -> float:
-    """Seconds, after all that the device was told to do."""
+    """Seconds, after all that the device was given to do."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -195,9 +195,9 @@ class Theirs:
 
         class Recorded(DPOTrainer):  # type: ignore[misc]
             def compute_loss(self, *args: Any, **more: Any) -> Any:
-                found = super().compute_loss(*args, **more)
-                losses.append((found[0] if isinstance(found, tuple) else found).detach())
-                return found
+                computed = super().compute_loss(*args, **more)
+                losses.append((computed[0] if isinstance(computed, tuple) else computed).detach())
+                return computed
 
         class Between(TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, *args: Any, **more: Any) -> None:
@@ -339,8 +339,8 @@ def _resident(line: str = "VmRSS") -> int:
         # Kilobytes on Linux, bytes on macOS. On Linux a process inherits the number from the one that started it.
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found = next(row for row in status.read_text("utf-8").splitlines() if row.startswith(f"{line}:"))
-    return int(found.split()[1]) * 1024
+    row = next(row for row in status.read_text("utf-8").splitlines() if row.startswith(f"{line}:"))
+    return int(row.split()[1]) * 1024
 
 
 def products(setting: Setting, rows: Sequence[TextBatch], *, cached: bool, everywhere: bool) -> float:

@@ -143,8 +143,8 @@ class Outcome:
     @classmethod
     def read(cls, folder: Path, run: str) -> Outcome:
         """From the run's results.json."""
-        found = json.loads((folder / "benchmark" / run / "results.json").read_text("utf-8"))["baseline"]["scorers"]
-        rates = {name: comparison["overall"]["win_rate"] for name, comparison in found.items()}
+        scorers = json.loads((folder / "benchmark" / run / "results.json").read_text("utf-8"))["baseline"]["scorers"]
+        rates = {name: comparison["overall"]["win_rate"] for name, comparison in scorers.items()}
         return cls(run, {name: [rate["win_rate"], rate["low"], rate["high"]] for name, rate in rates.items()})
 
     def __str__(self) -> str:

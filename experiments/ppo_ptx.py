@@ -10,7 +10,7 @@ sampling error is in them, the intervals are those of training, over seeds (Stud
 
 Measured by that command, with one thread (about 5 minutes of a CPU core):
 
-| | reward, prompts asked for | KL to the start | NLL of the source elsewhere | its change |
+| | reward, prompts that are rewarded | KL to the start | NLL of the source elsewhere | its change |
 |---|---|---|---|---|
 | start | 0.041 ± 0.005 | 0.000 ± 0.000 | 1.396 ± 0.001 | +0.00 ± 0.00 % |
 | PPO, ptx_coef 0.0 | 2.591 ± 0.103 | 5.110 ± 0.199 | 2.522 ± 0.078 | +80.71 ± 5.66 % |
@@ -62,7 +62,7 @@ _TEXTS = 7  # stream of draws, after the seed
 Row = dict[str, Any]
 
 
-def asked(world: ExactWorld) -> int:
+def num_rewarded(world: ExactWorld) -> int:
     """How many prompts are rewarded: the first half of them."""
     return world.vocabulary // 2
 
@@ -70,7 +70,7 @@ def asked(world: ExactWorld) -> int:
 def pretraining_texts(bench: Bench, coef: float) -> Pretraining[TokenSequence]:
     """Texts of the source that begin with the prompts that nobody asks for."""
     prompts, completions = draw_samples(bench.world.source, 2 * TEXTS, bench.seed, _TEXTS)
-    others = prompts >= asked(bench.world)
+    others = prompts >= num_rewarded(bench.world)
     sequences = bench.texts.sequences(prompts[others], completions[others])
     return Pretraining(sequences, EpochOrder(len(sequences), TEXTS_PER_UPDATE, bench.seed), coef)
 
@@ -79,7 +79,7 @@ def rollout_sampler(
     bench: Bench, network: ActorCritic, step: PolicyGradientStep
 ) -> RolloutSampler[list[int], TokenSequence]:
     """Draws completions of the rewarded prompts, judged by the true reward."""
-    world, number = bench.world, asked(bench.world)
+    world, number = bench.world, num_rewarded(bench.world)
     prompts = [[index % number] for index in range(number * COMPLETIONS)]
     powers = world.vocabulary ** np.arange(world.length)[::-1]
 
@@ -107,9 +107,9 @@ def rollout_sampler(
     )
 
 
-def figures(bench: Bench, network: LanguageModel) -> Row:
+def metrics_of(bench: Bench, network: LanguageModel) -> Row:
     """Exact: reward and divergence on the rewarded prompts, negative log-likelihood of the source on the others."""
-    world, number = bench.world, asked(bench.world)
+    world, number = bench.world, num_rewarded(bench.world)
     logps, source = joint(policy_table(network, world)), joint(world.source)
     reference: Floats = bench.frontier.reference
     return {
@@ -137,7 +137,7 @@ def run(bench: Bench, coef: float) -> Row:
     )
     begin = time.process_time()
     fit(bench.folder / f"ppo-ptx-{coef}", network, step, source, Course(ITERATIONS * EPOCHS, COMPLETIONS, RATE))
-    return {**figures(bench, network.policy), "cpu_seconds": time.process_time() - begin}
+    return {**metrics_of(bench, network.policy), "cpu_seconds": time.process_time() - begin}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def table(rows: dict[str, list[Row]], coefs: Sequence[float]) -> str:
     """Means with intervals over seeds; changes are against the same seed's start."""
     lines = [
-        "| | reward, prompts asked for | KL to the start | NLL of the source elsewhere | its change |",
+        "| | reward, prompts that are rewarded | KL to the start | NLL of the source elsewhere | its change |",
         "|---|---|---|---|---|",
     ]
     for name in ["start", *map(str, coefs)]:
@@ -191,7 +191,7 @@ def main() -> int:
         for name in ["start", *map(str, arguments.coefs)]:
             file = bench.folder / f"{name}.json"
             if not file.exists():
-                row = figures(bench, bench.fine_tuned) if name == "start" else run(bench, float(name))
+                row = metrics_of(bench, bench.fine_tuned) if name == "start" else run(bench, float(name))
                 with atomic_write(file) as partial:
                     partial.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
             rows.setdefault(name, []).append(json.loads(file.read_text("utf-8")))

@@ -126,16 +126,16 @@ class Graph:
 
 def _shortest_paths(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Nodes on the shortest path from each node to the goal, by breadth-first search backwards from it."""
-    found = np.full(NODES, 10**6)
-    found[GOAL] = 1
+    moves = np.full(NODES, 10**6)
+    moves[GOAL] = 1
     queue = deque([GOAL])
     while queue:
         node = queue.popleft()
         for other in np.flatnonzero(edges[:, node]):
-            if found[other] > found[node] + 1:
-                found[other] = found[node] + 1
+            if moves[other] > moves[node] + 1:
+                moves[other] = moves[node] + 1
                 queue.append(other)
-    return found
+    return moves
 
 
 def spell(path: Sequence[int]) -> str:
@@ -191,9 +191,9 @@ def clone(recipe: Recipe, folder: Path) -> causal_lm.CausalLM:
     index, _ = load_trajectories(Setup(recipe, accelerator), model)
 
     def batch(indices: Sequence[int], draw: int) -> TextBatch:
-        found = index.batch(indices, draw)
-        ones = torch.ones(len(found))
-        return TextBatch(found.example_ids, found.sequences, [], ones, found.weight, torch.zeros(len(found)), draw)
+        steps = index.batch(indices, draw)
+        ones = torch.ones(len(steps))
+        return TextBatch(steps.example_ids, steps.sequences, [], ones, steps.weight, torch.zeros(len(steps)), draw)
 
     order = EpochOrder(len(index), training.train_batch_size * training.gradient_accumulation_steps, training.seed)
     budget = training.train_batch_size * max(index.lengths)
@@ -230,9 +230,11 @@ def learnt(folder: Path) -> tuple[causal_lm.CausalLM, value_heads.ValueNetwork]:
 def judge(model: causal_lm.CausalLM, network: Any, graph: Graph) -> dict[str, float]:
     """Mean optimality of samples from every start, in [0, 1], and how many of them arrive."""
     starts = [start for start in range(1, NODES) for _ in range(SAMPLES)]
-    found = model.sample(network, [[start] for start in starts], range(len(starts)), max_new_tokens=LONGEST)
+    completions = model.sample(network, [[start] for start in starts], range(len(starts)), max_new_tokens=LONGEST)
     end = model.tokenizer.eos_token_id
-    paths = [[start, *(token for token in tokens if token != end)] for start, tokens in zip(starts, found, strict=True)]
+    paths = [
+        [start, *(token for token in tokens if token != end)] for start, tokens in zip(starts, completions, strict=True)
+    ]
     scores = [graph.optimality(path) if max(path) < NODES else 0.0 for path in paths]
     return {"optimality": float(np.mean(scores)), "arrived": float(np.mean([path[-1] == GOAL for path in paths]))}
 
@@ -246,8 +248,8 @@ def distributions(network: nn.Module, index: TrajectoryIndex) -> torch.Tensor:
         scores: torch.Tensor = head(hidden.flatten(0, 1)[inputs.read])
         return scores.softmax(1)
 
-    found: torch.Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
-    return found
+    logits: torch.Tensor = network(inputs.input_ids, inputs.attention_mask, inputs.position_ids, read)
+    return logits
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -267,15 +269,15 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     index = load_trajectories(runs["ilql"], cloned, Accelerator(cpu=True), heldout=True)
     assert index is not None
     reference = distributions(cloned.network, index)
-    found: dict[str, Any] = {"seed": seed, "walks": float(np.mean(rewards))}
-    found["cloning"] = judge(cloned, cloned.network, graph)
+    row: dict[str, Any] = {"seed": seed, "walks": float(np.mean(rewards))}
+    row["cloning"] = judge(cloned, cloned.network, graph)
     for name in runs:
         model, network = learnt(folder / name)
-        found[f"distance of {name} from cloning"] = distance(reference, distributions(model.network, index))
+        row[f"distance of {name} from cloning"] = distance(reference, distributions(model.network, index))
         for beta in BETAS:
             with value_heads.steered(network, beta=beta) as policy:
-                found[f"{name} beta {beta:g}"] = judge(model, policy, graph)
-    return found
+                row[f"{name} beta {beta:g}"] = judge(model, policy, graph)
+    return row
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -294,11 +296,11 @@ def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if name == "seed":
             continue
         if isinstance(value, Mapping):
-            gains = [found[name]["optimality"] - found["cloning"]["optimality"] for found in seeds]
-            rows[name] = {key: interval([found[name][key] for found in seeds]) for key in value}
+            gains = [seed[name]["optimality"] - seed["cloning"]["optimality"] for seed in seeds]
+            rows[name] = {key: interval([seed[name][key] for seed in seeds]) for key in value}
             rows[name]["gain"] = interval(gains)
         else:
-            rows[name] = interval([found[name] for found in seeds])
+            rows[name] = interval([seed[name] for seed in seeds])
     return rows
 
 

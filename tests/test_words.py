@@ -77,13 +77,16 @@ WORDS = {
 # Where such a word is right: the file, and what stands around it.
 RIGHT = {
     "diffusion_feedback/scorers/texts/llm_judge.py": "closer to what is asked?",  # a published question
+    "CONTRIBUTING.md": "figures, pages and model cards",  # pictures of curves
 }
 
 
 def written() -> Iterator[tuple[str, int, str]]:
     """File, line number and text of each line that somebody reads."""
-    patterns = ("diffusion_feedback/**/*.py", "diffusion_feedback/**/*.j2", "docs/*.md", "README.md", "examples/*.py")
-    for path in (path for pattern in (*patterns, "configs/*.yaml") for path in sorted(ROOT.glob(pattern))):
+    code = ("diffusion_feedback", "docs", "examples", "experiments", "benchmarks", "tools")
+    texts = ("diffusion_feedback/**/*.j2", "docs/*.md", "README.md", "CONTRIBUTING.md", "assets/*.md", "configs/*.yaml")
+    patterns = (*(f"{folder}/**/*.py" for folder in code), *texts)
+    for path in (path for pattern in patterns for path in sorted(ROOT.glob(pattern))):
         name = str(path.relative_to(ROOT))
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             yield name, number, line.replace(RIGHT.get(name, "\0"), "")

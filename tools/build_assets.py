@@ -193,7 +193,7 @@ def write_facts(path: Path, facts: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Parse arguments and build the stages that are asked for."""
+    """Parse arguments and build the stages that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=["all", "model", "pairs", "scorer"], default="all")
     parser.add_argument("--assets", type=Path, default=Path(__file__).parent.parent / "assets")

@@ -30,7 +30,7 @@ WARM_UP = 2
 
 
 def now(device: str) -> float:
-    """Seconds, after all that the device was told to do."""
+    """Seconds, after all that the device was given to do."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -88,7 +88,7 @@ def tests(size: str, device: str) -> dict[str, Any]:
     """The tests marked ``gpu``: counts, and the names of what failed. On a CPU they compare the CPU with itself."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tests.xml"
-        # pytest imports every test file unless it is told where these tests are.
+        # pytest imports every test file unless it knows where these tests are.
         call = [
             sys.executable,
             "-m",
@@ -129,17 +129,17 @@ def image_step(family: str) -> Callable[[str, str], dict[str, Any]]:
         if size == "full" and parameters != PARAMETERS[family]:
             raise RuntimeError(f"the UNet has {parameters} parameters, the published one {PARAMETERS[family]}")
         with tempfile.TemporaryDirectory() as folder:
-            found = _steps(model, setting, device, Path(folder), count=8 if size == "full" else 2)
-        found["vae_images_per_second"] = found.pop("images_encoded") / found.pop("encode_seconds")
+            run = _steps(model, setting, device, Path(folder), count=8 if size == "full" else 2)
+        run["vae_images_per_second"] = run.pop("images_encoded") / run.pop("encode_seconds")
         rate = matrix_rate(size, device)
-        seconds = statistics.median(found["seconds"])
+        seconds = statistics.median(run["seconds"])
         return {
-            **found,
+            **run,
             "parameters": parameters,
             "resolution": setting.resolution,
             "pairs": setting.pairs,
             "pairs_per_second": setting.pairs / seconds,
-            "share_of_bf16_rate": found["flops"] / seconds / rate,
+            "share_of_bf16_rate": run["flops"] / seconds / rate,
             "bf16_flops": rate,
             "peak_bytes": peak_bytes(device),
         }
@@ -261,7 +261,7 @@ def scorer(size: str, device: str) -> dict[str, Any]:
         if repeat:  # the first warms up
             seconds["runner"].append(middle - start)
             seconds["bare"].append(end - middle)
-    median = {way: statistics.median(found) for way, found in seconds.items()}
+    median = {way: statistics.median(taken) for way, taken in seconds.items()}
     return {
         "architecture": architecture,
         "dtype": str(dtype).removeprefix("torch."),
@@ -279,7 +279,7 @@ def benchmark(name: str, *, full: str, tiny: str) -> Callable[[str, str], dict[s
 
     def measure(size: str, device: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "found.json"
+            output = Path(folder) / "result.json"
             call = [sys.executable, "-m", f"benchmarks.{name}", "--device", device, "--output", str(output)]
             done = subprocess.run(
                 [*call, *(full if size == "full" else tiny).split()],
@@ -290,8 +290,8 @@ def benchmark(name: str, *, full: str, tiny: str) -> Callable[[str, str], dict[s
             )
             if done.returncode:
                 raise RuntimeError((done.stderr or done.stdout)[-800:])
-            found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        return found
+            result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        return result
 
     return measure
 

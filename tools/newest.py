@@ -31,13 +31,13 @@ takes without the lock, on the day it says: written by `make newest`.
 def declared() -> dict[str, str]:
     """The version of each package that pyproject.toml names, those of the dev extra included, where it is installed."""
     names = {re.split(r"[\[<>=~!; ]", line)[0] for line in metadata.requires(PROJECT) or []}
-    found = {}
+    versions = {}
     for name in sorted(names, key=str.lower):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def run_tests(workers: int, arguments: list[str]) -> tuple[int, dict[str, int], list[str]]:
@@ -56,8 +56,8 @@ def run_tests(workers: int, arguments: list[str]) -> tuple[int, dict[str, int], 
 def page(counts: dict[str, int], failed: list[str], minutes: float) -> str:
     """The record as Markdown."""
     day = datetime.date.today().isoformat()
-    told = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    lines = [HEAD, f"## {day}: {told}\n"]
+    outcome = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    lines = [HEAD, f"## {day}: {outcome}\n"]
     lines.append(
         f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {minutes:.0f} minutes.\n"
     )

@@ -36,10 +36,10 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         return f" {wrong_in_one(scene, rng).caption}"
     if kind == "short":
         return f" a {scene.color} {scene.shape}"
-    told = wrong_in_one(scene, rng) if rng.random() < 0.3 else scene
+    named = wrong_in_one(scene, rng) if rng.random() < 0.3 else scene
     sloppy = (
-        f" {told.shape}, {told.color}, whatever",
-        f" some {told.color} thing on a {told.background} background",
-        f" {told.size} {told.shape} i guess",
+        f" {named.shape}, {named.color}, whatever",
+        f" some {named.color} thing on a {named.background} background",
+        f" {named.size} {named.shape} i guess",
     )
     return sloppy[rng.integers(len(sloppy))]

@@ -102,9 +102,9 @@ class Outcome:
 
     def row(self) -> str:
         """A line of the table."""
-        wanted, found = self.check.expected, self.found
-        gap = None if wanted is None or found is None else found - wanted
-        numbers = " | ".join(f"{'' if v is None else f'{v:.4f}':>8}" for v in (wanted, found, gap))
+        wanted, score = self.check.expected, self.found
+        gap = None if wanted is None or score is None else score - wanted
+        numbers = " | ".join(f"{'' if v is None else f'{v:.4f}':>8}" for v in (wanted, score, gap))
         what = " ".join([self.check.files[0], *(value for _, value in self.check.settings)])
         return f"{what:34} | {self.check.image:14} | {numbers} | {self.verdict}"
 
@@ -117,12 +117,12 @@ def verify(folder: Path, todo: Sequence[Check], device: str = "cpu") -> list[Out
         group = [check for check in there if check.source == source]
         items = [ImageItem(check.image, check.prompt, ImageFile(folder / check.image)) for check in group]
         try:
-            found = [batch.scores[0] for batch in score_batches([group[0].load(folder, device)], items)]
+            scores = [batch.scores[0] for batch in score_batches([group[0].load(folder, device)], items)]
         except UserError as error:
             outcomes += [Outcome(check, None, f"failed: {error.problem}") for check in group]
             continue
         for number, check in enumerate(group):
-            outcomes.append(_judge(check, float(torch.cat([getattr(part, check.kind) for part in found])[number])))
+            outcomes.append(_judge(check, float(torch.cat([getattr(part, check.kind) for part in scores])[number])))
     return outcomes
 
 

@@ -139,7 +139,7 @@ class Bench:
         return network
 
     def measure(self, logps: Floats, beta: float | None = None) -> Row:
-        """Exact figures of the policy with the joint table ``logps``, beside the optimum at ``beta``."""
+        """Exact metrics of the policy with the joint table ``logps``, beside the optimum at ``beta``."""
         frontier = self.frontier
         kl, reward = divergence(logps, frontier.reference), expected(logps, frontier.rewards)
         row: Row = {"kl": kl, "reward": reward, "best_reward": frontier.best_reward(kl)}
@@ -151,13 +151,13 @@ class Bench:
     def measure_source(self) -> Row:
         """How well supervised fine-tuning has met the source: nats a token, and the excess of the one over the other."""
         source = joint(self.world.source)
-        known, found = entropy(source), -expected(source, self.frontier.reference)
+        known, loss = entropy(source), -expected(source, self.frontier.reference)
         start = expected(self.frontier.reference, self.frontier.rewards)
         length = self.world.length
         return {
             "entropy": known / length,
-            "cross_entropy": found / length,
-            "excess": found / known - 1,
+            "cross_entropy": loss / length,
+            "excess": loss / known - 1,
             "reward": start,
         }
 

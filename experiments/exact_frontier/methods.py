@@ -1,4 +1,4 @@
-"""The methods that are held against the exact frontier: each gives the figures of one seed at one setting."""
+"""The methods that are held against the exact frontier: each gives the metrics of one seed at one setting."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def _ppo(bench: Bench, name: str, rewards: Floats, beta: float) -> Row:
     prompts = [[number % size] for number in range(size * PPO_COMPLETIONS)]
     powers = size ** np.arange(world.length)[::-1]
 
-    def draw(asked: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
-        return sample_tokens(network.policy.model, asked, seeds, max_new_tokens=world.length, end_ids=())
+    def draw(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
+        return sample_tokens(network.policy.model, prompts, seeds, max_new_tokens=world.length, end_ids=())
 
     def judge(indices: Sequence[int], samples: Sequence[TokenSequence]) -> list[float]:
         found: list[float] = rewards[

@@ -75,8 +75,8 @@ def _of(rows: Sequence[Row], method: str, setting: float | None = None) -> list[
 
 
 def _settings(rows: Sequence[Row], method: str) -> list[float]:
-    found = {row["setting"] for row in _of(rows, method)}
-    return sorted(found, reverse=method not in SYMBOLS)
+    settings = {row["setting"] for row in _of(rows, method)}
+    return sorted(settings, reverse=method not in SYMBOLS)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -87,12 +87,12 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for method, label in LABELS.items():
         for setting in _settings(rows, method):
-            found = _of(rows, method, setting)
-            columns = [_shown([row[name] for row in found]) for name in ("kl", "reward", "best_reward", "share")]
+            chosen = _of(rows, method, setting)
+            columns = [_shown([row[name] for row in chosen]) for name in ("kl", "reward", "best_reward", "share")]
             aim = ""
-            if "optimum_kl" in found[0]:
+            if "optimum_kl" in chosen[0]:
                 aim = ", ".join(
-                    f"{np.mean([row[name] for row in found]):.3f}" for name in ("optimum_kl", "optimum_reward")
+                    f"{np.mean([row[name] for row in chosen]):.3f}" for name in ("optimum_kl", "optimum_reward")
                 )
             symbol = SYMBOLS.get(method, "beta")
             shown = f"{symbol} {setting:g}" if symbol else ""
@@ -113,21 +113,23 @@ def bars(rows: Sequence[Row]) -> str:
     def add(bar: str, measured: str) -> None:
         lines.append(f"| {bar} | {measured} |")
 
-    if found := _of(rows, "sft"):
-        add("SFT: cross entropy within 2 % of the source's entropy", f"{max(row['excess'] for row in found):.2%} above")
+    if chosen := _of(rows, "sft"):
+        add(
+            "SFT: cross entropy within 2 % of the source's entropy", f"{max(row['excess'] for row in chosen):.2%} above"
+        )
     near = [row for row in _of(rows, "dpo") if row["setting"] >= 0.5]
     for setting in sorted({row["setting"] for row in near}, reverse=True):
         here = _of(near, "dpo", setting)
         text = f"KL {_worst(here, 'kl'):.1%}, reward {_worst(here, 'reward'):.1%}"
         add(f"DPO at beta {setting:g}: KL and reward within 5 % of the optimum's", text)
-    if found := _of(rows, "ppo"):
-        lowest = min(found, key=lambda row: float(row["share"]))
+    if chosen := _of(rows, "ppo"):
+        lowest = min(chosen, key=lambda row: float(row["share"]))
         add("PPO, true reward: 97 % of the achievable gain", f"{lowest['share']:.1%}, at beta {lowest['setting']:g}")
-    if found := _of(rows, "reward_model"):
-        add("Reward model: accuracy 0.85 on held-out pairs", f"{min(row['accuracy'] for row in found):.3f}")
+    if chosen := _of(rows, "reward_model"):
+        add("Reward model: accuracy 0.85 on held-out pairs", f"{min(row['accuracy'] for row in chosen):.3f}")
     for method in ("iterated_initial", "iterated_previous"):
-        if found := _of(rows, method):
-            text = f"{min(row['share'] for row in found):.1%} after {len(found[0]['rounds'])} rounds"
+        if chosen := _of(rows, method):
+            text = f"{min(row['share'] for row in chosen):.1%} after {len(chosen[0]['rounds'])} rounds"
             if single := _of(rows, "dpo", 0.1):
                 text += f"; one shot {np.mean([row['share'] for row in single]):.1%} on average"
             add(f"{LABELS[method]}: 95 % of the achievable gain at beta 0.1", text)
@@ -141,7 +143,7 @@ def learned_against_dpo(rows: Sequence[Row]) -> dict[float, list[float]]:
     DPO's reward there is its share of the gain, interpolated linearly in KL between its betas (and 0 gain at 0 nats),
     times the gain that can be had; NaN beyond DPO's largest KL.
     """
-    found: dict[float, list[float]] = {}
+    shortfalls: dict[float, list[float]] = {}
     for row in _of(rows, "ppo_learned"):
         own = sorted((each["kl"], each["share"]) for each in _of(rows, "dpo") if each["seed"] == row["seed"])
         start = [each["reward"] for each in _of(rows, "sft") if each["seed"] == row["seed"]]
@@ -150,17 +152,17 @@ def learned_against_dpo(rows: Sequence[Row]) -> dict[float, list[float]]:
         kls, shares = zip(*own, strict=True)
         share = float(np.interp(row["kl"], kls, shares)) if row["kl"] <= kls[-1] else math.nan
         reward = start[0] + share * (row["best_reward"] - start[0])
-        found.setdefault(row["setting"], []).append(reward - row["reward"])
-    return found
+        shortfalls.setdefault(row["setting"], []).append(reward - row["reward"])
+    return shortfalls
 
 
 def _compared(rows: Sequence[Row]) -> list[str]:
-    found = learned_against_dpo(rows)
-    if not found:
+    shortfalls = learned_against_dpo(rows)
+    if not shortfalls:
         return []
     lines = ["", "DPO's reward at the KL of PPO with a learned reward, less PPO's (95 % intervals over seeds):", ""]
     lines += ["| beta of PPO | difference |", "|---|---|"]
-    return lines + [f"| {beta:g} | {_shown(found[beta])} |" for beta in sorted(found, reverse=True)]
+    return lines + [f"| {beta:g} | {_shown(shortfalls[beta])} |" for beta in sorted(shortfalls, reverse=True)]
 
 
 def _from_base(rows: Sequence[Row]) -> list[str]:
@@ -180,8 +182,8 @@ def _from_base(rows: Sequence[Row]) -> list[str]:
 def _rounds(rows: Sequence[Row]) -> list[str]:
     lines: list[str] = []
     for method in ("iterated_initial", "iterated_previous"):
-        found = _of(rows, method)
-        if not found:
+        chosen = _of(rows, method)
+        if not chosen:
             continue
         lines += [
             "",
@@ -190,8 +192,8 @@ def _rounds(rows: Sequence[Row]) -> list[str]:
             "| round | KL | reward | share |",
             "|---|---|---|---|",
         ]
-        for number in range(len(found[0]["rounds"])):
-            each = [row["rounds"][number] for row in found]
+        for number in range(len(chosen[0]["rounds"])):
+            each = [row["rounds"][number] for row in chosen]
             columns = [_shown([row[name] for row in each]) for name in ("kl", "reward", "share")]
             lines.append(f"| {number + 1} | {' | '.join(columns)} |")
     return lines
@@ -205,12 +207,12 @@ def draw(rows: Sequence[Row], world: ExactWorld, file: Path) -> None:
     left.plot(*points.T, color="black", linewidth=1, label="best possible (exact)")
     right.axhline(1, color="black", linewidth=1)
     for method, label in LABELS.items():
-        found = [row for row in _of(rows, method) if row["kl"] > 0]
+        chosen = [row for row in _of(rows, method) if row["kl"] > 0]
         marker, colour = _STYLES[method]
-        kl = [row["kl"] for row in found]
-        left.scatter(kl, [row["reward"] for row in found], marker=marker, color=colour, s=28, label=label)
+        kl = [row["kl"] for row in chosen]
+        left.scatter(kl, [row["reward"] for row in chosen], marker=marker, color=colour, s=28, label=label)
         if method not in ("orpo", "sft_chosen"):  # they do not start from the model that the gain is counted from
-            right.scatter(kl, [row["share"] for row in found], marker=marker, color=colour, s=28)
+            right.scatter(kl, [row["share"] for row in chosen], marker=marker, color=colour, s=28)
     for axes, name in ((left, "expected reward"), (right, "share of the achievable gain")):
         axes.set_xlabel("KL(policy || SFT), nats a completion")
         axes.set_ylabel(name)

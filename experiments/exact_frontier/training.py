@@ -81,11 +81,11 @@ class Texts:
 
     def sequence(self, prompt: int, completion: int) -> TokenSequence:
         """Prompt and completion number as tokens."""
-        found = self._known.get((prompt, completion))
-        if found is None:
+        sequence = self._known.get((prompt, completion))
+        if sequence is None:
             ids = np.array([prompt, *self.world.symbols[completion]], dtype=np.int32)
-            found = self._known[prompt, completion] = TokenSequence(ids, np.arange(len(ids)) > 0, 1)
-        return found
+            sequence = self._known[prompt, completion] = TokenSequence(ids, np.arange(len(ids)) > 0, 1)
+        return sequence
 
     def sequences(self, prompts: Integers, completions: Integers) -> list[TokenSequence]:
         """One sequence a prompt and completion."""
@@ -146,18 +146,18 @@ class Once:
 
     def logps(self, network: nn.Module, inputs: tuple[Any, Tensor]) -> Tensor:
         """(2B,), chosen first."""
-        found: Tensor = self.inner.logps(network, inputs[0])
-        return found[inputs[1]]
+        logps: Tensor = self.inner.logps(network, inputs[0])
+        return logps[inputs[1]]
 
     def lengths(self, inputs: tuple[Any, Tensor]) -> Tensor:
         """Numbers of scored tokens, (2B,)."""
-        found: Tensor = self.inner.lengths(inputs[0])
-        return found[inputs[1]]
+        lengths: Tensor = self.inner.lengths(inputs[0])
+        return lengths[inputs[1]]
 
     def scores(self, network: nn.Module, inputs: tuple[Any, Tensor]) -> Tensor:
         """(2B,), chosen first."""
-        found: Tensor = self.inner.scores(network, inputs[0])
-        return found[inputs[1]]
+        scores: Tensor = self.inner.scores(network, inputs[0])
+        return scores[inputs[1]]
 
 
 @dataclass(frozen=True, slots=True)
