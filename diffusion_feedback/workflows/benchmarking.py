@@ -84,6 +84,7 @@ def benchmark(
 
     Means are over prompts, in the unit of the published tables, with standard errors; win rates are paired by prompt, with
     95 % intervals. The same call goes on in ``output_dir`` after a kill. Under ``accelerate launch`` all processes score.
+    A model that is loaded is as it came at the end.
     Raises UserError for settings that contradict each other, missing images or prompts, and a folder with another run.
     """
     kinds = (BenchmarkSettings, ModelSource, ImageSampling, ScoringSettings)
