@@ -96,7 +96,7 @@ class RunFolder:
         _RUNS.check_own(self.path)
         if _RUNS.is_marked(self.path):
             if resume:
-                self._check_same(self._read_recipe(), recipe)
+                self._check_same(recipe)
                 self._check_code(recipe)
             elif not overwrite:
                 remedy = "continue it with `resume`, replace it with `overwrite`, or choose another output_dir"
@@ -139,15 +139,12 @@ class RunFolder:
             [str(name) for name in recorded if _FILE_PATTERN.fullmatch(str(name))] if isinstance(recorded, list) else []
         )
 
-    def _read_recipe(self) -> Mapping[str, object]:
-        path = self.path / "recipe.yaml"
-        remedy = "start over with `overwrite`, or choose another output_dir"
-        content = read_yaml(path, remedy)
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: holds no recipe but {type(content).__name__}", remedy)
-        return content
-
-    def _check_same(self, old: Mapping[str, object], new: Mapping[str, object]) -> None:
+    def _check_same(self, new: Mapping[str, object]) -> None:
+        """Raise UserError where the recipe that is here differs from ``new`` in what decides a run, or is none."""
+        path, remedy = self.path / "recipe.yaml", "start over with `overwrite`, or choose another output_dir"
+        old = read_yaml(path, remedy)
+        if not isinstance(old, dict):
+            raise UserError(f"{path}: holds no recipe but {type(old).__name__}", remedy)
         name = flat(new).get(("objective", "name"))
         # Of an objective that is an object nobody can tell here whether examples depend on each other.
         is_coupled = name is not None and (is_object(name) or objective_row(name).is_coupled)

@@ -215,9 +215,8 @@ class _Comparison:
         a, b = (side.path or f"{side.name}, a loaded {type(side.model).__name__}" for side in self.sides)
         settings: dict[str, object] = {"a": a, "b": b}
         if not all(side.holds_completions for side in self.sides):
-            is_list = not (self.prompts is None or isinstance(self.prompts, str | Path))
-            named = None if self.prompts is None else str(self.prompts)
-            settings["prompts"] = content_hash(repr(self.prompts)) if is_list else named
+            named = self.prompts is None or isinstance(self.prompts, str | Path)
+            settings["prompts"] = self.inputs()["`prompts`"] if named else content_hash(repr(self.prompts))
             settings |= {"seed": self.own.seed, **asdict(self.sampling)}
         return settings | {
             "judge": [name_of_judge(judge) for judge in self.judges],

@@ -264,9 +264,7 @@ def writes_texts(model: object, family: str | None = None) -> bool:
     if is_path and not is_model:
         what = "no such folder" if not folder.exists() else f"holds none of {', '.join(_MODEL_FILES)}"
         raise UserError(f"{model}: {what}", "give the folder or hub id of a model; the folder of a finished run is one")
-    if (folder / "model_index.json").is_file():
-        return False
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return is_model and not (folder / "model_index.json").is_file()
 
 
 def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
