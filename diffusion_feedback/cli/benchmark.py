@@ -19,11 +19,7 @@ def build_parser() -> Flags:
         "dfb benchmark", "Run a benchmark: generate or find its images, score them, and report metrics with intervals."
     )
     add = parser.add_argument
-    add(
-        "name",
-        metavar="BENCHMARK",
-        help=f"{', '.join(names('benchmark'))}, or your own: file.py:function",
-    )
+    add("name", metavar="BENCHMARK", help=f"{', '.join(names('benchmark'))}, or your own: file.py:function")
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add(
         "--images",

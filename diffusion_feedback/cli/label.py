@@ -29,13 +29,7 @@ def build_parser() -> Flags:
     add_image_flags(parser, metavar="IMAGES_OR_PAIRS", about="images with prompts, see below, or preference pairs")
     add("--output", required=True, metavar="PAIRS.parquet", help="file to write")
     add("--scores", metavar="SCORES.parquet", help="use the scores of this table from dfb score, in place of --scorer")
-    add(
-        "--use",
-        nargs="+",
-        default=(),
-        metavar="SCORER",
-        help="with --scores: the scorers of the table that judge (default all)",
-    )
+    add("--use", nargs="+", default=(), metavar="SCORER", help="with --scores: the scorers that judge (default all)")
     add("--rule", help="how pairs are picked, see below (default best_worst)")
     add_flags(parser, LabelingSettings, HELPS, calibration={"metavar": "FILE.json"})
     add("--overwrite", action="store_true", help="replace the output if it is there already")

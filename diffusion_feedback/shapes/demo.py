@@ -12,7 +12,6 @@ from PIL import Image
 
 from ..config.parsing import load_recipe
 from ..config.recipe import Recipe
-from ..data.image_sets import open_images
 from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.comparison import compare
@@ -21,9 +20,9 @@ from ..output_folders import OutputKind
 from ..prompts import read_prompts
 from ..records import write_json
 from ..workflows.generating import draw_images
-from ..workflows.labeling import label_images
+from ..workflows.labeling import label
 from ..workflows.sampling import validation_sampler
-from ..workflows.settings import GenerationSettings, LabelingSettings, ScoringSettings
+from ..workflows.settings import GenerationSettings
 from ..workflows.training.run import train
 from .page import write_demo_pages
 from .result import Demo, VerifiedImages, average
@@ -125,10 +124,8 @@ class Story:
         output = self.folder / AI_PAIRS
         if output.exists():
             return
-        items = open_images(self.recipes["dpo"].data.train)
-        settings = ScoringSettings(cache_dir=str(self.folder / "cache"), batch_size=64)
-        labelled = label_images(items, scorers=[f"pickscore={SCORER}"], settings=LabelingSettings(), scoring=settings)
-        labelled.write(output)
+        pairs, cache = self.recipes["dpo"].data.train, str(self.folder / "cache")
+        label(pairs, scorers=f"pickscore={SCORER}", cache_dir=cache, batch_size=64, output=output)
 
     def _sample(self, name: str, lora: str | None) -> VerifiedImages:
         recipe, folder = self.recipes["dpo"], self.folder / "samples" / name

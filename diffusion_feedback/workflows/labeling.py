@@ -116,7 +116,7 @@ def _check_apart(output: Path, images: Images, items: Sequence[ImageItem], *othe
 def label_images(
     items: Sequence[ImageItem],
     *,
-    scorers: Sequence[AnyScorer] | None,
+    scorers: Sequence[AnyScorer] | None = None,
     scores: str | Path | Dataset | None = None,
     use: Sequence[str] = (),
     rule: NamedRule | None = None,

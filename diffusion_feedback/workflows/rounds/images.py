@@ -76,15 +76,10 @@ class ImageModality:
 
     def pair(self, drawn: Path, scores: Path, output: Path) -> None:
         """Pairs by the recipe's rule, the images inside; ties are left out."""
-        labelled = label_images(
-            open_images(str(drawn)),
-            scorers=None,
-            scores=scores,
-            rule=rule_of(self.recipe.rounds.rule, "rounds.rule"),
-            settings=LabelingSettings(),
-            scoring=ScoringSettings(),
-        )
-        labelled.write(output)
+        rule = rule_of(self.recipe.rounds.rule, "rounds.rule")
+        settings, scoring = LabelingSettings(), ScoringSettings()
+        pairs = label_images(open_images(str(drawn)), scores=scores, rule=rule, settings=settings, scoring=scoring)
+        pairs.write(output)
 
     def merge(self, run: Path, start: str, folder: Path) -> None:
         """The LoRA weights of ``run`` merged into the pipeline that it started from, in float32."""
