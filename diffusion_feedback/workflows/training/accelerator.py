@@ -21,14 +21,14 @@ from ...training.run_folder import TRACKED, RunFolder
 def own_accelerate() -> Iterator[None]:
     """Leave accelerate as it was found: it keeps one state a process, and the next run may want another precision.
 
-    A caller's own ``Accelerator`` stays, and so does the group of processes, or a state of it that the program has asked for.
+    A caller's own ``Accelerator`` stays, and so does the group of processes, or a state of it that the program has made.
     """
-    is_ours, was_asked = not AcceleratorState._shared_state, bool(PartialState._shared_state)
+    is_ours, was_there = not AcceleratorState._shared_state, bool(PartialState._shared_state)
     try:
         yield
     finally:
         if is_ours:
-            AcceleratorState._reset_state(reset_partial_state=not was_asked and num_launched() == 1)
+            AcceleratorState._reset_state(reset_partial_state=not was_there and num_launched() == 1)
 
 
 def check_trackers(recipe: Recipe) -> None:
