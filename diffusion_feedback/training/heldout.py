@@ -35,7 +35,7 @@ class Sums:
     def add(self, metrics: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Add ``metrics`` (B,) of a batch, by the ``weights`` (B,) of the same name where there are some."""
         for name, values in metrics.items():
-            wide = values.double()
+            wide = values.cpu().double()  # some devices have no float64
             weight = weights[name].to(wide) if name in weights else torch.ones_like(wide)
             self.totals[name] = self.totals.get(name, 0.0) + float((wide * weight).sum())
             self.weights[name] = self.weights.get(name, 0.0) + float(weight.sum())
