@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar, cast
 
-from .errors import UserError, first_line
+from .errors import UserError, first_line, shown
 
 Given = TypeVar("Given")
 
@@ -35,7 +35,9 @@ def is_main_process() -> bool:
 
 
 def expand(path: str | Path) -> Path:
-    """``path`` with a leading ~ as the home folder. Raises UserError where there is no such home, or no such path."""
+    """``path`` with a leading ~ as the home folder. Raises UserError where there is no such home, and for no path at all."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{shown(path)}: is a {type(path).__name__}", "give the path of a file or folder")
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: no path, as it holds a NUL character", "give the name of a file or folder")
     try:

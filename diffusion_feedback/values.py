@@ -122,7 +122,7 @@ def checked_by_type(kind: type[Settings]) -> type[Settings]:
         for name, hint in hints.items():
             value = getattr(settings, name)
             if not _fits(value, hint):
-                raise UserError(f"`{name}`: got {value!r}", _allowed(value, hint))
+                raise UserError(f"`{name}`: got {shown(value)}", _allowed(value, hint))
             plain = os.fspath(value) if isinstance(value, os.PathLike) else float(value) if hint is float else value
             for note in notes[name]:
                 if isinstance(note, Range):

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from ..catalog import check_settings, resolve
 from ..catalog.rows import settings_of
 from ..documents import parse_yaml, read_yaml
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, first_line, nearest, shown
 from ..folders import at_home, expand
 from .checks import check_recipe
 from .meaning import keys_for
@@ -77,11 +77,18 @@ def load_recipe(path: str | Path, overrides: Mapping[str, object] | None = None)
     return _recipe_from(content, str(path))
 
 
+def require_recipe(recipe: object) -> None:
+    """Raise UserError unless ``recipe`` is a Recipe."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"`recipe`: got {shown(recipe)}", "give a Recipe: load_recipe reads one from a file")
+
+
 def checked(recipe: Recipe) -> Recipe:
     """``recipe`` as it would be read from its own file: checked in the same way. Raises UserError naming the key.
 
     The name of its objective may be a function or a row, which no file can hold.
     """
+    require_recipe(recipe)
     own = recipe.objective if not isinstance(recipe.objective.get("name", ""), str) else None
     plain = recipe if own is None else dataclasses.replace(recipe, objective=_STAND_IN)
     return _recipe_from(to_dict(plain), "recipe", own)

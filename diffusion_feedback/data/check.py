@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..records import content_hash
 from .findings import Votes, square_notes
 from .image_index import image_index
 from .readers import KnownPair, PairReader, open_pairs
+
+if TYPE_CHECKING:
+    from .places import Dataset
 
 _RESOLUTIONS = (512, 1024)  # what most models are trained at
 _PREFERENCES = {1.0: "image 0 preferred", 0.0: "image 1 preferred", 0.5: "tie"}
@@ -75,7 +78,7 @@ class CheckReport:
 
 
 def check_pairs(
-    path: str | Path, *, split: str = "train", revision: str | None = None, streaming: bool = False
+    path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, streaming: bool = False
 ) -> CheckReport:
     """Read all pairs of ``path`` (as ``open_pairs``), decode every image, and say what is there and what is wrong.
 

@@ -179,6 +179,7 @@ def find_place(
     Raises UserError, ending in ``remedy``, for what is none of these, and for a glob without files of ``suffixes``.
     """
     if not isinstance(given, str | Path):
+        check_dataset(given)
         return HubData(GIVEN, split, given=given)
     name, path = str(given), user_path(str(given))
     if is_saved(path):
@@ -278,6 +279,13 @@ def is_dataset(given: object) -> bool:
     import datasets
 
     return isinstance(given, datasets.Dataset)
+
+
+def check_dataset(given: object, name: str = "the data") -> None:
+    """Raise UserError, in which it has ``name``, unless ``given`` is a ``datasets.Dataset``."""
+    if not is_dataset(given):
+        remedy = "give a datasets.Dataset (Dataset.from_list makes one of rows, from_pandas of a frame), or a path"
+        raise UserError(f"{name}: is a {type(given).__name__}", remedy)
 
 
 def _load_saved(folder: Path, split: str) -> Dataset:

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..folders import expand
 from ..prompts.rows import read_lines
 from ..records import ScoreRecord, atomic_write
+from .places import check_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,7 +92,8 @@ def read_scores(given: str | Path | Dataset) -> list[ScoreRecord]:
     finite, and two different scores of one image by one recipe: neither of them can be believed.
     """
     if not isinstance(given, str | Path):
-        return _records(given.data.table, "the table of scores")
+        check_dataset(given, "`scores`")
+        return _records(given.with_format("arrow")[:], "the table of scores")  # the rows that a filter left alone
     path = expand(given)
     if not path.is_file():
         raise UserError(

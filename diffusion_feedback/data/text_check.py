@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..records import Text, TextRecord, content_hash
 from .findings import Votes
 from .texts import TextReader, open_texts
+
+if TYPE_CHECKING:
+    from .places import Dataset
 
 _AT_ONCE = 1000
 
@@ -86,7 +89,7 @@ class TextReport:
 
 
 def check_texts(
-    path: str | Path,
+    path: str | Path | Dataset,
     *,
     split: str = "train",
     revision: str | None = None,

@@ -11,7 +11,7 @@ from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
 from .folders import find_twins
-from .places import HubData, files_of_split, find_place, name_of_data
+from .places import HubData, check_dataset, files_of_split, find_place, name_of_data
 from .rankings import holds_rankings
 from .read_log import OnBadRow, ReadLog
 from .rows import BadRow
@@ -236,21 +236,24 @@ def find_texts(
 
 
 def holds_texts(
-    path: str | Path, *, split: str = "train", revision: str | None = None, streaming: bool = False
+    path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, streaming: bool = False
 ) -> bool:
     """Whether ``path`` holds texts rather than images, by its columns; False where nothing of texts is found.
 
     Raises UserError for a file of another ending or that cannot be read, and where the hub cannot be reached.
     """
-    name, place = str(path), Path(path).expanduser()
-    if place.is_file() and not place.name.lower().endswith(SUFFIXES):
-        raise _unknown_ending(place)
-    if holds_rankings(place):
-        return False
-    if place.is_dir() and (find_metadata(place) is not None or find_twins(place) is not None):
-        return False
+    if isinstance(path, str | Path):
+        place = Path(path).expanduser()
+        if place.is_file() and not place.name.lower().endswith(SUFFIXES):
+            raise _unknown_ending(place)
+        if holds_rankings(place):
+            return False
+        if place.is_dir() and (find_metadata(place) is not None or find_twins(place) is not None):
+            return False
+    else:
+        check_dataset(path)
     try:
-        source = find_texts(name, split=split, revision=revision, streaming=streaming)[0]
+        source = find_texts(path, split=split, revision=revision, streaming=streaming)[0]
     except UserError:
         return False
     columns = source.columns

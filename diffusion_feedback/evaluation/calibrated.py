@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from .calibration import LABELS, Agreement, LabelledPairs, ScorerCalibration
 from .statistics import Interval
@@ -21,14 +21,19 @@ class CalibrationResult:
     """
 
     source: str
-    pairs: LabelledPairs
+    pairs: LabelledPairs = field(repr=False)
     tuning_source: str | None
-    tuning: LabelledPairs | None
+    tuning: LabelledPairs | None = field(repr=False)
     scorers: Sequence[ScorerCalibration]
     agreements: Sequence[Agreement]
     ceiling: str | None
     num_left_out: int
     per_prompt: bool = False
+
+    @property
+    def logit_scales(self) -> dict[str, float]:
+        """The fitted scale of each scorer by its recipe id, which labelling takes."""
+        return {scorer.recipe_id: scorer.fit.logit_scale for scorer in self.scorers}
 
     @property
     def ranked(self) -> list[ScorerCalibration]:

@@ -73,7 +73,7 @@ class DiffusionFamily:
         denoiser = LatentDiffusion(pipeline, self.process(pipeline.scheduler, path), self)
         with quiet():
             move(pipeline, device)
-        denoiser.network.to(dtype)
+            denoiser.network.to(dtype)
         return denoiser
 
 

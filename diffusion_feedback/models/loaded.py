@@ -55,6 +55,8 @@ def from_loaded(
     name = type(model).__name__
     if tokenizer is None:
         raise UserError(f"model: a {name} came without its tokenizer", "give tokenizer as well")
+    if not hasattr(tokenizer, "get_vocab"):
+        raise UserError(f"`tokenizer`: got a {type(tokenizer).__name__}", "give a tokenizer of transformers, loaded")
     return build(model.to(dtype), copy.deepcopy(tokenizer), f"the {name}", place)  # type: ignore[return-value]
 
 

@@ -53,7 +53,7 @@ def calibrate(
     which scale and tie threshold are fitted, else the halves of the prompts tune each other. ``scorers`` as for
     ``score``; ``settings`` are the fields of CalibrationSettings and ScoringSettings. The result's ``scorers`` hold accuracy
     (share of decided pairs), log loss (nats) and fitted scale, each with a 95 % interval that resamples prompts;
-    {s.recipe_id: s.fit.logit_scale for s in result.scorers} is the ``calibration`` of labelling. ``output_dir`` becomes a
+    it is the ``calibration`` of labelling, as its ``logit_scales`` are. ``output_dir`` becomes a
     folder of calibration.json, which is one too, report.html and README.md; files of before are replaced with ``overwrite``
     alone. Raises UserError for bad pairs, scorers and settings, and for a folder that holds files already.
     """

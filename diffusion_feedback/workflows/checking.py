@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..data.check import CheckReport, check_pairs
 from ..data.text_check import TextReport, check_texts
@@ -15,6 +16,9 @@ from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
 from .settings import CheckSettings, DataSource, made_of_keywords
 from .token_check import TokenCheck
+
+if TYPE_CHECKING:
+    from ..data.places import Dataset
 
 _OF_TOKENS = ("tokenizer", "max_length", "max_completion_length", "chat_template")
 
@@ -36,9 +40,10 @@ class Checked:
         return "\n".join(filter(None, (check_summary(self.report), self.rewards)))
 
 
-def check(path: str, **settings: object) -> Checked:
+def check(path: str | Path | Dataset, **settings: object) -> Checked:
     """Read all of the data set ``path``, pairs of images or texts in any form, and say what it holds and what is wrong.
 
+    ``path``: a file, glob, folder or hub id, or a ``datasets.Dataset``.
     ``settings`` are the fields of CheckSettings and DataSource. Raises UserError for what cannot be read at all, and for a trajectory
     that training would refuse.
     """
@@ -61,7 +66,7 @@ def check(path: str, **settings: object) -> Checked:
     return Checked(report, summary)
 
 
-def reward_columns(path: str, where: dict[str, Any]) -> list[str]:
+def reward_columns(path: str | Path | Dataset, where: dict[str, Any]) -> list[str]:
     """Those columns of the texts that make them trajectories."""
     columns = {name for source in find_texts(path, **where) for name in source.columns}
     return sorted({"reward", "rewards"} & columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.pickapic import write_pickapic
 from ..data.places import check_not_inside
@@ -19,6 +19,9 @@ from .checking import reward_columns
 from .outputs import output_file
 from .settings import ConvertSettings, DataSource, made_of_keywords
 
+if TYPE_CHECKING:
+    from ..data.places import Dataset
+
 
 @dataclass(frozen=True, slots=True)
 class Converted:
@@ -31,10 +34,11 @@ class Converted:
     notes: Sequence[str]
 
 
-def convert(path: str, output: str | Path, **settings: object) -> Converted:
+def convert(path: str | Path | Dataset, output: str | Path, **settings: object) -> Converted:
     """Write the data set ``path`` to the file ``output``: pairs with Pick-a-Pic's columns and the images inside, as
     .parquet; texts with TRL's columns, as .jsonl or .parquet.
 
+    ``path``: a file, glob, folder or hub id, or a ``datasets.Dataset``.
     ``settings`` are the fields of ConvertSettings and DataSource. Raises UserError for data that cannot be read, a bad row unless they
     are skipped, and an output that is there or is one of the inputs.
     """
@@ -54,7 +58,7 @@ def convert(path: str, output: str | Path, **settings: object) -> Converted:
         if given.each_answer:
             raise UserError("`each_answer`: means nothing for images", "leave it out")
     _check_not_input(file, reader.sources if is_text else [reader.source])
-    check_not_inside(file, [path])
+    check_not_inside(file, [str(path)] if isinstance(path, str | Path) else [])
     with output_file(file, endings, "convert", overwrite=given.overwrite):
         rows: Any = progress(reader, desc="convert", total=reader.num_rows, unit=unit)
         num = write(each_answer(rows) if given.each_answer else rows, file)

@@ -45,7 +45,9 @@ def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings
     if prompts is not None and settings.prompt is not None:
         raise UserError("`prompts` and `prompt`: both are given", "give one of the two")
     file = prompt_file(prompts)
-    texts: Any = settings.prompt if settings.prompt is not None else read_prompts(file) if file else prompts
+    texts: Any = (
+        settings.prompt if settings.prompt is not None else read_prompts(file) if file else _listed_prompts(prompts)
+    )
     if isinstance(texts, str) and not texts.strip():
         raise UserError("`prompts`: is empty", "give a prompt of at least one character")
     are_paths = all(isinstance(each, str | Path) for each in given)
@@ -103,6 +105,16 @@ def _listed(images: Images) -> list[Any]:
     if not given:
         raise UserError("`images`: is empty", "give at least one")
     return given
+
+
+def _listed_prompts(prompts: Prompts) -> Prompts:
+    """The ``prompts`` of a column or another sequence as a list."""
+    if prompts is None or isinstance(prompts, str):
+        return prompts
+    try:
+        return list(prompts)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"`prompts`: got a {type(prompts).__name__}", "give a text, or a list of them") from error
 
 
 def _is_single(path: str | Path) -> bool:

@@ -16,6 +16,7 @@ from ..data.places import check_not_inside
 from ..data.rows import BadRow, to_record, unlabelled
 from ..data.scores import read_scores
 from ..errors import UserError, nearest
+from ..evaluation.calibrated import CalibrationResult
 from ..folders import is_main_process
 from ..labeling.candidates import Candidate, join_scores
 from ..labeling.pairs import build_pairs
@@ -80,13 +81,15 @@ def label(
     scoring wrote or gave, of which the scorers ``use`` judge (all by default). ``rule``: how pairs are picked from
     the ranked images of a prompt, best_worst by default: a name of the catalog, "file.py:attribute" (settings as
     ",key=value"), or a function from a ``Standing`` to pairs of places. ``settings`` are the fields of LabelingSettings,
-    ScoringSettings and ImageSettings. ``caption, jpg_0, jpg_1`` (encoded bytes), ``label_0`` in [0, 1], scores and recipes
+    ScoringSettings and ImageSettings; ``calibration`` may be what ``calibrate`` returned. ``caption, jpg_0, jpg_1`` (encoded bytes), ``label_0`` in [0, 1], scores and recipes
     are among the columns.
 
     ``output``, a .parquet file, is written pair by pair, so that no more than a few images are in memory at once; what is
     returned then lacks the columns jpg_0 and jpg_1. One of before is replaced with ``overwrite`` alone. Raises UserError for
     bad input, where no pair is left, and for an output that is there already or is read from.
     """
+    if isinstance(calibration := settings.get("calibration"), CalibrationResult):
+        settings["calibration"] = calibration.logit_scales
     labeling, scoring, inputs = made_of_keywords(settings, LabelingSettings, ScoringSettings, ImageSettings)
     rule = None if rule is None else rule_of(rule, "`rule`")
     judges = None if scorers is None else as_list(scorers)

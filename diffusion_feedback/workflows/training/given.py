@@ -17,7 +17,7 @@ from ...catalog.sources import source_hash
 from ...config.parsing import checked
 from ...config.recipe import Recipe
 from ...config.sources import is_object, object_name
-from ...data.places import is_dataset
+from ...data.places import check_dataset
 from ...errors import UserError
 from ...models.loaded import family_of, from_loaded, has_adapters
 from ...scorers.texts.function import from_function
@@ -152,9 +152,8 @@ def _mark_of_model(objects: Mapping[str, object], name: str) -> str:
 
 def _mark_of_data(objects: Mapping[str, object], name: str) -> str:
     data = objects[name]
-    if not (is_dataset(data) and isinstance(data, Sized)):
-        problem = f"{name}: is a {type(data).__name__}"
-        raise UserError(problem, "give a datasets.Dataset (Dataset.from_list makes one of rows), or a path")
+    check_dataset(data, name)
+    assert isinstance(data, Sized)
     return object_name("datasets.Dataset", f"{len(data)} rows")
 
 

@@ -30,7 +30,7 @@ class Run:
         plan: Lines on what is trained, by how many steps, and on the memory that it takes; of a dry run alone.
     """
 
-    recipe: Recipe
+    recipe: Recipe = field(repr=False)
     path: Path
     plan: Sequence[str] = ()
     given: Given = field(default_factory=Given, repr=False)

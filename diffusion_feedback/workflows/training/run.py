@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn, optim
 
 from ...catalog import family_row, resolve
+from ...config.parsing import require_recipe
 from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
 from ...config.sources import is_object
 from ...errors import UserError, first_line, is_out_of_memory
@@ -68,6 +69,7 @@ def train(
     """
     if resume and overwrite:
         raise UserError("`resume` and `overwrite` contradict each other", "give one of them")
+    require_recipe(recipe)
     names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
     with as_it_came(model, is_trained=recipe.model.tuning == "full"):
         recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
