@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model
 from recipes import MakeRecipe
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import diffusion_feedback as dfb
 from diffusion_feedback.catalog import resolve
+from diffusion_feedback.workflows.training.given import Setup, accept
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 IMAGES: dict[str, Any] = {"num_inference_steps": 2, "height": 16, "width": 16}
@@ -92,6 +94,27 @@ def test_a_pipeline_is_as_it_came(own: torch.dtype, make_recipe: MakeRecipe, tin
             dfb.load_recipe(file, {"data.train": "nowhere", "output_dir": file.with_name("failed")}), model=pipeline
         )
     assert not changes(pipeline, before)
+
+
+@pytest.mark.parametrize("family", ["sd", "causal_lm"])
+def test_weights_in_the_recipes_precision_are_in_memory_once(
+    family: str,
+    make_recipe: MakeRecipe,
+    make_text_recipe: MakeTextRecipe,
+    tiny_pipelines: dict[str, Path],
+    tokenizer: Any,
+) -> None:
+    """What the run uses is the caller's own storage, after all that was done to know what the model is."""
+    make, model, own = make_text_recipe, noisy_lm(len(tokenizer)).to(torch.bfloat16), tokenizer
+    if family == "sd":
+        make, own = make_recipe, None
+        model = StableDiffusionPipeline.from_pretrained(tiny_pipelines["sd"], dtype=torch.bfloat16)
+    network = model if own is not None else model.unet
+    storages = [weight.data_ptr() for weight in network.parameters()]
+    recipe = dfb.load_recipe(make(model={"dtype": "bfloat16", "tuning": "lora"}, training={"mixed_precision": "bf16"}))
+    recipe, given = accept(recipe, None, {"model": model, "tokenizer": own})
+    assert Setup(recipe, Accelerator(), given).model() is not None
+    assert [weight.data_ptr() for weight in network.parameters()] == storages
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

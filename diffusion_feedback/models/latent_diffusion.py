@@ -65,7 +65,12 @@ class DiffusionFamily:
         self, pipeline: DiffusionPipeline, *, dtype: torch.dtype, device: torch.device | str
     ) -> LatentDiffusion:
         """The denoiser of a ``pipeline`` that is loaded already, whose weights it shares; as ``load`` else."""
-        return self._over(reuse_pipeline(pipeline, **self.components), "the pipeline", dtype, device)
+        own = {weight: weight.data for weight in getattr(pipeline, self.network_name).parameters()}
+        reused = reuse_pipeline(pipeline, **self.components)
+        # diffusers casts all parts there and back: weights that have ``dtype`` as they come would be in memory twice.
+        for weight, data in own.items():
+            weight.data = data if data.dtype == dtype else weight.data
+        return self._over(reused, "the pipeline", dtype, device)
 
     def _over(
         self, pipeline: DiffusionPipeline, path: str, dtype: torch.dtype, device: torch.device | str

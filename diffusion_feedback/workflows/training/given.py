@@ -19,7 +19,7 @@ from ...config.recipe import Recipe
 from ...config.sources import is_object, object_name
 from ...data.places import check_dataset
 from ...errors import UserError
-from ...models.loaded import family_of, from_loaded, has_adapters
+from ...models.loaded import as_it_came, family_of, from_loaded, has_adapters
 from ...scorers.texts.function import from_function
 from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
@@ -147,7 +147,9 @@ def _mark_of_model(objects: Mapping[str, object], name: str) -> str:
     if has_adapters(model):
         raise UserError(f"model: a {kind} that carries adapters", "fuse or unload them: a run puts on its own")
     tokenizer = cast(Tokenizer | None, objects.get("tokenizer"))
-    return object_name(kind, from_loaded(model, tokenizer).model_hash())
+    # The hash is that of float32; what is cast for it must not take the place of weights that the run can use as they are.
+    with as_it_came(model):
+        return object_name(kind, from_loaded(model, tokenizer).model_hash())
 
 
 def _mark_of_data(objects: Mapping[str, object], name: str) -> str:
