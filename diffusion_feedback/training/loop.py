@@ -219,6 +219,8 @@ class Trainer:
         return sums
 
     def _collect(self, values: Tensor) -> list[Tensor]:
+        if self.accelerator.num_processes == 1:  # without a copy to the host, which would wait for the device
+            return [values]
         gathered = self._gather(values.tolist())
         return [torch.tensor(each, dtype=values.dtype, device=values.device) for each in gathered]
 

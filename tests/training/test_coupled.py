@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import coupled_run
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusion_feedback.errors import UserError
+from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.order import EpochOrder
 from diffusion_feedback.training.preference import MeanDivergence, Population, PreferenceStep, RunningMean
 from diffusion_feedback.training.sources import FixedBatchSource, TokenSource, UnpairedSource
@@ -230,6 +232,14 @@ def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
     with pytest.raises(UserError, match="policy and reference differ"):
         away.gate(policy, batch)
     assert set(build(build_parts(OBJECTIVES[name], model(2))).gate(policy, batch)) == {"loss"}
+
+
+def test_one_process_does_not_wait_for_its_device() -> None:
+    """A tensor without values: what is asked for any fails, as it would wait for a GPU."""
+    alone: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    values = torch.ones(3, device="meta")
+    (collected,) = Trainer._collect(alone, values)
+    assert collected is values
 
 
 def test_steps_say_what_they_are() -> None:
