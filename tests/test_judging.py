@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import diffusion_feedback as dfb
+from diffusion_feedback.workflows import judging
 
 PROMPTS = ["a red circle", "the cat sat", "hello there"]
 SHORT = {"max_new_tokens": 4, "num_samples": 2}
@@ -91,6 +93,33 @@ def test_a_judge_is_loaded_once(models: list[Path], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("diffusion_feedback.scorers.texts.reward_model.load", load)
     result = dfb.judge(*models, PROMPTS, judges="reward_model=somewhere", **SHORT)
     assert (loads, result.win_rates["reward_model=somewhere"].win_rate) == (["somewhere"], 0.5)
+
+
+def test_judges_make_room_for_what_is_measured_of_the_models(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded:
+        recipe_id = "one.1"
+
+        def score(self, *texts: Any) -> list[float]:
+            return [1.0] * len(texts[1])
+
+    def load(*where: Any) -> Loaded:
+        judge = Loaded()
+        loaded.append(weakref.ref(judge))
+        return judge
+
+    def measure(*given: Any) -> Any:
+        gc.collect()
+        alive.append(loaded[0]() is not None)
+        return {}, []
+
+    loaded: list[Any] = []
+    alive: list[bool] = []
+    monkeypatch.setattr("diffusion_feedback.scorers.texts.reward_model.load", load)
+    monkeypatch.setattr(judging, "measure_fluency", measure)
+    dfb.judge(*models, PROMPTS, judges="reward_model=somewhere", **SHORT)
+    assert alive == [False]
 
 
 def test_a_call_that_fails_leaves_no_folder(

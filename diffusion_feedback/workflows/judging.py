@@ -238,6 +238,7 @@ class _Comparison:
         judges = {name_of_judge(judge): load_judge(judge, self.own) for judge in self.judges}
         completions = self.completions(folder, claim)
         verdicts = [verdict_of(name, judge, *completions, self.own.tie_margin) for name, judge in judges.items()]
+        del judges  # their memory is the models' now
         claim()
         _write_judgements(folder / "judgements.jsonl", completions, verdicts)
         fluency, notes = measure_fluency(self.sides, texts)
