@@ -25,7 +25,7 @@ class RewardInputs:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRewards:
-    """A ``types.Judge`` of whole texts. Padding and the other texts of a pass change nothing but the rounding."""
+    """A ``types.SampleJudge`` of whole texts. Padding and the other texts of a pass change nothing but the rounding."""
 
     device: torch.device | str
 

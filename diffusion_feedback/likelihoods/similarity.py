@@ -25,7 +25,7 @@ class SimilarityInputs:
 
 @dataclass(frozen=True, slots=True)
 class PromptImageSimilarity:
-    """A ``types.Judge``. ``tokenize`` gives token ids (N, T), ``cut`` the pictures (N, 3, S, S) uint8 of handles,
+    """A ``types.SampleJudge``. ``tokenize`` gives token ids (N, T), ``cut`` the pictures (N, 3, S, S) uint8 of handles,
     ``normalise`` makes those what the image tower takes; there is nothing random in it.
     """
 

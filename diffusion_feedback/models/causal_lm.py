@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ from .text_sampling import sample_tokens
 Read = Callable[[Tensor, nn.Module], Any]
 """Takes hidden states (B, T, H) after the last norm, and the output head; what it returns, the forward pass returns."""
 
-_NOISE = re.compile("dropout|layerdrop|drop_prob|pdrop|jitter")  # names of rates of noise in transformers' models
 _WHAT = "a language model"
 _FOLDER = "give a folder that save_pretrained wrote for a causal language model, its adapter folder, or a hub id"
 

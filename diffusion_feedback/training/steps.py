@@ -23,7 +23,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class StepParts:
     """What every step is made of. ``autocast`` surrounds policy and reference alike, so both run the same kernels.
 
-    ``likelihood`` is a ``types.Likelihood``, or the ``types.Judge`` of a step that teaches one. ``reference`` is None for
+    ``likelihood`` is a ``types.Likelihood``, or the ``types.SampleJudge`` of a step that teaches one. ``reference`` is None for
     objectives that know no reference, and where ``reference_logps`` looks up what the reference says of a
     batch, (2B,), where that was computed before. ``starts_at_reference``: policy and reference must agree before the
     first update. ``pair_metrics_of`` are what is watched besides the rewards.
