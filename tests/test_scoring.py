@@ -85,6 +85,15 @@ def test_outputs_that_cannot_be(folder: Path, tmp_path: Path) -> None:
     refused("`overwrite`: nothing is written without `output`", overwrite=True)
 
 
+def test_a_prompt_is_no_path(folder: Path, tmp_path: Path) -> None:
+    pictures = [opened(file) for file in sorted(folder.rglob("*.png"))[:2]]
+    for number, prompt in enumerate(("~ 3 apples ~", "~nobody in particular")):
+        own = tmp_path / f"{number}.parquet"
+        dfb.score(pictures, prompt, scorers=brightness, cache_dir=None, output=own)
+        assert {record.prompt for record in read_scores(own)} == {prompt}
+        dfb.label(pictures, prompt, scorers=brightness, cache_dir=None, output=tmp_path / f"pairs-{number}.parquet")
+
+
 def test_settings_of_data_sets_mean_nothing_for_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for keywords in ({"split": "test"}, {"revision": "main"}):
         for images in ([Image.new("RGB", (8, 8))], folder):

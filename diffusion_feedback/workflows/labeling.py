@@ -25,6 +25,7 @@ from ..labeling.relabel import relabel
 from ..labeling.rule_specs import NamedRule, rule_of
 from ..processes import process_state
 from ..progress import progress
+from ..prompts import prompt_file
 from ..records import PairRecord, ScoreRecord
 from ..reports.console import pairs_summary, relabelled_summary
 from ..scorers.loading import AnyScorer
@@ -96,7 +97,7 @@ def label(
     with output_file(output, [".parquet"], "label", overwrite=overwrite) as path:
         items = open_inputs(images, prompts, inputs).items
         if path is not None:
-            _check_apart(path, images, items, scores, prompts)
+            _check_apart(path, images, items, scores, prompt_file(prompts))
         labelled = label_images(
             items, scorers=judges, scores=scores, use=as_list(use), rule=rule, settings=labeling, scoring=scoring
         )

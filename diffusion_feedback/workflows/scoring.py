@@ -14,6 +14,7 @@ from ..data.scores import SCORE_ENDINGS, score_dataset, write_scores
 from ..errors import UserError
 from ..folders import is_main_process
 from ..processes import process_state
+from ..prompts import prompt_file
 from ..records import ScoreRecord
 from ..reports.console import folder_means, scores_summary
 from ..scorers.function import ImageScorer
@@ -59,7 +60,7 @@ def score(
     with output_file(output, SCORE_ENDINGS, "score", overwrite=overwrite) as path:
         image_set = open_inputs(images, prompts, inputs)
         if path is not None:
-            check_not_input(path, image_set.items, prompts)
+            check_not_input(path, image_set.items, prompt_file(prompts))
         records = score_items(image_set.items, as_list(scorers), scoring)
         if path is not None and is_main_process():
             write_scores(records, path)
