@@ -137,7 +137,7 @@ class PairIndex:
                     pair if before is None else replace(pair, weight=max(pair.weight, before.weight))
                 )
         reader.require_usable()
-        merged = [replace(pairs[key], label_0=math.fsum(votes[key]) / len(votes[key])) for key in sorted(pairs)]
+        merged = [_merged(pairs[key], votes[key]) for key in sorted(pairs)]
         kept = [pair for pair in merged if pair.label_0 != 0.5 or reader.ties != "drop"]
         if not kept:
             problem = f"{reader.log.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
@@ -202,3 +202,8 @@ def _indexed(known: KnownPair, location: Location | None, shared: dict[Sizes, Si
     return IndexedPair(
         example_id, prompt, (first.key, second.key), label_0, known.weight, location, swapped, known.source, sizes
     )
+
+
+def _merged(pair: IndexedPair, votes: Sequence[float]) -> IndexedPair:
+    """``pair`` with the mean of its ``votes``; itself where there is one, so that no second copy of all pairs is held."""
+    return replace(pair, label_0=math.fsum(votes) / len(votes)) if len(votes) > 1 else pair

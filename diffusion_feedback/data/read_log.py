@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from ..errors import UserError
 from ..progress import progress
 from .rows import BadRow
-
-if TYPE_CHECKING:
-    pass
 
 OnBadRow = Literal["error", "skip"]
 

@@ -88,6 +88,15 @@ def test_repeated_and_contradicting_rows(table: Table, pickapic_rows: MakeRows) 
         PairIndex.build(open_pairs(table([c, c_against])))
 
 
+def test_pairs_that_stand_once_are_not_copied(
+    table: Table, pickapic_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[object] = []
+    monkeypatch.setattr("diffusion_feedback.data.index.replace", lambda pair, **changes: copied.append(pair) or pair)
+    assert len(PairIndex.build(open_pairs(table(pickapic_rows(9))))) == 9
+    assert not copied  # of a million pairs a second copy would stand in memory
+
+
 def test_images_are_read_only_when_opened_and_once_a_pair(
     table: Table, pickapic_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
