@@ -12,7 +12,7 @@ FLOOR := */objectives/*,*/likelihoods/*,*/noise.py,*/records.py
 # The unit tests: the mathematics, the layers, and what needs neither a model nor a command.
 UNIT := $(addprefix tests/,borders/test_templates.py catalog evaluation labeling likelihoods objectives test_architecture.py \
 	test_noise.py test_records.py)
-PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test quick lint format types check docs lock newest clean
 .DEFAULT_GOAL := help

@@ -31,7 +31,12 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked ``gpu`` where there is no CUDA device, and no other is named to stand in for one."""
+    """Files with slow tests come first, so that no worker ends alone with them; tests marked ``gpu`` need a device.
+
+    They are skipped where there is no CUDA device, and no other is named to stand in for one.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available() or "GPU_TESTS_DEVICE" in os.environ:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

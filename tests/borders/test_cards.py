@@ -96,6 +96,7 @@ def width(images: list[Image.Image], prompts: list[str]) -> list[int]:
     return [image.width for image in images]
 
 
+@pytest.mark.slow
 def test_the_code_of_the_readme_runs(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the embedded model, from the project's own folder, with a LoRA of the demo's kind, and shorter."""
     place = tmp_path / "project"

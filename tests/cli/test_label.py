@@ -298,7 +298,7 @@ def test_killed_and_repeated_equals_uninterrupted(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
     assert main([*base, "--output", str(whole), "--cache_dir", str(tmp_path / "one")]) == 0
     own = [*base, "--output", str(broken), "--cache_dir", str(tmp_path / "two"), "--overwrite"]
-    hits = killing.kill_often(own, kills=3, begun=(tmp_path / "two" / "scores").exists, span=0.8, seed="label")
+    hits = killing.kill_often(own, kills=3, begun=(tmp_path / "two" / "scores").exists, span=0.3, seed="label")
     assert hits >= 1
     assert not broken.exists() or broken.read_bytes() == whole.read_bytes()
     assert main(own) == 0

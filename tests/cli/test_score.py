@@ -74,7 +74,7 @@ def test_killed_and_repeated_equals_uninterrupted(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
     assert main([*base, "--output", str(whole), "--cache_dir", str(tmp_path / "one")]) == 0
     own = [*base, "--output", str(broken), "--cache_dir", str(tmp_path / "two")]
-    hits = killing.kill_often(own, kills=4, begun=(tmp_path / "two" / "scores").exists, span=0.8, seed="score")
+    hits = killing.kill_often(own, kills=4, begun=(tmp_path / "two" / "scores").exists, span=0.3, seed="score")
     assert hits >= 2
     assert not list(tmp_path.glob(".*.tmp")) or not broken.exists()
     assert main([*own, "--overwrite"]) == 0

@@ -159,7 +159,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_text_recipe: MakeTextRecip
     folder = recipe.with_suffix("")
     metrics = folder / "metrics.jsonl"
     hits = killing.kill_often(
-        ["train", "--config", str(recipe), "--resume"], kills=1, begun=metrics.exists, span=0.6, seed=name
+        ["train", "--config", str(recipe), "--resume"], kills=1, begun=metrics.exists, span=0.1, seed=name
     )
     assert hits == 1
     train(recipe, "--resume")
