@@ -101,3 +101,18 @@ def test_a_loaded_pipeline_is_sampled_without_a_word(
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     dfb.generate(pipeline, ["a cat"], num_inference_steps=1)
     assert not caplog.records
+
+
+def test_results_are_shown_as_tables_and_put_on_one_page(tmp_path: Path) -> None:
+    caption = "a small red circle on a blue background"
+    (tmp_path / "prompts.txt").write_text(f"{caption}\n")
+    results = []
+    for name, image in {"before": IMAGES[1], "after": IMAGES[2]}.items():
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "0.png")
+        (tmp_path / name / "0.txt").write_text(caption)
+        given: dict[str, Any] = {"prompts": tmp_path / "prompts.txt", "scorers": [brightness]}
+        results.append(dfb.benchmark("shapes", images=tmp_path / name, output_dir=tmp_path / f"{name}-run", **given))
+    assert repr(results[0]) == str(results[0])
+    page = dfb.report(results, tmp_path / "page.html")
+    assert (page.before_name, page.after_name) == ("before-run", "after-run")

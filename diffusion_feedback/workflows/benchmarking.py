@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _OF_DRAWING = (*ModelSource.__slots__, *ImageSampling.__slots__, "seeds", "model_dtype", "generation_batch_size")
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, repr=False)
 class BenchmarkResult:
     """A finished ``run``, and its ``comparison`` with the baseline where there was one; as text it is a table."""
 
@@ -63,6 +63,8 @@ class BenchmarkResult:
 
     def __str__(self) -> str:
         return benchmark_summary(self.run, self.comparison)
+
+    __repr__ = __str__
 
 
 def benchmark(

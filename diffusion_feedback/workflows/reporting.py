@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import UserError
 from ..evaluation.benchmarks.run import BenchmarkRun, check_same_prompts, compare_runs
@@ -13,13 +14,18 @@ from ..reports.content import Report
 from ..reports.html import write_report
 from ..reports.pages.benchmark import benchmark_report
 from .benchmark_folder import load_run
+from .benchmarking import BenchmarkResult
 from .settings import ReportSettings, as_list, made_of_keywords
 
 logger = logging.getLogger(__name__)
 
 
-def report(runs: str | Path | Sequence[str | Path], output: str | Path, **keywords: object) -> Report:
-    """Write a page over benchmark ``runs`` (folders, of one benchmark and one list of prompts) to the file ``output``.
+Run: TypeAlias = str | Path | BenchmarkResult
+"""A benchmark run: its folder, or what ``benchmark`` returned."""
+
+
+def report(runs: Run | Sequence[Run], output: str | Path, **keywords: object) -> Report:
+    """Write a page over benchmark ``runs`` (folders or results, of one benchmark and one list of prompts) to the file ``output``.
 
     All are compared with the baseline, or the first. ``keywords`` are the fields of ReportSettings. Returns what stands on
     the page. Raises UserError for runs that do not compare, names that are not distinct, and an output that is there already
@@ -43,9 +49,9 @@ def report(runs: str | Path | Sequence[str | Path], output: str | Path, **keywor
     return content
 
 
-def _load(runs: Sequence[str | Path], settings: ReportSettings) -> list[BenchmarkRun]:
+def _load(runs: Sequence[Run], settings: ReportSettings) -> list[BenchmarkRun]:
     """The runs, the baseline first, each under a name of its own."""
-    folders = [expand(folder) for folder in runs]
+    folders = [run.run.folder if isinstance(run, BenchmarkResult) else expand(run) for run in runs]
     if settings.baseline:
         first = expand(settings.baseline)
         folders = [first, *(folder for folder in folders if folder.resolve() != first.resolve())]
