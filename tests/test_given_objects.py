@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageStat
-from support.tiny_text import language_model
+from support.tiny_text import language_model, tokenizer
 
 import diffusion_feedback as dfb
 
@@ -116,3 +116,11 @@ def test_results_are_shown_as_tables_and_put_on_one_page(tmp_path: Path) -> None
     assert repr(results[0]) == str(results[0])
     page = dfb.report(results, tmp_path / "page.html")
     assert (page.before_name, page.after_name) == ("before-run", "after-run")
+
+
+def test_a_judgement_is_shown_as_its_summary() -> None:
+    models = [(language_model(seed=seed), tokenizer()) for seed in (0, 1)]
+    judges = [lambda prompts, completions: [1.0 for _ in completions]]
+    judged = dfb.judge(*models, ["say"], judges=judges, names=["a", "b"], max_new_tokens=2)
+    assert repr(judged) == str(judged)
+    assert "0 won, 1 ties, 0 lost" in repr(judged)

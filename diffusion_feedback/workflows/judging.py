@@ -40,7 +40,7 @@ _COMPARISONS = OutputKind(
 _SIDES = ("a", "b")
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, repr=False)
 class JudgeResult:
     """What was measured of A and B, in ``folder``; as text it is a summary.
 
@@ -77,6 +77,8 @@ class JudgeResult:
 
     def __str__(self) -> str:
         return judge_summary(self.judged)
+
+    __repr__ = __str__
 
 
 def judge(
