@@ -303,7 +303,7 @@ def test_killed_for_good_it_ends_in_the_same_bytes(write: Write, tmp_path: Path)
     (tmp_path / "run").rename(tmp_path / "kept")
     recipe, first = write("run"), tmp_path / "run/round-0/evaluation"
     begun = first.exists
-    assert killing.kill_often(["rounds", "--config", str(recipe)], kills=3, begun=begun, span=0.6, seed="rounds") >= 1
+    assert killing.kill_often(["rounds", "--config", str(recipe)], kills=3, begun=begun, span=0.15, seed="rounds") >= 1
     assert start(recipe) == 0
     assert contents(tmp_path / "run") == whole
 
