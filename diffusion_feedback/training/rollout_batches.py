@@ -141,10 +141,9 @@ class RolloutSource(Generic[SampleT]):
         return {**counters, **self.rollouts.state_dict(self.codec)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with what ``state_dict`` wrote."""
-        if state:
-            self.iteration, self.kl_coef = int(state["iteration"]), float(state["kl_coef"])
-            self._hold(Rollouts.from_state(state, self.codec))
+        """Go on with what ``state_dict`` wrote after an update. Raises KeyError where it is not there."""
+        self.iteration, self.kl_coef = int(state["iteration"]), float(state["kl_coef"])
+        self._hold(Rollouts.from_state(state, self.codec))
 
     def _current(self, number: int) -> Rollouts[SampleT]:
         iteration = number // self.updates_per_iteration

@@ -164,6 +164,18 @@ def test_killed_in_the_middle_of_an_iteration(make: Make) -> None:
     assert len(coefficients) == 3
 
 
+def test_a_checkpoint_without_its_rollouts_is_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """The updates that are left would be made of other completions than those that were drawn."""
+    recipe = make("run", training={"max_train_steps": 2, "checkpointing_steps": 1})
+    folder = train(recipe)
+    (folder / "README.md").unlink()
+    for name in ("source.safetensors", "checksums.json"):
+        (folder / "checkpoints/step-000002" / name).unlink()
+    with pytest.warns(UserWarning, match=r"holds no checksums.json"):
+        assert main(["train", "--config", str(recipe), "--resume"]) == 2
+    assert "step-000002/source.safetensors" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(make: Make, tmp_path: Path) -> None:
     """Rollouts and passes are shared out; one process has a pretraining text, the other none. Plain gradient descent in

@@ -1,1 +1,1 @@
-"""Judges of completions: reward models, classifiers and functions, behind one protocol (``types.TextScorer``)."""
+"""Judges of completions: reward models, classifiers and functions, behind one protocol (``types.texts.TextScorer``)."""

@@ -14,7 +14,7 @@ _SHOWN = 80  # characters of a text that a message quotes
 
 @dataclass(frozen=True, slots=True)
 class CompletionScorer:
-    """A ``types.TextScorer`` by ``values``, which is called with prompts, completions, and which of them are finished.
+    """A ``types.texts.TextScorer`` by ``values``, which is called with prompts, completions, and which of them are finished.
 
     ``label`` begins the messages about what it returns. ``logit_scale`` * score is a Bradley-Terry logit; None where the
     scorer has none. ``network`` is the model that judges, where one does.
