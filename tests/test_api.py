@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import gc
+import inspect
 import re
 import subprocess
 import sys
 import weakref
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,26 @@ def test_type_checkers_see_the_public_names() -> None:
 def test_public_names_are_documented(name: str) -> None:
     assert name in dir(dfb)
     assert getattr(dfb, name).__doc__
+
+
+CALLS = ["benchmark", "calibrate", "check", "convert", "generate", "judge", "label", "report", "score"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_shows_the_settings_that_it_takes(name: str) -> None:
+    call = getattr(dfb, name)
+    shown = inspect.signature(call).parameters
+    kinds = sys.modules[call.__module__]._KINDS  # type: ignore[attr-defined]
+    assert {field.name for kind in kinds for field in fields(kind)} <= shown.keys()
+    assert not [each for each in shown.values() if each.kind is each.VAR_KEYWORD]
+    plain = {field.name: field.default for kind in reversed(kinds) for field in fields(kind)}
+    other = {key for key in plain if shown[key].default != plain[key]}
+    assert other == ({"noise"} if name == "benchmark" else set())
+
+
+def test_what_a_call_shows_is_all_that_it_takes() -> None:
+    with pytest.raises(dfb.UserError, match="`batchsize`: is no setting"):
+        dfb.score([], scorers=["shapes"], batchsize=3)
 
 
 def test_a_name_that_is_none() -> None:

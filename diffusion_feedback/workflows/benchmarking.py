@@ -32,7 +32,16 @@ from .generating import draw_images
 from .outputs import hold_output
 from .sampling import ImageSampler, adapts_object, base_of_lora_run, folder_or_id, loaded_model_of, open_image_sampler
 from .scoring import score_items
-from .settings import BenchmarkSettings, ImageSampling, ModelSource, ScoringSettings, as_list, made_of_keywords, refuse
+from .settings import (
+    BenchmarkSettings,
+    ImageSampling,
+    ModelSource,
+    ScoringSettings,
+    as_list,
+    made_of_keywords,
+    refuse,
+    shows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +76,13 @@ class BenchmarkResult:
     __repr__ = __str__
 
 
+_KINDS = (BenchmarkSettings, ModelSource, ImageSampling, ScoringSettings)
+
+
+_DEFAULTS = {"noise": "prompt"}  # intervals take prompts for independent, which shared noise is not
+
+
+@shows(*_KINDS, **_DEFAULTS)
 def benchmark(
     name: Named,
     *,
@@ -89,8 +105,7 @@ def benchmark(
     A model that is loaded is as it came at the end.
     Raises UserError for settings that contradict each other, missing images or prompts, and a folder with another run.
     """
-    kinds = (BenchmarkSettings, ModelSource, ImageSampling, ScoringSettings)
-    own, source, sampling, scoring = made_of_keywords({"noise": "prompt", **settings}, *kinds)
+    own, source, sampling, scoring = made_of_keywords({**_DEFAULTS, **settings}, *_KINDS)
     chosen = benchmark_of(name)
     judges = as_list(scorers) if scorers else list(chosen.scorers)
     _check(model, images, own, scoring)

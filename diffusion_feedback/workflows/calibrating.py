@@ -27,7 +27,7 @@ from ..scorers.loading import AnyScorer, label_of
 from ..types.images import ImageItem
 from .outputs import output_folder
 from .scoring import Scorers, score_items
-from .settings import CalibrationSettings, ScoringSettings, as_list, made_of_keywords, refuse
+from .settings import CalibrationSettings, ScoringSettings, as_list, made_of_keywords, refuse, shows
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -38,6 +38,10 @@ Pairs: TypeAlias = "str | Path | Dataset"
 """Labelled pairs: a path, glob or hub id, or a ``datasets.Dataset``."""
 
 
+_KINDS = (CalibrationSettings, ScoringSettings)
+
+
+@shows(*_KINDS)
 def calibrate(
     pairs: Pairs,
     *,
@@ -57,7 +61,7 @@ def calibrate(
     folder of calibration.json, which is one too, report.html and README.md; files of before are replaced with ``overwrite``
     alone. Raises UserError for bad pairs, scorers and settings, and for a folder that holds files already.
     """
-    calibration, scoring = made_of_keywords(settings, CalibrationSettings, ScoringSettings)
+    calibration, scoring = made_of_keywords(settings, *_KINDS)
     if tune is None:
         refuse(settings, ["tune_split"], "without `tune`")
     listed = as_list(scorers)

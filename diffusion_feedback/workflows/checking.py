@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..folders import at_home
 from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
-from .settings import CheckSettings, DataSource, made_of_keywords
+from .settings import CheckSettings, DataSource, made_of_keywords, shows
 from .token_check import TokenCheck
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class Checked:
         return "\n".join(filter(None, (check_summary(self.report), self.rewards)))
 
 
+_KINDS = (CheckSettings, DataSource)
+
+
+@shows(*_KINDS)
 def check(path: str | Path | Dataset, **settings: object) -> Checked:
     """Read all of the data set ``path``, pairs of images or texts in any form, and say what it holds and what is wrong.
 
@@ -47,7 +51,7 @@ def check(path: str | Path | Dataset, **settings: object) -> Checked:
     ``settings`` are the fields of CheckSettings and DataSource. Raises UserError for what cannot be read at all, and for a trajectory
     that training would refuse.
     """
-    given, source = made_of_keywords(settings, CheckSettings, DataSource)
+    given, source = made_of_keywords(settings, *_KINDS)
     path, where = at_home(path), asdict(source)
     is_text = holds_texts(path, **where)
     if given.tokenizer is None or not is_text:

@@ -17,7 +17,7 @@ from ..folders import at_home, expand
 from ..progress import progress
 from .checking import reward_columns
 from .outputs import output_file
-from .settings import ConvertSettings, DataSource, made_of_keywords
+from .settings import ConvertSettings, DataSource, made_of_keywords, shows
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -34,6 +34,10 @@ class Converted:
     notes: Sequence[str]
 
 
+_KINDS = (ConvertSettings, DataSource)
+
+
+@shows(*_KINDS)
 def convert(path: str | Path | Dataset, output: str | Path, **settings: object) -> Converted:
     """Write the data set ``path`` to the file ``output``: pairs with Pick-a-Pic's columns and the images inside, as
     .parquet; texts with TRL's columns, as .jsonl or .parquet.
@@ -42,7 +46,7 @@ def convert(path: str | Path | Dataset, output: str | Path, **settings: object) 
     ``settings`` are the fields of ConvertSettings and DataSource. Raises UserError for data that cannot be read, a bad row unless they
     are skipped, and an output that is there or is one of the inputs.
     """
-    given, source = made_of_keywords(settings, ConvertSettings, DataSource)
+    given, source = made_of_keywords(settings, *_KINDS)
     path, where, file = at_home(path), asdict(source), expand(output)
     reader: Any
     write: Any

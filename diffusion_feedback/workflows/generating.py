@@ -28,7 +28,15 @@ from .sampling import (
     open_text_sampler,
     writes_texts,
 )
-from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource, made_of_keywords, refuse
+from .settings import (
+    CompletionSampling,
+    GenerationSettings,
+    ImageSampling,
+    ModelSource,
+    made_of_keywords,
+    refuse,
+    shows,
+)
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -42,6 +50,10 @@ _OF_IMAGES = ("lora", "variant", *ImageSampling.__slots__)
 _OF_TEXTS = ("tokenizer", *CompletionSampling.__slots__)
 
 
+_KINDS = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
+
+
+@shows(*_KINDS)
 def generate(
     model: object,
     prompts: Prompts,
@@ -72,8 +84,7 @@ def _samples(
     output_dir: str | Path | None,
     settings: Mapping[str, object],
 ) -> Dataset:
-    kinds = (GenerationSettings, ModelSource, ImageSampling, CompletionSampling)
-    generation, source, images, completions = made_of_keywords(settings, *kinds)
+    generation, source, images, completions = made_of_keywords(settings, *_KINDS)
     path = folder_or_id(model)
     if path is None:
         refuse(settings, ModelSource.__slots__, "for a model that is loaded already")

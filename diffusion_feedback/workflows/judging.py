@@ -27,7 +27,7 @@ from ..scorers.texts.loading import parse_text_spec
 from .generating import Prompts, complete, text_prompts
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
-from .settings import CompletionSampling, JudgeSettings, as_list, made_of_keywords, refuse
+from .settings import CompletionSampling, JudgeSettings, as_list, made_of_keywords, refuse, shows
 from .verdicts import Judge, load_judge, name_of_judge, verdict_of
 
 _COMPARISONS = OutputKind(
@@ -81,6 +81,10 @@ class JudgeResult:
     __repr__ = __str__
 
 
+_KINDS = (JudgeSettings, CompletionSampling)
+
+
+@shows(*_KINDS)
 def judge(
     a: object,
     b: object,
@@ -105,7 +109,7 @@ def judge(
     The same call goes on in ``output_dir`` after a kill; models that are loaded are as they came at the end. Raises
     UserError for settings that are out of range or contradict each other, models, prompts and judges that cannot be read, and a folder that holds another comparison.
     """
-    own, sampling = made_of_keywords(settings, JudgeSettings, CompletionSampling)
+    own, sampling = made_of_keywords(settings, *_KINDS)
     listed: list[Judge] = as_list(judges)
     first, second = _names(a, b, names)
     sides = ComparedModel.of(a, first, sampling, own), ComparedModel.of(b, second, sampling, own)

@@ -33,7 +33,7 @@ from ..types.images import ImageItem
 from .image_inputs import Images, Prompts, open_inputs
 from .outputs import check_not_input, output_file
 from .scoring import Scorers, score_items
-from .settings import ImageSettings, LabelingSettings, ScoringSettings, as_list, made_of_keywords
+from .settings import ImageSettings, LabelingSettings, ScoringSettings, as_list, made_of_keywords, shows
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -63,6 +63,10 @@ class LabelledImages:
         return pickapic_dataset(self.rows(), self.columns)
 
 
+_KINDS = (LabelingSettings, ScoringSettings, ImageSettings)
+
+
+@shows(*_KINDS)
 def label(
     images: Images,
     prompts: Prompts = None,
@@ -91,7 +95,7 @@ def label(
     """
     if isinstance(calibration := settings.get("calibration"), CalibrationResult):
         settings["calibration"] = calibration.logit_scales
-    labeling, scoring, inputs = made_of_keywords(settings, LabelingSettings, ScoringSettings, ImageSettings)
+    labeling, scoring, inputs = made_of_keywords(settings, *_KINDS)
     rule = None if rule is None else rule_of(rule, "`rule`")
     judges = None if scorers is None else as_list(scorers)
     with output_file(output, [".parquet"], "label", overwrite=overwrite) as path:

@@ -15,7 +15,7 @@ from ..reports.html import write_report
 from ..reports.pages.benchmark import benchmark_report
 from .benchmark_folder import load_run
 from .benchmarking import BenchmarkResult
-from .settings import ReportSettings, as_list, made_of_keywords
+from .settings import ReportSettings, as_list, made_of_keywords, shows
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,10 @@ Run: TypeAlias = str | Path | BenchmarkResult
 """A benchmark run: its folder, or what ``benchmark`` returned."""
 
 
+_KINDS = (ReportSettings,)
+
+
+@shows(*_KINDS)
 def report(runs: Run | Sequence[Run], output: str | Path, **keywords: object) -> Report:
     """Write a page over benchmark ``runs`` (folders or results, of one benchmark and one list of prompts) to the file ``output``.
 
@@ -31,7 +35,7 @@ def report(runs: Run | Sequence[Run], output: str | Path, **keywords: object) ->
     the page. Raises UserError for runs that do not compare, names that are not distinct, and an output that is there already
     unless it may be replaced.
     """
-    (settings,) = made_of_keywords(keywords, ReportSettings)
+    (settings,) = made_of_keywords(keywords, *_KINDS)
     page = expand(output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{page}: the output is a page", "give a name that ends in .html")

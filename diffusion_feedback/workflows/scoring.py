@@ -23,7 +23,7 @@ from ..types.images import ImageItem
 from .cached_scorers import CachedScorers, Outcome, open_scorers
 from .image_inputs import Images, Prompts, open_inputs
 from .outputs import check_not_input, output_file
-from .settings import ImageSettings, ScoringSettings, as_list, made_of_keywords
+from .settings import ImageSettings, ScoringSettings, as_list, made_of_keywords, shows
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
@@ -36,6 +36,10 @@ Scorers = AnyScorer | Sequence[AnyScorer]
 _NAMED = 20  # bad images that a message names
 
 
+_KINDS = (ScoringSettings, ImageSettings)
+
+
+@shows(*_KINDS)
 def score(
     images: Images,
     prompts: Prompts = None,
@@ -56,7 +60,7 @@ def score(
     alone. Scores that the cache holds are not computed again. Raises UserError for bad images, prompts, scorers and
     settings, and for an output that is there already or is read from.
     """
-    scoring, inputs = made_of_keywords(settings, ScoringSettings, ImageSettings)
+    scoring, inputs = made_of_keywords(settings, *_KINDS)
     with output_file(output, SCORE_ENDINGS, "score", overwrite=overwrite) as path:
         image_set = open_inputs(images, prompts, inputs)
         if path is not None:

@@ -6,16 +6,31 @@ Each class checks its own values by their types when it is made, and raises User
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from ..errors import UserError, nearest
 from ..folders import at_home
 from ..labeling.panel import LabelPolicy
-from ..values import COUNT, GUIDANCE, MARGIN, NOT_NEGATIVE, SEED, SEEDS, SIDE, SOME, TOKENS, Range, checked_by_type
+from ..values import (
+    COUNT,
+    GUIDANCE,
+    MARGIN,
+    NOT_NEGATIVE,
+    SEED,
+    SEEDS,
+    SIDE,
+    SOME,
+    TOKENS,
+    Range,
+    checked_by_type,
+    hints_of,
+)
 
 DType = Literal["float32", "bfloat16", "float16"]
+CallT = TypeVar("CallT", bound=Callable[..., object])
 
 
 def as_list(given: object) -> list[Any]:
@@ -33,6 +48,26 @@ def made_of_keywords(keywords: Mapping[str, object], *kinds: type[Any]) -> list[
         if name not in known:
             raise UserError(f"`{name}`: is no setting", nearest(name, known))
     return [kind(**{n: v for n, v in keywords.items() if n in kind.__slots__}) for kind in kinds]
+
+
+def shows(*kinds: type[Any], **defaults: object) -> Callable[[CallT], CallT]:
+    """Let ``help`` and notebooks show the fields of ``kinds`` where a call takes ``**settings``.
+
+    With their defaults, but for the call's own ``defaults``.
+    """
+
+    def signed(call: CallT) -> CallT:
+        own = inspect.signature(call)
+        named = {each.name: each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD}
+        for kind in kinds:
+            hints = hints_of(kind)
+            for name, field in inspect.signature(kind).parameters.items():
+                default = defaults.get(name, field.default)
+                named.setdefault(name, field.replace(annotation=hints[name], default=default))
+        call.__signature__ = own.replace(parameters=list(named.values()))  # type: ignore[attr-defined]
+        return call
+
+    return signed
 
 
 def refuse(keywords: Mapping[str, object], names: Iterable[str], why: str, remedy: str = "leave it out") -> None:
