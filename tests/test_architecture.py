@@ -262,6 +262,7 @@ def test_light_rooms_do_not_load_torch() -> None:
     assert "torch" not in loaded.split()
 
 
+@pytest.mark.slow
 def test_modules_load_without_side_effects() -> None:
     """Importing everything prints nothing and warns of nothing of ours."""
     code = f"import {', '.join(module for module in MODULES if room(module) != '__main__')}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_text
 import yaml
 
 MakeTextRecipe = Callable[..., Path]
@@ -21,6 +20,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 def pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     """Pairs of which the chosen completion speaks of a cat and the rejected one of a dog, of unlike lengths."""
+    import tiny_text
+
     texts = list(tiny_text.sentences(3 * count, seed=seed))
     return [
         {
@@ -64,6 +65,8 @@ def write_recipe(folder: Path, path: Path, name: str = "run", **changes: Any) ->
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a ChatML tokenizer. Read only."""
+    import tiny_text
+
     return tiny_text.save_tiny_lm(tmp_path_factory.mktemp("lm") / "model")
 
 
