@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,13 +102,12 @@ def in_a_fork(argv: Sequence[str], said: str) -> None:
         code = main(argv)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except KeyboardInterrupt:
-        code = 0  # the command was done, and had given its handlers back: the test tries again, earlier
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 1
+    except BaseException as error:
+        # Behind `_guarded` the command is done and gives its handlers back: such a signal is for the interpreter.
+        inside = "_guarded" in [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+        code = 0 if isinstance(error, KeyboardInterrupt) and not inside else 1
+        if code:
+            traceback.print_exc()
     sys.stderr.flush()
     os._exit(code)
 
