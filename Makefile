@@ -87,7 +87,7 @@ demo: $(VENV)/.stamp-run
 test: $(VENV)/.stamp-dev
 	$(if $(PYTEST_ARGS),$(PYTEST) $(PYTEST_ARGS),$(ALL_TESTS))
 
-# The floor is of the unit tests: counting lines costs the others a third of their time, and tells nothing of them.
+# The floor is of the unit tests: counting lines costs the others time, and tells nothing of them.
 define ALL_TESTS
 rm -f .coverage .coverage.*
 	$(PYTEST) --cov --cov-report= $(FLOOR_TESTS)
