@@ -107,16 +107,18 @@ def load_network(
     *,
     revision: str | None = None,
     is_trained: bool = True,
+    lora_scale: float = 1.0,
     **settings: object,
 ) -> LoadedModel:
-    """The model at ``path`` by the auto class ``auto``; ``settings`` go to its ``from_pretrained``. An adapter counts in.
+    """The model at ``path`` by the auto class ``auto``; ``settings`` go to its ``from_pretrained``. An adapter counts in, times
+    ``lora_scale``.
 
     Raises UserError, which ends in ``remedy``, where it is no ``what``, needs code of its own, or is quantised and
     ``is_trained`` or not to be read without another library.
     """
     with quiet(), _explained(path, what, remedy, "config.json"):
         if is_adapter(path):
-            return _adapted(path, auto, what, remedy, settings, is_trained=is_trained)
+            return _adapted(path, auto, what, remedy, settings, is_trained=is_trained, scale=lora_scale)
         model, notes = auto.from_pretrained(
             _place(path), revision=revision, output_loading_info=True, trust_remote_code=False, **settings
         )
@@ -139,6 +141,26 @@ def adapter_config(path: str) -> PeftConfig:
         return PeftConfig.from_pretrained(str(expand(path)))
 
 
+def scaled_adapter(path: str, scale: float) -> PeftConfig:
+    """``adapter_config`` of an adapter that adds ``scale`` times as much. Raises UserError for one that cannot be scaled."""
+    config = adapter_config(path)
+    if scale == 1:
+        return config
+    whole = ", ".join(getattr(config, "modules_to_save", None) or ())
+    if config.peft_type.value != "LORA" or whole:
+        what = f"{whole} was trained whole" if whole else f"an adapter of kind {config.peft_type.value}"
+        raise UserError(f"`lora_scale`: means nothing for {path}, where {what}", "leave it out")
+    return scale_adapter(config, scale)
+
+
+def scale_adapter(config: PeftConfig, scale: float) -> PeftConfig:
+    """The LoRA's ``config``, changed so that it adds ``scale`` times as much."""
+    if scale != 1:
+        config.lora_alpha *= scale
+        config.alpha_pattern = {layer: alpha * scale for layer, alpha in config.alpha_pattern.items()}
+    return config
+
+
 def base_of(path: str, config: PeftConfig) -> str:
     """The base of the adapter in ``path``: a folder on this disk, or a hub id.
 
@@ -157,19 +179,26 @@ def base_of(path: str, config: PeftConfig) -> str:
 
 
 def _adapted(
-    path: str, auto: type[PreTrainedModel], what: str, remedy: str, settings: dict[str, object], *, is_trained: bool
+    path: str,
+    auto: type[PreTrainedModel],
+    what: str,
+    remedy: str,
+    settings: dict[str, object],
+    *,
+    is_trained: bool,
+    scale: float,
 ) -> LoadedModel:
     """The base of an adapter with the adapter: merged in where it ``is_trained`` further, else beside weights that others
     may share. All of the adapter's weights must have found a place.
     """
-    config = adapter_config(path)
+    config = scaled_adapter(path, scale)
     base = located(base_of(path, config), f"the base of {path}", f"see base_model_name_or_path in {_ADAPTER}")
     if is_adapter(base):
         raise UserError(f"{path}: its base {base} is an adapter itself", "merge that one into its own base first")
     folder = expand(path)
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise UserError(f"{path}: the adapter's weights are not there ({SAFETENSORS_WEIGHTS_NAME})", _WHOLE_ADAPTER)
-    loaded = load_network(base, auto, what, remedy, revision=config.revision, is_trained=is_trained, **settings)
+    loaded = load_network(base, auto, what, remedy, revision=config.revision, is_trained=is_trained, **settings)  # type: ignore[arg-type]
     wrap = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     config.inference_mode = True
     adapted = wrap(loaded.model, config)

@@ -75,6 +75,7 @@ SEEDS = Range(0, 2.0**63, below=True, distinct=True)
 TOKENS = Range(1, 2**31 - 1)
 GUIDANCE = Range(0, 1000, note="1 and less is no guidance, 7.5 is usual")  # beyond, all pictures are noise
 SIDE = Range(8, 16_384, multiples_of=8)  # px
+STRENGTH = Range(-100, 100, note="1 is as it was trained, 0 is the base")
 MARGIN = Range(note="in the unit of the scores")
 
 

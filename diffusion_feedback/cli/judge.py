@@ -28,6 +28,7 @@ def build_parser() -> Flags:
         "batch_size": "completions at once",
         "dtype": "precision of models and judges (default float32)",
         "device": "cuda, cpu, ...; the best one there is by default",
+        "lora_scale": "how much of the adapters of A and B is added, where they are adapter folders",
         "overwrite": "replace what is in the folder",
     }
     add_flags(parser, JudgeSettings, helps)

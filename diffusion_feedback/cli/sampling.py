@@ -15,6 +15,7 @@ def add_sampling_flags(
     source = {
         "family": f"model family: {families}",
         "lora": "folder, file or hub id of LoRA weights, or a checkpoint of a LoRA run",
+        "lora_scale": "how much of the LoRA is added: 1 as it was trained, 0.5 half of it",
         "revision": "branch, tag or commit on the hub",
         "variant": "weight variant, such as fp16",
     }

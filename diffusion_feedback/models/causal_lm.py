@@ -150,8 +150,10 @@ def load(
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    lora_scale: float = 1.0,
 ) -> CausalLM:
-    """Load a causal LM folder or hub id in ``dtype``, eval mode, frozen, without dropout; an adapter is merged.
+    """Load a causal LM folder or hub id in ``dtype``, eval mode, frozen, without dropout; an adapter is merged, times
+    ``lora_scale``.
 
     Raises UserError for a path that is neither, another kind of model, missing weights, weights that are not finite, a
     tokenizer with more tokens than the model, and models whose logits are not their head's output, scaled or soft capped.
@@ -161,7 +163,14 @@ def load(
         raise UserError(f"{path}: a reward model or classifier, which writes no texts", _FOLDER)
     with quiet():
         loaded = load_network(
-            path, AutoModelForCausalLM, _WHAT, _FOLDER, revision=revision, variant=variant, dtype=dtype
+            path,
+            AutoModelForCausalLM,
+            _WHAT,
+            _FOLDER,
+            revision=revision,
+            variant=variant,
+            dtype=dtype,
+            lora_scale=lora_scale,
         )
     model = loaded.model
     if "score.weight" in loaded.unexpected:

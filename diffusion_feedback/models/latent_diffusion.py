@@ -211,9 +211,12 @@ class LatentDiffusion:
         images: list[Image.Image] = self.pipeline.image_processor.numpy_to_pil(arrays)
         return images
 
-    def load_lora(self, path: str) -> str:
-        """Add the LoRA weights at ``path`` to the pipeline; say which. Raises UserError unless all of them fit."""
-        return load_into(self.pipeline, path, self.network_name)
+    def load_lora(self, path: str, scale: float = 1.0) -> str:
+        """Add the LoRA weights at ``path``, times ``scale``, to the pipeline; say which.
+
+        Raises UserError unless all of them fit.
+        """
+        return load_into(self.pipeline, path, self.network_name, scale)
 
     def save_merged(self, folder: Path) -> None:
         """Write the whole pipeline, what ``load_lora`` added merged into its weights."""

@@ -6,6 +6,7 @@ Adapters lie about in many forms: diffusers', peft's, kohya's, bare state dicts,
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..documents import read_object
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..foreign import check_exists, check_whole, is_hub_id, reading, recorded_model
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "give the folder or file of a LoRA: pytorch_lora_weights.safetensors of a run, or another tool's .safetensors"
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings in the header of a file
@@ -92,6 +95,11 @@ def _from_hub(path: str) -> Path:
             folder = Path(snapshot_download(path, local_files_only=True))  # what was fetched before
         except LocalEntryNotFoundError:
             raise error from None
+        logger.warning(
+            "note: %s: the hub cannot be reached (%s); the copy that was fetched before is used",
+            path,
+            first_line(error),
+        )
         return folder / _choose(path, sorted(file.name for file in folder.iterdir()))
     chosen = _choose(path, names)
     if chosen == SAFETENSORS_WEIGHTS_NAME:

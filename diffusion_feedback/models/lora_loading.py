@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..foreign import reading
 from ..quiet import quiet
+from ..text_folders import scale_adapter
 from .lora_files import FOLDER, LoraFile, read_lora
 
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
@@ -38,10 +39,10 @@ class _Part:
     origin: dict[str, str] = field(default_factory=dict)
 
 
-def load_into(pipeline: DiffusionPipeline, path: str, network_name: str) -> str:
+def load_into(pipeline: DiffusionPipeline, path: str, network_name: str, scale: float = 1.0) -> str:
     """Add the LoRA in folder, file or hub id ``path`` to ``pipeline``, whose denoiser is ``network_name``; say what was added.
 
-    Raises UserError for what cannot be read, and where one tensor of it does not fit: the message counts them.
+    ``scale`` multiplies what it adds, through its alpha, so that the hash of the model knows of it. Raises UserError for what cannot be read, and where one tensor of it does not fit: the message counts them.
     """
     file = read_lora(path)
     with reading(path, "LoRA weights", FOLDER), quiet(), warnings.catch_warnings():
@@ -58,11 +59,12 @@ def load_into(pipeline: DiffusionPipeline, path: str, network_name: str) -> str:
             )
             raise UserError(problem, _REMEDY)
         for name, part in parts.items():
-            _apply(getattr(pipeline, name), part, _config(file, name, part), path)
+            _apply(getattr(pipeline, name), part, scale_adapter(_config(file, name, part), scale), path)
     layers = {name: len({_layer(key) for key in part.tensors}) for name, part in parts.items()}
     where = " and ".join(f"{count} layers of {name}" for name, count in layers.items())
+    remark = f", times {scale:g}" if scale != 1 else ""
     unsaid = file.settings is None and file.alpha is None and not file.alphas
-    remark = "; it states no alpha, so that its strength is 1, as in diffusers" if unsaid else ""
+    remark += "; it states no alpha, so that its strength is 1, as in diffusers" if unsaid else ""
     if not any(_changes(part) for part in parts.values()):
         remark += "; all of its pairs multiply to zero: IT CHANGES NOTHING, as an adapter that was never trained"
     return f"LoRA {path}: {len(file.tensors)} tensors on {where}{remark}"

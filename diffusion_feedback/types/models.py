@@ -154,8 +154,8 @@ class Denoiser(Adaptable, Protocol):
         """One image per (prompt, seed); each image depends on its own prompt and seed alone, up to rounding."""
         ...
 
-    def load_lora(self, path: str) -> str:
-        """Add the LoRA weights at ``path``; say which. Raises UserError unless all of them fit."""
+    def load_lora(self, path: str, scale: float = 1.0) -> str:
+        """Add the LoRA weights at ``path``, times ``scale``; say which. Raises UserError unless all of them fit."""
         ...
 
     def save_merged(self, folder: Path) -> None:

@@ -193,6 +193,7 @@ class _Work:
         generation = self.own.generation(self.scoring.device)
         sampler: ImageSampler = open_image_sampler(model, source, sampling, generation)
         settings |= {"model": model if path is not None else type(model).__name__, "lora": source.lora}
+        settings |= {"lora_scale": source.lora_scale} if source.lora else {}
         settings |= {"model_hash": sampler.model.model_hash(), "seeds": list(generation.seeds)}
         settings["generation"] = sampler.settings
         RUNS.open(self.folder, settings, overwrite=self.own.overwrite)

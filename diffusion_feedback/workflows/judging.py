@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
@@ -38,6 +38,7 @@ _COMPARISONS = OutputKind(
     changed="holds a comparison with {key} {old}, not {new}",
 )
 _SIDES = ("a", "b")
+_UNSCALED = {"lora_scale": 1.0}
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, repr=False)
@@ -113,7 +114,8 @@ def judge(
     listed: list[Judge] = as_list(judges)
     first, second = _names(a, b, names)
     sides = ComparedModel.of(a, first, sampling, own), ComparedModel.of(b, second, sampling, own)
-    origin = None if reference is None else ComparedModel.of(reference, _described(reference), sampling, own)
+    unscaled = replace(own, lora_scale=1.0)
+    origin = None if reference is None else ComparedModel.of(reference, _described(reference), sampling, unscaled)
     place = None if texts is None else at_home(str(texts))
     comparison = _Comparison(sides, at_home(prompts), listed, place, origin, names, own, sampling)
     comparison.check()
@@ -171,7 +173,8 @@ def _claim(folder: Path, settings: Mapping[str, object], *, overwrite: bool) -> 
         raise UserError(f"{path}: damaged: 'settings' is no object", remedy)
     if "judges" not in content:  # it failed or was killed, and what it drew is checked by its own settings
         return cache(partial(_COMPARISONS.write_mark, folder, mark))
-    # What an older version did not record is no difference.
+    # What an older version did not record is no difference, nor is a scale of 1.
+    before, now = _UNSCALED | before, _UNSCALED | now
     _COMPARISONS.check_same(folder, {key: before.get(key) for key in now}, now)
     return lambda: None
 
@@ -194,6 +197,8 @@ class _Comparison:
         if not (self.judges or self.texts or self.reference):
             raise UserError("nothing to measure", "name judges, or give `texts` or `reference`")
         own = self.sampling
+        if self.own.lora_scale != 1 and not any(side.is_adapted for side in self.sides):
+            raise UserError("`lora_scale`: means nothing where neither A nor B is an adapter", "leave it out")
         if self.reference and (own.temperature == 0 or own.top_k > 0 or own.top_p < 1):
             problem = "`reference`: no divergence can be estimated from samples with temperature 0, top_k or top_p"
             raise UserError(problem, "draw with all tokens at a temperature above 0, or leave `reference` out")
@@ -220,6 +225,8 @@ class _Comparison:
         """All settings that a result depends on; of two files of completions, none that says how to draw."""
         a, b = (side.path or f"{side.name}, a loaded {type(side.model).__name__}" for side in self.sides)
         settings: dict[str, object] = {"a": a, "b": b}
+        if self.own.lora_scale != 1:
+            settings["lora_scale"] = self.own.lora_scale
         if not all(side.holds_completions for side in self.sides):
             named = self.prompts is None or isinstance(self.prompts, str | Path)
             settings["prompts"] = self.inputs()["`prompts`"] if named else content_hash(repr(self.prompts))

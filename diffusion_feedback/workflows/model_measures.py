@@ -19,6 +19,7 @@ from ..likelihoods.divergence import exact_divergence, num_prefixes, sampled_div
 from ..likelihoods.tokenization import UNCUT, Tokenization
 from ..likelihoods.tokens import TokenLikelihood
 from ..records import CompletionRecord, TextRecord
+from ..text_folders import is_adapter
 from ..training.token_rollouts import drawn_sequence
 from ..types.models import Tokenizer
 from ..types.texts import TokenSequence
@@ -71,9 +72,15 @@ class ComparedModel:
         has_model = any((given / name).is_file() for name in ("config.json", "adapter_config.json"))
         return given.suffix == ".jsonl" or (not has_model and (given / COMPLETIONS).is_file())
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether it is an adapter in a folder, which can be scaled."""
+        return self.path is not None and is_adapter(self.path)
+
     def open(self) -> TextSampler:
         """The model, ready to draw; loaded at each call, so that two need not be in memory at once."""
-        source, generation = ModelSource(), self.settings.generation
+        scale = self.settings.lora_scale if self.is_adapted else 1.0
+        source, generation = ModelSource(lora_scale=scale), self.settings.generation
         return open_text_sampler(self.model, source, self.sampling, generation, tokenizer=self.tokenizer)
 
 

@@ -46,10 +46,14 @@ class ImageSampler:
     model: Denoiser
     sampling: ImageSampling
     dtype: torch.dtype | None
+    lora_scale: float = 1.0
 
     @classmethod
-    def from_model(cls, model: Denoiser, sampling: ImageSampling, dtype: torch.dtype | None = None) -> ImageSampler:
-        """A sampler of ``model``; manifests record ``dtype``, unless it is None, as what a recipe beside them says.
+    def from_model(
+        cls, model: Denoiser, sampling: ImageSampling, dtype: torch.dtype | None = None, lora_scale: float = 1.0
+    ) -> ImageSampler:
+        """A sampler of ``model``; manifests record ``dtype``, unless it is None, as what a recipe beside them says, and a
+        ``lora_scale`` that the model was loaded with, unless it is 1.
 
         Raises UserError for more steps than the model has.
         """
@@ -61,12 +65,14 @@ class ImageSampler:
             # diffusers ignores one side without the other.
             height, width = sampling.height or model.resolution, sampling.width or model.resolution
             sampling = replace(sampling, height=height, width=width)
-        return cls(model, sampling, dtype)
+        return cls(model, sampling, dtype, lora_scale)
 
     @property
     def settings(self) -> dict[str, object]:
         """What a manifest of images records besides prompts, seeds and the hash of the model."""
-        own = {"noise": "by prompt and seed"} if self.sampling.noise == "prompt" else {}
+        own: dict[str, object] = {"noise": "by prompt and seed"} if self.sampling.noise == "prompt" else {}
+        if self.lora_scale != 1:
+            own["lora_scale"] = self.lora_scale
         if self.dtype is not None:
             own["dtype"] = str(self.dtype).removeprefix("torch.")
         return {**self._call, **own}
@@ -99,21 +105,24 @@ class TextSampler:
 
     model: CausalLM
     sampling: CompletionSampling
+    lora_scale: float = 1.0
 
     @classmethod
-    def from_model(cls, model: CausalLM, sampling: CompletionSampling) -> TextSampler:
+    def from_model(cls, model: CausalLM, sampling: CompletionSampling, lora_scale: float = 1.0) -> TextSampler:
         """A sampler of ``model``. Raises UserError where a completion leaves no room for a prompt."""
         most = sampling.max_new_tokens
         if most >= model.window:
             problem = f"{most} new tokens leave no room for a prompt in the model's window of {model.window}"
             raise UserError(problem, "draw fewer tokens")
-        return cls(model, sampling)
+        return cls(model, sampling, lora_scale)
 
     @property
     def settings(self) -> dict[str, object]:
         """What a file of completions records besides prompts, seeds and the hash of the model."""
         template = self.sampling.chat_template
-        own = {"chat_template": read_template(template)} if template else {}
+        own: dict[str, object] = {"chat_template": read_template(template)} if template else {}
+        if self.lora_scale != 1:
+            own["lora_scale"] = self.lora_scale
         return {**self._call, **own, "dtype": str(self.model.library_model.dtype).removeprefix("torch.")}
 
     @property
@@ -166,7 +175,8 @@ def open_image_sampler(
 ) -> ImageSampler:
     """A sampler of ``model``: a folder, a hub id, or a pipeline of diffusers that is loaded. Raises UserError."""
     denoiser: Denoiser = open_model(model, source, generation)
-    return ImageSampler.from_model(denoiser, sampling, next(denoiser.network.parameters()).dtype)
+    dtype = next(denoiser.network.parameters()).dtype
+    return ImageSampler.from_model(denoiser, sampling, dtype, source.lora_scale)
 
 
 def open_text_sampler(
@@ -187,7 +197,7 @@ def open_text_sampler(
     if not hasattr(text_model, "sample"):
         name = model if isinstance(model, str) else type(model).__name__
         raise UserError(f"{name}: reads texts, and writes none", "give a causal language model")
-    return TextSampler.from_model(text_model, sampling)
+    return TextSampler.from_model(text_model, sampling, source.lora_scale)
 
 
 def validation_sampler(recipe: Recipe, path: str, lora: str | None = None) -> ImageSampler:
@@ -292,4 +302,4 @@ def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
             raise UserError(f"`{name}`: got {requested!r}, {run / 'recipe.yaml'} says {value!r}", "leave it out")
     check_exists(base, f"{run / 'recipe.yaml'} names it as the base: give the base as the model, and {path} as `lora`")
     logger.info("%s: a LoRA run on %s, which is loaded with it", path, base)
-    return base, ModelSource(lora=str(folder), **recorded)
+    return base, ModelSource(lora=str(folder), lora_scale=source.lora_scale, **recorded)

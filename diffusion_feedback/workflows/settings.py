@@ -23,6 +23,7 @@ from ..values import (
     SEEDS,
     SIDE,
     SOME,
+    STRENGTH,
     TOKENS,
     Range,
     checked_by_type,
@@ -189,10 +190,12 @@ class ModelSource:
     """Which weights a model has, besides its folder or hub id.
 
     ``family`` None: what the recipe of its run says; else what the class of its pipeline, or the files of its folder, tell.
+    ``lora_scale`` multiplies what the adapters add, of ``lora`` or of a run that consists of adapters.
     """
 
     family: str | None = None
     lora: Annotated[str | None, at_home] = None
+    lora_scale: Annotated[float, STRENGTH] = 1.0
     revision: str | None = None
     variant: str | None = None
 
@@ -296,6 +299,7 @@ class JudgeSettings:
 
     Scores that differ by ``tie_margin`` or less, in their own unit, count as a tie. Completions are drawn under ``seed``,
     ``batch_size`` at once. ``dtype`` is that of models and judges; None is float32, or that of a model that is loaded.
+    ``lora_scale`` multiplies what the adapters of A and of B add, where they consist of adapters.
     """
 
     tie_margin: Annotated[float, MARGIN] = 0.0
@@ -303,6 +307,7 @@ class JudgeSettings:
     batch_size: Annotated[int, COUNT] = 16
     dtype: DType | None = None
     device: Any = None
+    lora_scale: Annotated[float, STRENGTH] = 1.0
     overwrite: bool = False
 
     @property

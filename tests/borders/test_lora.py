@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffusion_feedback.catalog import resolve
 from diffusion_feedback.errors import UserError
-from diffusion_feedback.models import lora
+from diffusion_feedback.models import lora, lora_files
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 from diffusion_feedback.models.reference import AdaptersOff
 from diffusion_feedback.types.models import AdapterSettings
@@ -162,6 +162,20 @@ def test_every_form_has_the_strength_that_it_states(
     check_strength(bases[family], str(path), dict.fromkeys(wanted, ALPHA / RANK), wanted)
 
 
+@pytest.mark.parametrize("form", FILES)
+def test_a_scale_multiplies_what_is_added(form: str, bases: dict[str, LatentDiffusion], tmp_path: Path) -> None:
+    base = bases["sd"]
+    wanted = factors(base.network, UNET)
+    file, hashes = FILES[form](tmp_path, wanted), set()
+    for scale in (0.0, 0.5, 1.0, -1.0):
+        truth, tuned = copy.deepcopy(base), copy.deepcopy(base)
+        merge(truth.network, wanted, dict.fromkeys(wanted, scale * ALPHA / RANK))
+        assert (f"times {scale:g}" in tuned.load_lora(str(file), scale)) is (scale != 1)
+        torch.testing.assert_close(predict(tuned), predict(truth), atol=2e-5, rtol=1e-4)
+        hashes.add(tuned.model_hash())
+    assert len(hashes) == 4
+
+
 def test_kohya_alphas_of_each_layer(bases: dict[str, LatentDiffusion], tmp_path: Path) -> None:
     wanted = factors(bases["sd"].network, UNET)
     save_file(kohya(wanted, {name: alpha_of(name) for name in wanted}), tmp_path / "x.safetensors")
@@ -175,6 +189,17 @@ def test_ranks_of_each_layer_and_half_precision(bases: dict[str, LatentDiffusion
     save_file(kohya(half, dict.fromkeys(half, 2.0)), tmp_path / "x.safetensors")
     scales = {name: 2.0 / len(down) for name, (down, _) in half.items()}
     check_strength(bases["sd"], str(tmp_path), scales, half)
+
+
+def test_a_copy_from_before_is_told(
+    bases: dict[str, LatentDiffusion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the hub cannot be reached, what was fetched before is used, and the user hears of it."""
+    save_file(plain(factors(bases["sd"].network, UNET)), tmp_path / "x.safetensors")
+    monkeypatch.setattr(lora_files, "snapshot_download", lambda path, local_files_only: str(tmp_path))
+    copy.deepcopy(bases["sd"]).load_lora("owner/name")
+    assert "owner/name: the hub cannot be reached" in caplog.text
+    assert "the copy that was fetched before is used" in caplog.text
 
 
 def test_an_adapter_that_changes_nothing_is_told(bases: dict[str, LatentDiffusion], tmp_path: Path) -> None:

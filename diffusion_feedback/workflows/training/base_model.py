@@ -18,6 +18,7 @@ from ...foreign import recorded_model
 from ...models.causal_lm import CausalLM
 from ...models.pipelines import family_at
 from ...models.reference import AdaptersOff, FrozenModel
+from ...text_folders import is_adapter
 from ...types.models import Adaptable, AdapterSettings, Tokenizer, Tuned
 from ...types.training import Reference
 from ..settings import ModelSource
@@ -62,6 +63,12 @@ def load_named_model(
 
     ``settings`` are further ones of the family's loader. Raises UserError where it cannot be loaded.
     """
+    if source.lora_scale != 1 and not source.lora:
+        if not is_adapter(path):
+            raise UserError(
+                f"`lora_scale`: means nothing for {path}, which has no adapters", "give `lora`, or leave it out"
+            )
+        settings["lora_scale"] = source.lora_scale
     model = resolve("family", source.family or recorded_family(path) or family_at(path, source.revision))(
         path,
         revision=source.revision,
@@ -71,7 +78,7 @@ def load_named_model(
         **settings,
     )
     if source.lora:
-        logger.info("%s", model.load_lora(source.lora))
+        logger.info("%s", model.load_lora(source.lora, source.lora_scale))
     return model
 
 
