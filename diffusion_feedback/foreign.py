@@ -15,7 +15,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from .documents import read_yaml
 from .errors import UserError, first_line, is_out_of_memory
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -61,19 +60,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def recorded_model(run: Path, remedy: str, *needed: str) -> dict[str, Any] | None:
-    """What the recipe of the run in the folder ``run`` says of its model; None for other folders.
-
-    Raises UserError, which ends in ``remedy``, for a recipe that lacks one of the keys that are ``needed``.
-    """
-    recipe = run / "recipe.yaml"
-    if not recipe.is_file():
-        return None
-    with reading(recipe, "the recipe of a run", remedy):
-        model = dict(read_yaml(recipe, remedy)["model"])
-        return model | {key: model[key] for key in needed}
 
 
 def apply_template(tokenizer: Any, turns: Sequence[Mapping[str, object]], **how: object) -> Any:

@@ -29,7 +29,7 @@ FLOORS = (
         "records", "types", "noise", "specs", "pixels", "folders", "foreign", "installation", "quiet", "devices", "processes",
         "progress", "weights",
     },
-    {"catalog", "values"},
+    {"catalog", "values", "runs"},
     {"prompts", "text_folders", "output_folders"},
     {
         "objectives", "likelihoods", "models", "scorers", "data", "config",
@@ -68,6 +68,7 @@ LIGHT_ROOMS = {
     "errors",
     "config",
     "foreign",
+    "runs",
     "installation",
     "documents",
 }

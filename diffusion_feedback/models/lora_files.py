@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..documents import read_object
 from ..errors import UserError, first_line
-from ..foreign import check_exists, check_whole, is_hub_id, reading, recorded_model
+from ..foreign import check_exists, check_whole, is_hub_id, reading
+from ..runs import recorded_model, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class LoraFile:
 
 
 def read_lora(path: str) -> LoraFile:
-    """The LoRA in folder, file or hub id ``path``. Raises UserError for whatever else ``path`` is."""
+    """The LoRA in folder, file or hub id ``path``, or that a run's step has. Raises UserError for whatever else ``path`` is."""
+    path = weights_of(path)
     check_exists(path, FOLDER)
     place = Path(path).expanduser()
     with reading(path, "LoRA weights", FOLDER):
@@ -79,10 +81,6 @@ def _in_folder(path: str, folder: Path) -> Path:
     if (folder / "model_index.json").is_file():
         raise UserError(f"{path}: a whole pipeline, no LoRA", "give it as the model itself")
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
-    if checkpoints and not any(name in names for name in _NAMES):
-        problem = f"{path}: the run has not come to its end, so there are no weights yet"
-        raise UserError(problem, f"continue it with `resume`, or give a checkpoint of it: {checkpoints[-1]}")
     return folder / _choose(path, names)
 
 
@@ -138,7 +136,7 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _alpha_of_run(path: str, file: Path) -> float:
     """Alpha of the run that the checkpoint ``file`` belongs to: the weights themselves do not say it."""
-    model = recorded_model(file.resolve().parent.parent.parent, FOLDER, "lora_rank")
+    model = recorded_model(file.resolve().parent, FOLDER, "lora_rank")
     if model is None:
         problem = f"{path}: a training checkpoint, whose strength (alpha) only the recipe.yaml of its run says"
         raise UserError(problem, "give it where it lies in its run: runs/NAME/checkpoints/step-N")

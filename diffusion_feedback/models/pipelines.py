@@ -18,9 +18,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 from ..catalog.families import family_of_class, pipeline_classes
 from ..errors import UserError
 from ..folders import expand
-from ..foreign import check_exists, check_whole, is_hub_id, reading, recorded_model
+from ..foreign import check_exists, check_whole, is_hub_id, reading
 from ..noise import DDPMProcess, PredictionType
 from ..quiet import quiet
+from ..runs import recorded_model
 from ..weights import check_finite
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"

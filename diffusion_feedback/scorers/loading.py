@@ -12,6 +12,7 @@ import torch
 
 from ..catalog import check_settings, names, resolve
 from ..errors import UserError, nearest
+from ..runs import weights_of
 from ..specs import Spec, naming_function, split_spec
 from .function import FUNCTION, ImageFunction, ImageScorer, function_name, name_of_function, scorer_from
 from .scorer import Scorer, Towers
@@ -119,7 +120,8 @@ def _load(given: AnyScorer, towers: Towers) -> ImageScorer:
     if isinstance(given, str):
         given = parse_spec(given)
     if isinstance(given, Spec):
-        scorer: ImageScorer = resolve("scorer", given.name)(given.source, towers, **given.settings)
+        source = weights_of(given.source) if given.source and given.name != FUNCTION else given.source
+        scorer: ImageScorer = resolve("scorer", given.name)(source, towers, **given.settings)
         return replace(scorer, name=given.alias) if given.alias else scorer
     if isinstance(given, Scorer | ImageFunction):
         return given

@@ -18,7 +18,7 @@ from ..config.recipe import Recipe
 from ..devices import best_device, find_device
 from ..errors import UserError, visible
 from ..folders import at_home
-from ..foreign import check_exists, recorded_model
+from ..foreign import check_exists
 from ..generation.completions import Completion
 from ..generation.images import own_noise
 from ..likelihoods.conversations import read_template
@@ -27,6 +27,7 @@ from ..likelihoods.tokenization import Tokenization
 from ..models import loaded
 from ..models.causal_lm import CausalLM
 from ..records import Text
+from ..runs import recorded_model, run_of, weights_of
 from ..types.models import Denoiser, Tokenizer
 from .settings import CompletionSampling, GenerationSettings, ImageSampling, ModelSource
 from .training.base_model import load_named_model, recorded_family, source_of
@@ -249,9 +250,12 @@ def loaded_model_of(model: object, tokenizer: Tokenizer | None = None) -> Iterat
 
 
 def folder_or_id(model: object) -> str | None:
-    """The folder or hub id that ``model`` is or, as the result of a run, has; None where it is loaded already."""
+    """The folder or hub id that ``model`` is or, as the result or a step of a run, has; None where it is loaded already.
+
+    Raises UserError for a step that is not there.
+    """
     path = getattr(model, "path", model)
-    return at_home(str(path)) if isinstance(path, str | Path) else None
+    return weights_of(at_home(str(path))) if isinstance(path, str | Path) else None
 
 
 def writes_texts(model: object, family: str | None = None) -> bool:
@@ -283,16 +287,16 @@ def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
     Raises UserError for a run whose weights cannot be taken so, and where ``source`` contradicts its recipe.
     """
     folder = Path(path)
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    run = run_of(folder)
     keys, remedy = ("family", "revision", "variant"), "give the base as the model, and the weights as `lora`"
-    model = recorded_model(run, remedy, "pretrained_model_name_or_path", "tuning", *keys)
+    model = recorded_model(folder, remedy, "pretrained_model_name_or_path", "tuning", *keys)
     if model is None or any((folder / name).is_file() for name in _MODEL_FILES):
         return path, source
     base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
     recorded = {name: model[name] for name in keys}
     is_text = family_row(model["family"]).reads_text
     if is_text or tuning != "lora":
-        what = "a checkpoint, which holds no whole model" if run != folder else "a run that has not come to its end"
+        what = "a checkpoint of an older version, which holds no model" if run != folder else "a run without a result"
         raise UserError(f"{path}: {what}", "continue the run with `resume`, and give its folder")
     if source.lora:
         raise UserError(f"`lora`: {path} is itself a LoRA run, on {base}", f"give {base} and one `lora`")

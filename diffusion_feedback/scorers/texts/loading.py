@@ -6,6 +6,7 @@ import torch
 
 from ...catalog import check_settings, names, resolve
 from ...errors import UserError, nearest
+from ...runs import weights_of
 from ...specs import Spec, naming_function, split_spec
 from ...types.texts import PairJudge, TextScorer
 from ..function import FUNCTION
@@ -44,5 +45,6 @@ def load_text_scorer(spec: str, device: torch.device | str = "cpu", dtype: torch
 
 def load_text_judge(spec: Spec, device: torch.device | str, dtype: torch.dtype) -> TextScorer | PairJudge:
     """The judge that ``spec`` names. Raises UserError where it cannot be loaded."""
-    judge: TextScorer | PairJudge = resolve(spec.kind, spec.name)(spec.source, device, dtype, **spec.settings)
+    source = weights_of(spec.source) if spec.source and spec.name != FUNCTION else spec.source
+    judge: TextScorer | PairJudge = resolve(spec.kind, spec.name)(source, device, dtype, **spec.settings)
     return judge

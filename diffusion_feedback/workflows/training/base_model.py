@@ -14,10 +14,10 @@ from ...catalog import resolve
 from ...config.recipe import Recipe
 from ...errors import UserError
 from ...folders import expand
-from ...foreign import recorded_model
 from ...models.causal_lm import CausalLM
 from ...models.pipelines import family_at
 from ...models.reference import AdaptersOff, FrozenModel
+from ...runs import recorded_model, weights_of
 from ...text_folders import is_adapter
 from ...types.models import Adaptable, AdapterSettings, Tokenizer, Tuned
 from ...types.training import Reference
@@ -59,10 +59,11 @@ def load_named_model(
     device: torch.device | str = "cpu",
     **settings: object,
 ) -> Any:
-    """The model in the folder or under the hub id ``path``, frozen, in ``dtype``, with the LoRA weights of ``source`` on.
+    """The model that ``path`` means (a folder, a hub id, a step of a run), frozen, in ``dtype``, with the LoRA of ``source`` on.
 
     ``settings`` are further ones of the family's loader. Raises UserError where it cannot be loaded.
     """
+    path = weights_of(path)
     if source.lora_scale != 1 and not source.lora:
         if not is_adapter(path):
             raise UserError(

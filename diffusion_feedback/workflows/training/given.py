@@ -20,6 +20,7 @@ from ...config.sources import is_object, object_name
 from ...data.places import check_dataset
 from ...errors import UserError
 from ...models.loaded import as_it_came, family_of, from_loaded, has_adapters
+from ...runs import weights_of
 from ...scorers.texts.function import from_function
 from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
@@ -120,7 +121,17 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
     if objective is not None:
         whole = objective if isinstance(objective, Mapping) else {"name": objective}
         recipe = replace(recipe, objective=dict(whole))
-    return checked(recipe), Given(**objects)
+    return located(checked(recipe)), Given(**objects)
+
+
+def located(recipe: Recipe) -> Recipe:
+    """``recipe`` with the folders of models that are named as steps of runs: what is the best step later changes no run.
+
+    Raises UserError for a step that is not there.
+    """
+    named = {name: getattr(recipe.model, name) for name in _MODELS}
+    places = {name: weights_of(path) for name, path in named.items() if path is not None}
+    return replace(recipe, model=replace(recipe.model, **places))
 
 
 def recorded(recipe: Recipe) -> Recipe:
@@ -169,6 +180,7 @@ def _mark_of_reward(objects: dict[str, object], name: str) -> str:
     return object_name("reward", getattr(reward, "recipe_id", ""))
 
 
+_MODELS = ("pretrained_model_name_or_path", "reference_model_name_or_path")
 # By parameter, the key of the recipe that an object stands for, and what names the object there.
 _PLACES: Mapping[str, tuple[str, Callable[[dict[str, object], str], str]]] = {
     "train_data": ("data.train", _mark_of_data),

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...config.recipe import Recipe
 from ...errors import UserError
 from ...folders import expand
 from ...models.loaded import load_adapters_onto
+from ...runs import best_step, holds_pipeline_adapter, is_model, weights_of
 from ...training.run_folder import RunFolder
 from .base_model import load_named_model, source_of
 from .given import Given
@@ -57,23 +58,30 @@ class Run:
     @property
     def is_whole(self) -> bool:
         """Whether the result is a model by itself, not adapters over one."""
-        return any(self.path.glob("model_index.json")) or any(self.path.glob("model*.safetensors*"))
+        return is_model(self.path)
 
-    def load(self) -> Any:
+    @property
+    def best(self) -> int | None:
+        """The step that was the best by ``validation.keep_best``; None where the run keeps none."""
+        return best_step(self.path)
+
+    def load(self, step: int | Literal["best", "last"] | None = None) -> Any:
         """The tuned model: a diffusers pipeline or a transformers model, in float32, on the CPU.
 
-        Where the model was handed in as an object and tuned by adapters, it is that object, with the adapters on. Raises
-        UserError for a run that is not finished.
+        ``step``: of the checkpoint that is loaded in place of the result. Where the model was handed in as an object and
+        tuned by adapters, it is that object, with the adapters on. Raises UserError for a run that is not finished, and a
+        step that is not there.
         """
-        if not self.report.exists():
-            raise UserError(f"{self.path}: the run is not finished", "train it with `resume`")
-        if self.given.model is not None and not self.is_whole:
-            return load_adapters_onto(self.given.model, self.path)
-        path = str(self.path)
+        if step is None and not self.report.exists():
+            raise UserError(f"{self.path}: the run is not finished", "train it with `resume`, or give a step")
+        path = str(self.path) if step is None else weights_of(f"{self.path}@{step}")
+        is_adapter = not is_model(Path(path))
+        if self.given.model is not None and is_adapter:
+            return load_adapters_onto(self.given.model, Path(path))
         source = source_of(self.recipe, path)
-        if not self.is_whole and any(self.path.glob("pytorch_lora_weights.safetensors")):
-            path = self.recipe.model.pretrained_model_name_or_path
-            source = replace(source_of(self.recipe, path), lora=str(self.path))
+        if is_adapter and holds_pipeline_adapter(Path(path)):
+            base = self.recipe.model.pretrained_model_name_or_path
+            path, source = base, replace(source_of(self.recipe, base), lora=path)
         return load_named_model(path, source).library_model
 
     def save(self, path: str | Path) -> Path:
