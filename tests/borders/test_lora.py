@@ -431,7 +431,7 @@ def test_folders_that_are_no_lora(
     run = tmp_path / "run"
     run.mkdir()
     file = checkpoint_file(run, wanted)
-    with pytest.raises(UserError, match=r"not come to its end[\s\S]*step-000004"):
+    with pytest.raises(UserError, match=r"not come to its end[\s\S]*run@4"):
         load(str(run))
     (run / "recipe.yaml").unlink()
     with pytest.raises(UserError, match="alpha"):
