@@ -129,9 +129,13 @@ def located(recipe: Recipe) -> Recipe:
 
     Raises UserError for a step that is not there.
     """
-    named = {name: getattr(recipe.model, name) for name in _MODELS}
-    places = {name: weights_of(path) for name, path in named.items() if path is not None}
-    return replace(recipe, model=replace(recipe.model, **places))
+    base, reference = recipe.model.pretrained_model_name_or_path, recipe.model.reference_model_name_or_path
+    model = replace(
+        recipe.model,
+        pretrained_model_name_or_path=weights_of(base),
+        reference_model_name_or_path=None if reference is None else weights_of(reference),
+    )
+    return replace(recipe, model=model)
 
 
 def recorded(recipe: Recipe) -> Recipe:
@@ -180,7 +184,6 @@ def _mark_of_reward(objects: dict[str, object], name: str) -> str:
     return object_name("reward", getattr(reward, "recipe_id", ""))
 
 
-_MODELS = ("pretrained_model_name_or_path", "reference_model_name_or_path")
 # By parameter, the key of the recipe that an object stands for, and what names the object there.
 _PLACES: Mapping[str, tuple[str, Callable[[dict[str, object], str], str]]] = {
     "train_data": ("data.train", _mark_of_data),
