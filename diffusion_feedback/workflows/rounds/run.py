@@ -23,7 +23,7 @@ from ...records import Text, write_json
 from ...reports.console import rounds_summary
 from ...reports.pages.folder import write_pages
 from ...reports.pages.rounds import rounds_report
-from ..training.given import located
+from ..training.given import pinned
 from .folder import claim, identity_of, read_divergence
 from .images import ImageModality
 from .schedule import PromptSchedule, Stage, derived_seed, train_to_end
@@ -59,7 +59,7 @@ def rounds(recipe: Recipe, *, overwrite: bool = False) -> RoundsResult:
     the same call goes on after a kill, or with more rounds; ``overwrite`` starts again. Raises UserError for settings that
     contradict each other, and a folder that holds something else, or rounds of another recipe.
     """
-    recipe = located(checked(recipe))
+    recipe = pinned(checked(recipe))
     modality = TextModality(recipe) if family_row(recipe.model.family).reads_text else ImageModality(recipe)
     check_rounds(recipe)
     modality.check()

@@ -121,10 +121,10 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
     if objective is not None:
         whole = objective if isinstance(objective, Mapping) else {"name": objective}
         recipe = replace(recipe, objective=dict(whole))
-    return located(checked(recipe)), Given(**objects)
+    return pinned(checked(recipe)), Given(**objects)
 
 
-def located(recipe: Recipe) -> Recipe:
+def pinned(recipe: Recipe) -> Recipe:
     """``recipe`` with the folders of models that are named as steps of runs: what is the best step later changes no run.
 
     Raises UserError for a step that is not there.
