@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -11,12 +11,16 @@ from .statistics import WinRate, win_rate
 
 @dataclass(frozen=True, slots=True)
 class CaseRow:
-    """One prompt with its score before and after; ``index`` is its place in the input."""
+    """One prompt with its score before and after; ``index`` is its place in the input.
+
+    ``image`` is the place among the images of the prompt, where a row is of a single one.
+    """
 
     index: int
     prompt: str
     before: float
     after: float
+    image: int = 0
 
     @property
     def delta(self) -> float:
@@ -49,20 +53,30 @@ def compare(
 
 
 def pick_cases(rows: Sequence[CaseRow], count: int) -> tuple[Sequence[CaseRow], Sequence[CaseRow], Sequence[CaseRow]]:
-    """The ``count`` best, median and worst of ``rows``, each by falling delta; no case stands in two groups.
+    """The ``count`` best and median of ``rows`` by falling delta, and the worst by rising delta: the worst of all first.
 
-    Without at least ``3 * count`` rows the groups share what is there evenly; an odd one out is a worst case first,
-    because these are the ones that a reader must not miss. Raises ValueError for ``count`` below 1.
+    No case stands in two groups, and no prompt twice in one. Without at least ``3 * count`` prompts the groups share what is
+    there evenly; an odd one out is a worst case first, because these are the ones that a reader must not miss. Raises
+    ValueError for ``count`` below 1.
     """
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
-    ordered = _by_delta(rows)
-    num_worst = min(count, (len(ordered) + 2) // 3)
-    num_best = min(count, (len(ordered) + 1) // 3)
-    num_median = min(count, len(ordered) // 3)
-    start = min(max((len(ordered) - num_median) // 2, num_best), len(ordered) - num_worst - num_median)
-    return ordered[:num_best], ordered[start : start + num_median], ordered[len(ordered) - num_worst :]
+    ordered, num = _by_delta(rows), len({row.prompt for row in rows})
+    worst = _distinct(reversed(ordered), min(count, (num + 2) // 3))
+    best = _distinct([row for row in ordered if row not in worst], min(count, (num + 1) // 3))
+    middle = (len(ordered) - 1) / 2
+    nearest = sorted(range(len(ordered)), key=lambda place: (abs(place - middle), place))
+    left = [ordered[place] for place in nearest if ordered[place] not in worst and ordered[place] not in best]
+    return best, _by_delta(_distinct(left, min(count, num // 3))), worst
+
+
+def _distinct(rows: Iterable[CaseRow], count: int) -> list[CaseRow]:
+    """The first ``count`` of ``rows`` that are of different prompts."""
+    first: dict[str, CaseRow] = {}
+    for row in rows:
+        first.setdefault(row.prompt, row)
+    return list(first.values())[:count]
 
 
 def _by_delta(rows: Sequence[CaseRow]) -> list[CaseRow]:
-    return sorted(rows, key=lambda row: (-row.delta, row.index))
+    return sorted(rows, key=lambda row: (-row.delta, row.index, row.image))

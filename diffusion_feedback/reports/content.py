@@ -37,6 +37,16 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A result in one ``value`` and one ``sentence`` where no win rate says it; ``label`` is what the value is."""
+
+    value: str
+    label: str
+    sentence: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Metric:
     """One metric before and after, in one unit; ``is_share`` shows values in [0, 1] as per cent.
 
@@ -102,6 +112,7 @@ class Sample:
     prompt: str
     image: Picture
     score: float
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _check_finite(f"image of {self.prompt!r}", score=self.score)
@@ -163,7 +174,7 @@ class Table:
 class Report:
     """Everything that one page says; a part that is left empty leaves no trace on the page.
 
-    ``headline`` is the win rate of ``after_name`` over ``before_name``; ``methods`` are win rates of several models
+    ``headline`` is the win rate of ``after_name`` over ``before_name``, ``claim`` what stands in its place; ``methods`` are win rates of several models
     against ``before_name``. ``score_name`` says what the cases were scored by, ``facts`` are a few words at the top,
     ``is_same_seed`` says that both images of a case start from one seed,
     ``medium`` what a model draws for a prompt; ``curves_title`` stands above the curves. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
@@ -176,6 +187,7 @@ class Report:
     before_name: str = "base"
     after_name: str = "tuned"
     headline: Rate | None = None
+    claim: Claim | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Metric] = ()
     methods: Sequence[Rate] = ()

@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -154,7 +154,11 @@ def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CurveFigure:
-    """One figure of curves over steps; ``reference`` is a dashed level, such as ln 2 for the loss."""
+    """One figure of curves over steps; ``reference`` is a dashed level, such as ln 2 for the loss.
+
+    ``bands`` are the (low, high) of the points of a series, by its name: drawn behind it, so that the axis is never narrower
+    than what is not known.
+    """
 
     title: str
     series: Mapping[str, Curve]
@@ -162,6 +166,7 @@ class CurveFigure:
     x_label: str = "step"
     y_label: str = ""
     reference: float | None = None
+    bands: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     def svg(self) -> str:
         """Draw it; a line of more than 60 points is drawn faint under its running mean.
@@ -184,10 +189,17 @@ class CurveFigure:
                     line(steps, values, alpha=0.25, linewidth=0.8)
                     values = _running_mean(values, window=max(5, len(values) // 25))
                 line(steps, values, label=name, linewidth=1.8, marker="o" if len(steps) == 1 else None)
+                if band := self.bands.get(name):
+                    # Of a single point a band has no width: its bounds are a line.
+                    draw_band = axes.fill_between if len(steps) > 1 else axes.vlines
+                    draw_band(steps, *np.array(band, np.float64).T, color=color, alpha=0.15, linewidth=len(steps) == 1)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(5))
 
-        return draw_svg(draw, sorted(self.series.items()), self.x_label, self.y_label)
+        identity = (
+            (sorted(self.series.items()), sorted(self.bands.items())) if self.bands else sorted(self.series.items())
+        )
+        return draw_svg(draw, identity, self.x_label, self.y_label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,11 @@ import jinja2
 TEMPLATES = files(__package__).joinpath("templates")
 
 
+def plural(number: int, noun: str) -> str:
+    """``number`` with its noun: "1 tie", "1,632 prompts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def load_template(name: str, filters: Mapping[str, Callable[..., Any]] | None = None) -> jinja2.Template:
     """The template ``name``, which knows these ``filters``; what is not defined is an error."""
     is_html = name.endswith(".html.j2")
@@ -22,5 +27,5 @@ def load_template(name: str, filters: Mapping[str, Callable[..., Any]] | None = 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters or {}
+    environment.filters |= {"plural": plural, **(filters or {})}
     return environment.get_template(name)

@@ -30,9 +30,17 @@ def explanations(page: str, needed: Mapping[str, object]) -> list[tuple[str, str
 def case_groups(
     rows: Sequence[CaseRow], count: int, case_of: Callable[[CaseRow], Case], detail: str = "", after_name: str = ""
 ) -> list[Group[Case]]:
-    """The ``count`` largest gains, typical cases and largest losses of ``rows``, each shown by ``case_of``."""
-    named = zip(("Largest gains", "Typical cases", "Largest losses"), pick_cases(rows, count), strict=True)
-    return [Group(title, list(map(case_of, chosen)), detail, after_name) for title, chosen in named if chosen]
+    """The ``count`` largest gains, largest losses (the worst first) and typical cases of ``rows``, shown by ``case_of``.
+
+    A gain is above 0 and a loss below it; what else was picked is typical.
+    """
+    best, median, worst = pick_cases(rows, count)
+    named = {
+        "Largest gains": [row for row in best if row.delta > 0],
+        "Largest losses": [row for row in worst if row.delta < 0],
+        "Typical cases": [row for row in best if row.delta <= 0] + [*median] + [row for row in worst if row.delta >= 0],
+    }
+    return [Group(title, list(map(case_of, chosen)), detail, after_name) for title, chosen in named.items() if chosen]
 
 
 def interval_cell(estimate: Interval | None, digits: int = 3) -> Cell:

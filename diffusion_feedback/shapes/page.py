@@ -18,7 +18,7 @@ from ..reports.pages.folder import read_environment, write_pages
 from ..reports.results import case_groups
 from .result import Demo, VerifiedImages, average
 
-_CASES = 9  # fills rows of three
+_CASES = 6  # fills rows of two
 _METHODS = {
     "dpo": ("Diffusion-DPO", "on the annotator's labels"),
     "ai": ("Diffusion-DPO, AI feedback", "on the embedded scorer's labels"),

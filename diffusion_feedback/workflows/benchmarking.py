@@ -19,13 +19,21 @@ from ..data.tabular import find_metadata
 from ..devices import find_device
 from ..errors import UserError
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash, style_of
-from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, check_comparable, compare_runs, make_run
+from ..evaluation.benchmarks.run import (
+    BenchmarkRun,
+    RunComparison,
+    check_comparable,
+    compare_runs,
+    make_run,
+    named_apart,
+)
 from ..folders import expand
 from ..processes import process_state
 from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
 from ..reports.pages.benchmark import benchmark_report
 from ..reports.pages.folder import write_pages
+from ..reports.rendering import plural
 from ..scorers.loading import AnyScorer, parse_spec
 from .benchmark_folder import REPORT, RUNS, benchmark_of, check_scored, image_names, load_run, write_run
 from .generating import draw_images
@@ -126,7 +134,10 @@ def benchmark(
         else:
             with loaded_model_of(model) as (own_model, _):
                 run, records = work.on_model(own_model, source, sampling, before)
-        comparison = compare_runs(before, run, tie_margin=own.tie_margin) if before else None
+        comparison = None
+        if before is not None:
+            before, run = named_apart([before, run])
+            comparison = compare_runs(before, run, tie_margin=own.tie_margin)
         if process_state().is_main_process:
             RUNS.open(folder, run.settings, overwrite=own.overwrite and model is None)
             check_scored(run, overwrite=own.overwrite)
@@ -263,7 +274,7 @@ class _Work:
         if not matched.missing:
             return
         first = "\n".join(f"  {name}" for name in matched.missing[:20])
-        counts = f"{len(matched.missing)} images are missing, of {len(matched.images)} prompts"
+        counts = f"{plural(len(matched.missing), 'image')} missing, of {plural(len(matched.images), 'prompt')}"
         problem = f"{place}: {counts}; the first of them:\n{first}"
         if not self.own.allow_missing:
             raise UserError(problem, "generate them, or give `allow_missing` for incomplete metrics")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import UserError
-from ..evaluation.benchmarks.run import BenchmarkRun, check_same_prompts, compare_runs
+from ..evaluation.benchmarks.run import BenchmarkRun, check_same_prompts, compare_runs, named_apart
 from ..folders import expand, hold_file
 from ..reports.content import Report
 from ..reports.html import write_report
@@ -54,7 +54,7 @@ def report(runs: Run | Sequence[Run], output: str | Path, **keywords: object) ->
 
 
 def _load(runs: Sequence[Run], settings: ReportSettings) -> list[BenchmarkRun]:
-    """The runs, the baseline first, each under a name of its own."""
+    """The runs, the baseline first, each under a name of its own: its model's, unless one is given."""
     folders = [run.run.folder if isinstance(run, BenchmarkResult) else expand(run) for run in runs]
     if settings.baseline:
         first = expand(settings.baseline)
@@ -62,17 +62,12 @@ def _load(runs: Sequence[Run], settings: ReportSettings) -> list[BenchmarkRun]:
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is given twice", "name each folder once")
-    names = [folder.name for folder in resolved]
-    # Folders such as a/bench and b/bench are distinguished by more of their paths.
-    names = [
-        name if names.count(name) == 1 else "/".join(path.parts[-2:])
-        for name, path in zip(names, resolved, strict=True)
-    ]
-    if settings.names:
-        if len(settings.names) != len(folders):
-            problem = f"`names`: {len(settings.names)} names, {len(folders)} runs"
-            raise UserError(problem, "name each run, the baseline first")
-        names = list(settings.names)
+    names = list(settings.names)
+    if names and len(names) != len(folders):
+        problem = f"`names`: {len(names)} names, {len(folders)} runs"
+        raise UserError(problem, "name each run, the baseline first")
     if len(set(names)) < len(names):
-        raise UserError(f"two runs would have one name: {', '.join(names)}", "give `names`")
-    return [load_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
+        raise UserError(f"two runs would have one name: {', '.join(names)}", "give `names` that differ")
+    if names:
+        return [load_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
+    return named_apart([load_run(folder) for folder in folders])

@@ -277,9 +277,7 @@ def test_missing_images(
         (tmp_path / "set" / "images" / f"00003-s{seed}.png").unlink()
     assert bench("run", "shapes", *given) == 2
     missing = captions(tmp_path / "set")[3]
-    assert (
-        f"1 images are missing, of 12 prompts; the first of them:\n  an image of '{missing}'" in capsys.readouterr().err
-    )
+    assert f"1 image missing, of 12 prompts; the first of them:\n  an image of '{missing}'" in capsys.readouterr().err
     assert bench("run", "shapes", *given, "--allow_missing") == 0
     results = read(tmp_path / "run" / "results.json")
     assert (results["missing_prompts"], results["scorers"]["shapes"]["overall"]["complete"]) == (1, False)
@@ -303,7 +301,7 @@ def test_a_hundred_missing_images_are_counted_and_twenty_named(
         bench("run", "pickapic", "--prompts", prompts, "--images", str(tmp_path / "images"), "--scorer", "shapes") == 2
     )
     lines = capsys.readouterr().err.splitlines()
-    assert "100 images are missing, of 101 prompts" in lines[0]
+    assert "100 images missing, of 101 prompts" in lines[0]
     assert lines[1:21] == [f"  {index:05d}.png" for index in range(20)]
     assert lines[21].startswith("  -> ")
 

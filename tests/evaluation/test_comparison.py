@@ -27,7 +27,7 @@ def test_equal_deltas_keep_the_order_of_the_input() -> None:
 
 def test_picks_are_best_median_and_worst() -> None:
     picks = pick_cases(_rows([float(value) for value in range(11)]), 3)
-    assert [[row.delta for row in rows] for rows in picks] == [[10, 9, 8], [6, 5, 4], [2, 1, 0]]
+    assert [[row.delta for row in rows] for rows in picks] == [[10, 9, 8], [6, 5, 4], [0, 1, 2]]
 
 
 @pytest.mark.parametrize("num", range(1, 13))
@@ -37,10 +37,24 @@ def test_picks_never_overlap_and_never_miss_the_worst(num: int, count: int) -> N
     picks = pick_cases(rows, count)
     chosen = [row.index for picked in picks for row in picked]
     assert len(chosen) == len(set(chosen)) == min(num, 3 * count)
-    assert chosen == sorted(chosen, reverse=True)
-    assert picks[2][-1].index == 0
+    shown = [*picks[0], *picks[1], *reversed(picks[2])]
+    assert [row.index for row in shown] == sorted(chosen, reverse=True)
+    assert picks[2][0].index == 0
     if num >= 3 * count:
         assert [len(picked) for picked in picks] == [count] * 3
+
+
+def test_a_prompt_of_several_images_stands_once_in_a_group_and_its_images_are_told_apart() -> None:
+    rows = [
+        CaseRow(index, f"prompt {index}", 0.0, float(10 * index + 7 * image), image)
+        for index in range(9)
+        for image in range(4)
+    ]
+    best, median, worst = pick_cases(rows, 3)
+    assert [(row.index, row.image) for row in best] == [(8, 3), (7, 3), (6, 3)]
+    assert [(row.index, row.image) for row in worst] == [(0, 0), (1, 0), (2, 0)]
+    assert len({row.index for row in median}) == 3
+    assert len({*best, *median, *worst}) == 9
 
 
 def test_wrong_input_is_named() -> None:

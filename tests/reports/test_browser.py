@@ -75,20 +75,50 @@ def test_the_bar_is_drawn_where_its_numbers_say(browser: sync_api.Browser, addre
 def test_a_pair_is_enlarged_and_put_back_by_mouse_and_keyboard(browser: sync_api.Browser, address: str) -> None:
     with browser.new_page(viewport={"width": 1200, "height": 800}) as page:
         page.goto(address)
-        image, pair = page.locator(".pair img").first, page.locator(".pair").first
+        image = page.locator(".pair img").first
 
         def width() -> float:
             return float(image.evaluate("i => i.getBoundingClientRect().width"))
 
         before, height = width(), page.evaluate("document.documentElement.scrollHeight")
-        pair.click()
-        assert width() > 3 * before
+        page.locator(".open").first.click()
+        assert width() > 1.8 * before
         assert abs(page.evaluate("document.documentElement.scrollHeight") - height) < 60
-        pair.click()
+        page.locator(".shut >> visible=true").click()
         assert width() == before
-        page.locator(".zoom input").first.focus()
-        page.keyboard.press("Space")
-        assert width() > 3 * before
+        page.locator(".open").first.focus()
+        page.keyboard.press("Enter")
+        assert width() > 1.8 * before
+        # Next, and back, by the keyboard alone.
+        opened = "document.querySelector(':target').id"
+        for keys, expected in (
+            (("Tab", "Enter"), "case-2"),
+            (("Tab", "Enter"), "case-3"),
+            (("Tab", "Tab", "Enter"), "case-2"),
+        ):
+            for key in keys:
+                page.keyboard.press(key)
+            assert page.evaluate(opened) == expected
+
+
+def test_pairs_are_shown_large_or_one_over_the_other(browser: sync_api.Browser, address: str) -> None:
+    with browser.new_page(viewport={"width": 1200, "height": 800}) as page:
+        page.goto(address)
+        images = page.locator(".pair img")
+
+        def box(number: int) -> dict[str, float]:
+            return images.nth(number).evaluate("i => i.getBoundingClientRect().toJSON()")  # type: ignore[no-any-return]
+
+        two = box(0)["width"]
+        assert two > 200
+        page.locator(".layout .wide").check()
+        assert box(0)["width"] > 1.9 * two
+        page.locator(".layout .over").check()
+        assert box(0) == box(1)
+        top = "() => { const b = document.querySelectorAll('.pair img')[%d].parentElement; return getComputedStyle(b).visibility }"
+        assert page.evaluate(top % 1) == "visible"
+        page.locator(".open").first.hover()
+        assert page.evaluate(top % 1) == "hidden"
 
 
 def test_text_stands_out_from_its_ground(browser: sync_api.Browser, address: str) -> None:

@@ -145,6 +145,27 @@ def test_gaps_are_allowed_and_nothing_to_draw_is_not() -> None:
         curves_svg({"loss": [(0, math.nan)]})
 
 
+def _ticks(svg: str) -> list[float]:
+    """The numbers beside the axis on the left."""
+    root = ElementTree.fromstring(svg)
+    texts = [
+        each for each in root.iter("{http://www.w3.org/2000/svg}text") if "text-anchor: end" in each.get("style", "")
+    ]
+    return [float((each.text or "").replace("\N{MINUS SIGN}", "-")) for each in texts]
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_an_axis_is_never_narrower_than_the_interval(number: int) -> None:
+    """A rise of 0.001 within an interval of 0.2 is no cliff."""
+    points = [(float(step), 0.6384 + step / 4000) for step in range(number)]
+    bare, band = curves_svg({"reward": points}), {"reward": [(value - 0.1, value + 0.1) for _, value in points]}
+    drawn = curves_svg({"reward": points}, bands=band)
+    assert bare != drawn
+    assert max(_ticks(drawn)) - min(_ticks(drawn)) > 0.1
+    if number > 1:
+        assert max(_ticks(bare)) - min(_ticks(bare)) < 0.01
+
+
 def test_running_mean_by_hand() -> None:
     found = _running_mean(np.array([1.0, 2.0, 3.0, math.nan, 5.0]), 3)
     assert found.tolist() == pytest.approx([1.5, 2.0, 2.5, math.nan, 5.0], nan_ok=True)

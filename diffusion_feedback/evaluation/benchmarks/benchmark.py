@@ -133,13 +133,15 @@ class StyleMetrics:
 class PromptValues:
     """What one scorer says of each prompt: ``values`` (N,) in the order of the prompts, NaN where no image is.
 
-    ``cut`` are the places of the prompts of which it read the beginning only.
+    ``cut`` are the places of the prompts of which it read the beginning only; ``by_image`` are the values of each prompt's
+    images, in their order, whose means the ``values`` are.
     """
 
     scorer: str
     recipe_id: str
     values: Array
     cut: tuple[int, ...] = ()
+    by_image: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +167,12 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
     Raises UserError for a score that is not finite, and for one scorer under two recipes.
     """
     place = {name: index for index, names in enumerate(images) for name in names}
-    scored: dict[str, tuple[str, list[list[float]]]] = {}
+    scored: dict[str, tuple[str, dict[str, float]]] = {}
     cut: dict[str, set[int]] = {}
     for record in records:
         if record.scorer not in scored:
-            scored[record.scorer] = (record.recipe_id, [[] for _ in images])
-        recipe_id, rows = scored[record.scorer]
+            scored[record.scorer] = (record.recipe_id, {})
+        recipe_id, by_name = scored[record.scorer]
         if record.recipe_id != recipe_id:
             problem = f"scorer {record.scorer!r} stands under the recipes {recipe_id!r} and {record.recipe_id!r}"
             raise UserError(problem, "score the images again by one of them")
@@ -178,14 +180,16 @@ def prompt_values(images: Sequence[Sequence[str]], records: Sequence[ScoreRecord
         if not math.isfinite(value):
             raise UserError(f"{record.sample}: its {record.scorer} score is {value}", "score the image again")
         if record.sample in place:
-            rows[place[record.sample]].append(value)
+            by_name[record.sample] = value
             if record.prompt_cut:
                 cut.setdefault(record.scorer, set()).add(place[record.sample])
-    means = {name: np.array([np.mean(row) if row else np.nan for row in rows]) for name, (_, rows) in scored.items()}
-    return [
-        PromptValues(name, recipe_id, means[name], tuple(sorted(cut.get(name, ()))))
-        for name, (recipe_id, _) in scored.items()
-    ]
+    values = []
+    for scorer, (recipe_id, by_name) in scored.items():
+        rows = [[by_name.get(name, math.nan) for name in names] for names in images]
+        known = [[value for value in row if not math.isnan(value)] for row in rows]
+        means = np.array([np.mean(row) if row else np.nan for row in known])
+        values.append(PromptValues(scorer, recipe_id, means, tuple(sorted(cut.get(scorer, ()))), rows))
+    return values
 
 
 def evaluate(benchmark: Benchmark, prompts: Sequence[PromptRecord], scored: PromptValues) -> ScorerResult:

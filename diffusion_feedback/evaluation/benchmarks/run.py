@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from ...errors import UserError
@@ -40,9 +41,20 @@ class BenchmarkRun:
         """Prompts without a scored image."""
         return max(result.overall.missing for result in self.results)
 
-    def picture(self, index: int) -> Path:
-        """The first image of prompt ``index``."""
-        return self.image_root / self.images[index][0]
+    def picture(self, index: int, image: int) -> Path:
+        """Image number ``image``, from 0, of prompt ``index``."""
+        return self.image_root / self.images[index][image]
+
+    def seed(self, index: int, image: int) -> int | None:
+        """The seed that the image was drawn under; None where that is not known, as of images that were given."""
+        seeds = self.settings.get("seeds") or []
+        return seeds[image] if len(seeds) == len(self.images[index]) else None
+
+    def image_rows(self, recipe_id: str) -> Iterator[tuple[int, int, float]]:
+        """(Prompt, image, value) of every image that was scored under one recipe."""
+        values = next(own for own in self.values if own.recipe_id == recipe_id)
+        for index, row in enumerate(values.by_image):
+            yield from ((index, image, value) for image, value in enumerate(row) if not math.isnan(value))
 
     def published(self, recipe_id: str) -> Sequence[PublishedResult]:
         """What was published for this benchmark under the scorer version of ``recipe_id``.
@@ -96,7 +108,7 @@ def make_run(
     """A run out of its prompts, the names of their images, and scores. Raises UserError for scores that do not fit."""
     values = prompt_values(images, records)
     return BenchmarkRun(
-        name=name or folder.resolve().name,
+        name=name or _model_name(settings) or folder.resolve().name,
         folder=folder,
         benchmark=benchmark,
         settings=settings,
@@ -106,6 +118,32 @@ def make_run(
         values=values,
         results=[evaluate(benchmark, prompts, own) for own in values],
     )
+
+
+def _model_name(settings: Mapping[str, Any]) -> str:
+    """What the model of a run is called: its own folder or name on the hub, and its adapter's; empty where none is known."""
+    names = [PurePath(str(settings[key])).name for key in ("model", "lora") if settings.get(key)]
+    return " + ".join(names)
+
+
+def named_apart(runs: Sequence[BenchmarkRun]) -> list[BenchmarkRun]:
+    """``runs`` under names that differ: where two share one, the folder stands behind it, and more of its path if it must."""
+
+    def named(depth: int) -> list[str]:
+        ends = ["/".join(run.folder.resolve().parts[-depth:]) for run in runs]
+        shared = [run.name for run in runs]
+        pairs = zip(runs, ends, strict=True)
+        return [run.name if shared.count(run.name) == 1 else _behind(run.name, end) for run, end in pairs]
+
+    if len({run.name for run in runs}) == len(runs):
+        return list(runs)
+    most = max(len(run.folder.resolve().parts) for run in runs)
+    names = next((own for own in map(named, range(1, most + 1)) if len(set(own)) == len(own)), named(most))
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _behind(name: str, end: str) -> str:
+    return end if end.rpartition("/")[2] == name else f"{name} ({end})"
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import numpy as np
 from ...evaluation.benchmarks.paired import Disagreement
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.comparison import CaseRow, pick_cases
-from ..content import Case, Group, Notice, Rate, Report, Sample
+from ..content import Case, Claim, Group, Notice, Rate, Report, Sample
 from ..html import count, decimals, fixed
+from ..rendering import plural
 from ..results import case_groups, explanations, notice
-from .benchmark_tables import means_table, paired_table, published_table, settings_table
+from .benchmark_tables import digits_of, has_spread, in_unit, means_table, paired_table, published_table, settings_table
 
-_CASES = 6  # two rows of three
+_CASES = 6  # three rows of two
 
 
 def benchmark_report(
@@ -32,13 +33,14 @@ def benchmark_report(
             tables.append(paired_table(comparisons, recipe))
     boards = [published_table(run, result) for run in runs[:1] for result in run.results]
     benchmark = runs[0].benchmark
-    needed = {"Spread of group means": benchmark.spread_name, "p of the permutation test": baseline}
+    needed = {"Spread of group means": has_spread(everyone), "p of the permutation test": baseline}
     return Report(
         title=title or f"{benchmark.title}: {', '.join(run.name for run in runs)}",
         summary=_summary(runs, baseline),
         before_name=baseline.name if baseline else "base",
         after_name=runs[0].name,
         headline=_headline(comparisons[0]) if len(comparisons) == 1 else None,
+        claim=None if comparisons else _claim(runs[0]),
         facts=_facts(everyone),
         notices=_notices(everyone, comparisons),
         tables=[*tables, *boards],
@@ -57,17 +59,38 @@ def _headline(comparison: RunComparison) -> Rate:
     return Rate(comparison.run.name, first.overall.win_rate, f"by {first.scorer}")
 
 
+def _claim(run: BenchmarkRun) -> Claim:
+    """The mean under the first scorer, of a run that is compared with none."""
+    first = run.results[0]
+    digits, overall = digits_of([first]), first.overall
+    error = overall.standard_error
+    sentence = f"{run.name} has a mean {first.scorer} score of {fixed(overall.mean, digits)}"
+    sentence += f" ± {fixed(error, digits)}, the standard error over prompts." if error is not None else "."
+    others = {
+        result.scorer: fixed(result.overall.mean, digits_of([result])) + (f" {result.unit}" if result.unit else "")
+        for result in run.results[1:]
+    }
+    label = f"mean {first.scorer} score{in_unit(first.recipe_id)} over {plural(overall.num, 'prompt')}"
+    return Claim(fixed(overall.mean, digits), label, f"{sentence} A baseline would say whether that is better.", others)
+
+
 def _summary(runs: Sequence[BenchmarkRun], baseline: BenchmarkRun | None) -> str:
     scorers = " and ".join(dict.fromkeys(values.scorer for run in runs for values in run.values))
     against = f" Compared with {baseline.name} prompt by prompt." if baseline else ""
-    return f"{count(len(runs[0].prompts))} prompts of {runs[0].benchmark.title} ({runs[0].benchmark.source}), judged by {scorers}.{against}"
+    prompts, benchmark = plural(len(runs[0].prompts), "prompt"), runs[0].benchmark
+    return f"{prompts} of {benchmark.title} ({benchmark.source}), judged by {scorers}.{against}"
 
 
 def _facts(runs: Sequence[BenchmarkRun]) -> Mapping[str, str]:
-    facts = {"prompts": count(len(runs[0].prompts)), "styles": str(len(dict.fromkeys(runs[0].styles)))}
+    facts, styles = {"prompts": count(len(runs[0].prompts))}, len(dict.fromkeys(runs[0].styles))
+    if styles > 1:
+        facts["styles"] = str(styles)
     images = [count(sum(map(len, run.images))) for run in runs]
     facts["images"] = ", ".join(images) if len(set(images)) > 1 else images[0] + (" each" if len(runs) > 1 else "")
-    return facts | {"runs": str(len(runs))}
+    numbers = {len(names) for run in runs for names in run.images if names}
+    if numbers != {1}:
+        facts["images per prompt"] = " to ".join(map(str, sorted({min(numbers), max(numbers)})))
+    return facts | ({"runs": str(len(runs))} if len(runs) > 1 else {})
 
 
 def _notices(runs: Sequence[BenchmarkRun], comparisons: Sequence[RunComparison]) -> list[Notice]:
@@ -83,7 +106,8 @@ def _notices(runs: Sequence[BenchmarkRun], comparisons: Sequence[RunComparison])
             notices.append(notice("agreement", "calm", comparison=each, side=sides.pop()))
     notices += [notice("incomplete", run=run) for run in runs if run.missing]
     whole = runs[0].benchmark.whole_styles(runs[0].prompts)
-    notices += [notice("short", shortfall=line, whole=whole) for line in runs[0].settings["short"]]
+    if runs[0].settings["short"]:
+        notices.append(notice("short", shortfall="; ".join(runs[0].settings["short"]), whole=whole))
     notices += [notice("cut", run=run, values=values) for run in runs for values in run.values if values.cut]
     for each in comparisons:
         num = min(row.overall.win_rate.num for row in each.scorers)
@@ -107,7 +131,7 @@ def _rate_groups(comparisons: Sequence[RunComparison]) -> list[Group[Rate]]:
     for comparison in comparisons:
         for row in comparison.scorers:
             won = row.overall.win_rate
-            rate = Rate(comparison.run.name, won, f"{count(won.num)} prompts")
+            rate = Rate(comparison.run.name, won, plural(won.num, "prompt"))
             rates.setdefault(row.scorer, []).append(rate)
     return [Group(scorer, own) for scorer, own in rates.items()] if sum(map(len, rates.values())) > 1 else []
 
@@ -119,7 +143,7 @@ def _case_groups(comparison: RunComparison, *, of: int) -> list[Group[Case]]:
     """
     first, run = comparison.scorers[0], comparison.run
     rows = _score_rows(comparison, first.recipe_id)
-    number = max(1, min(_CASES if of == 1 else _CASES // 2, len(rows) // 3))
+    number = max(1, min(_CASES if of == 1 else _CASES // 2, len({row.index for row in rows}) // 3))
     groups = case_groups(rows, number, partial(_case, comparison), f"{run.name}, by {first.scorer}", run.name)
     for disagreement in comparison.disagreements:
         cases = _disagreeing_cases(comparison, disagreement)[:number]
@@ -129,40 +153,54 @@ def _case_groups(comparison: RunComparison, *, of: int) -> list[Group[Case]]:
 
 
 def _score_rows(comparison: RunComparison, recipe_id: str) -> list[CaseRow]:
-    """The scores of every prompt that both runs have under one recipe."""
-    runs = comparison.baseline, comparison.run
-    old, new = (next(own.values for own in run.values if own.recipe_id == recipe_id) for run in runs)
-    both = np.flatnonzero(~np.isnan(old) & ~np.isnan(new)).tolist()
-    return [CaseRow(i, comparison.run.prompts[i].prompt, float(old[i]), float(new[i])) for i in both]
+    """The scores of every image under one recipe, beside that of the same place of its prompt in the baseline."""
+    run = comparison.run
+    old = {(index, image): value for index, image, value in comparison.baseline.image_rows(recipe_id)}
+    return [
+        CaseRow(index, run.prompts[index].prompt, old[index, image], value, image)
+        for index, image, value in run.image_rows(recipe_id)
+        if (index, image) in old
+    ]
 
 
 def _disagreeing_cases(comparison: RunComparison, disagreement: Disagreement) -> list[Case]:
     """Cases where the rising scorer gains most against what the falling one loses, each in its own spread."""
     up, down = (_score_rows(comparison, side.recipe_id) for side in (disagreement.up, disagreement.down))
     spreads = [float(np.std([row.delta for row in rows])) or 1.0 for rows in (up, down)]
-    falls = {row.index: row.delta for row in down}
-    parted = [row for row in up if row.delta > 0 > falls.get(row.index, 0.0)]
-    parted.sort(key=lambda row: (-(row.delta / spreads[0] - falls[row.index] / spreads[1]), row.index))
+    falls = {(row.index, row.image): row.delta for row in down}
+    parted = [row for row in up if row.delta > 0 > falls.get((row.index, row.image), 0.0)]
+    parted.sort(key=lambda row: -(row.delta / spreads[0] - falls[row.index, row.image] / spreads[1]))
+    first = {row.index: row for row in reversed(parted)}
     name, digits = disagreement.down.scorer, decimals(spreads[1])
-    return [_case(comparison, row, f"{name} {fixed(falls[row.index], digits, signed=True)}") for row in parted]
+    return [
+        _case(comparison, row, f"{name} {fixed(falls[row.index, row.image], digits, signed=True)}")
+        for row in parted
+        if first[row.index] is row
+    ]
 
 
 def _case(comparison: RunComparison, row: CaseRow, detail: str = "") -> Case:
-    images = comparison.baseline.picture(row.index), comparison.run.picture(row.index)
-    return Case(row.prompt, *images, row.before, row.after, detail=detail)
+    runs = comparison.baseline, comparison.run
+    before, after = (run.picture(row.index, row.image) for run in runs)
+    seeds = {run.seed(row.index, row.image) for run in runs}
+    if len(seeds) == 1 and seeds != {None}:
+        return Case(row.prompt, before, after, row.before, row.after, seeds.pop(), detail)
+    number = f"image {row.image + 1} of {len(comparison.run.images[row.index])}"
+    is_one = all(len(run.images[row.index]) == 1 for run in runs)
+    detail = ", ".join(filter(None, [detail, "" if is_one else number]))
+    return Case(row.prompt, before, after, row.before, row.after, detail=detail)
 
 
 def _sample_groups(run: BenchmarkRun) -> list[Group[Sample]]:
     """Images of a run that is compared with none: the highest, middle and lowest by the first scorer."""
     first = run.values[0]
-    ordered = sorted(np.flatnonzero(~np.isnan(first.values)).tolist(), key=lambda i: (-first.values[i], i))
-    rows = [CaseRow(i, run.prompts[i].prompt, 0.0, float(first.values[i])) for i in ordered]
-    picks = pick_cases(rows, max(1, min(_CASES, len(rows) // 3)))
-    return [
-        Group(
-            title,
-            [Sample(row.prompt, run.picture(row.index), row.after) for row in chosen],
-            f"{run.name}, by {first.scorer}",
-        )
-        for title, chosen in zip(("Highest", "Middle", "Lowest"), picks, strict=True)
-    ]
+    scored = run.image_rows(first.recipe_id)
+    rows = [CaseRow(index, run.prompts[index].prompt, 0.0, value, image) for index, image, value in scored]
+    picks = pick_cases(rows, max(1, min(_CASES, len({row.index for row in rows}) // 3)))
+
+    def sample(row: CaseRow) -> Sample:
+        picture, seed = run.picture(row.index, row.image), run.seed(row.index, row.image)
+        return Sample(row.prompt, picture, row.after, seed)
+
+    named = zip(("Highest", "Middle", "Lowest"), picks, strict=True)
+    return [Group(title, list(map(sample, rows)), f"{run.name}, by {first.scorer}") for title, rows in named if rows]

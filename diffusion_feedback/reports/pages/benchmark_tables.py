@@ -12,6 +12,7 @@ from ...evaluation.benchmarks.published import SPREAD, unit_of, version_of
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ..content import Cell, Mark, Table
 from ..html import decimals, fixed, p_value
+from ..rendering import plural
 from ..results import share_cell
 
 ALL_PROMPTS = "all prompts"
@@ -23,7 +24,7 @@ def means_table(runs: Sequence[BenchmarkRun], recipe_id: str) -> Table:
     scored = [(run, result) for run in runs for result in run.results if result.recipe_id == recipe_id]
     styles = [ALL_PROMPTS, *(row.style for row in scored[0][1].styles if row.style != OVERALL)]
     digits = digits_of([result for _, result in scored])
-    spread = runs[0].benchmark.spread_name
+    spread = runs[0].benchmark.spread_name if has_spread(runs) else ""
     detail = (
         f"Mean ± {spread}; below it SE, the standard error of the mean." if spread else "Mean ± its standard error."
     )
@@ -33,6 +34,12 @@ def means_table(runs: Sequence[BenchmarkRun], recipe_id: str) -> Table:
         rows.append((Cell(run.name), [_mean_cell(metrics[style], digits, bool(spread)) for style in styles]))
     title = f"Means, {scored[0][1].scorer}{in_unit(recipe_id)}"
     return Table(title, styles, rows, f"{detail} Recipe {recipe_id}.", "Run")
+
+
+def has_spread(runs: Sequence[BenchmarkRun]) -> bool:
+    """Whether any style has the spread of its benchmark; one of few prompts has none."""
+    results = [result for run in runs for result in run.results]
+    return any(row.spread is not None for result in results for row in (*result.styles, result.overall))
 
 
 def in_unit(recipe_id: str) -> str:
@@ -91,7 +98,7 @@ def _win_rate_cell(row: StyleComparison | None) -> Cell:
     if row is None:
         return _NOT_COMPARED
     won = row.win_rate
-    ties = [f"{won.ties} ties"] if won.ties else []
+    ties = [plural(won.ties, "tie")] if won.ties else []
     return share_cell(won, *ties, mark=_mark(won.low > 0.5, won.high < 0.5))
 
 

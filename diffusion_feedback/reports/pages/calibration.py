@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...evaluation.calibrated import CalibrationResult
 from ..content import Report
+from ..rendering import plural
 from ..results import explanations
 
 
@@ -14,7 +15,7 @@ def calibration_report(result: CalibrationResult) -> Report:
     if result.tuning is None:
         facts["Scale and tie threshold"] = "each half of the prompts by the other half"
     else:
-        facts["Scale and tie threshold"] = f"from {len(result.tuning):,} pairs of {result.tuning_source}"
+        facts["Scale and tie threshold"] = f"from {plural(len(result.tuning), 'pair')} of {result.tuning_source}"
     own = [("On these results", ". ".join(result.notes) + ".")] if result.notes else []
     return Report(
         title="Calibration of scorers",

@@ -110,7 +110,9 @@ def _cases(before: DrawnSamples, after: DrawnSamples, first: RoundMetrics, last:
 
 def _figures(rounds: Sequence[RoundMetrics]) -> list[CurveFigure | PointsFigure]:
     reward = {"reward": [(float(each.number), each.reward.value) for each in rounds]}
-    figures: list[CurveFigure | PointsFigure] = [CurveFigure("Reward", reward, x_label="round", y_label="reward")]
+    band = {"reward": [(each.reward.low, each.reward.high) for each in rounds]}
+    detail = "Mean over held-out prompts, with its 95 % interval."
+    figures: list[CurveFigure | PointsFigure] = [CurveFigure("Reward", reward, detail, "round", "reward", bands=band)]
     known = [(each, each.kl) for each in rounds if each.kl is not None]
     if known:
         points = [Point(kl, each.reward, str(each.number)) for each, kl in known]
