@@ -1,11 +1,11 @@
-"""Pages in a real browser: pictures of them, and what axe-core says of how accessible they are.
+r"""Pages in a real browser: pictures of them, and what axe-core says of how accessible they are.
 
 Each page is opened on a desktop and on a phone, in light and in dark, and one picture of each goes to the output folder. Where
 axe-core is at hand its violations are printed, and serious ones end the command with 1. It is no part of this project (its
 licence is MPL-2.0): ``npm install axe-core`` puts it into node_modules, and ``--axe`` or the environment variable AXE names
 its axe.min.js. Needs playwright and a chromium.
 
-    python tools/look.py runs/demo/report.html runs/bench/report.html --output shots \\
+    python tools/look.py runs/demo/report.html runs/bench/report.html --output shots \
         --axe node_modules/axe-core/axe.min.js
 """
 
@@ -79,16 +79,16 @@ def main() -> int:
         print("no axe-core: pictures alone (npm install axe-core, then --axe node_modules/axe-core/axe.min.js)")
     if given.output is not None:
         given.output.mkdir(parents=True, exist_ok=True)
-    found: list[Violation] = []
+    violations: list[Violation] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         for path in given.pages:
-            found += look(browser, path, given.output, axe)
+            violations += look(browser, path, given.output, axe)
         browser.close()
-    for violation in found:
+    for violation in violations:
         print(violation)
-    serious = sum(violation.impact in SERIOUS for violation in found)
-    print(f"{len(given.pages)} pages, {len(found)} violations, {serious} of them serious")
+    serious = sum(violation.impact in SERIOUS for violation in violations)
+    print(f"{len(given.pages)} pages, {len(violations)} violations, {serious} of them serious")
     return 1 if serious else 0
 
 
