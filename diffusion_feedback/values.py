@@ -99,8 +99,7 @@ def described(hint: object) -> str:
     if origin in (typing.Union, types.UnionType):
         return ", or ".join(["null" if part is type(None) else described(part) for part in arguments])
     if origin is Literal:
-        *some, last = map(str, arguments)
-        return f"{', '.join(some)} or {last}" if some else last
+        return one_of(arguments)
     if origin in (list, Sequence):
         return "a list of texts, such as [one, other]" if arguments == (str,) else "a list of numbers, such as [0, 1]"
     if origin is tuple:
@@ -110,6 +109,12 @@ def described(hint: object) -> str:
     if origin is dict:
         return "settings with their names, such as {name: adamw}"
     return _PLAIN.get(hint, "settings with their names, each in a line of its own")
+
+
+def one_of(names: Sequence[object]) -> str:
+    """``names`` as a sentence lists them: "a, b or c"."""
+    *some, last = map(str, names)
+    return f"{', '.join(some)} or {last}" if some else last
 
 
 def checked_by_type(kind: type[Settings]) -> type[Settings]:

@@ -44,7 +44,14 @@ def shown_commands() -> list[tuple[str, str]]:
 
 @cache
 def help_of(*words: str) -> str:
-    command = [sys.executable, "-m", "diffusion_feedback", *words, "--help"]
+    command = [
+        sys.executable,
+        "-m",
+        "diffusion_feedback",
+        *words,
+        "--help",
+        *["all"] * (words[0] in ("train", "rounds")),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 

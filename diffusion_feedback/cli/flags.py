@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..catalog import names
-from ..errors import UserError, nearest
+from ..config.wording import among
+from ..errors import UserError
+from ..values import described, one_of
 
-_WORDS = {"int": "a whole number", "float": "a number"}
 _MOST = 2**63  # what torch and files of numbers can hold
 
 
@@ -56,14 +58,34 @@ class Flags(argparse.ArgumentParser):
         if missing:
             names = [name.partition("/")[0] for name in missing[1].split(", ")]
             raise UserError(f"missing: {', '.join(names)}", self._remedy())
+        no_value = re.search(r"^(--\w+): expected (?:one|at least one|\d+) arguments?$", problem)
+        if no_value:
+            raise UserError(f"{no_value[1]}: has no value", f"give {self._taken(no_value[1])}")
         wrong = re.search(r"^(\S+): invalid (\w+) value: (.+)$", problem, re.DOTALL)
         if wrong:
-            raise UserError(f"{wrong[1]}: got {wrong[3]}", f"give {_WORDS.get(wrong[2], wrong[2])}")
+            raise UserError(f"{wrong[1]}: got {wrong[3]}", f"allowed: {self._taken(wrong[1])}")
         choice = re.search(r"^(\S+): invalid choice: (.+) \(choose from (.+)\)$", problem, re.DOTALL)
         if choice:
             known = [name.strip(" '\"") for name in choice[3].split(",")]
-            raise UserError(f"{choice[1]}: got {choice[2]}", nearest(choice[2].strip("'\""), known))
+            allowed = self._taken(choice[1]) if choice[1][:2] == "--" else ", ".join(known)
+            raise UserError(f"{choice[1]}: got {choice[2]}", among(choice[2].strip("'\""), allowed, known))
         raise UserError(problem, self._remedy())
+
+    def _taken(self, flag: str) -> str:
+        """What values ``flag`` takes, in words."""
+        action = self._option_string_actions[flag]
+        if action.choices is not None:
+            return one_of(list(action.choices))
+        return described(action.type) if action.type in (int, float) else "a value, which stands behind it"
+
+    def format_help(self) -> str:
+        """The help, whose first line names what is needed alone."""
+        wanted = [action for action in self._actions if action.required and not action.option_strings]
+        flags = [action for action in self._actions if action.required and action.option_strings]
+        names = [str(action.metavar or action.dest) for action in wanted]
+        names += [f"{action.option_strings[0]} {action.metavar or action.dest.upper()}" for action in flags]
+        self.usage = " ".join([self.prog, *names, "[options]"])
+        return super().format_help()
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse is silent where this cannot be written, as on a full disk.
@@ -74,19 +96,21 @@ class Flags(argparse.ArgumentParser):
 
     def _check_names(self, args: Sequence[str]) -> None:
         """Raise UserError for the first flag that does not exist: before argparse tells of others that are missing."""
-        known = set(self._option_string_actions)
+        known, parser = set(self._option_string_actions), self  # the parser of the command that is meant
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                known.update(
-                    *(set(action.choices[arg]._option_string_actions) for arg in args if arg in action.choices)
-                )
+                for chosen in (action.choices[argument] for argument in args if argument in action.choices):
+                    known, parser = known | set(chosen._option_string_actions), chosen
         for argument in args:
             name = argument.partition("=")[0]
             if name == "--":
                 return
             if name.startswith("--") and name not in known:
-                names = sorted(flag for flag in known if flag.startswith("--") and "-" not in flag[2:])
-                raise UserError(f"unknown option {name}", nearest(name, names))
+                close = difflib.get_close_matches(
+                    name.replace("-", "_"), [flag for flag in known if "-" not in flag[2:]], n=1
+                )
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise UserError(f"unknown option {name}", f"{hint}{parser._remedy()}")
 
 
 def _check_number(name: str, value: object) -> None:

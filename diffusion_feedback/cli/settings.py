@@ -46,3 +46,9 @@ def _how(hint: object) -> dict[str, object]:
     if hint is bool:
         return {"action": "store_true"}
     return {"type": hint} if hint in (int, float) else {}
+
+
+def parsers_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """``parser`` and the parsers of its second words."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [parser, *(inner for choices in below for inner in choices.values())]

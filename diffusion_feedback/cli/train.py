@@ -8,6 +8,7 @@ from ..config.parsing import build_parser, parse
 from ..config.recipe import to_yaml
 from ..folders import is_main_process
 from .flags import help_text
+from .recipe_help import answer_help
 
 
 def run(argv: Sequence[str]) -> None:
@@ -19,6 +20,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run in output_dir")
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--dry_run", action="store_true", help="say what would be trained, with memory, and stop")
+    answer_help(parser, argv)
     recipe, flags = parse(parser, argv)
     if flags.print_config:
         print(to_yaml(recipe), end="")

@@ -25,7 +25,7 @@ def refuse_keys(recipe: Recipe, keys: Iterable[str], what: str) -> None:
     for key in keys:
         section, _, part = key.partition(".")
         value = getattr(getattr(recipe, section), part)
-        if value != _default(section, part):
+        if value != default_of(key):
             raise UserError(f"{key}: got {value!r}, which means nothing for {what}", "leave it out")
 
 
@@ -39,9 +39,20 @@ def keys_for(*purposes: object) -> list[str]:
     return [key for key, said in key_notes().items() if not set(purposes).isdisjoint(said)]
 
 
-def _default(section: str, name: str) -> object:
-    field = next(field for field in dataclasses.fields(SECTIONS[section]) if field.name == name)
+def default_of(key: str) -> object:
+    """The value of ``key`` where it is not given."""
+    field = _field(key)
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def is_required(key: str) -> bool:
+    """Whether ``key`` must be given."""
+    return _field(key).default is dataclasses.MISSING and _field(key).default_factory is dataclasses.MISSING
+
+
+def _field(key: str) -> dataclasses.Field[object]:
+    section, _, name = key.rpartition(".")
+    return next(field for field in dataclasses.fields(SECTIONS[section] if section else Recipe) if field.name == name)
 
 
 def check_values(recipe: Recipe) -> None:

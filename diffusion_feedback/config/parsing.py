@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import typing
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..catalog import check_settings, resolve
 from ..catalog.rows import settings_of
@@ -21,30 +20,24 @@ from ..folders import at_home, expand
 from .checks import check_recipe
 from .meaning import keys_for
 from .recipe import SECTIONS, Recipe, plain, to_dict
-from .wording import allowed, explain, known_keys, unknown_option
+from .wording import allowed, explain, full_key, holds_list, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
 _STAND_IN: dict[str, Any] = {"name": "sft"}
 _TOP = [item.name for item in dataclasses.fields(Recipe)]
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows types and defaults, and leaves the lines of the examples as they are."""
-
-
 def build_parser(prog: str, description: str, epilog: str = "") -> ArgumentParser:
     """A parser with ``--config`` and every recipe key as a flag."""
     parser = ArgumentParser(
         prog=prog,
-        usage=f"{prog} --config RECIPE.yaml [--SECTION.KEY VALUE ...]",
         description=description,
         epilog=epilog,
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,  # our own prints the resolved recipe alone
-        formatter_class=_HelpFormatter,
     )
-    parser.add_argument("--config", action="config", help="Recipe file (YAML); flags override it.")
+    parser.add_argument("--config", action="config", help="recipe file (YAML), as under configs/; flags override it")
     parser.add_class_arguments(Recipe)
     return parser
 
@@ -52,14 +45,19 @@ def build_parser(prog: str, description: str, epilog: str = "") -> ArgumentParse
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Recipe, Namespace]:
     """Parse flags and recipe files into a checked Recipe, and the namespace with the command's own flags.
 
-    Raises UserError for unknown keys (with the nearest name), wrong types, missing keys, values that no run can have, and
-    unreadable files.
+    A key that one section alone has may be given without it. Raises UserError for unknown keys (with the nearest name),
+    wrong types, missing keys, values that no run can have, and unreadable files.
     """
-    argv = [_with_underscores(argument) for argument in argv]
     flags = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    argv = _with_sections([_with_underscores(argument) for argument in argv], flags)
     _check_flags(argv, flags)
-    namespace = _read(parser, _with_contents(argv), flags)
-    return _recipe_of(namespace), namespace
+    given = {name for name, _ in _given(argv)}
+    try:
+        namespace = _read(parser, _with_contents(argv), flags)
+        return _recipe_of(namespace), namespace
+    except UserError as error:  # a key of a recipe by its name, a flag with its dashes
+        dashes = "--" if error.problem.partition(":")[0] in given else ""
+        raise UserError(f"{dashes}{error.problem}", error.remedy) from error
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
@@ -130,6 +128,31 @@ def _with_underscores(argument: str) -> str:
     """Flags may be written with dashes as well, as in --training.learning-rate."""
     name, equals, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def _with_sections(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """``argv`` with the sections of keys that were given without, where one section alone has such a key; and with single
+    values of keys that hold lists as lists.
+    """
+    written: list[str] = []
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            key = argv[place - 1].removeprefix("--") if place and argv[place - 1].startswith("--") else ""
+            written.append(_listed(full_key(key, flags), argument))
+        elif name not in flags:
+            written.append(f"--{full_key(name, flags)}{equals}{_listed(full_key(name, flags), value)}")
+        else:
+            written.append(f"--{name}{equals}{_listed(name, value)}")
+    return written
+
+
+def _listed(key: str, value: str) -> str:
+    return (
+        yaml.safe_dump([value], default_flow_style=True).strip()
+        if holds_list(key) and value[:1] not in ("", "[")
+        else value
+    )
 
 
 def _with_homes(recipe: Recipe) -> Recipe:

@@ -20,6 +20,7 @@ NOISE = "pictures that are made from noise"  # a scorer sees whole pictures, as 
 SAMPLES = "samples of an evaluation"
 ADAPTERS = "adapters"
 POLICY_GRADIENT = "policy gradients"
+ESSENTIAL = "what one changes"  # shown by the short help; no key is refused for it
 GIVEN = "examples that are given"  # completions drawn are not labelled, and how many an update has follows from the rollouts
 
 
@@ -29,10 +30,10 @@ class ModelConfig:
 
     Args:
         pretrained_model_name_or_path: Diffusers folder, CLIPModel folder, transformers folder, or hub id.
-        family: Name from the catalog: sd, sdxl, clip for a scorer, causal_lm, or reward_model for a judge of texts.
+        family: Kind of model: sd, sdxl, clip, causal_lm or reward_model; clip is a scorer, reward_model a judge of texts.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant, such as fp16.
-        tuning: lora trains adapters over the frozen base; full trains the whole network (a scorer always).
+        tuning: Adapters alone, or the whole network; a scorer is trained as a whole always.
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters is alpha / rank; the rank when not given.
         lora_targets: Groups (attention, feed_forward, convolutions; for texts also all-linear) or endings of layer names.
@@ -42,17 +43,17 @@ class ModelConfig:
         reference_model_name_or_path: Another model as the reference; the model as it is loaded when not given.
     """
 
-    pretrained_model_name_or_path: Annotated[str, at_home]
-    family: str = "sd"
+    pretrained_model_name_or_path: Annotated[str, at_home, ESSENTIAL]
+    family: Annotated[str, ESSENTIAL] = "sd"
     revision: str | None = None
     variant: str | None = None
-    tuning: Literal["lora", "full"] = "lora"
-    lora_rank: Annotated[int, Range(1, 65_536), ADAPTERS] = 8
+    tuning: Annotated[Literal["lora", "full"], ESSENTIAL] = "lora"
+    lora_rank: Annotated[int, Range(1, 65_536), ADAPTERS, ESSENTIAL] = 8
     lora_alpha: Annotated[float | None, POSITIVE, ADAPTERS] = None
     lora_targets: Annotated[list[str], ADAPTERS] = field(default_factory=lambda: ["attention"])
     lora_modules_to_save: list[str] = field(default_factory=list)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, ESSENTIAL] = False
     reference_model_name_or_path: Annotated[str | None, at_home] = None
 
 
@@ -61,7 +62,7 @@ class DataConfig:
     """Which preference pairs are learnt from.
 
     Args:
-        train: Parquet file, glob, directory, image folder, twin folders, or hub id; for texts JSON Lines or JSON too.
+        train: Pairs: Parquet, glob, folder of images, twin folders, or hub id; for texts JSON Lines or JSON too.
         validation: Held-out pairs, in any of the same forms; none when not given.
         split: Split of the training data, where the source has splits.
         validation_split: Split of the validation data.
@@ -82,13 +83,13 @@ class DataConfig:
         max_validation_pairs: Use only this many validation pairs.
     """
 
-    train: Annotated[str, at_home]
-    validation: Annotated[str | None, at_home] = None
+    train: Annotated[str, at_home, ESSENTIAL]
+    validation: Annotated[str | None, at_home, ESSENTIAL] = None
     split: str = "train"
     validation_split: str = "validation"
     revision: str | None = None
     streaming: Annotated[bool, IMAGES] = False
-    resolution: Annotated[int | None, SIDE, NOISE] = None
+    resolution: Annotated[int | None, SIDE, NOISE, ESSENTIAL] = None
     ties: Annotated[Literal["drop", "soft"], GIVEN] = "drop"
     soft_labels: Annotated[bool, GIVEN] = False
     prompt_weights: Annotated[bool, GIVEN] = True
@@ -125,14 +126,14 @@ class TrainingConfig:
     """
 
     seed: Annotated[int, SEED] = 0
-    max_train_steps: Annotated[int, _STEPS] = 1000
-    train_batch_size: Annotated[int, COUNT] = 8
-    gradient_accumulation_steps: Annotated[int, COUNT, GIVEN] = 1
-    learning_rate: Annotated[float, NOT_NEGATIVE] = 1e-5
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    max_train_steps: Annotated[int, _STEPS, ESSENTIAL] = 1000
+    train_batch_size: Annotated[int, COUNT, ESSENTIAL] = 8
+    gradient_accumulation_steps: Annotated[int, COUNT, GIVEN, ESSENTIAL] = 1
+    learning_rate: Annotated[float, NOT_NEGATIVE, ESSENTIAL] = 1e-5
+    lr_scheduler: Annotated[Literal["constant", "linear", "cosine"], ESSENTIAL] = "constant"
     lr_warmup_steps: Annotated[int, _STEPS_OR_NONE] = 0
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 1.0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], ESSENTIAL] = "no"
     ema_decay: Annotated[float, DECAY] = 0.0
     timestep_range: Annotated[tuple[float, float], SHARE, NOISE] = (0.0, 1.0)
     checkpointing_steps: Annotated[int, _STEPS] = 100
@@ -152,16 +153,16 @@ class ValidationConfig:
 
     Args:
         steps: Steps between two evaluations; 0 evaluates only at the end.
-        prompts: Prompts of the sample grid (drawn at data.resolution, training.train_batch_size at once), or of the sample
-            completions; the first held-out ones when empty.
+        prompts: Prompts of the samples; the first held-out ones when empty. Images are drawn at data.resolution,
+            training.train_batch_size at once.
         num_prompts: How many held-out prompts are taken when prompts is empty; 0 for no samples.
         seed: Seed of the first sample, and of the held-out draws.
         num_inference_steps: Steps of the sampler.
         guidance_scale: Classifier-free guidance.
     """
 
-    steps: Annotated[int, _STEPS_OR_NONE] = 0
-    prompts: Annotated[list[str], SAMPLES] = field(default_factory=list)
+    steps: Annotated[int, _STEPS_OR_NONE, ESSENTIAL] = 0
+    prompts: Annotated[list[str], SAMPLES, ESSENTIAL] = field(default_factory=list)
     num_prompts: Annotated[int, Range(0, 1_000_000), SAMPLES] = 8
     seed: Annotated[int, SEED, SAMPLES] = 0
     num_inference_steps: Annotated[int, Range(1, 1000), NOISE] = 30
@@ -205,8 +206,8 @@ class RolloutConfig:
         batch_size: Completions drawn at once; changes nothing but speed.
         num_prompts: Prompts of one iteration of a policy gradient, taken from data.train.
         num_generations: Completions of each of them; 2 or more for grpo and rloo.
-        num_ppo_epochs: Times that the updates go through the completions of an iteration.
-        num_mini_batches: Updates in one of these times: parts that the completions are cut into.
+        num_ppo_epochs: Passes of the updates through the completions of one iteration.
+        num_mini_batches: Updates in one of these passes; each takes an equal part of the completions.
         missing_eos_penalty: Taken from the reward of a completion without an end token.
         reward_clip: Rewards are clipped to plus and minus this; not at all when not given.
         ptx_data: Texts that the policy must not unlearn, in any form of data.train; none when not given.
@@ -235,8 +236,8 @@ class RoundsConfig:
     """Rounds of drawing, judging, pairing and training. For dfb rounds alone, where data.train holds prompts.
 
     Args:
-        num_rounds: How many rounds; may be raised later, to go on.
-        num_prompts: Prompts of one round, taken from data.train without a repeat until all were used; all when not given.
+        num_rounds: Number of rounds; may be raised later, to go on.
+        num_prompts: Prompts of one round; all of data.train when not given, else none repeats until all were used.
         num_samples: Samples of each prompt in a round.
         rule: How pairs are picked from the ranked samples of a prompt: a rule of dfb label, as NAME or NAME,key=value.
         start_from: What a round trains: the model of the round before (previous), or the initial one.
@@ -253,17 +254,17 @@ class RoundsConfig:
         batch_size: Images drawn at once; texts go by rollouts.batch_size.
     """
 
-    num_rounds: Annotated[int, Range(0, 10_000)] = 0
-    num_prompts: Annotated[int | None, COUNT] = None
-    num_samples: Annotated[int, SEVERAL] = 4
+    num_rounds: Annotated[int, Range(0, 10_000), ESSENTIAL] = 0
+    num_prompts: Annotated[int | None, COUNT, ESSENTIAL] = None
+    num_samples: Annotated[int, SEVERAL, ESSENTIAL] = 4
     rule: str = "best_worst"
     start_from: Literal["previous", "initial"] = "previous"
     reference: Literal["initial", "previous", "ema"] = "initial"
     reference_decay: Annotated[float, DECAY] = 0.5
-    scorer: str = ""
+    scorer: Annotated[str, ESSENTIAL] = ""
     reward_recipe: Annotated[str | None, at_home] = None
     labels_from: str | None = None
-    heldout_prompts: Annotated[str, at_home] = ""
+    heldout_prompts: Annotated[str, at_home, ESSENTIAL] = ""
     num_heldout_prompts: Annotated[int | None, SEVERAL] = None
     num_heldout_samples: Annotated[int, COUNT] = 1
     heldout_judge: str | None = None
@@ -278,7 +279,7 @@ class Recipe:
         model: Which model is tuned, and how.
         data: Which pairs are learnt from.
         output_dir: The run's folder.
-        objective: Name of the objective and its settings, such as {name: dpo, beta: 5000}.
+        objective: What is minimised; its name and settings, such as {name: dpo, beta: 5000}.
         optimizer: Name of the optimizer and its settings, such as {name: adamw, weight_decay: 0.01}.
         training: How long, how fast, and with what.
         validation: What is evaluated while training.
@@ -289,8 +290,8 @@ class Recipe:
 
     model: ModelConfig
     data: DataConfig
-    output_dir: Annotated[str, at_home]
-    objective: dict[str, Any] = field(default_factory=lambda: {"name": "dpo", "beta": 5000.0})
+    output_dir: Annotated[str, at_home, ESSENTIAL]
+    objective: Annotated[dict[str, Any], ESSENTIAL] = field(default_factory=lambda: {"name": "dpo", "beta": 5000.0})
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

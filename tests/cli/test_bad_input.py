@@ -161,7 +161,7 @@ def test_weights_with_nan(
         (["--data.train", "absent.parquet"], ["absent.parquet"]),
         (["--objective.name", "dpoo"], ["unknown objective 'dpoo'", "did you mean 'dpo'"]),
         (["--objective.label_smoothin", "0.1"], ["label_smoothin", "label_smoothing"]),
-        (["--training.learnin_rate", "1"], ["training.learnin_rate", "did you mean 'training.learning_rate'"]),
+        (["--training.learnin_rate", "1"], ["training.learnin_rate", "did you mean --training.learning_rate"]),
         (["training.learning_rate=1"], ["'training.learning_rate'", "write --training.learning_rate VALUE"]),
         (["--training.learning_rate", "fast"], ["training.learning_rate", "fast"]),
         (["--training.train_batch_size", "0"], ["training.train_batch_size", "1 or more"]),
