@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..catalog import family_row, objective_row, objectives_for, parts_of
 from ..catalog.objectives import OBJECTIVES
 from ..errors import UserError
-from .meaning import check_values, keys_for, keys_of, refuse_keys, require
-from .recipe import ADAPTERS, NOISE, SAMPLES, Recipe
+from .meaning import check_values, default_of, keys_for, keys_of, refuse_keys, require
+from .recipe import ADAPTERS, NOISE, POLYNOMIAL, RESTARTS, SAMPLES, WARMUP, Recipe, TrainingConfig
 from .text_checks import check_text
 
 
@@ -23,6 +23,7 @@ def check_recipe(recipe: Recipe) -> None:
         refuse_keys(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
     half = model.dtype == "float32" or training.mixed_precision != "no"
     require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
+    _check_length(recipe.training)
     _check_family(recipe)
     if data.random_crop and data.cache:
         raise UserError("data.random_crop: random crops cannot be cached", "set data.cache: false, or drop random_crop")
@@ -34,6 +35,24 @@ def check_recipe(recipe: Recipe) -> None:
             "use float32 and training.mixed_precision",
         )
     _check_labels(recipe)
+
+
+def _check_length(training: TrainingConfig) -> None:
+    """Refuse two lengths of one run, and settings that the schedule of its learning rate does not take."""
+    steps, epochs, name = training.max_train_steps, training.num_train_epochs, training.lr_scheduler
+    if steps is not None and epochs is not None:
+        problem = f"training.num_train_epochs: got {epochs:g} beside training.max_train_steps {steps}"
+        raise UserError(problem, "give one of them, and null for the other where a recipe has it")
+    for schedule in (RESTARTS, POLYNOMIAL):
+        for key in keys_for(schedule) if schedule != name else []:
+            value = getattr(training, key.partition(".")[2])
+            if value != default_of(key):
+                problem = f"{key}: got {value!r}, which schedule {name!r} does not take"
+                raise UserError(problem, f"leave it out, or set training.lr_scheduler: {schedule}")
+    warmup, end = training.lr_warmup_steps, training.lr_end
+    require(name != WARMUP or warmup > 0, "training.lr_warmup_steps", warmup, f"1 or more with {name}")
+    below = end < training.learning_rate or end == 0
+    require(below, "training.lr_end", end, f"less than the learning rate, {training.learning_rate:g}")
 
 
 def _check_labels(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from ..errors import UserError, first_line, nearest, shown
 from ..folders import at_home, expand
 from .checks import check_recipe
 from .meaning import keys_for
-from .recipe import SECTIONS, Recipe, plain, to_dict
+from .recipe import MAX_TRAIN_STEPS, SECTIONS, Recipe, plain, to_dict
 from .wording import allowed, explain, full_key, holds_list, known_keys, unknown_option
 
 _CATALOGUED = ("objective", "optimizer")
@@ -121,6 +121,10 @@ def _recipe_of(namespace: Namespace, objective: Mapping[str, object] | None = No
     optimizer = _coerce("optimizer", optimizer)
     recipe = Recipe(output_dir=namespace.output_dir, objective=own, optimizer=optimizer, **parts)
     check_recipe(recipe)
+    if recipe.training.max_train_steps is None and recipe.training.num_train_epochs is None:
+        recipe = dataclasses.replace(
+            recipe, training=dataclasses.replace(recipe.training, max_train_steps=MAX_TRAIN_STEPS)
+        )
     return _with_homes(recipe)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import yaml
 from ..folders import at_home
 from ..values import COUNT, DECAY, GUIDANCE, NOT_NEGATIVE, POSITIVE, SEED, SEVERAL, SHARE, SIDE, TOKENS, Range
 
+MAX_TRAIN_STEPS = 1000  # where a recipe says neither steps nor epochs
 _STEPS, _STEPS_OR_NONE, _PAIRS = Range(1, 100_000_000), Range(0, 100_000_000), Range(1, 2.0**40)
 # What a key is for, where it means nothing to all other runs.
 IMAGES = "pairs of images"
@@ -21,6 +23,7 @@ SAMPLES = "samples of an evaluation"
 ADAPTERS = "adapters"
 POLICY_GRADIENT = "policy gradients"
 ESSENTIAL = "what one changes"  # shown by the short help; no key is refused for it
+RESTARTS, POLYNOMIAL, WARMUP = "cosine_with_restarts", "polynomial", "constant_with_warmup"  # schedules
 GIVEN = "examples that are given"  # completions drawn are not labelled, and how many an update has follows from the rollouts
 
 
@@ -110,12 +113,17 @@ class TrainingConfig:
 
     Args:
         seed: Seed of every draw: order, timesteps, noise, flips, crops, caption dropout, adapter start.
-        max_train_steps: Number of optimizer steps; --dry_run says how many passes through the data they are.
+        max_train_steps: Number of optimizer steps; --dry_run says how many passes through the data they are. 1000 where
+            num_train_epochs is not given either.
+        num_train_epochs: Passes through the data, in place of max_train_steps; of the prompts, where completions are drawn.
         train_batch_size: Pairs in one forward pass of one process.
         gradient_accumulation_steps: Forward passes of each process in one optimizer step.
         learning_rate: Peak learning rate.
         lr_scheduler: Course of the learning rate after the warm-up.
         lr_warmup_steps: Steps of linear warm-up.
+        lr_num_cycles: Cosines from the peak to 0, one after the other, of cosine_with_restarts.
+        lr_power: Exponent of polynomial; 1 is linear.
+        lr_end: Learning rate that polynomial ends at, below learning_rate.
         max_grad_norm: Gradient norm is clipped to this; 0 leaves it.
         mixed_precision: Autocast precision of forward passes.
         ema_decay: Decay of the moving average of the trained weights, which is then the result; 0 for none.
@@ -126,12 +134,18 @@ class TrainingConfig:
     """
 
     seed: Annotated[int, SEED] = 0
-    max_train_steps: Annotated[int, _STEPS, ESSENTIAL] = 1000
+    max_train_steps: Annotated[int | None, _STEPS, ESSENTIAL] = None
+    num_train_epochs: Annotated[float | None, POSITIVE] = None
     train_batch_size: Annotated[int, COUNT, ESSENTIAL] = 8
     gradient_accumulation_steps: Annotated[int, COUNT, GIVEN, ESSENTIAL] = 1
     learning_rate: Annotated[float, NOT_NEGATIVE, ESSENTIAL] = 1e-5
-    lr_scheduler: Annotated[Literal["constant", "linear", "cosine"], ESSENTIAL] = "constant"
+    lr_scheduler: Annotated[
+        Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"], ESSENTIAL
+    ] = "constant"
     lr_warmup_steps: Annotated[int, _STEPS_OR_NONE] = 0
+    lr_num_cycles: Annotated[int, COUNT, RESTARTS] = 1
+    lr_power: Annotated[float, POSITIVE, POLYNOMIAL] = 1.0
+    lr_end: Annotated[float, NOT_NEGATIVE, POLYNOMIAL] = 0.0
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], ESSENTIAL] = "no"
     ema_decay: Annotated[float, DECAY] = 0.0
@@ -145,6 +159,12 @@ class TrainingConfig:
         """``report_to`` as a list; "none" says that there are none."""
         named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         return [] if named == ["none"] else list(named)
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Number of optimizer steps, of a run whose data give ``steps_per_epoch`` in one pass."""
+        if self.max_train_steps is not None:
+            return self.max_train_steps
+        return max(1, math.ceil((self.num_train_epochs or 0) * steps_per_epoch))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..types.training import BatchSource, Coupled, Gated, Observer, Step, StepOu
 from .checkpoints import first_not_finite
 from .ema import WeightAverage
 from .finite import MAX_SKIPPED, START_OVER, Watch, culprits_named
-from .optimizers import learning_rate_at
+from .optimizers import scheduled_rate
 from .resuming import check_identity, take_over, take_over_optimizer
 from .run_folder import RunFolder
 from .stopping import StopSignals
@@ -86,6 +86,12 @@ class Trainer:
         """Examples in one optimizer step, over all processes."""
         return self.source.batch_size
 
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the whole run; where a recipe says epochs, its caller has counted them."""
+        assert self.config.max_train_steps is not None
+        return self.config.max_train_steps
+
     def fit(self) -> None:
         """Train to the end, from the newest checkpoint where there is one.
 
@@ -123,14 +129,14 @@ class Trainer:
 
     def _train(self, start: int) -> None:
         bar = progress(
-            total=self.config.max_train_steps,
+            total=self.max_steps,
             initial=start,
             desc="train",
             unit="step",
             disable=not self.accelerator.is_main_process,
         )
         with bar:
-            for number in range(start, self.config.max_train_steps):
+            for number in range(start, self.max_steps):
                 done = number + 1
                 with within_memory(f"step {done}", _SMALLER):
                     metrics = self.update(number)
@@ -145,7 +151,7 @@ class Trainer:
 
     def _after(self, done: int) -> None:
         """What follows step ``done``: the checkpoint first, so that nothing that comes after it can lose the step."""
-        is_last = done == self.config.max_train_steps
+        is_last = done == self.max_steps
         if is_last or self._is_stopping or done % self.config.checkpointing_steps == 0:
             self._save(done)
         if self._is_stopping:
@@ -154,23 +160,17 @@ class Trainer:
             self._evaluate(done)
 
     def _interrupted(self, done: int, signum: int) -> Interrupted:
-        where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.config.max_train_steps}"
+        where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.max_steps}"
         if not done:  # before the first step there is nothing to keep
             return Interrupted(signum, f"{where}, before there was a checkpoint")
         return Interrupted(signum, f"{where}; its checkpoint is written")
 
     def _is_evaluation_due(self, done: int) -> bool:
-        return done == self.config.max_train_steps or bool(self.evaluate_every and done % self.evaluate_every == 0)
+        return done == self.max_steps or bool(self.evaluate_every and done % self.evaluate_every == 0)
 
     def update(self, number: int) -> dict[str, float]:
         """One optimizer step; returns the metrics averaged over the global batch."""
-        rate = learning_rate_at(
-            number,
-            peak=self.config.learning_rate,
-            scheduler=self.config.lr_scheduler,
-            warmup_steps=self.config.lr_warmup_steps,
-            max_steps=self.config.max_train_steps,
-        )
+        rate = scheduled_rate(self.config, number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         watch = Watch(self.name_of)
@@ -373,5 +373,7 @@ class Trainer:
             take_over_optimizer(checkpoint, state, self.optimizer, self.accelerator.scaler)
         if self.accelerator.is_main_process:
             self.folder.forget_after(self._saved)
+            if self._saved < self.max_steps:
+                self.folder.forget_result()  # that of a run which is lengthened
         self.accelerator.wait_for_everyone()
         return max(0, self._saved)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from ..config.recipe import TrainingConfig
 from ..errors import UserError
 
 Parameters = Iterable[nn.Parameter]
@@ -86,15 +87,50 @@ def rmsprop(
     )
 
 
-_COURSES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-}
+def learning_rate_at(
+    step: int,
+    *,
+    peak: float,
+    scheduler: str,
+    warmup_steps: int,
+    max_steps: int,
+    num_cycles: int = 1,
+    power: float = 1.0,
+    end: float = 0.0,
+) -> float:
+    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, then ``scheduler``; a function, no state.
 
-
-def learning_rate_at(step: int, *, peak: float, scheduler: str, warmup_steps: int, max_steps: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, then ``scheduler``; a function, no state."""
+    After the warm-up, from step ``warmup_steps`` to ``max_steps``, the courses are those of diffusers' ``get_scheduler``,
+    whose polynomial ends at 1e-7 where this one ends at ``end``.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    return peak * _COURSES[scheduler]((step - warmup_steps) / max(1, max_steps - warmup_steps))
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    match scheduler:
+        case "linear":
+            return peak * (1.0 - progress)
+        case "cosine":
+            return peak * (0.5 * (1 + math.cos(math.pi * progress)))
+        case "cosine_with_restarts" if progress < 1:
+            return peak * (0.5 * (1 + math.cos(math.pi * (num_cycles * progress % 1.0))))
+        case "cosine_with_restarts":
+            return 0.0
+        case "polynomial":
+            return end + (peak - end) * math.pow(1.0 - progress, power)
+        case _:
+            return peak
+
+
+def scheduled_rate(training: TrainingConfig, step: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0) of a run of ``training``, whose number of steps is given."""
+    assert training.max_train_steps is not None
+    return learning_rate_at(
+        step,
+        peak=training.learning_rate,
+        scheduler=training.lr_scheduler,
+        warmup_steps=training.lr_warmup_steps,
+        max_steps=training.max_train_steps,
+        num_cycles=training.lr_num_cycles,
+        power=training.lr_power,
+        end=training.lr_end,
+    )

@@ -30,15 +30,19 @@ class EpochOrder:
             )
             raise UserError(problem, "lower training.train_batch_size or training.gradient_accumulation_steps")
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass through the data."""
+        return self.num_examples // self.batch_size
+
     def epoch(self, step: int) -> int:
         """The pass through the data that ``step`` (from 0) belongs to."""
-        return step // (self.num_examples // self.batch_size)
+        return step // self.steps_per_epoch
 
     def indices(self, step: int) -> list[int]:
         """The examples of optimizer step ``step`` (from 0), over all processes and micro-batches."""
-        steps_per_epoch = self.num_examples // self.batch_size
         permutation = _permutation(self.num_examples, self.seed, self.epoch(step))
-        start = (step % steps_per_epoch) * self.batch_size
+        start = (step % self.steps_per_epoch) * self.batch_size
         return [int(index) for index in permutation[start : start + self.batch_size]]
 
 

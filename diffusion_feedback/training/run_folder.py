@@ -2,6 +2,7 @@
 
 recipe.yaml        the resolved recipe; training reads it back
 environment.json   versions and hardware, and patterns of the files that the result is written in
+history.jsonl      settings that changed when the run went on, and after which step; where any did
 metrics.jsonl      one line a step, and one an evaluation of held-out pairs
 samples/           validation grids, or completions, on fixed seeds
 checkpoints/       step-000100/..., whole or absent, with checksums
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -23,45 +25,30 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..catalog import objective_row
-from ..config.sources import is_object, user_sources
+from ..config.continuing import ChangedSetting, Changes
+from ..config.sources import user_sources
 from ..documents import read_object, read_yaml
 from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
-from ..output_folders import OutputKind, check_writable, flat
+from ..output_folders import OutputKind, check_writable
 from ..records import write_json, write_text
 from . import checkpoints
+from .history import HISTORY, read_history, record_changes
+from .resuming import check_changes, effective_batch
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
 _ENVIRONMENT = "environment.json"
+_START_OVER = "start over with `overwrite`, or choose another output_dir"
 _CODE = "code"  # of the user's own, in environment.json
 _FILE_PATTERN = re.compile(r"[\w-][\w.*-]*")
 TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 _RUNS = OutputKind(
     mark="recipe.yaml",
-    own=("README.md", "metrics.jsonl", "checkpoints", "samples", TRACKED),
-    # These may differ between a run and its continuation: they change neither data, draws nor updates.
-    free={
-        ("training", "checkpointing_steps"),
-        ("training", "checkpoints_total_limit"),
-        ("training", "report_to"),
-        ("data", "cache_dir"),
-        ("validation",),
-        ("output_dir",),
-    },
+    own=("README.md", "metrics.jsonl", HISTORY, "checkpoints", "samples", TRACKED),
     foreign="is there and is no run",
     changed="`resume` with another {key}: {old} became {new}",
-    changed_remedy="resume with the run's own recipe.yaml, or choose another output_dir",
 )
-# Neither do these, up to rounding, as long as the examples of one step are as many; not so where the loss of one example
-# depends on the others of its pass. Whoever runs out of memory needs them.
-_GEOMETRY = {
-    ("training", "train_batch_size"),
-    ("training", "gradient_accumulation_steps"),
-    ("text", "max_tokens_per_pass"),
-    ("model", "gradient_checkpointing"),
-}
 
 
 def environment() -> dict[str, object]:
@@ -89,29 +76,53 @@ class RunFolder:
         """Whether the run came to its end."""
         return (self.path / "README.md").exists()
 
-    def check_free(self, recipe: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
-        """Raise UserError where ``open`` would: before minutes go into loading a model. Writes nothing."""
+    @property
+    def last_step(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        saved = self.checkpoints()
+        return checkpoints.step_number(saved[-1]) if saved else 0
+
+    def check_free(self, recipe: Mapping[str, object], *, resume: bool, overwrite: bool, processes: int = 1) -> Changes:
+        """What a run by ``recipe``, in this many ``processes``, changes in the one that is here; nothing where it is new.
+
+        Raises UserError where ``open`` would: before minutes go into loading a model. Writes nothing.
+        """
         if (self.path / ROUNDS).exists():
             raise UserError(f"{self.path}: holds rounds", "choose another output_dir")
         _RUNS.check_own(self.path)
+        changes = Changes()
         if _RUNS.is_marked(self.path):
             if resume:
-                self._check_same(recipe)
+                changes = self._changes(recipe, processes)
                 self._check_code(recipe)
             elif not overwrite:
                 remedy = "continue it with `resume`, replace it with `overwrite`, or choose another output_dir"
                 raise UserError(f"{self.path}: already holds a run", remedy)
         check_writable(self.path)
+        return changes
+
+    def check_length(self, steps: int) -> None:
+        """Raise UserError where the run that is here has gone further than ``steps``."""
+        if steps < self.last_step:
+            problem = f"training.max_train_steps: {steps}, and {self.path} has gone {self.last_step} steps"
+            remedy = f"give {self.last_step} or more; or another output_dir, and model.init_from: {self.path}@STEP"
+            raise UserError(problem, remedy)
 
     def open(
-        self, recipe: Mapping[str, object], written_files: Sequence[str] = (), *, resume: bool, overwrite: bool
+        self,
+        recipe: Mapping[str, object],
+        written_files: Sequence[str] = (),
+        *,
+        resume: bool,
+        overwrite: bool,
+        processes: int = 1,
     ) -> None:
         """Start or continue a run here, whose result is written in ``written_files`` (patterns, as of ``Path.glob``).
 
-        A new run removes what the one before it says that it wrote, and what might be taken for its own result. Raises
-        UserError for a folder that holds something else, or cannot be written.
+        A new run removes what the one before it says that it wrote, and what might be taken for its own result. One that
+        goes on records what it changes. Raises UserError for a folder that holds something else, or cannot be written.
         """
-        self.check_free(recipe, resume=resume, overwrite=overwrite)
+        changes = self.check_free(recipe, resume=resume, overwrite=overwrite, processes=processes)
         content = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         is_new = overwrite or not _RUNS.is_marked(self.path)
         try:
@@ -122,12 +133,22 @@ class RunFolder:
                 replace(_RUNS, own=own).claim(self.path, content)
                 sources = user_sources(recipe)
                 code = {_CODE: sources} if sources else {}
-                facts = {**environment(), **code, "written_files": list(written_files)}
+                begun = {"processes": processes, "effective_batch": effective_batch(recipe, processes)}
+                facts = {**environment(), **begun, **code, "written_files": list(written_files)}
                 write_json(self.path / _ENVIRONMENT, facts)
             else:
+                if changes.is_longer_or_shorter:
+                    (self.path / "README.md").unlink(missing_ok=True)  # it is complete no more
+                record_changes(self.path, self.last_step, changes.accepted, processes)
                 _RUNS.write_mark(self.path, content)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
+
+    def forget_result(self) -> None:
+        """Remove the weights that the run has given out: it goes on, and they would be taken for those of its end."""
+        for pattern in self._recorded_files():
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _recorded_files(self) -> list[str]:
         """What the run that is here says that it writes; nothing that is not a plain name or pattern of one."""
@@ -139,27 +160,40 @@ class RunFolder:
             [str(name) for name in recorded if _FILE_PATTERN.fullmatch(str(name))] if isinstance(recorded, list) else []
         )
 
-    def _check_same(self, new: Mapping[str, object]) -> None:
-        """Raise UserError where the recipe that is here differs from ``new`` in what decides a run, or is none."""
-        path, remedy = self.path / "recipe.yaml", "start over with `overwrite`, or choose another output_dir"
-        old = read_yaml(path, remedy)
+    def _changes(self, new: Mapping[str, object], processes: int) -> Changes:
+        """What ``new`` changes. Raises UserError where that makes another run, and where what is here is no recipe."""
+        path = self.path / _RUNS.mark
+        old = read_yaml(path, _START_OVER)
         if not isinstance(old, dict):
-            raise UserError(f"{path}: holds no recipe but {type(old).__name__}", remedy)
-        name = flat(new).get(("objective", "name"))
-        # Of an objective that is an object nobody can tell here whether examples depend on each other.
-        is_coupled = name is not None and (is_object(name) or objective_row(name).is_coupled)
-        kind = _RUNS if is_coupled else replace(_RUNS, free={*_RUNS.free, *_GEOMETRY})
-        kind.check_same(self.path, old, new)
+            raise UserError(f"{path}: holds no recipe but {type(old).__name__}", _START_OVER)
+        began, batch = self._began()
+        changes = check_changes(self.path, old, new, (batch, effective_batch(new, processes) if batch else None))
+        if changes.is_longer_or_shorter and self.is_complete() and not self.checkpoints():
+            problem = f"{self.path}: is complete and has no checkpoint, from which it could go on"
+            raise UserError(problem, "begin another run, with its result as the model or as model.init_lora")
+        if began and began != processes:
+            accepted = (*changes.accepted, ChangedSetting("processes", began, processes))
+            changes = replace(changes, accepted=accepted)
+        return changes
+
+    def _began(self) -> tuple[int | None, int | None]:
+        """How many processes the run had when it last went on, and the examples of its steps; None where nothing says so."""
+        try:
+            facts = json.loads((self.path / _ENVIRONMENT).read_text("utf-8"))
+            began, batch = facts.get("processes"), facts.get("effective_batch")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            began = batch = None
+        history = read_history(self.path)
+        return history[-1]["processes"] if history else began, batch
 
     def _check_code(self, recipe: Mapping[str, object]) -> None:
         """Raise UserError where the user's own code is not what the run began with."""
-        path, remedy = self.path / _ENVIRONMENT, "start over with `overwrite`, or choose another output_dir"
-        code = user_sources(recipe)
-        before = read_object(path, remedy).get(_CODE, code) if code and path.exists() else code
+        path, code = self.path / _ENVIRONMENT, user_sources(recipe)
+        before = read_object(path, _START_OVER).get(_CODE, code) if code and path.exists() else code
         for name, now in code.items():
             if before.get(name) != now:
                 problem = f"{self.path}: `resume` with another {name}: its file has changed since the run began"
-                raise UserError(problem, f"bring back the file as it was, or {remedy}")
+                raise UserError(problem, f"bring back the file as it was, or {_START_OVER}")
 
     def log(self, row: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""

@@ -229,11 +229,11 @@ def test_the_optional_optimizer_says_how_to_get_it() -> None:
 def test_a_recipe_written_by_hand_is_the_same_recipe(tmp_path: Path) -> None:
     """YAML 1.1 takes 1e-5 for a text; recipes are YAML 1.2, where it is a number."""
     folder = RunFolder(tmp_path / "run")
-    folder.open({"training": {"learning_rate": 1e-5}}, resume=False, overwrite=False)
-    (folder.path / "recipe.yaml").write_text("training: {learning_rate: 1e-5}")
-    folder.check_free({"training": {"learning_rate": 1e-5}}, resume=True, overwrite=False)
-    with pytest.raises(UserError, match=r"another training.learning_rate: 1e-05 became 2e-05"):
-        folder.check_free({"training": {"learning_rate": 2e-5}}, resume=True, overwrite=False)
+    folder.open({"objective": {"name": "dpo", "beta": 1e-5}}, resume=False, overwrite=False)
+    (folder.path / "recipe.yaml").write_text("objective: {name: dpo, beta: 1e-5}")
+    folder.check_free({"objective": {"name": "dpo", "beta": 1e-5}}, resume=True, overwrite=False)
+    with pytest.raises(UserError, match=r"another objective.beta: 1e-05 became 2e-05"):
+        folder.check_free({"objective": {"name": "dpo", "beta": 2e-5}}, resume=True, overwrite=False)
 
 
 def test_a_new_run_removes_what_the_one_before_wrote_and_nothing_else(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def write_card(
 
     ``recipe`` is the resolved one, ``metrics`` are the lines of metrics.jsonl. ``facts``: ``effective_batch`` (but for
     policy gradients, which count completions); of a scorer its ``logit_scale``; of texts ``is_chat`` and ``tokenizer``
-    (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out.
+    (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out. ``steps`` is their number, the
+    recipe's where it is not said; ``history`` are lines on what changed while the run went on.
     """
     template = load_template(f"cards/{kind}.md.j2", {"literal": _literal, "path": _path_literal, "table": _table})
     card = template.render(
@@ -47,6 +48,8 @@ def write_card(
         metrics=metrics,
         base=recipe["model"]["pretrained_model_name_or_path"],
         objective=recipe["objective"]["name"],
+        history=facts.pop("history", ()),
+        steps=facts.pop("steps", recipe["training"]["max_train_steps"]),
         # A result that was trained over another adapter is merged, and is none itself.
         is_adapter=(folder / "adapter_config.json").is_file(),
         samples=sorted(path.name for path in (folder / "samples").glob("step-*") if path.suffix in (".png", ".md")),

@@ -45,15 +45,32 @@ class RunData(Protocol):
         """Metrics of an update (number from 0) that are known without running it."""
         return {}
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass through the data."""
+        return self.order.steps_per_epoch
+
+    @property
+    def max_train_steps(self) -> int:
+        """Optimizer steps of the whole run: the recipe's, or those that its epochs are."""
+        return self.setup.recipe.training.steps(self.steps_per_epoch)
+
+    @property
+    def length(self) -> str:
+        """The number of steps, and what it comes from, in words."""
+        epochs, steps, each = self.setup.recipe.training.num_train_epochs, self.max_train_steps, self.steps_per_epoch
+        if epochs is not None:
+            return f"{steps} = {epochs:g} epochs of {each}"
+        return f"{steps} ({steps / each:.2f} epochs of {each})"
+
     def plan(self) -> list[str]:
         """Lines on what is learnt from, and in how many steps."""
         training, size = self.setup.recipe.training, self.setup.batch_size
-        epochs = training.max_train_steps * size / len(self.train)
         passes = f"{training.train_batch_size} a pass x {training.gradient_accumulation_steps} accumulated"
         return [
             f"examples         {len(self.train)} for training, {self.held_out()}",
             f"effective batch  {size} = {passes} x {self.setup.accelerator.num_processes} processes",
-            f"steps            {training.max_train_steps} ({epochs:.2f} epochs)",
+            f"steps            {self.length}",
         ]
 
     def held_out(self) -> str:

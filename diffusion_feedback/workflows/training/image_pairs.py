@@ -80,7 +80,7 @@ class ImagePairs(RunData):
     def share(self) -> list[int]:
         """This process's share of the pairs that the run will see, in the order of the files."""
         accelerator = self.setup.accelerator
-        last = self.setup.recipe.training.max_train_steps
+        last = self.max_train_steps
         seen: Iterable[int] = range(len(self.train))
         if self.order.epoch(last - 1) == 0:
             seen = sorted({i for step in range(last) for i in self.order.indices(step)})

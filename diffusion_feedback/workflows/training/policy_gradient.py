@@ -71,7 +71,7 @@ class Prompts(RunData):
 
     def plan(self) -> list[str]:
         """Lines on prompts, completions and updates of the run."""
-        rollouts, steps = self.setup.recipe.rollouts, self.setup.recipe.training.max_train_steps
+        rollouts, steps = self.setup.recipe.rollouts, self.max_train_steps
         completions = rollouts.num_prompts * rollouts.num_generations
         iterations = -(-steps // (rollouts.num_ppo_epochs * rollouts.num_mini_batches))
         return [
@@ -79,8 +79,14 @@ class Prompts(RunData):
             f"iteration        {rollouts.num_prompts} prompts x {rollouts.num_generations} = {completions} completions",
             f"updates          {rollouts.num_ppo_epochs} epochs x {rollouts.num_mini_batches} parts of "
             f"{completions // rollouts.num_mini_batches} completions, over {self.setup.accelerator.num_processes} processes",
-            f"steps            {steps}: {iterations} iterations, {iterations * completions:,} completions",
+            f"steps            {self.length}: {iterations} iterations, {iterations * completions:,} completions",
         ]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one pass through the prompts."""
+        rollouts = self.setup.recipe.rollouts
+        return self.order.steps_per_epoch * rollouts.num_ppo_epochs * rollouts.num_mini_batches
 
 
 def policy_gradient_session(setup: Setup) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 
 from safetensors import SafetensorError
 from torch import nn, optim
@@ -21,11 +22,13 @@ from ...records import content_hash
 from ...reports.cards.writer import write_card
 from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
+from ...training.history import describe_change, read_history
 from ...training.loop import Trainer
 from ...training.run_folder import RunFolder
 from ...types.models import Tokenizer
 from ...types.texts import TextScorer
 from .accelerator import make_accelerator, own_accelerate, start_trackers
+from .changes import describe_changes
 from .given import NOTHING, Given, Setup, accept, check_all_given, recorded
 from .memory import estimate
 from .result import Run
@@ -120,8 +123,10 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
     folder = RunFolder(expand(recipe.output_dir))
     if overwrite:
         check_outside(folder.path, inputs_of(recipe))
-    folder.check_free(to_dict(written), resume=resume, overwrite=overwrite)
-    is_done = resume and folder.is_complete()
+    changes = folder.check_free(to_dict(written), resume=resume, overwrite=overwrite, processes=num_launched())
+    if resume and recipe.training.max_train_steps is not None:
+        folder.check_length(recipe.training.max_train_steps)
+    is_done = resume and folder.is_complete() and not changes.is_longer_or_shorter
     if is_done and num_launched() == 1:
         log.info("%s: already complete", folder.path)
         return
@@ -132,8 +137,13 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
         return
     with closing(open_session(Setup(recipe, accelerator, given))) as session:
         optimizer = build_optimizer(recipe, session.parameters())
+        if resume:
+            folder.check_length(session.data.max_train_steps)
+        for line in describe_changes(changes, session.data, folder.last_step):
+            log.info(line)
         if accelerator.is_main_process:
-            folder.open(to_dict(written), session.written_files, resume=resume, overwrite=overwrite)
+            how = {"resume": resume, "overwrite": overwrite, "processes": accelerator.num_processes}
+            folder.open(to_dict(written), session.written_files, **how)
         accelerator.wait_for_everyone()
         start_trackers(written, accelerator, folder)
         trainer = _fit(session, optimizer, folder)
@@ -163,7 +173,7 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
     session.prepare(folder)
     trainer = Trainer(
         session.setup.accelerator,
-        recipe.training,
+        replace(recipe.training, max_train_steps=data.max_train_steps, num_train_epochs=None),
         folder,
         session.network,
         session.step,
@@ -204,7 +214,9 @@ def _write_result(session: Session, trainer: Trainer) -> None:
     if accelerator.is_main_process:
         with trainer.result() as network:
             session.save(network, folder.path)
-            facts = {**session.card_facts(), "effective_batch": trainer.effective_batch}
+            length = {"steps": trainer.max_steps, "effective_batch": trainer.effective_batch}
+            history = [describe_change(row) for row in read_history(folder.path)]
+            facts = {**session.card_facts(), **length, "history": history}
         recipe = to_dict(recorded(session.setup.recipe))
         write_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)
     accelerator.wait_for_everyone()

@@ -55,7 +55,9 @@ class TokenBatches(RunData):
         sizes = [
             sum(len(side) for side in (each.chosen, each.rejected) if side is not None) for each in data.train.examples
         ]
-        seen = np.cumsum([sum(sizes[i] for i in order.indices(step)) for step in range(training.max_train_steps)])
+        seen = np.cumsum(
+            [sum(sizes[i] for i in order.indices(step)) for step in range(training.steps(order.steps_per_epoch))]
+        )
         is_unpaired = setup.objective.learns_from == "labels"
         train = MismatchedCompletions(data.train) if is_unpaired else data.train
         heldout = MismatchedCompletions(data.heldout) if is_unpaired and data.heldout is not None else data.heldout
