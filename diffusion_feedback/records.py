@@ -56,6 +56,17 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Ballot:
+    """One vote's own account: who gave it, "" where nobody is named, and whether it calls both sides bad (a tie)."""
+
+    annotator: str = ""
+    is_both_bad: bool = False
+
+
+NO_BALLOT = Ballot()
+
+
+@dataclass(frozen=True, slots=True)
 class PairRecord:
     """One preference pair as it stands on disk.
 
@@ -69,6 +80,7 @@ class PairRecord:
     label_0: float
     weight: float = 1.0
     source: str = ""
+    ballot: Ballot = NO_BALLOT
 
     @property
     def is_tie(self) -> bool:
@@ -126,6 +138,7 @@ class TextRecord:
     template: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     token_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    ballot: Ballot = NO_BALLOT
 
     @property
     def is_conversational(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..workflows.settings import CalibrationSettings
 from .flags import Flags
 from .scoring import add_scoring_flags
-from .settings import add_flags
+from .settings import NAMES, add_flags
 
 HELPS = {
     "ceiling_scorer": "the scorer that knows the truth: its accuracy is the noise ceiling of the labels",
@@ -15,6 +15,7 @@ HELPS = {
     "split": "split of PAIRS, where the source has splits",
     "tune_split": "split of --tune",
     "revision": "branch, tag or commit on the hub",
+    "columns": NAMES,
     "on_bad_row": "stop at the first bad row, or leave bad rows out",
 }
 
@@ -29,7 +30,9 @@ def build_parser() -> Flags:
     add("pairs", metavar="PAIRS", help="labelled preference pairs: parquet, glob, folder, hub id or rankings (.json)")
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     add("--tune", metavar="PAIRS", help="other labelled pairs, to fit scale and tie threshold on")
-    add_flags(parser, CalibrationSettings, HELPS, ceiling_scorer={"metavar": "NAME"})
+    add_flags(
+        parser, CalibrationSettings, HELPS, ceiling_scorer={"metavar": "NAME"}, columns={"metavar": "OURS=THEIRS,..."}
+    )
     add("--overwrite", action="store_true", help="write into a folder that holds files already")
     add_scoring_flags(parser)
     return parser

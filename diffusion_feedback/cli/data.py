@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from ..workflows.settings import CheckSettings, ConvertSettings, DataSource
 from .flags import Flags
-from .settings import add_flags
+from .settings import NAMES, add_flags
 
 WHERE = {
     "split": "split, where the source has splits",
     "revision": "branch, tag or commit on the hub",
     "streaming": "read hub data without downloading it first",
+    "columns": NAMES,
 }
 CHECK = {
     "tokenizer": "texts: count in this tokenizer's tokens, and try its template",
@@ -39,7 +40,7 @@ def build_parser() -> Flags:
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     metavars = {"tokenizer": {"metavar": "FOLDER"}, "chat_template": {"metavar": "FILE"}}
     for command in (check, convert):
-        add_flags(command, DataSource, WHERE)
+        add_flags(command, DataSource, WHERE, columns={"metavar": "OURS=THEIRS,..."})
     add_flags(check, CheckSettings, CHECK, **metavars)
     add_flags(convert, ConvertSettings, CONVERT)
     return parser

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..workflows.settings import ImageSettings, ScoringSettings
-from .settings import add_flags
+from .settings import NAMES, add_flags
 
 
 def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str) -> None:
@@ -19,8 +19,9 @@ def add_image_flags(parser: argparse.ArgumentParser, *, metavar: str, about: str
         "prompt": "one prompt for all images",
         "split": "split, where the source has splits",
         "revision": "branch, tag or commit on the hub",
+        "columns": NAMES,
     }
-    add_flags(parser, ImageSettings, helps, prompt={"metavar": "TEXT"})
+    add_flags(parser, ImageSettings, helps, prompt={"metavar": "TEXT"}, columns={"metavar": "OURS=THEIRS,..."})
 
 
 def in_natural_order(images: list[str]) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+NAMES = "names of a table's columns, such as image_a=left_path,image_b=right_path,vote=winner"
+
 
 def add_flags(
     parser: argparse._ActionsContainer, kind: type[Any], helps: Mapping[str, str], **more: Mapping[str, Any]

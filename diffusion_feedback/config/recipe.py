@@ -75,6 +75,8 @@ class DataConfig:
         ties: drop leaves tied pairs out, soft keeps them with probability one half.
         soft_labels: Use vote shares as label probabilities, where the objective takes them; else the majority decides.
         prompt_weights: Weigh each pair by 1 / num_example_per_prompt, where the data has that column.
+        columns: Names of columns that a table has, where they are not a form's own: {image_a: left_path, vote: winner}, or as
+            image_a=left_path,vote=winner; of training and held-out data alike.
         on_bad_row: error stops at the first bad row, skip leaves bad rows out and lists them.
         cache: Keep latents and text embeddings on disk, or a scorer's pictures.
         cache_dir: Where the cache lies.
@@ -96,6 +98,7 @@ class DataConfig:
     ties: Annotated[Literal["drop", "soft"], GIVEN] = "drop"
     soft_labels: Annotated[bool, GIVEN] = False
     prompt_weights: Annotated[bool, GIVEN] = True
+    columns: dict[str, str] | str = field(default_factory=dict)
     on_bad_row: Literal["error", "skip"] = "error"
     cache: Annotated[bool, IMAGES] = True
     cache_dir: str = "~/.cache/diffusion-feedback"

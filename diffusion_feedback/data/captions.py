@@ -9,13 +9,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
+from .columns import ColumnForm, missing_columns
 from .image_folders import METADATA_NAMES, is_image_name
 from .places import read_regular, reason
-from .rows import BadRow, match_columns
+from .rows import BadRow
 from .tabular import columns_of, place_in, read_table
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet", *METADATA_NAMES)
-_COLUMNS = {"file": ("file_name",), "prompt": ("caption", "prompt", "text")}
+_FORM = ColumnForm(
+    "tables of captions", [("file_name",), ("caption", "prompt", "text")], ("chosen/0001.png", "a red circle")
+)
 _SHOWN = 60
 
 
@@ -50,7 +53,7 @@ class _Entry:
 class TwinCaptions:
     """Captions of the pairs of ``chosen`` and ``rejected``, by the stem that both images share.
 
-    ``<stem>.txt`` beside either image, and ``captions`` or ``metadata`` tables (.jsonl, .csv, .parquet) beside the two
+    ``<stem>.txt`` beside either image or beside the two folders, and ``captions`` or ``metadata`` tables (.jsonl, .csv, .parquet) beside the two
     folders or in them, whose ``file_name`` names an image: with its folder, or without where it means both images.
     """
 
@@ -69,12 +72,15 @@ class TwinCaptions:
                 self._elsewhere.append(entry.caption)
 
     def _entries(self, file: Path) -> Iterator[_Entry]:
-        columns = match_columns(_COLUMNS, columns_of(file), str(file))
+        names = columns_of(file)
+        if _FORM.lacks(names):
+            raise missing_columns(str(file), names, [_FORM], file.name)
+        of_file, of_prompt = (next(name for name in known if name in names) for known in _FORM.needs)
         inside = () if file.parent == self._sides[0].parent else (file.parent.name,)
         names = [side.name for side in self._sides]
         for number, cells in read_table(file):
-            caption = Caption(cells.get(columns["prompt"]), place_in(file, number))
-            name = str(cells.get(columns["file"]) or "")
+            caption = Caption(cells.get(of_prompt), place_in(file, number))
+            name = str(cells.get(of_file) or "")
             parts = (*inside, *PurePosixPath(name if "/" in name else name.replace("\\", "/")).parts)
             at = max((i for i, part in enumerate(parts[:-1]) if part in names), default=None)
             if at is None:
@@ -98,7 +104,7 @@ class TwinCaptions:
             [*_beside(image or side / f"{stem}.png"), *self._by_stem.get((side.name, stem), [])]
             for image, side in zip(images, self._sides, strict=True)
         ]
-        own = [*captions[0], *self._by_stem.get((None, stem), [])]
+        own = [*captions[0], *self._by_stem.get((None, stem), []), *_beside(self._sides[0].parent / f"{stem}.png")]
         stated = [each for each in [*own, *captions[1]] if each.text is not None and each.text != ""]
         unread = next((each.text for each in stated if isinstance(each.text, BadRow)), None)
         if unread is not None:
@@ -111,7 +117,10 @@ class TwinCaptions:
             return BadRow("caption", f"{where}: two captions for one pair: {both}; keep one of them")
         if first is not None and first not in own:
             return BadRow("caption", f"{where}: no caption; the one in {first.where} is of the rejected image alone")
-        return first.text if first is not None else next((each.text for each in own), None)
+        if first is None and not own:
+            place = f"{self._sides[0].name}/{stem}.txt"
+            return BadRow("caption", f"{where}: no caption; write it into {place}, or as a row of captions.csv")
+        return first.text if first is not None else own[0].text
 
 
 def caption_beside(image: Path) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..records import content_hash
+from .columns import Columns
 from .findings import Votes, square_notes
 from .image_index import image_index
 from .readers import KnownPair, PairReader, open_pairs
@@ -78,13 +79,19 @@ class CheckReport:
 
 
 def check_pairs(
-    path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, streaming: bool = False
+    path: str | Path | Dataset,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    columns: Columns = None,
 ) -> CheckReport:
     """Read all pairs of ``path`` (as ``open_pairs``), decode every image, and say what is there and what is wrong.
 
     Raises UserError for what makes the data unreadable as a whole: no such path, not a known format, a missing column.
     """
-    reader = open_pairs(path, split=split, revision=revision, streaming=streaming, on_bad_row="skip", ties="soft")
+    where: dict[str, Any] = {"split": split, "revision": revision, "streaming": streaming, "columns": columns}
+    reader = open_pairs(path, on_bad_row="skip", ties="soft", **where)
     report = CheckReport(reader)
     with image_index(None, reader.identity) as images:  # what was known before is read too: this is the check
         for record, _ in reader.log.watched(reader.scan_facts(images), "checking", reader.num_rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,24 +11,13 @@ from typing import Any
 
 from ..errors import UserError
 from .captions import CAPTION_FILES, TwinCaptions, stem_of
+from .columns import AS_THEY_ARE, ColumnNames
 from .image_folders import METADATA_NAMES, FolderImages, list_images, natural_order
+from .pair_layouts import TableLayout
 from .rows import OPTIONAL_FIELDS, SIDES, Location, PairRow, Part, listed, read_image, read_path
-from .tables import TableLayout
-from .tabular import columns_of, place_in, read_table
+from .tabular import columns_of, is_cells, place_in, read_table
 
 TWINS = (("chosen", "rejected"), ("win", "lose"), ("w", "l"))
-
-_METADATA = {
-    "prompt": ("caption", "prompt"),
-    "image_0": ("image_0_file_name", "jpg_0_file_name"),
-    "image_1": ("image_1_file_name", "jpg_1_file_name"),
-    "label_0": ("label_0",),
-}
-_CHOSEN_REJECTED = {
-    "prompt": ("prompt", "caption"),
-    "image_0": ("chosen_file_name",),
-    "image_1": ("rejected_file_name",),
-}
 
 
 def find_twins(folder: Path) -> tuple[Path, Path] | None:
@@ -37,28 +26,22 @@ def find_twins(folder: Path) -> tuple[Path, Path] | None:
     return next(((chosen, rejected) for chosen, rejected in pairs if chosen.is_dir() and rejected.is_dir()), None)
 
 
-def names_two_images(metadata: Path) -> bool:
-    """Whether a metadata table names two images a row."""
-    return bool((_side_names(_METADATA) | _side_names(_CHOSEN_REJECTED)) & set(columns_of(metadata)))
-
-
-def _side_names(layout: Mapping[str, Sequence[str]]) -> set[str]:
-    return {name for side in SIDES for name in layout[side]}
-
-
 @dataclass(frozen=True)
 class ImageFolderSource:
-    """A folder whose ``metadata`` table names two images and a label a row; a location is the two file names.
+    """A table beside images (``metadata``), which names two of them a row; a location is the two file names.
 
-    A row may lack the key of an optional field though others have it: the field then has its default there.
+    ``names`` are a user's own for its columns. A row may lack the key of an optional field though others have it: the
+    field then has its default there.
     """
 
     metadata: Path
+    names: ColumnNames = AS_THEY_ARE
 
     @property
     def format(self) -> str:
         """The format in words."""
-        return f"image folder with {self.metadata.name}"
+        what = self.metadata.name
+        return f"image folder with {what}" if what in METADATA_NAMES else f"table with {self._layout.format}"
 
     @property
     def files(self) -> Sequence[Path]:
@@ -72,14 +55,19 @@ class ImageFolderSource:
 
     @cached_property
     def _layout(self) -> TableLayout:
-        names = columns_of(self.metadata)
-        is_ordered = bool(_side_names(_CHOSEN_REJECTED) & set(names))
-        return TableLayout.matched(names, _CHOSEN_REJECTED if is_ordered else _METADATA, str(self.metadata))
+        file = self.metadata
+        values = lambda name: (cells.get(name) for _, cells in read_table(file))  # noqa: E731
+        return TableLayout.of(columns_of(file), str(file), self.names, ending=file.name, values=values)
 
     @property
     def unused(self) -> Sequence[str]:
         """Columns that nothing is read from."""
         return sorted(self._layout.unused)
+
+    @property
+    def fields(self) -> Collection[str]:
+        """Our names of the columns."""
+        return self._layout.columns.keys()
 
     @property
     def notes(self) -> Sequence[str]:
@@ -98,9 +86,10 @@ class ImageFolderSource:
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the metadata table. Raises UserError for a broken line, or a column that no row has."""
         layout = self._layout
+        optional = {layout.columns[field] for field in OPTIONAL_FIELDS if field in layout.columns}
         for number, cells in read_table(self.metadata):
-            if self.metadata.suffix.lower() == ".csv":  # where a cell cannot be missing but only empty
-                cells = {name: cell for name, cell in cells.items() if cell != "" or name not in OPTIONAL_FIELDS}
+            if is_cells(self.metadata):  # where a cell cannot be missing but only empty
+                cells = {name: cell for name, cell in cells.items() if cell != "" or name not in optional}
             location = tuple(str(cells.get(layout.columns[side])) for side in SIDES)
             yield layout.row(place_in(self.metadata, number), cells, location, self.metadata.parent)
 
@@ -121,6 +110,7 @@ class TwinFolderSource:
     chosen: Path
     rejected: Path
     unused: Sequence[str] = ()  # tables of captions have many columns of no concern
+    fields: Collection[str] = ()
 
     @property
     def format(self) -> str:

@@ -17,6 +17,7 @@ from .captions import caption_beside
 from .image_handles import ImageFile, RowImage
 from .image_sets import ImageSet, images_of_pairs
 from .images import EncodedImage
+from .pair_layouts import names_two
 from .places import GIVEN, undecoded, user_path
 from .readers import find_source
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # what a PNG holds without loss
 _PROMPTS = ("prompt", "caption", "text")
-_PAIRS = ({"jpg_0", "jpg_1"}, {"image_0", "image_1"}, {"chosen", "rejected"})
 
 
 def listed_images(images: Sequence[Image.Image | str | Path], prompts: Sequence[str] | str | None) -> ImageSet:
@@ -58,7 +58,7 @@ def dataset_images(data: Dataset, prompts: Sequence[str] | str | None) -> ImageS
     """
     import datasets
 
-    if any(columns <= set(data.column_names) for columns in _PAIRS):
+    if names_two(data.column_names) or {"chosen", "rejected"} <= set(data.column_names):
         if prompts is not None:
             raise UserError("`prompts`: the pairs have their own", "leave it out")
         return ImageSet(images_of_pairs(find_source(data, split="train", revision=None, streaming=False), GIVEN))

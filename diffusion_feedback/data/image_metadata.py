@@ -10,10 +10,12 @@ from typing import Any
 
 from ..errors import UserError
 from ..prompts import PROMPT_COLUMNS
-from .rows import image_file, match_columns
+from .columns import ColumnForm, missing_columns
+from .rows import image_file
 from .tabular import columns_of, place_in, read_table
 
 FILE_COLUMNS = ("file_name", "image", "path")
+_FORM = ColumnForm("tables of images", [FILE_COLUMNS], ("images/0001.png",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,10 @@ def read_image_rows(metadata: Path) -> Iterator[ImageRow]:
 
     An image may stand in several rows with a prompt each, or have a list of prompts.
     """
-    column = match_columns({"file": FILE_COLUMNS}, columns_of(metadata), str(metadata))["file"]
+    names = columns_of(metadata)
+    column = next((name for name in FILE_COLUMNS if name in names), None)
+    if column is None:
+        raise missing_columns(str(metadata), names, [_FORM], metadata.name)
     seen: dict[tuple[str, str], str] = {}
     for number, cells in read_table(metadata):
         where, name = place_in(metadata, number), cells.get(column)

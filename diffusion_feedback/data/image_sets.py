@@ -7,22 +7,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..progress import progress
 from ..records import PromptRecord, content_hash
 from ..types.images import ImageItem
 from .captions import caption_beside
+from .columns import ColumnNames, Columns, column_names
 from .folders import find_twins
 from .image_folders import METADATA_NAMES, FolderImages, is_image_name, list_images, natural_order
 from .image_handles import ImageFile, PairImage
 from .image_layouts import prompts_in_names, read_geneval
 from .image_metadata import names_one_image, read_image_rows
 from .image_prompts import join_prompts
+from .pair_layouts import KNOWN_COLUMNS
 from .places import is_glob, is_saved, user_path
 from .readers import find_source
 from .rows import SIDES, BadRow, PairSource, caption_of, listed, read_image
-from .tabular import find_metadata
+from .tabular import find_metadata, find_votes, is_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ def open_image_set(
     prompt: str | None = None,
     split: str = "train",
     revision: str | None = None,
+    columns: Columns = None,
 ) -> ImageSet:
     """The images of all ``paths`` with their prompts; no image is decoded.
 
@@ -62,7 +66,7 @@ def open_image_set(
     images stand so), or a folder of such folders; GenEval's or T2I-CompBench's folders; a plain folder of images
     with the prompt in ``<stem>.txt`` beside each, in ``prompts`` (see ``join_prompts``; for each folder separately), or the one
     ``prompt``; a single image; a glob of any of these; or preference pairs in any form that ``open_pairs`` reads,
-    labelled or not, both images of a row. A prompt that stands nowhere is "". Of several paths, names begin with the
+    labelled or not, both images of a row, with ``columns`` as there. A prompt that stands nowhere is "". Of several paths, names begin with the
     path. Raises UserError for a path without images, a broken row, a file that is missing, and prompts that do not fit.
     """
     records = None
@@ -70,7 +74,7 @@ def open_image_set(
         records = [PromptRecord(text, {}) if isinstance(text, str) else text for text in prompts]
     if records is not None and not records:
         raise UserError("no prompts", "give one prompt for each image")
-    request = _Request(records, prompt, split, revision)
+    request = _Request(records, prompt, split, revision, column_names(columns, KNOWN_COLUMNS))
     places = [place for path in paths for place in _expand(path)]
     files = [user_path(place) for place in places if _is_image(place)]
     sets: list[ImageSet] = []
@@ -97,6 +101,7 @@ class _Request:
     prompt: str | None
     split: str
     revision: str | None
+    names: ColumnNames
 
     @property
     def is_empty(self) -> bool:
@@ -155,7 +160,8 @@ def _open(path: str, request: _Request) -> ImageSet:
         raise UserError(f"{path}: no such file or folder", "check the path; a data set of the hub has its own prompts")
     if (
         place.is_file()
-        and (place.suffix.lower() in (".jsonl", ".csv") or place.name in METADATA_NAMES)
+        and not request.names.theirs
+        and (is_table(place) or place.name in METADATA_NAMES)
         and names_one_image(place)
     ):
         request.refuse(path)
@@ -165,7 +171,7 @@ def _open(path: str, request: _Request) -> ImageSet:
 
 def _of_folder(folder: Path, request: _Request) -> ImageSet:
     metadata = find_metadata(folder)
-    if metadata is not None and names_one_image(metadata):
+    if metadata is not None and not request.names.theirs and names_one_image(metadata):
         request.refuse(folder)
         return _of_metadata(metadata)
     if (layout := read_geneval(folder)) is not None:
@@ -174,7 +180,7 @@ def _of_folder(folder: Path, request: _Request) -> ImageSet:
         if not items:
             raise UserError(f"{layout.note}, and no image", "put the images in their places")
         return ImageSet(items, (layout.note,))
-    if metadata is None and find_twins(folder) is None and not is_saved(folder):
+    if all(find(folder) is None for find in (find_metadata, find_votes, find_twins)) and not is_saved(folder):
         contents = list_images(folder)
         if subfolders := _with_metadata(folder):
             request.refuse(folder)
@@ -190,7 +196,8 @@ def _of_folder(folder: Path, request: _Request) -> ImageSet:
 
 def _of_pairs(path: str, request: _Request) -> ImageSet:
     request.refuse(path)
-    source = find_source(path, split=request.split, revision=request.revision, streaming=False)
+    where: dict[str, Any] = {"split": request.split, "revision": request.revision, "names": request.names}
+    source = find_source(path, streaming=False, **where)
     if not (items := images_of_pairs(source, path)):
         raise UserError(f"{path}: holds no images", "give a folder of images or preference pairs")
     return ImageSet(items)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from ..records import PairRecord, atomic_write
 from .places import reason
+from .votes import BOTH_BAD
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +30,7 @@ SCHEMA = pa.schema(
         ("num_example_per_prompt", pa.int64()),
     ]
 )
+_BALLOTS = (("user_id", pa.string()), (BOTH_BAD, pa.bool_()))
 
 
 def write_pickapic(
@@ -37,15 +39,17 @@ def write_pickapic(
     extra: Mapping[str, Sequence[object]] | None = None,
     *,
     row_group_size: int = 64,
+    keep_ballots: bool = False,
 ) -> int:
     """Write ``pairs`` to the parquet file ``path`` as they come, whole or not at all; returns their number.
 
-    ``extra`` columns hold one value a pair. The images' bytes are embedded, and the same pairs give the same file.
+    ``extra`` columns hold one value a pair; ``keep_ballots`` adds who voted (user_id), and whether both sides were called
+    bad (both_bad). The images' bytes are embedded, and the same pairs give the same file.
     Small row groups, as an image is read back with its whole group. Raises UserError for no pairs or where ``path``
     cannot be written; ValueError for extra columns of another length or name, or a weight that is not 1 / n.
     """
     path = Path(path)
-    columns, schema = _columns(extra or {})
+    columns, schema = _columns(extra or {}, _BALLOTS if keep_ballots else ())
     plain = [name for name in schema.names if name not in ("jpg_0", "jpg_1")]
     number = 0
     try:
@@ -79,11 +83,13 @@ def read_labels(path: Path) -> Dataset:
     return datasets.Dataset(pq.read_table(path, columns=names))
 
 
-def _columns(extra: Mapping[str, Sequence[object]]) -> tuple[dict[str, pa.Array], pa.Schema]:
+def _columns(
+    extra: Mapping[str, Sequence[object]], own: Sequence[tuple[str, pa.DataType]] = ()
+) -> tuple[dict[str, pa.Array], pa.Schema]:
     columns = {name: pa.array(values) for name, values in extra.items()}
     if clash := set(columns) & set(SCHEMA.names):
         raise ValueError(f"extra columns {sorted(clash)} are Pick-a-Pic's own")
-    return columns, pa.schema([*SCHEMA, *(pa.field(name, column.type) for name, column in columns.items())])
+    return columns, pa.schema([*SCHEMA, *own, *(pa.field(name, column.type) for name, column in columns.items())])
 
 
 def _tables(
@@ -96,7 +102,8 @@ def _tables(
         number += len(group)
         if any(len(values) != len(group) for values in extras):
             raise ValueError("extra columns are shorter than the pairs")
-        yield pa.Table.from_arrays([*_arrays(group), *extras], schema=schema)
+        ballots = _ballots(group) if BOTH_BAD in schema.names else []
+        yield pa.Table.from_arrays([*_arrays(group), *ballots, *extras], schema=schema)
     if any(len(column) != number for column in columns.values()):
         raise ValueError(f"extra columns are longer than the {number} pairs")
 
@@ -121,6 +128,11 @@ def _arrays(group: Sequence[PairRecord]) -> list[pa.Array]:
         for p in group
     ]
     return [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
+
+
+def _ballots(group: Sequence[PairRecord]) -> list[pa.Array]:
+    values = ([pair.ballot.annotator or None for pair in group], [pair.ballot.is_both_bad for pair in group])
+    return [pa.array(column, kind) for column, (_, kind) in zip(values, _BALLOTS, strict=True)]
 
 
 def _num_example_per_prompt(pair: PairRecord) -> int:

@@ -218,6 +218,11 @@ class HubData:
         return f"{self.name}, split {self.split!r}"
 
     @property
+    def is_local(self) -> bool:
+        """Whether the data set lies on this disk, or in memory, and is no stranger's."""
+        return self.given is not None or is_saved(user_path(self.name))
+
+    @property
     def num_rows(self) -> int | None:
         """Rows of the split; None for a stream."""
         return None if self.streaming else len(self.data)

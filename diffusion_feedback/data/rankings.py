@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -59,6 +59,7 @@ class RankingSource:
     """
 
     file: Path
+    fields: Collection[str] = ()
 
     @property
     def format(self) -> str:

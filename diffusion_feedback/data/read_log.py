@@ -21,13 +21,14 @@ class ReadCounts:
     """What one pass met: ``usable`` rows were given out, and ``bad`` ones are counted by kind of reason.
 
     By their own account ``unlabelled``, ``not_different`` and ``silent`` rows (all scores alike, or marked as no good) say
-    nothing; ties count whether kept or not. ``outside`` are images of usable pairs that do not lie in the data set's
+    nothing; ties count whether kept or not, and ``both_bad`` are those of them whose votes say so. ``outside`` are images of usable pairs that do not lie in the data set's
     folder: full paths, and links. ``unread`` are rows by column that a format of texts does not read.
     """
 
     rows: int = 0
     usable: int = 0
     ties: int = 0
+    both_bad: int = 0
     unlabelled: int = 0
     not_different: int = 0
     silent: int = 0
@@ -38,7 +39,8 @@ class ReadCounts:
     def __str__(self) -> str:
         named = [
             (self.ties, "ties"),
-            (self.unlabelled, "unlabelled (has_label false)"),
+            (self.both_bad, f"{'of these ' * bool(self.ties)}both bad"),
+            (self.unlabelled, "unlabelled (has_label false, or a vote skipped)"),
             (self.not_different, "not different (are_different false)"),
             (self.silent, "without a preference, or marked as no good"),
             (self.bad.total(), "bad"),

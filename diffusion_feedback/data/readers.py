@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..errors import UserError
-from ..records import PairRecord
-from .folders import ImageFolderSource, TwinFolderSource, find_twins, names_two_images
+from ..records import NO_BALLOT, Ballot, PairRecord
+from .columns import AS_THEY_ARE, ColumnNames, Columns, column_names
+from .folders import ImageFolderSource, TwinFolderSource, find_twins
 from .image_folders import METADATA_NAMES
 from .image_index import ImageFacts, ImageIndex
+from .pair_layouts import KNOWN_COLUMNS, names_two
 from .places import HubData, files_of_split, find_place, glob_files, name_of_data, split_of, user_path
 from .rankings import RankingSource, holds_rankings
 from .read_log import OnBadRow, ReadLog
@@ -21,6 +23,7 @@ from .rows import (
     Location,
     PairRow,
     PairSource,
+    ballot_of,
     check_different,
     check_labels,
     image_file,
@@ -30,7 +33,8 @@ from .rows import (
     unlabelled,
 )
 from .tables import HubSource, ParquetSource
-from .tabular import find_metadata
+from .tabular import columns_of, find_metadata, find_votes, is_table
+from .votes import BOTH_BAD
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,15 +49,16 @@ class KnownPair:
     label_0: float
     weight: float
     source: str
+    ballot: Ballot = NO_BALLOT
 
 
 Pair = TypeVar("Pair", PairRecord, KnownPair)
 Ties = Literal["drop", "soft", "first"]
 
 FORMATS_HELP = (
-    "give a parquet file, a glob of parquet files, a folder (parquet files; images with metadata.jsonl, metadata.csv or"
-    " metadata.parquet; chosen/ and rejected/; or what datasets' save_to_disk wrote), rankings in .json as HPDv2, HPDv3 and"
-    " ImageReward have them, or a hub id such as owner/name"
+    "give a table of votes or pairs (.csv, .tsv, .jsonl, .parquet), a glob of parquet files, a folder (votes.csv or"
+    " metadata.csv beside images, or the like as .jsonl; parquet files; chosen/ and rejected/; or what datasets' save_to_disk"
+    " wrote), rankings in .json as HPDv2, HPDv3 and ImageReward have them, or a hub id such as owner/name"
 )
 
 
@@ -87,6 +92,11 @@ class PairReader:
     def identity(self) -> str:
         """Which data this is, wherever the command was started."""
         return f"{user_path(self.log.name).absolute()} {self.split}"
+
+    @property
+    def has_ballots(self) -> bool:
+        """Whether rows say who voted, or give votes."""
+        return not {"user_id", "vote", BOTH_BAD}.isdisjoint(self.source.fields)
 
     @property
     def num_rows(self) -> int | None:
@@ -153,6 +163,7 @@ class PairReader:
         if pair.label_0 != 0.5:
             return pair
         self.log.counts.ties += 1
+        self.log.counts.both_bad += pair.ballot.is_both_bad
         if self.ties == "drop":
             return None
         return pair if self.ties == "soft" else replace(pair, label_0=1.0)
@@ -162,7 +173,7 @@ def _known(row: PairRow, index: ImageIndex, source: PairSource) -> KnownPair:
     prompt, label_0, weight = check_labels(row)
     first, second = (index.facts(row, side, source) for side in (0, 1))
     check_different(row, first.key == second.key)
-    return KnownPair(prompt, (first, second), label_0, weight, row.source)
+    return KnownPair(prompt, (first, second), label_0, weight, row.source, ballot_of(row))
 
 
 def _files_outside(row: PairRow, pair: PairRecord | KnownPair) -> list[str]:
@@ -186,57 +197,82 @@ def open_pairs(
     on_bad_row: OnBadRow = "error",
     ties: Ties = "drop",
     decode: bool = True,
+    columns: Columns = None,
 ) -> PairReader:
     """Find out what ``path`` is, and open its pairs.
 
-    A parquet file (Pick-a-Pic columns, or prompt, chosen, rejected), a glob or folder of such files, an image folder
-    with metadata.jsonl, metadata.csv or metadata.parquet, twin folders chosen/ and rejected/ (win/ and lose/, w/ and
-    l/), a folder that datasets' save_to_disk wrote, a hub id, or a ``datasets.Dataset``.
+    A table of votes, of vote shares (Pick-a-Pic columns), or of prompt, chosen, rejected: CSV, TSV, JSON Lines or parquet
+    with names of files, parquet with the images too; a glob or folder of parquet files; an image folder with
+    metadata.jsonl, metadata.csv or metadata.parquet, twin folders chosen/ and rejected/ (win/ and lose/, w/ and l/), a
+    folder that datasets' save_to_disk wrote, a hub id, or a ``datasets.Dataset``. ``columns`` names the columns of a table
+    that has names of its own, ours to theirs: {"image_a": "left_path"}.
     ``split`` picks files whose names begin with it, a folder of that name, or the hub's split; ``revision`` and
     ``streaming`` matter for the hub only. ``ties``: drop leaves them out, soft keeps them at 0.5, first takes image 0
     as chosen. ``decode``: decode every image as a check. Raises UserError for a path that is none of these.
     """
-    source = find_source(path, split=split, revision=revision, streaming=streaming)
+    names = column_names(columns, KNOWN_COLUMNS)
+    source = find_source(path, split=split, revision=revision, streaming=streaming, names=names)
     if not isinstance(path, str | Path):
         # A part of a data set lies in the same files as the whole: its fingerprint says what it holds.
         split = f"{split} {path._fingerprint}"
     return PairReader(source, name_of_data(path), on_bad_row=on_bad_row, ties=ties, decode=decode, split=split)
 
 
-def find_source(given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool) -> PairSource:
-    """The source that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
+def find_source(
+    given: str | Path | Dataset,
+    *,
+    split: str,
+    revision: str | None,
+    streaming: bool,
+    names: ColumnNames = AS_THEY_ARE,
+) -> PairSource:
+    """The source that ``given`` stands for, by what is on the disk; ``names`` are those of its columns.
+
+    Raises UserError where it is none, and for names that are given to what has no columns.
+    """
     place = find_place(given, [".parquet"], FORMATS_HELP, split=split, revision=revision, streaming=streaming)
+    source = _source_at(place, given, split, names)
+    if names.theirs and not isinstance(source, HubSource | ParquetSource | ImageFolderSource):
+        raise UserError(f"{given}: `columns`: {source.format} have no columns to name", "leave it out")
+    return source
+
+
+def _source_at(
+    place: HubData | Path | list[Path], given: str | Path | Dataset, split: str, names: ColumnNames
+) -> PairSource:
     if isinstance(place, HubData):
-        return HubSource(place)
+        return HubSource(place, names=names)
     if isinstance(place, list):
         others = [str(file) for file in glob_files(str(given), [""]) if file not in place]
         note = f"{given}: passed over {len(others)} that are no .parquet files: {listed(others)}"
-        return ParquetSource(place, [note] if others else [])
+        return ParquetSource(place, [note] if others else [], names)
     if place.is_dir():
-        return _folder_source(place, split)
+        return _folder_source(place, split, names)
     if holds_rankings(place):
         return RankingSource(place)
-    if place.suffix.lower() in (".jsonl", ".csv") or (place.name in METADATA_NAMES and names_two_images(place)):
-        return ImageFolderSource(place)
+    if is_table(place) or (place.name in METADATA_NAMES and names_two(names.ours(columns_of(place)))):
+        return ImageFolderSource(place, names)
     if place.suffix.lower() == ".parquet":
-        return ParquetSource([place])
+        return ParquetSource([place], names=names)
     raise UserError(f"{place}: not a file of pairs", FORMATS_HELP)
 
 
-def _folder_source(folder: Path, split: str) -> PairSource:
+def _folder_source(folder: Path, split: str, names: ColumnNames) -> PairSource:
     # The split's own folder comes first; "data" is where data sets from the hub keep their parquet files.
     for place in (folder / split, folder, folder / "data"):
         if not place.is_dir():
             continue
         metadata, twins = find_metadata(place), find_twins(place)
-        if metadata is not None and (twins is None or names_two_images(metadata)):
-            return ImageFolderSource(metadata)
+        if metadata is not None and (twins is None or names_two(names.ours(columns_of(metadata)))):
+            return ImageFolderSource(metadata, names)
         if twins is not None:
             return TwinFolderSource(*twins)
         files = sorted(file for file in place.iterdir() if file.suffix.lower() == ".parquet" and file.is_file())
         if seen := [file for file in files if not file.name.startswith(".")]:
             chosen = seen if place.name == split else files_of_split(folder, seen, split, "parquet")
-            return ParquetSource(chosen, _left_out(place, files, chosen, split))
+            return ParquetSource(chosen, _left_out(place, files, chosen, split), names)
+        if (votes := find_votes(place)) is not None:
+            return ImageFolderSource(votes, names)
     raise UserError(f"{folder}: no pairs in this folder", FORMATS_HELP)
 
 

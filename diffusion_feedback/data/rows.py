@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..errors import UserError, nearest
-from ..records import PairRecord
+from ..errors import UserError
+from ..records import Ballot, PairRecord
 from .images import ImageHeader, image_header
 from .places import read_regular, reason
+from .votes import BOTH_BAD, annotator_of
 
 Location = tuple[int | str, ...]
 """Where a source finds the two images of a row again; each source has its own form."""
@@ -94,6 +95,11 @@ class PairSource(Protocol):
         """Names of the columns that nothing is read from."""
         ...
 
+    @property
+    def fields(self) -> Collection[str]:
+        """Our names of what the rows give by columns of their own; empty for what is no table."""
+        ...
+
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row, one after the other; without the images' cells in parts of which all is known already.
 
@@ -104,22 +110,6 @@ class PairSource(Protocol):
     def images(self, location: Location) -> tuple[bytes, bytes]:
         """The two images at a row's ``location``. Raises UserError where they are gone."""
         ...
-
-
-def match_columns(wanted: Mapping[str, Sequence[str]], columns_there: Sequence[str], where: str) -> dict[str, str]:
-    """Our field names to the names among ``found``; ``wanted`` lists the names that each needed field may have.
-
-    Optional fields are added where they are found. Raises UserError naming ``where``, the missing column, and the
-    nearest name that was found.
-    """
-    columns = {name: name for name in OPTIONAL_FIELDS if name in columns_there}
-    for field, names in wanted.items():
-        column = next((name for name in names if name in columns_there), None)
-        if column is None:
-            problem = f"{where}: no column {' or '.join(map(repr, names))}"
-            raise UserError(problem, f"rename or add the column; {nearest(names[0], list(columns_there))}")
-        columns[field] = column
-    return columns
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:
@@ -209,7 +199,13 @@ def to_record(row: PairRow, *, decode: bool) -> PairRecord:
         if decode:
             check_image(data, row.where(field))
     check_different(row, images[0] == images[1])
-    return PairRecord(prompt, images[0], images[1], label_0, weight, row.source)
+    return PairRecord(prompt, images[0], images[1], label_0, weight, row.source, ballot_of(row))
+
+
+def ballot_of(row: PairRow) -> Ballot:
+    """Who voted in ``row``, where a column says so, and whether both sides are called bad."""
+    is_both_bad = row.values.get(BOTH_BAD)
+    return Ballot(annotator_of(row.values.get("user_id")), is_both_bad is not None and not _is_false(is_both_bad))
 
 
 def check_image(data: bytes, where: str) -> ImageHeader:
@@ -221,6 +217,8 @@ def check_image(data: bytes, where: str) -> ImageHeader:
 
 
 def _label(row: PairRow) -> float:
+    if isinstance(wrong := row.values.get("label_0"), BadRow):
+        raise wrong
     label_0 = _number(row, "label_0")
     if not 0 <= label_0 <= 1:
         raise BadRow("label", f"{row.where('label_0')}: found {row.values.get('label_0')!r}, not a number from 0 to 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,117 +14,14 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError, first_line, is_out_of_memory
 from ..foreign import check_whole, reading
-from ..prompts.tabular import check_columns
+from .columns import AS_THEY_ARE, ColumnNames
+from .pair_layouts import TableLayout
 from .places import HubData, check_regular, stamp_of
-from .rows import SIDES, Location, PairRow, Part, match_columns, read_image
+from .rows import SIDES, Location, PairRow, Part, read_image
 
-PICKAPIC = {
-    "prompt": ("caption", "prompt"),
-    "image_0": ("jpg_0", "image_0"),
-    "image_1": ("jpg_1", "image_1"),
-    "label_0": ("label_0",),
-}
-CHOSEN_REJECTED = {"prompt": ("prompt", "caption"), "image_0": ("chosen",), "image_1": ("rejected",)}
-
-_ROWS_AT_ONCE = 32
+_ROWS_AT_ONCE, _CELLS_AT_ONCE = 32, 4096
 _KEPT_BYTES = 256 * 2**20
 _OPEN_FILES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class TableLayout:
-    """Which column of a table holds what; ``labels`` are values that stand for a missing label column."""
-
-    columns: Mapping[str, str]
-    labels: Mapping[str, float]
-    unused: Sequence[str]
-
-    @classmethod
-    def of(cls, schema: pa.Schema, where: str) -> TableLayout:
-        """Recognise the layout of a table. Raises UserError naming ``where`` for a missing column or a wrong type."""
-        check_columns(schema.names, where)
-        images_0_1 = {*PICKAPIC["image_0"], *PICKAPIC["image_1"]}
-        is_ordered = bool({"chosen", "rejected"} & set(schema.names) and not images_0_1 & set(schema.names))
-        layout = cls.matched(schema.names, CHOSEN_REJECTED if is_ordered else PICKAPIC, where)
-        for ours, column in layout.columns.items():
-            _check_type(ours, schema.field(column), where)
-        return layout
-
-    @classmethod
-    def matched(cls, names: Sequence[str], wanted: Mapping[str, Sequence[str]], where: str) -> TableLayout:
-        """The layout of columns of these ``names``; where no label is ``wanted``, image 0 is the chosen one.
-
-        Raises UserError naming ``where`` for a missing column.
-        """
-        columns, labels = match_columns(wanted, names, where), {}
-        if "label_0" not in wanted:
-            labels = {"label_0": 1.0}
-            columns.pop("label_1", None)  # speaks of label_0, which is not used here
-        used = set(columns.values())
-        return cls(columns, labels, [column for column in names if column not in used])
-
-    @property
-    def format(self) -> str:
-        """The layout in words."""
-        return "columns prompt, chosen, rejected" if self.labels else "Pick-a-Pic columns"
-
-    def wanted(self, *, without_images: bool) -> list[str]:
-        """Names of the columns to read."""
-        return [column for name, column in self.columns.items() if not (without_images and name in SIDES)]
-
-    def row(
-        self,
-        source: str,
-        cells: Mapping[str, object],
-        location: Location | None,
-        folder: Path | None,
-        part: Part | None = None,
-        position: int = 0,
-    ) -> PairRow:
-        """The cells of one row under our names."""
-        values = {name: cells[column] for name, column in self.columns.items() if column in cells}
-        return PairRow(source, values | dict(self.labels), self.columns, location, folder, part, position)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def is_image(kind: pa.DataType) -> bool:
-    """Whether a column holds images: their bytes, or a struct of bytes and path."""
-    if pa.types.is_struct(kind):
-        return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
-    return _is_binary(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-_TYPES: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
-    "prompt": (is_text, "text"),
-    "image_0": (is_image, "image bytes (binary, or a struct of bytes and path)"),
-    "image_1": (is_image, "image bytes (binary, or a struct of bytes and path)"),
-    "label_0": (_is_number, "a number"),
-    "label_1": (_is_number, "a number"),
-    "num_example_per_prompt": (_is_number, "a whole number"),
-    "has_label": (lambda kind: bool(pa.types.is_boolean(kind)), "true or false"),
-    "are_different": (lambda kind: bool(pa.types.is_boolean(kind)), "true or false"),
-}
-
-
-def _check_type(name: str, column: pa.Field, where: str) -> None:
-    fits, wanted = _TYPES[name]
-    if not fits(column.type):
-        problem = f"{where}: column {column.name!r} is of type {column.type}, not {wanted}"
-        raise UserError(problem, f"write the column as {wanted}")
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
@@ -184,6 +81,7 @@ class ParquetSource:
 
     files: Sequence[Path]
     notes: Sequence[str] = ()
+    names: ColumnNames = AS_THEY_ARE
 
     @cached_property
     def _heads(self) -> list[tuple[TableLayout, int, tuple[int, int]]]:
@@ -192,9 +90,15 @@ class ParquetSource:
         for file in self.files:
             stamp = stamp_of(file)
             with open_parquet(file) as parquet:
-                layout = TableLayout.of(parquet.schema_arrow, str(file))
+                layout = TableLayout.of_schema(parquet.schema_arrow, str(file), self.names, self._column)
                 heads.append((layout, parquet.metadata.num_rows, stamp))
         return heads
+
+    def _column(self, name: str) -> Iterator[object]:
+        """All cells of a column that every file has."""
+        for file in self.files:
+            for _, _, batch in read_batches(file, _CELLS_AT_ONCE, [name]):
+                yield from batch.column(0).to_pylist()
 
     @cached_property
     def _groups(self) -> RowGroups:
@@ -210,6 +114,11 @@ class ParquetSource:
     def unused(self) -> Sequence[str]:
         """Columns of the first file that nothing is read from."""
         return self._heads[0][0].unused
+
+    @property
+    def fields(self) -> Collection[str]:
+        """Our names of the columns of all files."""
+        return {field for layout, _, _ in self._heads for field in layout.columns}
 
     @property
     def num_rows(self) -> int:
@@ -272,6 +181,7 @@ class HubSource:
 
     hub: HubData
     notes: Sequence[str] = ()
+    names: ColumnNames = AS_THEY_ARE
 
     @property
     def format(self) -> str:
@@ -294,9 +204,24 @@ class HubSource:
         """Columns that nothing is read from."""
         return self._layout.unused
 
+    @property
+    def fields(self) -> Collection[str]:
+        """Our names of the columns."""
+        return self._layout.columns.keys()
+
     @cached_property
     def _layout(self) -> TableLayout:
-        return TableLayout.of(self.hub.schema, self.hub.where)
+        values = None if self.hub.streaming else self._column
+        layout = TableLayout.of_schema(self.hub.schema, self.hub.where, self.names, values)
+        if layout.are_names and not self.hub.is_local:
+            problem = (
+                f"{self.hub.where}: columns {', '.join(layout.columns[side] for side in SIDES)} are names of files"
+            )
+            raise UserError(problem, "download the images, and give the table beside them")
+        return layout
+
+    def _column(self, name: str) -> Iterator[object]:
+        return (cells[name] for _, _, cells in self.hub.rows([name]))
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the split. Raises UserError where the hub cannot be reached or a column is missing."""

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..prompts.rows import read_lines
-from ..prompts.tabular import check_columns
+from ..prompts.tabular import cell_rows, check_columns
 from .image_folders import METADATA_NAMES
 from .tables import open_parquet, read_batches
+
+CELLS = (".csv", ".tsv")
+LINES = (".jsonl", ".ndjson")
+TABLES = (*LINES, *CELLS)
+"""Endings of tables of texts; what is packed ends in .gz besides."""
 
 _ROWS_AT_ONCE = 1024
 
@@ -23,8 +28,24 @@ def find_metadata(folder: Path) -> Path | None:
     return next(named, None)
 
 
+def find_votes(folder: Path) -> Path | None:
+    """The table of votes of ``folder``, if it has one of that name."""
+    names = (f"votes{ending}{packed}" for packed in ("", ".gz") for ending in TABLES)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 def _is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
+
+
+def is_table(file: Path) -> bool:
+    """Whether ``file`` is a table of texts, packed or not, by its ending."""
+    return file.name.lower().removesuffix(".gz").endswith(TABLES)
+
+
+def is_cells(file: Path) -> bool:
+    """Whether the rows of ``file`` are cells below the names of their columns."""
+    return file.name.lower().removesuffix(".gz").endswith(CELLS)
 
 
 def place_in(file: Path, number: int) -> str:
@@ -38,11 +59,11 @@ def columns_of(file: Path) -> list[str]:
         with open_parquet(file) as parquet:
             check_columns(parquet.schema_arrow.names, str(file))
             return list(parquet.schema_arrow.names)
+    if is_cells(file):
+        return next(cell_rows(file), (0, list[str]()))[1]
     names: dict[str, None] = {}
     for _, cells in read_table(file):
         names.update(dict.fromkeys(cells))
-        if file.suffix.lower() == ".csv":
-            break
     return list(names)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError, shown
 from ..records import Message, Text, parse_json
 from .rows import BadRow, Problem
+from .votes import Choice, VoteColumn
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 # ShareGPT's names of the speakers, and LLaMA-Factory's of tools.
@@ -27,12 +28,14 @@ _TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 class TextCells:
     """One row by column; every reading checks what it reads, and raises BadRow naming file, row, column and value.
 
-    ``seen`` gathers the columns that were read, so that the others can be reported.
+    ``seen`` gathers the columns that were read, so that the others can be reported. ``votes`` gives the reader of a column
+    of votes on two others.
     """
 
     source: str
     cells: Mapping[str, Any]
     seen: set[str] = field(default_factory=set)
+    votes: Callable[[str, tuple[str, str]], VoteColumn] | None = None
 
     def get(self, column: str) -> Any:
         """The cell as it stands; None where there is none."""
@@ -133,6 +136,16 @@ class TextCells:
         if answer is None:
             raise self.bad("label", column, f"found {shown(value)}; allowed: true, false, 1, 0")
         return answer
+
+    def choice(self, column: str, sides: tuple[str, str]) -> Choice | None:
+        """The vote in ``column`` for one of two ``sides``; None where it is none by its own account."""
+        votes = VoteColumn(column, sides, self.source) if self.votes is None else self.votes(column, sides)
+        try:
+            return votes.read(self.raw(column))
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise self.bad("label", column, str(error)) from error
 
     def token_ids(self, *columns: str) -> tuple[tuple[int, ...], ...] | None:
         """Lists of token ids, one for each of ``columns``; None where a column is not there or empty."""

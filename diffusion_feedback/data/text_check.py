@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..records import Text, TextRecord, content_hash
+from .columns import Columns
 from .findings import Votes
 from .texts import TextReader, open_texts
 
@@ -95,13 +96,14 @@ def check_texts(
     revision: str | None = None,
     streaming: bool = False,
     tokens: TokenTally | None = None,
+    columns: Columns = None,
 ) -> TextReport:
     """Read all examples of ``path`` (as ``open_texts``), and say what is there and what is wrong.
 
     ``tokens`` sees all usable examples. Raises UserError for what makes the data unreadable as a whole: no such path, no
     known format, a file of prompts alone.
     """
-    reader = open_texts(path, split=split, revision=revision, streaming=streaming, on_bad_row="skip")
+    reader = open_texts(path, split=split, revision=revision, streaming=streaming, columns=columns, on_bad_row="skip")
     report = TextReport(reader, tokens)
     rest = reader.log.watched(reader.scan(), "checking", reader.num_rows)
     while records := list(islice(rest, _AT_ONCE)):

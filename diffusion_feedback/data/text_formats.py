@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UserError, shown
-from ..records import Message, Text, TextRecord
+from ..records import Ballot, Message, Text, TextRecord
+from .columns import ColumnForm, missing_columns
 from .implicit_prompts import split_texts, split_turns, unescape_dialogue
 from .rows import BadRow
 from .text_cells import TextCells, is_blank
 from .text_columns import refuse_unread
+from .votes import ANNOTATOR_COLUMNS, BOTH_BAD, VOTE_COLUMNS, annotator_of
 
 Read = Callable[[TextCells], TextRecord | None]
 _IMAGE_NAME = re.compile(r"\s*[^\n]{1,200}\.(png|jpe?g|webp|gif|bmp|tiff?|avif)\s*", re.IGNORECASE)
@@ -31,8 +33,13 @@ class TextFormat:
     def read(self, row: TextCells) -> TextRecord | None:
         """The record of ``row``; None as ``make``. Raises BadRow too where a column beside what was read says more."""
         record = self.make(row)
-        if record is not None:
-            refuse_unread(row, record, self.name)
+        if record is None:
+            return None
+        annotator = next((column for column in ANNOTATOR_COLUMNS if not is_blank(row.cells.get(column))), "")
+        is_both_bad = record.ballot.is_both_bad or row.get(BOTH_BAD) is True
+        if annotator or is_both_bad:
+            record = replace(record, ballot=Ballot(annotator_of(row.get(annotator)), is_both_bad))
+        refuse_unread(row, record, self.name)
         return record
 
     @property
@@ -52,8 +59,7 @@ def unknown_columns(name: str, columns: Set[str]) -> UserError:
         return UserError(
             f"{name}: found one column, {min(columns)!r}", "separate the cells by commas, or by tabs in a .tsv"
         )
-    known = "; ".join(", ".join(form.needs) for form in FORMATS)
-    return UserError(f"{name}: found columns {', '.join(sorted(columns)) or 'none'}", f"known formats: {known}")
+    return missing_columns(name, sorted(columns), _PLAINEST, name)
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -145,6 +151,23 @@ def _as_turns(row: TextCells, prompt: Text, chosen: Text, rejected: Text) -> tup
         prompt = inner if isinstance(prompt, str) else _joined(prompt, inner)
     first, second = (row.checked_reply(name, side) for name, side in zip(("chosen", "rejected"), sides, strict=True))
     return _prompt_turns(prompt), first, second
+
+
+def _voted(first: str, second: str, vote: str) -> Read:
+    """Two answers, and a vote for one of them or for neither."""
+
+    def read(row: TextCells) -> TextRecord | None:
+        prompt, sides = _prompt_of(row), (row.text(first), row.text(second))
+        choice = row.choice(vote, (first, second))
+        if sides[0] == sides[1]:
+            raise BadRow("identical", f"{row.source}, columns {first!r} and {second!r}: both are the same text")
+        if choice is None:
+            return None
+        better, worse = sides if choice.share >= 0.5 else sides[::-1]
+        strength = row.strength() | {"chosen_probability": max(choice.share, 1 - choice.share)}
+        return replace(_answers(row, prompt, better, worse, **strength), ballot=Ballot("", choice.is_both_bad))
+
+    return read
 
 
 def _question_pair(question: str, better: str = "chosen", worse: str = "rejected") -> Read:
@@ -310,7 +333,14 @@ def _columns(*needs: str) -> tuple[str, tuple[str, ...]]:
     return f"columns {', '.join(needs)}", needs
 
 
+_TWO_ANSWERS = (("response_a", "response_b"), ("answer_a", "answer_b"), ("completion_a", "completion_b"))
+
 FORMATS = (
+    *(
+        TextFormat("votes on two responses", ("prompt", *sides, vote), _voted(*sides, vote))
+        for sides in (*_TWO_ANSWERS, ("response_1", "response_2"), ("response_0", "response_1"), ("left", "right"))
+        for vote in VOTE_COLUMNS
+    ),
     TextFormat("columns prompt, chosen, rejected", ("prompt", "chosen", "rejected"), _pair),
     TextFormat("columns conversations, chosen, rejected", ("conversations", "chosen", "rejected"), _pair_after_turns),
     *(TextFormat(*_columns(name, "chosen", "rejected"), _question_pair(name)) for name in _QUESTIONS),
@@ -337,4 +367,24 @@ FORMATS = (
     *(TextFormat(*_columns(*names), _answered(*names)) for names in _ANSWERS),
     TextFormat("column text", ("text",), _text),
     TextFormat("prompts alone", ("prompt",), _prompt),
+)
+KNOWN_COLUMNS = tuple(
+    dict.fromkeys(
+        [name for form in FORMATS for name in form.needs]
+        + ["margin", "weight", "chosen_probability", "score_chosen", "score_rejected", "system", "system_prompt"]
+        + ["input", "context", "history", "kto_tag", "tools", "chat_template_kwargs", "reward", "rewards"]
+        + [*ANNOTATOR_COLUMNS]
+    )
+)
+"""Every name that a column of a table of texts may have."""
+# What the nearest form of unknown columns is taken from: each with cells that would pass.
+_TURNS = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+_PLAINEST = (
+    ColumnForm("pairs", [("prompt",), ("chosen",), ("rejected",)], ("What is 2 + 2?", "4", "5")),
+    ColumnForm(
+        "votes", [("prompt",), *zip(*_TWO_ANSWERS, strict=True), VOTE_COLUMNS], ("What is 2 + 2?", "4", "5", "a")
+    ),
+    ColumnForm("labelled completions", [("prompt",), ("completion",), ("label",)], ("What is 2 + 2?", "4", "true")),
+    ColumnForm("completions", [("prompt",), ("completion",)], ("What is 2 + 2?", "4")),
+    ColumnForm("conversations", [("messages",)], (_TURNS,)),
 )

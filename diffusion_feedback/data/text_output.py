@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from ..foreign import reading
 from ..records import Text, TextRecord, atomic_write
+from .votes import BOTH_BAD
 
 _DEFAULTS = {"margin": 0.0, "chosen_probability": 1.0, "weight": 1.0}
 
 
 def to_row(record: TextRecord) -> dict[str, object]:
     """One row in TRL's explicit form: prompt, chosen, rejected; prompt, completion, label; prompt, completion;
-    messages; or text. Margin, chosen_probability, weight, tools and chat_template_kwargs where they say something.
+    messages; or text. Margin, chosen_probability, weight, user_id, tools and chat_template_kwargs where they say something.
     """
     row: dict[str, Any]
     if record.rejected is not None:
@@ -33,6 +34,10 @@ def to_row(record: TextRecord) -> dict[str, object]:
         row = {"messages" if record.is_conversational else "text": record.chosen}
     row = {name: _plain(value) for name, value in row.items()}
     row |= {name: value for name, default in _DEFAULTS.items() if (value := getattr(record, name)) != default}
+    if record.ballot.annotator:
+        row["user_id"] = record.ballot.annotator
+    if record.ballot.is_both_bad:
+        row[BOTH_BAD] = True
     if record.token_ids is not None:
         row |= dict(zip(("chosen_token_ids", "rejected_token_ids"), map(list, record.token_ids), strict=True))
     others = {name: value for name, value in record.template.items() if name != "tools"}

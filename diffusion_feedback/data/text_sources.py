@@ -17,9 +17,11 @@ from ..prompts import prompt_column
 from ..prompts.rows import read_rows
 from ..prompts.tabular import cell_rows, check_columns, width_problem
 from ..records import parse_json
+from .columns import AS_THEY_ARE, ColumnNames
+from .pair_layouts import is_image
 from .places import HubData
 from .rows import BadRow
-from .tables import is_image, open_parquet, read_batches
+from .tables import open_parquet, read_batches
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -76,6 +78,7 @@ class JsonSource:
     """A file with one JSON object a line, or one JSON list of objects; gzip is unpacked on the way."""
 
     file: Path
+    names: ColumnNames = AS_THEY_ARE
 
     @property
     def storage(self) -> str:
@@ -113,6 +116,10 @@ class JsonSource:
 
     def rows(self) -> Iterator[TextRow]:
         """Every object; a line that is none is a bad row."""
+        for row in self._rows():
+            yield row if isinstance(row.cells, BadRow) else TextRow(row.source, self.names.cells(row.cells))
+
+    def _rows(self) -> Iterator[TextRow]:
         if self._is_list:
             for number, item in enumerate(self._items):
                 yield _json_row(f"{self.file}, item {number}", item)
@@ -137,6 +144,7 @@ class CsvSource:
 
     file: Path
     num_rows: int | None = None
+    names: ColumnNames = AS_THEY_ARE
 
     @property
     def storage(self) -> str:
@@ -147,7 +155,7 @@ class CsvSource:
     def columns(self) -> frozenset[str]:
         """The names of the first line. Raises UserError for a name that stands twice."""
         _, names = next(cell_rows(self.file), (0, []))
-        return frozenset(names)
+        return frozenset(self.names.ours(names))
 
     def rows(self) -> Iterator[TextRow]:
         """Every row; one of another number of cells is a bad row. Raises UserError for what is no table."""
@@ -158,7 +166,8 @@ class CsvSource:
             if problem := width_problem(source, cells, names):
                 yield TextRow(source, BadRow("json", f"{problem}; quote cells that hold commas"))
             else:
-                yield TextRow(source, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)})
+                row = self.names.cells(dict(zip(names, cells, strict=True)))
+                yield TextRow(source, {name: _cell(name, str(cell)) for name, cell in row.items()})
 
 
 def _cell(name: str, cell: str) -> object:
@@ -191,6 +200,7 @@ class ParquetTexts:
 
     file: Path
     storage: str = "parquet"
+    names: ColumnNames = AS_THEY_ARE
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -203,7 +213,7 @@ class ParquetTexts:
     @property
     def columns(self) -> frozenset[str]:
         """Names of the columns that hold no pictures."""
-        return text_columns(self.schema)
+        return frozenset(self.names.ours(text_columns(self.schema)))
 
     @cached_property
     def num_rows(self) -> int:
@@ -213,13 +223,14 @@ class ParquetTexts:
 
     def rows(self) -> Iterator[TextRow]:
         """Every row. Raises UserError for a damaged file."""
-        columns = [name for name in self.schema.names if name in self.columns]
+        kept = text_columns(self.schema)
+        columns = [name for name in self.schema.names if name in kept]
         position = 0
         for _, _, batch in read_batches(self.file, _ROWS_AT_ONCE, columns):
             for index in range(len(batch)) if (rows := _decoded(batch)) is None else ():
-                yield _single_row(f"{self.file}, row {position + index}", batch.slice(index, 1))
+                yield _single_row(f"{self.file}, row {position + index}", batch.slice(index, 1), self.names)
             for index, cells in enumerate(rows or ()):
-                yield TextRow(f"{self.file}, row {position + index}", _present(cells))
+                yield TextRow(f"{self.file}, row {position + index}", self.names.cells(_present(cells)))
             position += len(batch)
 
 
@@ -228,6 +239,7 @@ class HubTexts:
     """A data set on the hub, a folder that ``datasets`` reads, or one that is loaded already; pictures in it are not read."""
 
     hub: HubData
+    names: ColumnNames = AS_THEY_ARE
 
     @property
     def storage(self) -> str:
@@ -247,12 +259,13 @@ class HubTexts:
     @property
     def columns(self) -> frozenset[str]:
         """Names of the columns that hold no pictures."""
-        return text_columns(self.schema)
+        return frozenset(self.names.ours(text_columns(self.schema)))
 
     def rows(self) -> Iterator[TextRow]:
         """Every row of the split. Raises UserError where the hub cannot be reached."""
-        for where, _, cells in self.hub.rows([name for name in self.schema.names if name in self.columns]):
-            yield TextRow(where, _present(cells))
+        kept = text_columns(self.schema)
+        for where, _, cells in self.hub.rows([name for name in self.schema.names if name in kept]):
+            yield TextRow(where, self.names.cells(_present(cells)))
 
 
 @dataclass(frozen=True)
@@ -276,12 +289,13 @@ def text_columns(schema: pa.Schema) -> frozenset[str]:
     return frozenset(field.name for field in schema if not is_image(field.type))
 
 
-def file_source(file: Path) -> TextSource:
-    """The source of one file, by its ending."""
+def file_source(file: Path, names: ColumnNames = AS_THEY_ARE) -> TextSource:
+    """The source of one file, by its ending. Raises UserError for ``names`` of columns that it does not have."""
     name = file.name.lower()
-    if name.endswith(CSV_SUFFIXES):
-        return CsvSource(file)
-    return ParquetTexts(file) if name.endswith(".parquet") else JsonSource(file)
+    kind = CsvSource if name.endswith(CSV_SUFFIXES) else ParquetTexts if name.endswith(".parquet") else JsonSource
+    if names.theirs:
+        names.check(sorted(kind(file).columns), str(file))
+    return kind(file, names=names)
 
 
 def _decoded(batch: pa.RecordBatch) -> Sequence[dict[str, object]] | None:
@@ -293,11 +307,11 @@ def _decoded(batch: pa.RecordBatch) -> Sequence[dict[str, object]] | None:
     return rows
 
 
-def _single_row(source: str, batch: pa.RecordBatch) -> TextRow:
+def _single_row(source: str, batch: pa.RecordBatch, names: ColumnNames) -> TextRow:
     rows = _decoded(batch)
     if rows is None:
         return TextRow(source, BadRow("text", f"{source}: holds text that is not UTF-8"))
-    return TextRow(source, _present(rows[0]))
+    return TextRow(source, names.cells(_present(rows[0])))
 
 
 def _present(cells: dict[str, object]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -10,14 +11,16 @@ from ..errors import UserError, visible
 from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
+from .columns import AS_THEY_ARE, ColumnNames, Columns, column_names, spelt_out
 from .folders import find_twins
+from .pair_layouts import gives_files, names_two
 from .places import HubData, check_dataset, files_of_split, find_place, name_of_data
 from .rankings import holds_rankings
 from .read_log import OnBadRow, ReadLog
 from .rows import BadRow
 from .tabular import find_metadata
 from .text_cells import TextCells
-from .text_formats import TextFormat, detect, unknown_columns
+from .text_formats import KNOWN_COLUMNS, TextFormat, detect, unknown_columns
 from .text_sources import (
     CSV_SUFFIXES,
     KINDS,
@@ -30,6 +33,7 @@ from .text_sources import (
     TextSource,
     file_source,
 )
+from .votes import VoteColumn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,6 +96,7 @@ class TextReader(Generic[Record]):
     def scan(self) -> Iterator[Record]:
         """One pass over the usable rows; that there is none is no error here."""
         self.log.begin()
+        votes = cache(self._votes)
         for source in self.sources:
             form: TextFormat | None = None
             for row in source.rows():
@@ -100,7 +105,7 @@ class TextReader(Generic[Record]):
                     self.log.leave_out(row.source, row.cells)
                     continue
                 form = form or self._format_of(source)
-                cells = TextCells(row.source, row.cells)
+                cells = TextCells(row.source, row.cells, votes=votes)
                 try:
                     record = self._make(cells, form)
                 except BadRow as error:
@@ -110,8 +115,18 @@ class TextReader(Generic[Record]):
                     self.log.counts.silent += 1
                 else:
                     self.log.counts.usable += 1
+                    self.log.counts.both_bad += isinstance(record, TextRecord) and record.ballot.is_both_bad
                     self.log.counts.unread.update(cells.unread())
                     yield record
+
+    def _votes(self, column: str, sides: tuple[str, str]) -> VoteColumn:
+        """How a column of votes is read, by all of its cells in all sources."""
+
+        def values() -> Iterator[object]:
+            rows = (row.cells for source in self.sources for row in source.rows())
+            return (cells.get(column) for cells in rows if not isinstance(cells, BadRow))
+
+        return VoteColumn(column, sides, self.log.name, values, may_be_share=False)
 
     @property
     def notes(self) -> Sequence[str]:
@@ -149,16 +164,20 @@ def open_texts(
     revision: str | None = None,
     on_bad_row: OnBadRow = "error",
     streaming: bool = False,
+    columns: Columns = None,
 ) -> TextReader[TextRecord]:
     """Find out what ``path`` is, and open its texts: preferences, unpaired feedback, demonstrations, or plain texts.
 
     A file of JSON Lines, JSON, CSV, TSV (each may be gzipped) or parquet, a glob or folder of such files, a folder of
     save_to_disk, a hub id, or a ``datasets.Dataset``. The format is known by its columns: TRL's (prompt, chosen, rejected; chosen, rejected; prompt, completion, label;
-    prompt, completion; messages; text; as texts or as turns), UltraFeedback's, Anthropic HH's, SHP's and others of
+    prompt, completion; messages; text; as texts or as turns), votes on two responses, UltraFeedback's, Anthropic HH's, SHP's and others of
     ``text_formats``. ``split`` picks files whose names begin with it, a folder of that name, or the hub's split;
-    ``revision`` and ``streaming`` matter for the hub only. Raises UserError for a path that is none of these.
+    ``revision`` and ``streaming`` matter for the hub only. ``columns`` names the columns of tables that have names of their
+    own, ours to theirs: {"prompt": "question"}. Raises UserError for a path that is none of these.
     """
-    return _example_reader(path, find_texts(path, split=split, revision=revision, streaming=streaming), on_bad_row)
+    names = column_names(columns, KNOWN_COLUMNS)
+    sources = find_texts(path, split=split, revision=revision, streaming=streaming, names=names)
+    return _example_reader(path, sources, on_bad_row)
 
 
 def open_prompts(
@@ -168,6 +187,7 @@ def open_prompts(
     revision: str | None = None,
     on_bad_row: OnBadRow = "error",
     unique: bool = True,
+    columns: Columns = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Text]:
     """The prompts of ``path``, in its order: of any format that has prompts, or a file of prompts alone.
@@ -178,7 +198,8 @@ def open_prompts(
     """
     prompts: list[Text] = []
     known: set[str] = set()
-    reader = _example_reader(path, _prompt_sources(path, split, revision), on_bad_row, prompts_alone=True)
+    names = column_names(columns, KNOWN_COLUMNS)
+    reader = _example_reader(path, _prompt_sources(path, split, revision, names), on_bad_row, prompts_alone=True)
     for record in reader:
         if not record.prompt:
             problem = f"{record.source}: no prompt to generate from"
@@ -204,12 +225,14 @@ def open_prompts(
     return prompts
 
 
-def _prompt_sources(given: str | Path | Dataset, split: str, revision: str | None) -> list[TextSource]:
+def _prompt_sources(
+    given: str | Path | Dataset, split: str, revision: str | None, names: ColumnNames
+) -> list[TextSource]:
     if not isinstance(given, str | Path):
-        return find_texts(given, split=split, revision=revision)
+        return find_texts(given, split=split, revision=revision, names=names)
     path = Path(given).expanduser()
-    if not path.is_file() or path.suffix.lower() not in ENDINGS:
-        return find_texts(str(path), split=split, revision=revision)
+    if names.theirs or not path.is_file() or path.suffix.lower() not in ENDINGS:
+        return find_texts(str(path), split=split, revision=revision, names=names)
     if path.name.lower().endswith(SUFFIXES) and not is_list_of_texts(path):
         sources = find_texts(str(path), split=split, revision=revision)
         form = detect(sources[0].columns)
@@ -220,27 +243,42 @@ def _prompt_sources(given: str | Path | Dataset, split: str, revision: str | Non
 
 
 def find_texts(
-    given: str | Path | Dataset, *, split: str, revision: str | None, streaming: bool = False
+    given: str | Path | Dataset,
+    *,
+    split: str,
+    revision: str | None,
+    streaming: bool = False,
+    names: ColumnNames = AS_THEY_ARE,
 ) -> list[TextSource]:
-    """The sources that ``given`` stands for, by what is on the disk. Raises UserError where it is none."""
+    """The sources that ``given`` stands for, by what is on the disk; ``names`` are those of their columns.
+
+    Raises UserError where it is none, and for names that a table does not have.
+    """
     place = find_place(given, SUFFIXES, FORMATS_HELP, split=split, revision=revision, streaming=streaming)
     if isinstance(place, HubData):
-        return [HubTexts(place)]
+        if names.theirs:
+            names.check(place.schema.names, place.where)
+        return [HubTexts(place, names)]
     if isinstance(place, list):
-        return [file_source(file) for file in place]
+        return [file_source(file, names) for file in place]
     if place.is_dir():
-        return [file_source(file) for file in _files_in(place, split)]
+        return [file_source(file, names) for file in _files_in(place, split)]
     if not place.name.lower().endswith(SUFFIXES):
         raise _unknown_ending(place)
-    return [file_source(place)]
+    return [file_source(place, names)]
 
 
 def holds_texts(
-    path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, streaming: bool = False
+    path: str | Path | Dataset,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    columns: Columns = None,
 ) -> bool:
     """Whether ``path`` holds texts rather than images, by its columns; False where nothing of texts is found.
 
-    Raises UserError for a file of another ending or that cannot be read, and where the hub cannot be reached.
+    Tables of names of images hold images. ``columns`` as for ``open_texts``. Raises UserError for a file of another ending or that cannot be read, and where the hub cannot be reached.
     """
     if isinstance(path, str | Path):
         place = Path(path).expanduser()
@@ -253,16 +291,25 @@ def holds_texts(
     else:
         check_dataset(path)
     try:
-        source = find_texts(path, split=split, revision=revision, streaming=streaming)[0]
+        own = ColumnNames(spelt_out(columns))
+        source = find_texts(path, split=split, revision=revision, streaming=streaming, names=own)[0]
     except UserError:
         return False
-    columns = source.columns
+    named = source.columns
+    if names_two(named) or _first_gives_files(source):
+        return False
     if isinstance(source, ParquetTexts | HubTexts):
         # Images may stand in chosen and rejected: their prompts are then all that is text.
-        names, form = set(source.schema.names), detect(columns)
-        is_known = form is not None and (not form.is_prompts or columns == names)
+        names, form = set(source.names.ours(source.schema.names)), detect(named)
+        is_known = form is not None and (not form.is_prompts or named == names)
         return is_known and not _IMAGE_COLUMNS & names
-    return not _IMAGE_COLUMNS & columns
+    return not _IMAGE_COLUMNS & named
+
+
+def _first_gives_files(source: TextSource) -> bool:
+    """Whether the first usable row of ``source`` names the files of two images."""
+    first = next((row.cells for row in source.rows() if not isinstance(row.cells, BadRow)), {})
+    return gives_files(first)
 
 
 def says_texts(path: str | Path) -> bool:

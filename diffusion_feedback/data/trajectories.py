@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..records import TextRecord
 from ..types.texts import TokenExample, TokenSequence, TrajectoryBatch
+from .columns import Columns, column_names
 from .places import name_of_data
 from .read_log import OnBadRow, ReadLog
 from .rows import BadRow
 from .text_cells import TextCells
-from .text_formats import TextFormat
+from .text_formats import KNOWN_COLUMNS, TextFormat
 from .texts import TextReader, find_texts
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ class TrajectoryRecord:
 
 
 def open_trajectories(
-    path: str | Path | Dataset, *, split: str = "train", revision: str | None = None, on_bad_row: OnBadRow = "error"
+    path: str | Path | Dataset,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    columns: Columns = None,
 ) -> TextReader[TrajectoryRecord]:
     """Open the trajectories at ``path``: whatever ``texts.open_texts`` takes.
 
@@ -49,7 +55,8 @@ def open_trajectories(
     completion; the end token's may be left out and is 0 then. Raises UserError for a path that is none of these.
     """
     log = ReadLog(name_of_data(path), on_bad_row, "trajectories", _REMEDY, _REMEDY)
-    return TextReader(find_texts(path, split=split, revision=revision), _trajectory, log, prompts_alone=True)
+    sources = find_texts(path, split=split, revision=revision, names=column_names(columns, KNOWN_COLUMNS))
+    return TextReader(sources, _trajectory, log, prompts_alone=True)
 
 
 def _trajectory(row: TextCells, form: TextFormat) -> TrajectoryRecord:

@@ -19,8 +19,8 @@ Cells = Mapping[str, Any]
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and row of a JSON Lines, CSV or TSV file. Raises UserError naming file and line."""
-    if path.suffix.lower() == ".jsonl":
+    """Line number (from 1) and row of a JSON Lines, CSV or TSV file, packed or not. Raises UserError naming file and line."""
+    if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():

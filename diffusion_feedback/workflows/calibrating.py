@@ -167,6 +167,7 @@ def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:
         revision=settings.revision,
         on_bad_row=settings.on_bad_row,
         ties="soft",
+        columns=settings.columns,
         decode=False,  # each image is decoded when it is scored
     )
     sides: list[tuple[ImageItem, ImageItem]] = []

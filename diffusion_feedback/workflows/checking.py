@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.check import CheckReport, check_pairs
+from ..data.columns import ColumnNames, spelt_out
 from ..data.text_check import TextReport, check_texts
 from ..data.texts import find_texts, holds_texts
 from ..data.trajectories import open_trajectories
@@ -64,7 +65,7 @@ def check(path: str | Path | Dataset, **settings: object) -> Checked:
     report = check_texts(path, tokens=_token_check(given), **where)
     if not report.is_ready or not reward_columns(path, where):
         return Checked(report)
-    trajectories = list(open_trajectories(path, split=source.split, revision=source.revision))
+    trajectories = list(open_trajectories(path, split=source.split, revision=source.revision, columns=source.columns))
     rewards = [reward for each in trajectories for reward in each.rewards]
     summary = f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
     return Checked(report, summary)
@@ -72,7 +73,9 @@ def check(path: str | Path | Dataset, **settings: object) -> Checked:
 
 def reward_columns(path: str | Path | Dataset, where: dict[str, Any]) -> list[str]:
     """Those columns of the texts that make them trajectories."""
-    columns = {name for source in find_texts(path, **where) for name in source.columns}
+    own = ColumnNames(spelt_out(where["columns"]))
+    place = {name: value for name, value in where.items() if name != "columns"}
+    columns = {name for source in find_texts(path, names=own, **place) for name in source.columns}
     return sorted({"reward", "rewards"} & columns)
 
 

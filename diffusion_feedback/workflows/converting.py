@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def convert(path: str | Path | Dataset, output: str | Path, **settings: object) 
     else:
         unit, write, endings = "pair", write_pickapic, [".parquet"]
         reader = open_pairs(path, on_bad_row=given.on_bad_row, ties="soft", **where)
+        write = partial(write_pickapic, keep_ballots=reader.has_ballots)
         if given.each_answer:
             raise UserError("`each_answer`: means nothing for images", "leave it out")
     _check_not_input(file, reader.sources if is_text else [reader.source])

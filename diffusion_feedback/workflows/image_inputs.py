@@ -56,7 +56,7 @@ def open_inputs(images: Images, prompts: Prompts = None, settings: ImageSettings
     else:
         image_set = _of_objects(given, [record.prompt for record in texts] if file else texts)
     from_places = are_paths and any(isinstance(item.handle, PairImage) for item in image_set.items)
-    for name in () if from_places else ("split", "revision"):
+    for name in () if from_places else ("split", "revision", "columns"):
         if getattr(settings, name) != getattr(ImageSettings(), name):
             problem = f"`{name}`: means nothing for these images"
             raise UserError(problem, "leave it out: it chooses a part of a data set of pairs")
@@ -88,7 +88,8 @@ def _at_paths(
                 "give images; judge compares texts, and rounds learn from them",
             )
     one, several = (texts, None) if isinstance(texts, str) else (None, texts)
-    images = open_image_set(paths, prompts=several, prompt=one, split=settings.split, revision=settings.revision)
+    where: dict[str, Any] = {"split": settings.split, "revision": settings.revision, "columns": settings.columns}
+    images = open_image_set(paths, prompts=several, prompt=one, **where)
     for note in images.notes:
         logger.warning("note: %s", note)
     return images

@@ -84,11 +84,15 @@ def refuse(keywords: Mapping[str, object], names: Iterable[str], why: str, remed
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
 class ImageSettings:
-    """Which images of a place are meant: ``prompt`` is the one of all of them; ``split`` and ``revision`` of a data set."""
+    """Which images of a place are meant: ``prompt`` is the one of all of them; ``split`` and ``revision`` of a data set.
+
+    ``columns`` names the columns of a table of pairs, as for DataSource.
+    """
 
     prompt: str | None = None
     split: str = "train"
     revision: str | None = None
+    columns: str | Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for an empty prompt."""
@@ -142,7 +146,7 @@ class CalibrationSettings:
     """Which labelled pairs are read.
 
     ``ceiling_scorer`` names the scorer that knows the truth: its accuracy is the noise ceiling of the labels.
-    ``per_prompt`` shows the mean over prompts of each one's accuracy too, as HPSv2 reports it.
+    ``per_prompt`` shows the mean over prompts of each one's accuracy too, as HPSv2 reports it. ``columns`` as for DataSource.
     """
 
     ceiling_scorer: str | None = None
@@ -150,17 +154,23 @@ class CalibrationSettings:
     split: str = "train"
     tune_split: str = "train"
     revision: str | None = None
+    columns: str | Mapping[str, str] | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
 class DataSource:
-    """Which part of a data set is read, besides its path or hub id, and whether without downloading it first."""
+    """Which part of a data set is read, besides its path or hub id, and whether without downloading it first.
+
+    ``columns`` names the columns of a table that has names of its own: {"image_a": "left_path", "vote": "winner"}, ours to
+    theirs, or "image_a=left_path,vote=winner".
+    """
 
     split: str = "train"
     revision: str | None = None
     streaming: bool = False
+    columns: str | Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

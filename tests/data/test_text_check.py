@@ -259,7 +259,7 @@ def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as caught:
         run(["check", str(jsonl(tmp_path / "bad.jsonl", PAIR, PAIR | {"chosen": None}))])
     assert caught.value.code == 2
-    with pytest.raises(UserError, match="known formats: prompt, chosen, rejected"):
+    with pytest.raises(UserError, match=r"no columns? .*, as .* have \(columns: "):
         run(["check", str(jsonl(tmp_path / "other.jsonl", {"question": "a"}))])
     with pytest.raises(UserError, match="`max_length`: means nothing without `tokenizer`"):
         run(["check", str(tmp_path / "turns.jsonl"), "--max_length", "64"])

@@ -82,10 +82,11 @@ class Setup:
         return self.recipe.data.validation if heldout else self.recipe.data.train
 
     def reading(self, *, heldout: bool) -> dict[str, Any]:
-        """How the training or the held-out data are read: split and revision, and whether bad rows are left out."""
+        """How the training or the held-out data are read: split, revision, names of columns, and whether bad rows are left out."""
         data = self.recipe.data
         split = data.validation_split if heldout else data.split
-        return {"split": split, "revision": data.revision, "on_bad_row": data.on_bad_row}
+        names = {"columns": data.columns} if data.columns else {}
+        return {"split": split, "revision": data.revision, "on_bad_row": data.on_bad_row, **names}
 
     def limit(self, *, heldout: bool) -> int | None:
         """How many examples are used at most; None for all."""

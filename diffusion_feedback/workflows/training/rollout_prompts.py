@@ -117,7 +117,7 @@ def load_pretraining(setup: Setup, model: CausalLM, updates: int) -> Pretraining
         return None
     length = length_of(recipe, model)
     tokenization = Tokenization(model.tokenizer, length, chat_template=recipe.text.chat_template)
-    reader = open_texts(rollouts.ptx_data, **setup.reading(heldout=False))
+    reader = open_texts(rollouts.ptx_data, **{**setup.reading(heldout=False), "columns": None})
     records = [replace(record, rejected=None, label=None, margin=0.0) for record in reader if record.label is not False]
     examples = sorted(tokenization.encode(records), key=lambda example: example.example_id)
     size = rollouts.ptx_batch_size or updates
