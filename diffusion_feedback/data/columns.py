@@ -149,18 +149,24 @@ def missing_columns(where: str, names: Sequence[str], forms: Sequence[ColumnForm
 
 
 def _guesses(lacks: Sequence[str], form: ColumnForm, names: Sequence[str]) -> dict[str, str]:
-    """For columns that ``form`` lacks, those among ``names`` that are probably meant: by their words, then by letters."""
+    """For columns that ``form`` lacks, those among ``names`` that are probably meant, by their letters and words."""
     used = {name for known in form.needs for name in known}
     free = [name for name in names if name not in used]
     guesses: dict[str, str] = {}
-    for ours in lacks:
-        meant = _SYNONYMS.get(_ROLES.get(ours, ours), frozenset())
-        fitting = [name for name in free if meant & set(_words(name))]
-        close = fitting or difflib.get_close_matches(ours, free, n=1, cutoff=0.7)
-        if close:
-            guesses[ours] = close[0]
-            free.remove(close[0])
+    for known in form.needs:
+        likeness = {name: _likeness(name, known) for name in free if known[0] in lacks}
+        best = max(likeness, key=lambda name: likeness[name], default=None)
+        if best is not None and likeness[best] > 0:
+            guesses[known[0]] = best
+            free.remove(best)
     return guesses
+
+
+def _likeness(name: str, known: Sequence[str]) -> float:
+    """How well ``name`` fits the ``known`` ones, 0 to 1: by letters where it is misspelt, by the share of its words."""
+    letters = max(difflib.SequenceMatcher(None, name.lower(), each).ratio() for each in known)
+    words, meant = _words(name), _SYNONYMS.get(_ROLES.get(known[0], known[0]), frozenset())
+    return max(letters if letters > 0.75 else 0, sum(word in meant for word in words) / max(1, len(words)))
 
 
 def _words(name: str) -> list[str]:

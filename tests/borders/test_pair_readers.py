@@ -567,7 +567,7 @@ def test_captions_of_two_places_elsewhere_are_nobodys(tmp_path: Path) -> None:
     twin(tmp_path, "0.png", 0)
     lines = [{"file_name": f"{split}/chosen/0.png", "text": split} for split in ("one", "two")]
     save_table(tmp_path / "captions.jsonl", lines)
-    with pytest.raises(UserError, match="0.png, column 'caption': no caption"):
+    with pytest.raises(UserError, match="0.png: no caption; write it into chosen/0.txt"):
         prompts_of(tmp_path)
 
 

@@ -275,7 +275,7 @@ def test_missing_column_names_the_nearest(table: Table, pickapic_rows: MakeRows)
     ("changes", "message"),
     [
         ({"caption": 3}, "column 'caption' is of type int64, not text"),
-        ({"jpg_0": "a.png"}, "column 'jpg_0' is of type string, not image bytes"),
+        ({"jpg_0": 3}, "column 'jpg_0' is of type int64, not image bytes"),
         ({"label_0": "left"}, "column 'label_0' is of type string, not a number"),
         ({"has_label": "yes"}, "column 'has_label' is of type string, not true or false"),
     ],
