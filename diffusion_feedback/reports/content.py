@@ -38,12 +38,16 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A result in one ``value`` and one ``sentence`` where no win rate says it; ``label`` is what the value is."""
+    """A result in one ``value`` and one ``sentence`` where no win rate says it; ``label`` is what the value is.
+
+    ``share`` draws a value in [0, 1] with its interval, against one half.
+    """
 
     value: str
     label: str
     sentence: str
     facts: Mapping[str, str] = field(default_factory=dict)
+    share: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,17 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """One prompt with the images that several models, or several steps of one, made from the same noise, each named."""
+
+    prompt: str
+    pictures: Sequence[tuple[str, Picture]]
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Group(Generic[Part]):
-    """Win rates, cases or samples under one heading; ``after_name`` where that of cases is not the report's own."""
+    """Win rates, cases, samples or strips under one heading; ``after_name`` where that of cases is not the report's own."""
 
     title: str
     parts: Sequence[Part]
@@ -177,7 +190,7 @@ class Report:
     ``headline`` is the win rate of ``after_name`` over ``before_name``, ``claim`` what stands in its place; ``methods`` are win rates of several models
     against ``before_name``. ``score_name`` says what the cases were scored by, ``facts`` are a few words at the top,
     ``is_same_seed`` says that both images of a case start from one seed,
-    ``medium`` what a model draws for a prompt; ``curves_title`` stands above the curves. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
+    ``medium`` what a model draws for a prompt; ``curves_title`` stands above the curves. ``strips`` show images side by side. ``code`` says how a result is loaded. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
     ``tables`` and ``rate_groups`` (win rates against ``before_name``, by scorer) below the headline; ``setup`` says
     how several models were run, with their differences marked.
     """
@@ -202,6 +215,8 @@ class Report:
     tables: Sequence[Table] = ()
     rate_groups: Sequence[Group[Rate]] = ()
     samples: Sequence[Group[Sample]] = ()
+    strips: Sequence[Group[Strip]] = ()
+    code: str = ""
     setup: Table | None = None
     is_same_seed: bool = True
     medium: str = "an image"

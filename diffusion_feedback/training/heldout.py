@@ -23,14 +23,26 @@ Measured = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """Metrics (B,) of the examples of a pass, and the weights (B,) of those of the same name where there are some."""
 
 PassT = TypeVar("PassT")
+_OF_EACH = {
+    "rewards/accuracies",
+    "error/chosen_change",
+    "error/rejected_change",
+    "logps/chosen",
+    "logps/chosen_change",
+    "logps/rejected_change",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Weighted sums over examples of what is known of each, and the sums of the weights."""
+    """Weighted sums over examples of what is known of each, and the sums of the weights.
+
+    ``values`` are those metrics of single examples by which runs are compared, in the order in which they were seen.
+    """
 
     totals: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Add ``metrics`` (B,) of a batch, by the ``weights`` (B,) of the same name where there are some."""
@@ -39,10 +51,21 @@ class Sums:
             weight = weights[name].to(wide) if name in weights else torch.ones_like(wide)
             self.totals[name] = self.totals.get(name, 0.0) + float((wide * weight).sum())
             self.weights[name] = self.weights.get(name, 0.0) + float(weight.sum())
+            if name in _OF_EACH:
+                self.values.setdefault(name, []).extend(wide.tolist())
 
     def means(self) -> dict[str, float]:
         """The weighted means of what some example had."""
         return {name: total / self.weights[name] for name, total in self.totals.items() if self.weights[name]}
+
+    def of_each(self, passes: Passes) -> dict[str, list[float]]:
+        """``values`` in the order of the examples, which came in ``passes``; those alone that all examples have."""
+        seen = [index for indices in passes for index in indices]
+        return {
+            name: [value for _, value in sorted(zip(seen, values, strict=True))]
+            for name, values in self.values.items()
+            if len(values) == len(seen)
+        }
 
     def accuracy(self) -> dict[str, float]:
         """How often the chosen sample was preferred, ties half, with its 95 % Wilson interval; nothing without pairs."""
@@ -75,19 +98,18 @@ def step_sums(step: Step[Any], network: nn.Module, batches: Batches, passes: Pas
     return sums_over(held, measure, what)
 
 
-def implicit_accuracy(step: PreferenceStep, network: nn.Module, batches: Batches, passes: Passes) -> dict[str, float]:
-    """How often the tuned model, as a judge against its reference, agrees with held-out labels; a denoiser's errors too.
+def implicit_sums(step: PreferenceStep, network: nn.Module, batches: Batches, passes: Passes) -> Sums:
+    """How the tuned model, as a judge against its reference, sees held-out pairs; of a denoiser its errors too.
 
-    The accuracy is that of the implicit reward (Eq. 8, arXiv:2311.12908), ties half, with its Wilson interval. Timesteps
-    and noise are those of draw 0 under the step's own seed, so every evaluation asks the same questions.
+    ``accuracy`` is that of the implicit reward (Eq. 8, arXiv:2311.12908), ties half. Timesteps and noise are those of
+    draw 0 under the step's own seed, so every evaluation asks the same questions.
     """
 
     def measure(indices: Sequence[int]) -> Measured:
         logps = step.logps(network, batches(indices, 0))
         return {**pair_metrics(logps, beta=1.0), **step.parts.pair_metrics_of(logps)}, {}
 
-    sums = sums_over(passes, measure, "pairs")
-    return sums.accuracy() | {name: mean for name, mean in sums.means().items() if name.startswith("error/")}
+    return sums_over(passes, measure, "pairs")
 
 
 def even_passes(num_examples: int, size: int) -> list[list[int]]:

@@ -1,10 +1,13 @@
 """A run's folder, which explains itself: recipe, environment, metrics, samples, checkpoints, weights, model card.
 
 recipe.yaml        the resolved recipe; training reads it back
-environment.json   versions and hardware, and patterns of the files that the result is written in
+environment.json   versions, hardware and command, and patterns of the files that the result is written in
+notes.json         what was said before the first step, and all warnings
 history.jsonl      settings that changed when the run went on, and after which step; where any did
-metrics.jsonl      one line a step, and one an evaluation of held-out pairs
+metrics.jsonl      one line a step, and one an evaluation of held-out pairs, with their time
+heldout.jsonl      one line an evaluation: what is known of each held-out example
 samples/           validation grids, or completions, on fixed seeds
+report.html        the page of the run
 checkpoints/       step-000100/..., whole or absent, with checksums
 README.md          model card, written last: its presence says that the run is complete
 """
@@ -12,16 +15,15 @@ README.md          model card, written last: its presence says that the run is c
 from __future__ import annotations
 
 import json
-import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -32,33 +34,27 @@ from ..errors import UserError
 from ..folders import ROUNDS
 from ..foreign import reading
 from ..output_folders import OutputKind, check_writable
-from ..records import write_json, write_text
+from ..records import content_hash, write_json, write_text
 from . import checkpoints
+from .environment import environment
 from .history import HISTORY, read_history, record_changes
 from .resuming import check_changes, effective_batch
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "pillow", "numpy")
 _ENVIRONMENT = "environment.json"
+_NOTES = "notes.json"
 _START_OVER = "start over with `overwrite`, or choose another output_dir"
 _CODE = "code"  # of the user's own, in environment.json
 _FILE_PATTERN = re.compile(r"[\w-][\w.*-]*")
 TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 _RUNS = OutputKind(
     mark="recipe.yaml",
-    own=("README.md", "metrics.jsonl", HISTORY, "checkpoints", "samples", TRACKED),
+    own=(
+        *("README.md", "report.html", _NOTES, "metrics.jsonl", "heldout.jsonl", HISTORY),
+        *("checkpoints", "samples", TRACKED),
+    ),
     foreign="is there and is no run",
     changed="`resume` with another {key}: {old} became {new}",
 )
-
-
-def environment() -> dict[str, object]:
-    """Versions and hardware that a reader needs to repeat the run."""
-    from .. import __version__
-
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    system = {"python": platform.python_version(), "platform": platform.platform(), "device": device}
-    return {"diffusion-feedback": __version__, **versions, **system, "threads": torch.get_num_threads()}
 
 
 class RunFolder:
@@ -66,6 +62,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._began = time.monotonic()  # the seconds that an earlier part of the run took are counted in
 
     @property
     def metrics_path(self) -> Path:
@@ -196,13 +193,43 @@ class RunFolder:
                 raise UserError(problem, f"bring back the file as it was, or {_START_OVER}")
 
     def log(self, row: Mapping[str, object]) -> None:
-        """Append one line to metrics.jsonl."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        """Append one line to metrics.jsonl, with its ``time`` (UTC) and the ``seconds`` of work up to it."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        seconds = round(time.monotonic() - self._began, 3)
+        _append(self.metrics_path, {**row, "time": now, "seconds": seconds})
+
+    def log_heldout(self, step: int, ids: Collection[str], values: Mapping[str, Sequence[float]]) -> None:
+        """Append one line to heldout.jsonl: metrics of each of the held-out examples ``ids``, in their order.
+
+        Runs whose ``examples``, a hash of the ids, are equal can be compared example by example.
+        """
+        kept = {name: [float(f"{value:.6g}") for value in each] for name, each in values.items()}
+        _append(self.heldout_path, {"step": step, "examples": content_hash(*ids), **kept})
+
+    @property
+    def heldout_path(self) -> Path:
+        """Where metrics of single held-out examples stand."""
+        return self.path / "heldout.jsonl"
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl. Raises UserError naming a line that is no JSON object with a step."""
-        path = self.metrics_path
+        return self._rows(self.metrics_path)
+
+    def read_heldout(self) -> dict[int, dict[str, Any]]:
+        """The lines of heldout.jsonl by their steps. Raises UserError as ``read_metrics`` does."""
+        return {row["step"]: row for row in self._rows(self.heldout_path)}
+
+    def note(self, unit: str, kind: str, plan: Sequence[str], warnings: Sequence[str]) -> None:
+        """Write notes.json: what examples are called, the kind of run, lines on what is trained, and all warnings so far."""
+        said = list(dict.fromkeys([*self.read_notes().get("warnings", []), *warnings]))
+        write_json(self.path / _NOTES, {"unit": unit, "kind": kind, "plan": list(plan), "warnings": said})
+
+    def read_notes(self) -> dict[str, Any]:
+        """What notes.json says; nothing where there is none."""
+        path = self.path / _NOTES
+        return read_object(path, "remove the file") if path.exists() else {}
+
+    def _rows(self, path: Path) -> list[dict[str, Any]]:
         if not path.exists():
             return []
         with reading(path, "metrics", "remove the file; the run goes on without the metrics of its beginning"):
@@ -220,8 +247,14 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps beyond ``step``, which a continued run will write again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
-        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        for path in (self.metrics_path, self.heldout_path):
+            rows = [row for row in self._rows(path) if row["step"] <= step]
+            if rows or path == self.metrics_path:
+                write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            else:
+                path.unlink(missing_ok=True)
+        spent = max((float(row.get("seconds", 0.0)) for row in self.read_metrics()), default=0.0)
+        self._began = time.monotonic() - spent
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> None:
         """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""
@@ -239,3 +272,8 @@ class RunFolder:
     @property
     def _checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+
+def _append(path: Path, row: Mapping[str, object]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(row)) + "\n")

@@ -16,6 +16,11 @@ Section = dict[str, Any]
 # Runs the command into a folder that is not there yet; the inputs are only read.
 Cell = Callable[[Path, Path], None]
 
+IMAGE_PROMPTS = ["a large red circle on a purple background", "a large red star on a blue background"]
+TEXT_PROMPTS = [
+    "size: small\ncolor: red\nshape: triangle\nbackground: orange\ncaption:",
+    "size: large\ncolor: white\nshape: star\nbackground: purple\ncaption:",
+]
 LORA: Section = {"tuning": "lora", "lora_rank": 2}
 FULL: Section = {"tuning": "full"}
 
@@ -45,7 +50,7 @@ def _image_run(family: str, model: Section, objective: Section, **sections: Sect
             },
             "objective": objective,
             "output_dir": str(folder),
-            "validation": {"num_prompts": 2, "num_inference_steps": 2, "steps": 10},
+            "validation": {"prompts": IMAGE_PROMPTS, "num_inference_steps": 2, "steps": 10},
         }
         recipe = write_recipe(folder.with_suffix(".yaml"), base, _training(), sections)
         _run("train", "--config", recipe)
@@ -106,7 +111,7 @@ ROLLOUTS: Section = {
     "num_generations": 4, "num_ppo_epochs": 2, "num_mini_batches": 2,
 }  # fmt: skip
 PTX: Section = {"ptx_data": "{inputs}/train.jsonl", "ptx_coef": 0.5, "ptx_batch_size": 2}
-SAMPLED: Section = {"validation": {"steps": 10, "num_prompts": 2}, "rollouts": {"max_new_tokens": 6}}
+SAMPLED: Section = {"validation": {"steps": 10, "prompts": TEXT_PROMPTS}, "rollouts": {"max_new_tokens": 6}}
 PROMPTS: Section = {"train_file": "train-prompts.jsonl", "heldout_file": "validation-prompts.jsonl"}
 TRAJECTORIES: Section = {"train_file": "train-trajectories.jsonl", "heldout_file": "validation-trajectories.jsonl"}
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch import Tensor
 # Tell of the process, of its versions and of time; or are pages for people, which other tests read.
 LEFT_OUT_FILES = ("environment.json", "README.md", "report.html", "recipe.yaml")
 LEFT_OUT_FOLDERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-LEFT_OUT_KEYS = {"eps", "seconds", "version", "versions"}
+LEFT_OUT_KEYS = {"eps", "seconds", "time", "version", "versions"}
+# What the page of a training run is made of: other tests read it, and what it holds of results stands in the files here.
+OF_PAGES = re.compile(r"heldout\.jsonl|notes\.json|samples/(before|step-\d+)/.*|samples/step-\d+\.json")
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "pyarrow")
 KERNELS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 
@@ -120,9 +123,18 @@ def _recorded(path: Path) -> bool:
     return not path.name.startswith(copied) and not path.name.endswith("_config.json")
 
 
+def _is_of_a_page(path: Path) -> bool:
+    """Whether ``path`` belongs to the page of a training run."""
+    run = next((parent for parent in path.parents if (parent / "recipe.yaml").exists()), None)
+    if run is None or not (run / "environment.json").exists():
+        return False
+    name = path.relative_to(run).as_posix()
+    return name == "report.html" or bool(OF_PAGES.fullmatch(name))
+
+
 def snapshot(folder: Path, places: Mapping[str, str]) -> dict[str, Any]:
     """The names of all files in ``folder``, and the values of those that hold results."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_of_a_page(path))
     names = {path: path.relative_to(folder).as_posix() for path in files}
     values = {names[path]: _content(path, places) for path in files if _recorded(path.relative_to(folder))}
     return {"files": list(names.values()), "values": values}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from card_snippets import snippets
 
-from diffusion_feedback.reports.cards.writer import CardKind, TokenizerFacts, write_card
+from diffusion_feedback.reports.cards.writer import CardKind, TokenizerFacts, render_card
 
 RECIPE: dict[str, Any] = {
     "model": {"pretrained_model_name_or_path": "some/base", "tuning": "lora", "revision": "main`", "variant": None},
@@ -61,8 +61,7 @@ def facts_of(kind: str) -> Iterator[dict[str, object]]:
 
 def card(kind: CardKind, folder: Path, metrics: list[Mapping[str, Any]], **facts: object) -> str:
     folder.mkdir(exist_ok=True)
-    write_card(kind, folder, RECIPE, metrics, effective_batch=8, **facts)
-    return (folder / "README.md").read_text("utf-8")
+    return render_card(kind, folder, RECIPE, metrics, effective_batch=8, **facts)
 
 
 @pytest.mark.parametrize("is_adapter", [False, True], ids=["whole", "adapter"])

@@ -108,9 +108,9 @@ def run(name: str, folder: Path, passes: int, max_tokens: int | None = None) -> 
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """The updates of a run."""
+    """The updates of a run, without their time: equal for equal runs."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["step"]]
+    return [{key: row[key] for key in row if key not in ("time", "seconds")} for row in rows if row["step"]]
 
 
 if __name__ == "__main__":

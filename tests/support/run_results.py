@@ -28,8 +28,10 @@ def policy(folder: Path) -> dict[str, Tensor]:
 
 
 def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
-    """The lines of metrics that have ``key``."""
-    return [row for line in (folder / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
+    """The lines of metrics that have ``key``, without their time: equal for equal runs."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{name: value for name, value in row.items() if name not in ("time", "seconds")} for row in found]
+    return [row for row in timeless if key in row]
 
 
 def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:

@@ -87,7 +87,11 @@ def train(recipe: Path, *flags: str) -> Path:
 
 def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "eps"} for row in found if key in row]
+    return [
+        {name: value for name, value in row.items() if name not in ("eps", "time", "seconds")}
+        for row in found
+        if key in row
+    ]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import yaml
 
-from ...records import write_text
 from ..rendering import load_template
 
 CardKind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
@@ -29,10 +28,10 @@ class TokenizerFacts:
     end_token_ids: Sequence[int] = ()
 
 
-def write_card(
+def render_card(
     kind: CardKind, folder: Path, recipe: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], **facts: object
-) -> None:
-    """Write README.md for the run in ``folder``; it comes last and marks the run as complete.
+) -> str:
+    """README.md of the run in ``folder``; it is written last and marks the run as complete.
 
     ``recipe`` is the resolved one, ``metrics`` are the lines of metrics.jsonl. ``facts``: ``effective_batch`` (but for
     policy gradients, which count completions); of a scorer its ``logit_scale``; of texts ``is_chat`` and ``tokenizer``
@@ -40,7 +39,7 @@ def write_card(
     recipe's where it is not said; ``history`` are lines on what changed while the run went on.
     """
     template = load_template(f"cards/{kind}.md.j2", {"literal": _literal, "path": _path_literal, "table": _table})
-    card = template.render(
+    return template.render(
         folder=str(folder),
         title=folder.name,
         recipe=recipe,
@@ -55,7 +54,6 @@ def write_card(
         samples=sorted(path.name for path in (folder / "samples").glob("step-*") if path.suffix in (".png", ".md")),
         **facts,
     )
-    write_text(folder / "README.md", card)
 
 
 def _literal(text: str) -> str:

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from ...catalog import family_row, needs_reference, objective_row
 from ...config.parsing import checked
-from ...config.recipe import Recipe, RolloutConfig, RoundsConfig
+from ...config.recipe import Recipe, RolloutConfig, RoundsConfig, ValidationConfig
 from ...data.scores import read_scores
 from ...errors import UserError
 from ...evaluation.rounds import RoundMetrics, measure
@@ -186,6 +186,7 @@ class Rounds:
             self.recipe,
             model=model,
             data=replace(self.recipe.data, train=str(pairs)),
+            validation=self._validation(),
             output_dir=str(place / "run"),
             rounds=RoundsConfig(),
             rollouts=RolloutConfig(),
@@ -195,6 +196,11 @@ class Rounds:
             return recipe.output_dir
         merge = partial(self.modality.merge, Path(recipe.output_dir), start)
         return str(Stage(place / "model", merge).run(self.state))
+
+    def _validation(self) -> ValidationConfig:
+        """What a round's run is evaluated on; every round draws samples of its own, from prompts that none trained on."""
+        validation, is_said = self.recipe.validation, self.recipe.data.validation or self.recipe.validation.prompts
+        return validation if is_said else replace(validation, num_prompts=0)
 
     def _measure(self, number: int, model: str, before: RoundMetrics | None) -> RoundMetrics:
         """Samples of the held-out prompts with their scores and divergence from the initial model."""

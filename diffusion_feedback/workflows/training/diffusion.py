@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-import torch
-from PIL.Image import Image
 from torch import nn
 
 from ...catalog import needs_reference
@@ -16,9 +14,7 @@ from ...config.recipe import Recipe
 from ...data.index import PairIndex
 from ...likelihoods.denoising import DenoisingLikelihood
 from ...noise import DDPMProcess, PredictionType
-from ...records import atomic_write
-from ...reports.figures import image_grid
-from ...training.heldout import even_passes, implicit_accuracy
+from ...training.heldout import even_passes, implicit_sums
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
@@ -29,7 +25,8 @@ from .base_model import FrozenReference, base_model, frozen_reference, make_trai
 from .given import Setup
 from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches
 from .image_pairs import ImagePairs
-from .memory import PeakMemory, weight_bytes
+from .memory import weight_bytes
+from .sample_images import ImageSamples
 from .session import Session, step_of, step_parts
 
 log = logging.getLogger(__name__)
@@ -57,7 +54,7 @@ def diffusion_session(setup: Setup) -> Session:
         on_pair=cache_streamed(recipe, encoders),
     )
     source = pairs.source()
-    evaluation = DiffusionEvaluation(steps, pairs.heldout)
+    samples = ImageSamples.of(recipe, denoiser, reference.give, encoders.images.resolution, pairs)
 
     def prepare(folder: RunFolder) -> None:
         fill_caches(encoders, pairs)
@@ -71,15 +68,15 @@ def diffusion_session(setup: Setup) -> Session:
         step=step,
         source=source,
         identity={"base": base_hash, "pairs": pairs.labels_hash()},
-        evaluate=evaluation,
+        evaluate=DiffusionEvaluation(steps, pairs.heldout, samples),
         save=denoiser.save,
         written_files=denoiser.written_files(),
         card="diffusion",
         prepare=prepare,
         close=encoders.close,
-        notes=_notes(recipe, denoiser),
+        notes=[*_notes(recipe, denoiser), *samples.notes()],
         frozen_bytes=_frozen_bytes(denoiser, reference),
-        sampling_bytes=evaluation.sampling_bytes,
+        sampling_bytes=samples.peak_bytes,
     )
 
 
@@ -118,69 +115,22 @@ class DenoisingSteps:
 
 @dataclass(frozen=True, slots=True)
 class DiffusionEvaluation:
-    """Held-out accuracy, and a grid of samples on fixed seeds, before and after."""
+    """Held-out accuracy, and samples on fixed seeds, before and after."""
 
     steps: DenoisingSteps
     heldout: PairIndex | None
+    samples: ImageSamples
 
     def __call__(self, step: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
-        """The accuracy; the grid is written to ``folder``."""
-        metrics: Mapping[str, float] = {}
-        if self.heldout is not None:
-            passes = even_passes(len(self.heldout), self._recipe.training.train_batch_size)
-            metrics = implicit_accuracy(self.steps.heldout(), network, self.heldout.batch, passes)
-        self._draw_samples(step, network, folder)
-        return metrics
-
-    @property
-    def _recipe(self) -> Recipe:
-        return self.steps.setup.recipe
-
-    def prompts(self) -> list[str]:
-        """Prompts of the grid."""
-        validation = self._recipe.validation
-        if validation.prompts or self.heldout is None:
-            return validation.prompts
-        return sorted({pair.prompt for pair in self.heldout.pairs})[: validation.num_prompts]
-
-    def _draw_samples(self, step: int, network: nn.Module, folder: RunFolder) -> None:
-        prompts = self.prompts()
-        if not prompts:
-            return
-        steps = self._recipe.validation.num_inference_steps
-        with self.steps.reference(network) as frozen:
-            before = self._sample(frozen, prompts, steps)
-        after = self._sample(network, prompts, steps)
-        rows = [list(pair) for pair in zip(before, after, strict=True)]
-        grid = image_grid(rows, prompts, ["before", f"step {step}"], cell=128, blocks=2)
-        with atomic_write(folder.path / "samples" / f"step-{step:06d}.png") as file:
-            grid.save(file, format="PNG")
-
-    def _sample(self, network: nn.Module, prompts: list[str], num_inference_steps: int) -> list[Image]:
-        """One image a prompt, at the resolution of training, as many at once as pairs in a training pass."""
-        recipe, side = self._recipe, self.steps.encoders.images.resolution
-        images: list[Image] = []
-        for start in range(0, len(prompts), recipe.training.train_batch_size):
-            part = prompts[start : start + recipe.training.train_batch_size]
-            images += self.steps.denoiser.sample(
-                network,
-                part,
-                [recipe.validation.seed + start + number for number in range(len(part))],
-                num_inference_steps=num_inference_steps,
-                guidance_scale=recipe.validation.guidance_scale,
-                height=side,
-                width=side,
-            )
-        return images
-
-    def sampling_bytes(self) -> int:
-        """Bytes that one batch of samples takes at its peak, measured; 0 where none are drawn."""
-        prompts = self.prompts()[: self._recipe.training.train_batch_size]
-        if not prompts:
-            return 0
-        with torch.no_grad(), PeakMemory() as peak:
-            self._sample(self.steps.denoiser.network, prompts, 2)
-        return int(peak.bytes)
+        """The accuracy; the samples are written to ``folder``."""
+        self.samples.draw(step, network, folder)
+        if self.heldout is None:
+            return {}
+        passes = even_passes(len(self.heldout), self.steps.setup.recipe.training.train_batch_size)
+        sums = implicit_sums(self.steps.heldout(), network, self.heldout.batch, passes)
+        errors = {name: mean for name, mean in sums.means().items() if name.startswith("error/")}
+        folder.log_heldout(step, [pair.example_id for pair in self.heldout.pairs], sums.of_each(passes))
+        return sums.accuracy() | errors
 
 
 def check_prediction(likelihood: DenoisingLikelihood, network: nn.Module, batch: PreferenceBatch) -> None:

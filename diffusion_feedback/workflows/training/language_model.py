@@ -13,7 +13,7 @@ from ...data.token_index import TokenIndex
 from ...errors import UserError
 from ...likelihoods.tokens import TokenLikelihood
 from ...models.causal_lm import CausalLM
-from ...training.heldout import Passes, Sums, implicit_accuracy, step_sums
+from ...training.heldout import Passes, Sums, implicit_sums, step_sums
 from ...training.preference import PreferenceStep
 from ...training.run_folder import RunFolder
 from ...training.steps import PointwiseStep
@@ -62,20 +62,21 @@ def language_model_session(setup: Setup) -> Session:
         if answers is not None:
             answers.fill([texts.data.train, texts.data.heldout])
 
+    samples = CompletionSamples.of(model, texts)
     return Session(
         data=texts,
         network=model.network,
         step=step,
         source=texts.source(),
         identity={"base": base_hash, "examples": examples_hash(texts.data.train.examples), **reference.identity()},
-        evaluate=TextEvaluation(step, texts, CompletionSamples.of(model, texts)),
+        evaluate=TextEvaluation(step, texts, samples),
         evaluates_first=True,
         save=model.save,
         written_files=model.written_files(),
         card="language_model",
         card_facts=lambda: {"is_chat": texts.data.is_conversational, "tokenizer": tokenizer_facts(model)},
         prepare=prepare,
-        notes=[*texts.notes(model, adapters), f"reference        {reference.description}"],
+        notes=[*texts.notes(model, adapters), f"reference        {reference.description}", *samples.notes()],
         frozen_bytes={"reference": reference.num_bytes} if step.parts.reference is not None else {},
     )
 
@@ -112,19 +113,18 @@ class TextEvaluation:
             num_tokens=tokens,
             start=None if start is None else -start["validation/nll"] * tokens,
         )
-        return metrics | self._pair_accuracy(network)
+        of_each = sums.of_each(passes)
+        pairs = self.texts.data.heldout_pairs
+        if pairs is not None:  # the two sides of pairs are learnt from one at a time
+            passes = passes_over(self._recipe, pairs, share_prompt=False)
+            sums = implicit_sums(PreferenceStep(self.step.parts), network, pairs.batch, passes)
+            metrics, of_each = metrics | sums.accuracy(), sums.of_each(passes)
+        folder.log_heldout(step, [each.example_id for each in (pairs or heldout).examples], of_each)
+        return metrics
 
     @property
     def _recipe(self) -> Recipe:
         return self.texts.setup.recipe
-
-    def _pair_accuracy(self, network: nn.Module) -> dict[str, float]:
-        """Implicit accuracy where the two sides of held-out pairs are learnt from one at a time."""
-        pairs = self.texts.data.heldout_pairs
-        if pairs is None:
-            return {}
-        passes = passes_over(self._recipe, pairs, share_prompt=False)
-        return implicit_accuracy(PreferenceStep(self.step.parts), network, pairs.batch, passes)
 
     def _chosen_logps(self, sums: Sums, network: nn.Module, heldout: TokenIndex, passes: Passes) -> float:
         """Sum over all chosen completions; the step's own, but where it counts the tails of completions less."""

@@ -24,6 +24,7 @@ from ...training.policy_gradient import PolicyGradientStep
 from ...training.rollout_batches import Pretraining
 from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
+from .drawn import source_of_prompts
 from .examples import RunData, check_apart
 from .given import Setup
 from .rollout_evaluation import RolloutEvaluation
@@ -124,6 +125,7 @@ def policy_gradient_session(setup: Setup) -> Session:
             seed=recipe.validation.seed,
             batch_size=rollouts.batch_size,
             pages=recipe.validation.num_prompts,
+            source=source_of_prompts(recipe, has_heldout=prompts.heldout is not None),
         ),
         evaluates_first=True,
         save=lambda trained, folder: model.save(model.network, folder),

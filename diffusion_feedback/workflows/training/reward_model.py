@@ -32,7 +32,9 @@ def reward_model_session(setup: Setup) -> Session:
         heldout = texts.data.heldout
         if heldout is None:
             return {}
-        sums = judging_sums(step, network, heldout.batch, passes_over(recipe, heldout, share_prompt=False))
+        passes = passes_over(recipe, heldout, share_prompt=False)
+        sums = judging_sums(step, network, heldout.batch, passes)
+        folder.log_heldout(step_number, [each.example_id for each in heldout.examples], sums.of_each(passes))
         means = sums.means()
         more = {"loss": means["loss"], "margin": means["rewards/margins"], "mean_reward": means["mean_reward"]}
         return sums.accuracy() | more

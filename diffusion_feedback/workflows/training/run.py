@@ -14,12 +14,13 @@ from ...catalog import family_row, resolve
 from ...config.parsing import require_recipe
 from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
 from ...config.sources import is_object
-from ...errors import UserError, first_line, is_out_of_memory
+from ...errors import Interrupted, UserError, first_line, is_out_of_memory
 from ...folders import check_outside, expand, hold_folder
 from ...models.loaded import as_it_came
 from ...processes import check_alike, num_launched
-from ...records import content_hash
-from ...reports.cards.writer import write_card
+from ...records import content_hash, write_text
+from ...reports.cards.writer import render_card
+from ...reports.pages.training import closing_line
 from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
 from ...training.history import describe_change, read_history
@@ -31,6 +32,7 @@ from .accelerator import make_accelerator, own_accelerate, start_trackers
 from .changes import describe_changes
 from .given import NOTHING, Given, Setup, accept, check_all_given, recorded
 from .memory import estimate
+from .record import kept_warnings, warnings_among, write_page
 from .result import Run
 from .session import Session
 
@@ -135,7 +137,7 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
     if is_done:
         log.info("%s: already complete", folder.path)
         return
-    with closing(open_session(Setup(recipe, accelerator, given))) as session:
+    with kept_warnings() as warnings, closing(open_session(Setup(recipe, accelerator, given))) as session:
         optimizer = build_optimizer(recipe, session.parameters())
         if resume:
             folder.check_length(session.data.max_train_steps)
@@ -146,11 +148,24 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
             folder.open(to_dict(written), session.written_files, **how)
         accelerator.wait_for_everyone()
         start_trackers(written, accelerator, folder)
-        trainer = _fit(session, optimizer, folder)
+        try:
+            trainer = _fit(session, optimizer, folder)
+        except Interrupted:
+            if accelerator.is_main_process:
+                _note(session, folder, warnings)
+                write_page(folder.path)
+            raise
+        if accelerator.is_main_process:
+            _note(session, folder, warnings)
         _finish(session, trainer)
-    log.info("done: %s (see %s)", folder.path, folder.path / "README.md")
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _note(session: Session, folder: RunFolder, warnings: Sequence[str]) -> None:
+    """Keep what a page says besides the metrics: lines on what is trained, and what was warned of."""
+    lines = describe(session)
+    folder.note(session.data.unit, session.card, lines, [*warnings_among(lines), *warnings])
 
 
 def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> dict[str, object]:
@@ -218,7 +233,9 @@ def _write_result(session: Session, trainer: Trainer) -> None:
             history = [describe_change(row) for row in read_history(folder.path)]
             facts = {**session.card_facts(), **length, "history": history}
         recipe = to_dict(recorded(session.setup.recipe))
-        write_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)
+        card = render_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)
+        log.info("done: %s", closing_line(write_page(folder.path, card)))
+        write_text(folder.path / "README.md", card)  # last: it marks the run as complete
     accelerator.wait_for_everyone()
 
 

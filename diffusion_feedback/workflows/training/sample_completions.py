@@ -12,32 +12,36 @@ from torch import nn
 
 from ...config.recipe import Recipe
 from ...documents import read_object
+from ...evaluation.trained import DrawnSamples
 from ...foreign import reading
 from ...models.causal_lm import CausalLM
 from ...records import Text, write_text
 from ...training.run_folder import RunFolder
+from .drawn import source_of_prompts, spread, write_samples
 from .token_batches import TokenBatches
 
 _BEFORE = "before.json"
 
 
 def _prompts(texts: TokenBatches, window: int) -> list[list[int]]:
-    """Token ids of the recipe's own prompts, or of the first held-out ones; those that leave room for a completion.
+    """Token ids of the recipe's own prompts, else of held-out ones, else of training prompts, spread evenly over all.
+
+    Those alone that leave room for a completion.
 
     Where the data are conversations, a prompt of the recipe is the user's first turn.
     """
     validation, data = texts.setup.recipe.validation, texts.data
-    prompts: list[list[int]] = []
     if validation.prompts:
         said: list[Text] = [
             ({"role": "user", "content": prompt},) if data.is_conversational else prompt
             for prompt in validation.prompts
         ]
         prompts = [list(ids) for ids in texts.tokenization.encode_prompts(said)]
-    elif data.heldout is not None:
-        sequences = [example.chosen for example in data.heldout.examples]
+    else:
+        index = data.train if data.heldout is None else data.heldout
+        sequences = [example.chosen for example in index.examples] if validation.num_prompts else []
         whole = {tuple(each.ids[: each.prompt_length].tolist()) for each in sequences}
-        prompts = [list(ids) for ids in sorted(whole) if ids][: validation.num_prompts]
+        prompts = [list(ids) for ids in spread(sorted(ids for ids in whole if ids), validation.num_prompts)]
     return [ids for ids in prompts if 0 < len(ids) < window]
 
 
@@ -48,11 +52,18 @@ class CompletionSamples:
     recipe: Recipe
     model: CausalLM
     prompts: Sequence[Sequence[int]]
+    source: str
 
     @classmethod
     def of(cls, model: CausalLM, texts: TokenBatches) -> CompletionSamples:
-        """Completions of the prompts that the recipe names, or of the first held-out ones."""
-        return cls(texts.setup.recipe, model, _prompts(texts, model.window))
+        """Completions of the prompts that the recipe names, else of held-out ones, else of training prompts."""
+        recipe = texts.setup.recipe
+        source = source_of_prompts(recipe, has_heldout=texts.data.heldout is not None)
+        return cls(recipe, model, _prompts(texts, model.window), source)
+
+    def notes(self) -> list[str]:
+        """What is drawn, in a line."""
+        return [f"samples          of {len(self.prompts)} {self.source}"] if self.prompts else []
 
     def draw(self, step: int, network: nn.Module, run: RunFolder) -> None:
         """Complete all prompts with ``network``; nothing is done where there are none."""
@@ -65,6 +76,8 @@ class CompletionSamples:
             return
         before = self._before(folder / _BEFORE)
         write_text(folder / f"step-{step:06d}.md", self._page(step, before, after))
+        seeds = [self.recipe.validation.seed + number for number in range(len(self.prompts))]
+        write_samples(run.path, DrawnSamples(step, self.source, self._prompt_texts(), seeds, before, after))
 
     def _before(self, path: Path) -> list[str]:
         """The completions before training; where they are of other prompts, or were never drawn, a word on that."""
@@ -99,12 +112,14 @@ class CompletionSamples:
             f"# Step {step}\n\nTemperature {rollouts.temperature:g}, at most {rollouts.max_new_tokens} tokens, "
             f"seeds from {self.recipe.validation.seed} on.\n"
         ]
-        for prompt, old, new in zip(self.prompts, before, after, strict=True):
-            prompt_text = str(self.model.tokenizer.decode(prompt, skip_special_tokens=False))
+        for prompt_text, old, new in zip(self._prompt_texts(), before, after, strict=True):
             parts.append(
                 f"\n## Prompt\n\n{fenced(prompt_text)}\nBefore:\n\n{fenced(old)}\nAfter {step} steps:\n\n{fenced(new)}"
             )
         return "".join(parts)
+
+    def _prompt_texts(self) -> list[str]:
+        return [str(self.model.tokenizer.decode(prompt, skip_special_tokens=False)) for prompt in self.prompts]
 
 
 def fenced(text: str) -> str:

@@ -60,6 +60,7 @@ def scorer_session(setup: Setup) -> Session:
             return {}
         passes = even_passes(len(heldout), recipe.training.train_batch_size)
         sums = judging_sums(step, network, heldout.batch, passes)
+        folder.log_heldout(step_number, [pair.example_id for pair in heldout.pairs], sums.of_each(passes))
         return sums.accuracy() | {"loss": sums.means()["loss"]}
 
     return Session(

@@ -1,0 +1,119 @@
+"""Images of fixed prompts on fixed seeds, before and during training, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import nn
+
+from ...config.recipe import Recipe
+from ...documents import read_object
+from ...evaluation.trained import DrawnSamples
+from ...records import atomic_write, write_json
+from ...reports.figures import image_grid, open_picture
+from ...training.run_folder import RunFolder
+from ...types.models import Denoiser
+from ...types.training import Reference
+from .drawn import SAMPLES, source_of_prompts, spread, write_samples
+from .image_pairs import ImagePairs
+from .memory import PeakMemory
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSamples:
+    """Draws images of ``prompts`` with a network and its reference, at ``side`` px; writes a grid, and each image alone."""
+
+    recipe: Recipe
+    denoiser: Denoiser
+    reference: Reference
+    side: int
+    prompts: Sequence[str]
+    source: str
+
+    @classmethod
+    def of(cls, recipe: Recipe, denoiser: Denoiser, reference: Reference, side: int, pairs: ImagePairs) -> ImageSamples:
+        """Images of the recipe's prompts, else of held-out ones, else of training prompts, spread evenly over all."""
+        validation, prompts = recipe.validation, list(recipe.validation.prompts)
+        if not prompts and validation.num_prompts:
+            index = pairs.train if pairs.heldout is None else pairs.heldout
+            prompts = spread(sorted({pair.prompt for pair in index.pairs}), validation.num_prompts)
+        source = source_of_prompts(recipe, has_heldout=pairs.heldout is not None)
+        return cls(recipe, denoiser, reference, side, prompts, source)
+
+    def notes(self) -> list[str]:
+        """What is drawn, in a line."""
+        return [f"samples          of {len(self.prompts)} {self.source}"] if self.prompts else []
+
+    def draw(self, step: int, network: nn.Module, run: RunFolder) -> None:
+        """Draw all prompts with ``network``; nothing is done where there are none."""
+        if not self.prompts:
+            return
+        steps, first = self.recipe.validation.num_inference_steps, self.recipe.validation.seed
+        before = self._before(network, run.path / SAMPLES / "before")
+        images = self._sample(network, self.prompts, steps)
+        after = _save(images, run.path / SAMPLES / f"step-{step:06d}")
+        rows = [[open_picture(old), new] for old, new in zip(before, images, strict=True)]
+        grid = image_grid(rows, self.prompts, ["before", f"step {step}"], cell=128, blocks=2)
+        with atomic_write(run.path / SAMPLES / f"step-{step:06d}.png") as file:
+            grid.save(file, format="PNG")
+        seeds = [first + number for number in range(len(self.prompts))]
+        write_samples(run.path, DrawnSamples(step, self.source, self.prompts, seeds, before, after))
+
+    def _before(self, network: nn.Module, folder: Path) -> list[Path]:
+        """The images of the reference, drawn once; and once more where they were of other prompts or settings."""
+        validation, mark = self.recipe.validation, folder / "settings.json"
+        settings = {
+            "prompts": list(self.prompts),
+            "seed": validation.seed,
+            "num_inference_steps": validation.num_inference_steps,
+            "guidance_scale": validation.guidance_scale,
+            "side": self.side,
+        }
+        if mark.exists() and read_object(mark, "remove the folder; it is drawn again") == settings:
+            return [folder / _name(number) for number in range(len(self.prompts))]
+        mark.unlink(missing_ok=True)
+        with self.reference(network) as frozen:
+            files = _save(self._sample(frozen, self.prompts, validation.num_inference_steps), folder)
+        write_json(mark, settings)
+        return files
+
+    def _sample(self, network: nn.Module, prompts: Sequence[str], num_inference_steps: int) -> list[Image]:
+        """One image a prompt, at the resolution of training, as many at once as pairs in a training pass."""
+        recipe, images = self.recipe, list[Image]()
+        for start in range(0, len(prompts), recipe.training.train_batch_size):
+            part = list(prompts[start : start + recipe.training.train_batch_size])
+            images += self.denoiser.sample(
+                network,
+                part,
+                [recipe.validation.seed + start + number for number in range(len(part))],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=recipe.validation.guidance_scale,
+                height=self.side,
+                width=self.side,
+            )
+        return images
+
+    def peak_bytes(self) -> int:
+        """Bytes that one batch of samples takes at its peak, measured; 0 where none are drawn."""
+        prompts = self.prompts[: self.recipe.training.train_batch_size]
+        if not prompts:
+            return 0
+        with torch.no_grad(), PeakMemory() as peak:
+            self._sample(self.denoiser.network, prompts, 2)
+        return int(peak.bytes)
+
+
+def _save(images: Sequence[Image], folder: Path) -> list[Path]:
+    files = [folder / _name(number) for number in range(len(images))]
+    for image, path in zip(images, files, strict=True):
+        with atomic_write(path) as file:
+            image.save(file, format="PNG")
+    return files
+
+
+def _name(number: int) -> str:
+    return f"{number:03d}.png"
