@@ -42,7 +42,7 @@ def commit_of(root: Path) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "-s", "-uno")
         return git("rev-parse", "HEAD") + (", with changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""
