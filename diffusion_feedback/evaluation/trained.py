@@ -113,10 +113,10 @@ class TrainedRun:
     @cached_property
     def evaluations(self) -> dict[int, dict[str, float]]:
         """The metrics of each evaluation by its step."""
-        found = {row["step"]: row for row in self.rows if _is_evaluation(row)}
+        by_step = {row["step"]: row for row in self.rows if _is_evaluation(row)}
         return {
-            step: {name.removeprefix(_VALIDATION): value for name, value in found[step].items() if _VALIDATION in name}
-            for step in sorted(found)
+            step: {key.removeprefix(_VALIDATION): value for key, value in by_step[step].items() if _VALIDATION in key}
+            for step in sorted(by_step)
         }
 
     @property
@@ -170,15 +170,15 @@ class TrainedRun:
 
     def changes(self, step: int) -> list[Change]:
         """How far chosen and rejected samples have moved by ``step``, as far as the evaluation knows it."""
-        metrics, found = self.evaluations.get(step, {}), []
+        metrics, changes = self.evaluations.get(step, {}), []
         for side in ("chosen", "rejected"):
             for prefix, quantity in (("error", "error"), ("logps", "log-probability")):
                 after, change = metrics.get(f"{prefix}/{side}"), metrics.get(f"{prefix}/{side}_change")
                 if after is not None and change is not None:
                     each = self.values(step, f"{prefix}/{side}_change") or self._since_start(step, f"{prefix}/{side}")
                     bounds = mean_interval(each) if len(each) > 1 else None
-                    found.append(Change(side, quantity, after - change, after, bounds))
-        return found
+                    changes.append(Change(side, quantity, after - change, after, bounds))
+        return changes
 
     def gain(self, step: int) -> Interval | None:
         """How far the measure moved from before training to ``step``, example by example; None where that is unknown."""

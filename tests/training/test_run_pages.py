@@ -16,7 +16,7 @@ from text_recipes import MakeTextRecipe
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.training.environment import commit_of, environment
 from diffusion_feedback.training.run_folder import RunFolder
-from diffusion_feedback.workflows.training.drawn import read_samples, spread
+from diffusion_feedback.workflows.training.drawn import evenly_spread, read_samples
 from diffusion_feedback.workflows.training.record import read_run
 
 EVALUATED = {"validation": {"num_prompts": 2, "num_inference_steps": 2, "steps": 2}}
@@ -137,10 +137,10 @@ def test_an_interrupted_run_has_a_page_of_its_part(make_recipe: MakeRecipe, monk
 
 
 def test_prompts_are_spread_over_the_set() -> None:
-    assert spread(range(100), 4) == [0, 25, 50, 75]
-    assert spread(range(3), 8) == [0, 1, 2]
-    assert spread([], 8) == []
-    assert spread("abcdef", 0) == []
+    assert evenly_spread(range(100), 4) == [0, 25, 50, 75]
+    assert evenly_spread(range(3), 8) == [0, 1, 2]
+    assert evenly_spread([], 8) == []
+    assert evenly_spread("abcdef", 0) == []
 
 
 def test_the_environment_says_what_a_reader_needs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .training_curves import training_curves
 
 _MOST_EVALUATIONS = 30
 _JUDGES = ("scorer", "reward_model")  # whose accuracy is their own, and not that of an implicit reward
-_OPEN = 8  # evaluations that a page shows without being asked
+_OPEN = 8  # evaluations that a page does not fold away
 
 
 def training_report(run: TrainedRun) -> Report:

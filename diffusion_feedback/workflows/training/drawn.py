@@ -19,7 +19,7 @@ _REMEDY = "remove the file; its samples are then left out"
 _NAME = re.compile(r"step-\d{6,}\.json")
 
 
-def spread(items: Sequence[ItemT], number: int) -> list[ItemT]:
+def evenly_spread(items: Sequence[ItemT], number: int) -> list[ItemT]:
     """``number`` of ``items``, evenly over all of them, the first one included; all where there are fewer."""
     count = min(number, len(items))
     return [items[place * len(items) // count] for place in range(count)]
@@ -54,7 +54,7 @@ def write_samples(run: Path, drawn: DrawnSamples) -> None:
 
 def read_samples(run: Path, *, up_to: int) -> dict[int, DrawnSamples]:
     """What was drawn in the run ``run`` by step, without steps beyond ``up_to``, which a part that was dropped has left."""
-    folder, found = run / SAMPLES, {}
+    folder, samples = run / SAMPLES, {}
     for path in sorted(folder.glob("step-*.json")):
         if not _NAME.fullmatch(path.name):
             continue
@@ -64,5 +64,5 @@ def read_samples(run: Path, *, up_to: int) -> dict[int, DrawnSamples]:
         )
         step, source, prompts, seeds = (content[name] for name in ("step", "source", "prompts", "seeds"))
         if step <= up_to:
-            found[step] = DrawnSamples(step, source, prompts, seeds, before, after, content.get("scores", ()))
-    return found
+            samples[step] = DrawnSamples(step, source, prompts, seeds, before, after, content.get("scores", ()))
+    return samples

@@ -17,7 +17,7 @@ from ...foreign import reading
 from ...models.causal_lm import CausalLM
 from ...records import Text, write_text
 from ...training.run_folder import RunFolder
-from .drawn import source_of_prompts, spread, write_samples
+from .drawn import evenly_spread, source_of_prompts, write_samples
 from .token_batches import TokenBatches
 
 _BEFORE = "before.json"
@@ -41,7 +41,7 @@ def _prompts(texts: TokenBatches, window: int) -> list[list[int]]:
         index = data.train if data.heldout is None else data.heldout
         sequences = [example.chosen for example in index.examples] if validation.num_prompts else []
         whole = {tuple(each.ids[: each.prompt_length].tolist()) for each in sequences}
-        prompts = [list(ids) for ids in spread(sorted(ids for ids in whole if ids), validation.num_prompts)]
+        prompts = [list(ids) for ids in evenly_spread(sorted(ids for ids in whole if ids), validation.num_prompts)]
     return [ids for ids in prompts if 0 < len(ids) < window]
 
 

@@ -18,7 +18,7 @@ from ...reports.figures import image_grid, open_picture
 from ...training.run_folder import RunFolder
 from ...types.models import Denoiser
 from ...types.training import Reference
-from .drawn import SAMPLES, source_of_prompts, spread, write_samples
+from .drawn import SAMPLES, evenly_spread, source_of_prompts, write_samples
 from .image_pairs import ImagePairs
 from .memory import PeakMemory
 
@@ -40,7 +40,7 @@ class ImageSamples:
         validation, prompts = recipe.validation, list(recipe.validation.prompts)
         if not prompts and validation.num_prompts:
             index = pairs.train if pairs.heldout is None else pairs.heldout
-            prompts = spread(sorted({pair.prompt for pair in index.pairs}), validation.num_prompts)
+            prompts = evenly_spread(sorted({pair.prompt for pair in index.pairs}), validation.num_prompts)
         source = source_of_prompts(recipe, has_heldout=pairs.heldout is not None)
         return cls(recipe, denoiser, reference, side, prompts, source)
 
