@@ -61,7 +61,9 @@ def facts_of(kind: str) -> Iterator[dict[str, object]]:
 
 def card(kind: CardKind, folder: Path, metrics: list[Mapping[str, Any]], **facts: object) -> str:
     folder.mkdir(exist_ok=True)
-    return render_card(kind, folder, RECIPE, metrics, effective_batch=8, **facts)
+    page = render_card(kind, folder, RECIPE, metrics, effective_batch=8, **facts)
+    (folder / "README.md").write_text(page, "utf-8")
+    return page
 
 
 @pytest.mark.parametrize("is_adapter", [False, True], ids=["whole", "adapter"])
