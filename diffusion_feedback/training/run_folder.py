@@ -62,7 +62,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._began = time.monotonic()  # the seconds that an earlier part of the run took are counted in
+        self._clock_start = time.monotonic()  # the seconds that an earlier part of the run took are counted in
 
     @property
     def metrics_path(self) -> Path:
@@ -195,7 +195,7 @@ class RunFolder:
     def log(self, row: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl, with its ``time`` (UTC) and the ``seconds`` of work up to it."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        seconds = round(time.monotonic() - self._began, 3)
+        seconds = round(time.monotonic() - self._clock_start, 3)
         _append(self.metrics_path, {**row, "time": now, "seconds": seconds})
 
     def log_heldout(self, step: int, ids: Collection[str], values: Mapping[str, Sequence[float]]) -> None:
@@ -254,7 +254,7 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
         spent = max((float(row.get("seconds", 0.0)) for row in self.read_metrics()), default=0.0)
-        self._began = time.monotonic() - spent
+        self._clock_start = time.monotonic() - spent
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> None:
         """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""
