@@ -11,6 +11,7 @@ from pathlib import Path
 from ...documents import read_text, read_yaml
 from ...errors import UserError
 from ...evaluation.trained import TrainedRun
+from ...folders import ROUNDS
 from ...progress import LOGGER
 from ...reports.html import write_report
 from ...reports.pages.folder import read_environment
@@ -26,7 +27,7 @@ _NOTES = ("note", "left out", "cut")
 
 def is_run(path: Path) -> bool:
     """Whether the folder ``path`` is that of one training run."""
-    return (path / "recipe.yaml").is_file() and (path / "environment.json").is_file()
+    return (path / "recipe.yaml").is_file() and not (path / ROUNDS).exists()
 
 
 def read_run(path: Path, *, name: str = "", card: str | None = None) -> TrainedRun:
@@ -54,7 +55,7 @@ def read_run(path: Path, *, name: str = "", card: str | None = None) -> TrainedR
         kind=str(notes.get("kind", "")),
         plan=[str(line) for line in notes.get("plan", [])],
         warnings=[str(line) for line in notes.get("warnings", [])],
-        environment=read_environment(path, _REMEDY),
+        environment=read_environment(path, _REMEDY) if (path / "environment.json").exists() else {},
         code=code[1] if code else "",
         is_finished=bool(said),
     )
