@@ -47,6 +47,7 @@ CATALOG: Mapping[str, Mapping[str, str | ObjectiveRow | Family | Optimizer]] = {
         "pickapic": "diffusion_feedback.evaluation.benchmarks.prompt_lists:pickapic",
         "partiprompts": "diffusion_feedback.evaluation.benchmarks.prompt_lists:partiprompts",
         "drawbench": "diffusion_feedback.evaluation.benchmarks.prompt_lists:drawbench",
+        "prompts": "diffusion_feedback.evaluation.benchmarks.prompt_lists:own_prompts",
         "shapes": "diffusion_feedback.shapes.benchmark:benchmark",
     },
     # How pairs are picked from the ranked candidates of a prompt.

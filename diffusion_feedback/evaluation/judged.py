@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..records import CompletionRecord
+from ..records import CompletionRecord, Text
 from .judging import PositionBias
+from .leakage import Leakage
 from .statistics import Interval, WinRate
 
 
@@ -54,7 +55,10 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class JudgeMeasurements:
-    """Everything that was measured; ``names`` of A and B, and their completions side by side."""
+    """Everything that was measured; ``names`` of A and B, and their completions side by side.
+
+    ``leakage`` is by name what each has seen of the prompts and the judges.
+    """
 
     names: tuple[str, str]
     completions: tuple[Sequence[CompletionRecord], Sequence[CompletionRecord]]
@@ -63,6 +67,12 @@ class JudgeMeasurements:
     distance: Mapping[str, Distance] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    leakage: Mapping[str, Leakage] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> list[Text]:
+        """The different prompts, by their first appearance."""
+        return list({repr(record.prompt): record.prompt for record in self.completions[0]}.values())
 
     def to_json(self) -> dict[str, object]:
         """What stands in results.json, with null where a number is not finite: JSON has no name for it."""
@@ -80,6 +90,7 @@ class JudgeMeasurements:
             "judges": [{key: verdict[name] for key, name in keys.items()} for verdict in verdicts],
             "fluency": {name: asdict(value) for name, value in self.fluency.items()},
             "divergence": {name: asdict(value) for name, value in self.distance.items()},
+            "leakage": {name: each.to_json(self.prompts) for name, each in self.leakage.items()},
             "settings": dict(self.settings),
         }
         return {key: _finite(value) for key, value in content.items()}

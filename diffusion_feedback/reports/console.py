@@ -21,6 +21,7 @@ from ..records import ScoreRecord
 from .html import significant
 from .pages.benchmark_tables import digits_of
 from .rendering import load_template
+from .results import leakage_notices
 
 _MOST_FOLDERS = 30  # a table of more says nothing on a screen
 
@@ -28,7 +29,8 @@ _MOST_FOLDERS = 30  # a table of more says nothing on a screen
 def benchmark_summary(run: BenchmarkRun, comparison: RunComparison | None) -> str:
     """Means by style, the nearest published ones, and the comparison with a baseline."""
     values = {"run": run, "comparison": comparison}
-    return summarize("benchmark", **values, digits_of=digits_of, nearest_published=_nearest_published)
+    functions = {"nearest_published": _nearest_published, "leakage_notices": leakage_notices}
+    return summarize("benchmark", **values, digits_of=digits_of, **functions)
 
 
 def _nearest_published(run: BenchmarkRun, result: ScorerResult) -> list[tuple[str, float]]:
@@ -51,7 +53,7 @@ def calibration_summary(result: CalibrationResult) -> str:
 
 def judge_summary(judged: JudgeMeasurements) -> str:
     """Win rates, mean scores and bias by judge; perplexity and divergence by model."""
-    return summarize("judge", judged=judged)
+    return summarize("judge", judged=judged, leakage_notices=leakage_notices)
 
 
 def rounds_summary(rounds: Sequence[RoundMetrics]) -> str:

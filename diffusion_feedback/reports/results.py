@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import yaml
 
 from ..evaluation.comparison import CaseRow, pick_cases
+from ..evaluation.leakage import Leakage, prompt_text
 from ..evaluation.statistics import Interval, WinRate
-from ..records import Text
+from ..records import PromptRecord, Text
 from .content import Case, Cell, Group, Mark, Notice, Table, Tone
 from .html import fixed, percent
 from .rendering import TEMPLATES, load_template
@@ -19,6 +20,27 @@ def notice(kind: str, tone: Tone = "caution", **values: object) -> Notice:
     words = load_template(f"notices/{kind}.txt.j2", {"percent": percent}).render(values)
     title, text = words.rstrip("\n").split("\n", 1)
     return Notice(title, text, tone)
+
+
+def leakage_notices(name: str, leakage: Leakage, prompts: Sequence[PromptRecord | Text]) -> list[Notice]:
+    """Alarms where the model ``name`` was trained on what it is measured on, or a judge made the labels that it learnt from."""
+    notices = []
+    if leakage.prompts:
+        texts = [prompt.prompt if isinstance(prompt, PromptRecord) else prompt_text(prompt) for prompt in prompts]
+        first = texts[leakage.prompts[0]]
+        notices.append(notice("trained_on", "alarm", name=name, num=len(leakage.prompts), of=len(texts), first=first))
+    if leakage.judges:
+        notices.append(notice("labelled", "alarm", name=name, judges=leakage.judges))
+    return notices
+
+
+def leakage_words(leakage: Leakage) -> dict[str, str]:
+    """What is known of it in a few words, by what it is."""
+    places, judges = leakage.prompts, leakage.judges
+    return {
+        "prompts trained on": "unknown" if places is None else str(len(places)) if places else "none",
+        "scorers that made training labels": "unknown" if judges is None else ", ".join(judges) or "none recorded",
+    }
 
 
 def explanations(page: str, needed: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -65,8 +87,3 @@ def completions_table(
     """Completions of the models ``names`` side by side, a row a prompt, each above its score."""
     cells = [(Cell(prompt_text(prompt)), [Cell(text, fixed(score, 3)) for text, score in row]) for prompt, row in rows]
     return Table("Completions", names, cells, detail, "prompt", is_text=True)
-
-
-def prompt_text(prompt: Text) -> str:
-    """A prompt as one text: of a conversation, its turns line by line."""
-    return prompt if isinstance(prompt, str) else "\n".join(str(turn["content"]) for turn in prompt)

@@ -17,6 +17,7 @@ from ..documents import read_object
 from ..errors import UserError, shown
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash
 from ..evaluation.benchmarks.run import BenchmarkRun, RunComparison, make_run
+from ..evaluation.leakage import Leakage
 from ..output_folders import OutputKind
 from ..records import PromptRecord, ScoreRecord, write_json, write_text
 
@@ -30,7 +31,7 @@ RUNS = OutputKind(
     # Results first: without them a run counts as unfinished, whenever this is interrupted.
     own=(RESULTS, PROMPTS, SCORES, REPORT, README),
     # Where prompts and weights were read from may change: their hashes decide.
-    free={(key,) for key in ("prompts", "model", "lora", "recipes", "version")},
+    free={(key,) for key in ("prompts", "own_prompts", "model", "lora", "recipes", "version")},
     foreign=f"is there already, and holds no {SETTINGS}",
     foreign_remedy="use another `output_dir`",
     changed="holds a run with {key} = {old}, this one has {new}",
@@ -106,7 +107,7 @@ def load_run(folder: str | Path, *, name: str | None = None) -> BenchmarkRun:
     records = read_scores(folder / SCORES)
     run = make_run(folder, benchmark, settings, prompts, images, records, name=name)
     _check_results(run)
-    return run
+    return replace(run, leakage=Leakage.of_json(read_object(folder / RESULTS, _AGAIN).get("leakage")))
 
 
 def _check_results(run: BenchmarkRun) -> None:

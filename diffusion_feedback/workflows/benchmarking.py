@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, cast
@@ -37,6 +37,7 @@ from ..reports.rendering import plural
 from ..scorers.loading import AnyScorer, parse_spec
 from .benchmark_folder import REPORT, RUNS, benchmark_of, check_scored, image_names, load_run, write_run
 from .generating import draw_images
+from .leakage import leakage_of_run
 from .outputs import hold_output
 from .sampling import ImageSampler, adapts_object, base_of_lora_run, folder_or_id, loaded_model_of, open_image_sampler
 from .scoring import score_items
@@ -134,7 +135,7 @@ def benchmark(
         else:
             with loaded_model_of(model) as (own_model, _):
                 run, records = work.on_model(own_model, source, sampling, before)
-        comparison = None
+        run, comparison = replace(run, leakage=leakage_of_run(run)), None
         if before is not None:
             before, run = named_apart([before, run])
             comparison = compare_runs(before, run, tie_margin=own.tie_margin)
@@ -229,6 +230,10 @@ class _Work:
                 f"{read.duplicates} prompts stand more than once in {source}; each counts once, with all of its images"
             )
             logger.warning("note: %s", notice)
+        own_file = chosen.own_file(read.files) if self.own.prompts else ""
+        if own_file and chosen.has_own_prompts:
+            what = f"{own_file} is no file of {chosen.title}"
+            logger.warning("note: %s: results are called after it, and none that are published apply", what)
         short = chosen.shortfalls(read.prompts)
         if short and not self.own.allow_short:
             problem = f"{source}: not the prompts of benchmark {chosen.name}: {'; '.join(short)}"
@@ -241,6 +246,7 @@ class _Work:
             "benchmark": name_of(self.named),
             "prompts": source,
             "prompts_hash": prompts_hash(read.prompts),
+            **({"own_prompts": own_file} if own_file else {}),
             "num_prompts": len(read.prompts),
             "short": short,
             "scorers": [scorer if isinstance(scorer, str) else _called(scorer) for scorer in self.scorers],

@@ -13,6 +13,7 @@ from weakref import finalize
 from ..documents import read_object
 from ..errors import UserError
 from ..evaluation.judged import Distance, Fluency, JudgeMeasurements, Verdict
+from ..evaluation.leakage import Leakage
 from ..evaluation.statistics import Interval, WinRate
 from ..folders import at_home, check_outside, expand
 from ..generation.completions import COMPLETIONS, load_completions
@@ -25,6 +26,7 @@ from ..reports.pages.judge import judge_report
 from ..scorers.texts.completion_scorer import quote
 from ..scorers.texts.loading import parse_text_spec
 from .generating import Prompts, complete, text_prompts
+from .leakage import leakage_of
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
 from .settings import CompletionSampling, JudgeSettings, as_list, made_of_keywords, refuse, shows
@@ -264,9 +266,16 @@ class _Comparison:
             settings=self.recorded(),
             notes=notes,
         )
+        judged = replace(judged, leakage=self._leakage(judged))
         _COMPARISONS.write_mark(folder, json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n")
         write_pages(judge_report(judged), "judge", folder, results=judge_summary(judged))
         return judged
+
+    def _leakage(self, judged: JudgeMeasurements) -> dict[str, Leakage]:
+        """What each of the two has seen of prompts and judges; of completions alone nobody knows."""
+        judges = {verdict.spec: verdict.recipe_id for verdict in judged.verdicts}
+        models = {side.name: [] if side.path is None or side.holds_completions else [side.path] for side in self.sides}
+        return {name: leakage_of(paths, judged.prompts, judges) for name, paths in models.items()}
 
     def completions(
         self, folder: Path, claim: Callable[[], None]

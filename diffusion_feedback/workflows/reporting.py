@@ -48,7 +48,7 @@ def report(runs: Run | Sequence[Run], output: str | Path, **keywords: object) ->
     content = benchmark_report(others or [baseline], comparisons, settings.title)
     with hold_file(page, "report"):
         write_report(content, page)
-    summary = f"{len(others) + 1} runs of {baseline.benchmark.title}, baseline {baseline.name}"
+    summary = f"{len(others) + 1} runs of {baseline.title}, baseline {baseline.name}"
     logger.info("%s: %s", page, summary)
     return content
 

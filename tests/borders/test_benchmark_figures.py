@@ -71,7 +71,7 @@ def test_each_figure_is_printed_once(tmp_path: Path, benchmark: str) -> None:
 def test_figures_of_one_picture_say_nothing_of_their_spread(tmp_path: Path) -> None:
     run = load_run(write_folder(tmp_path / "run", prompts_of("pickapic", 1), {"pickscore": [21.0]}))
     shown = benchmark_summary(run, None)
-    assert "all                21.00, 1 prompts" in shown
+    assert "all                21.00, 1 prompt" in shown
     assert "nan" not in shown
 
 

@@ -142,3 +142,27 @@ def test_warnings_stand_in_one_box_and_captions_promise_what_is_drawn(tmp_path: 
     assert all(line in page for line in short)
     assert "groups of 80" not in page  # twelve prompts have no spread of groups
     assert "Mean ± its standard error" in page
+
+
+@pytest.mark.parametrize("benchmark", ["prompts", "hpsv2", "pickapic"])
+def test_own_prompts_are_called_after_their_file_and_have_no_published_table(tmp_path: Path, benchmark: str) -> None:
+    own = run(tmp_path / "mine", 0, benchmark=benchmark, own_prompts="mine.txt", model="sd15")
+    report = benchmark_report([own])
+    assert report.title == "Prompts of mine.txt: sd15"
+    assert f"12 prompts from mine.txt, hash {own.settings['prompts_hash'][:12]}" in report.summary
+    assert "arXiv" not in render_report(report)
+    recipe = "hpsv2.1/letterbox-224/fp32/0123"
+    assert own.published(recipe) == ()
+    results = own.to_json()
+    assert str(results["source"]).startswith("mine.txt, hash ")
+    if benchmark == "hpsv2":
+        assert "not those of HPSv2 benchmark" in report.summary
+
+
+def test_a_copy_of_the_benchmarks_own_file_goes_by_its_name() -> None:
+    names = {"partiprompts": "PartiPrompts.tsv", "hpsv2": "photo.json", "shapes": "heldout.txt"}
+    for name, file in names.items():
+        own = resolve("benchmark", name)()
+        assert own.own_file([Path("downloads") / file]) == ""
+        assert own.own_file([Path("downloads") / "mine.txt"]) == "mine.txt"
+    assert resolve("benchmark", "prompts")().own_file([Path("a/mine.txt")]) == "mine.txt"

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -71,6 +72,19 @@ class Benchmark:
         if self.total is not None and len(prompts) != self.total:
             shortfalls.append(f"{len(prompts)} of {self.total} prompts")
         return shortfalls
+
+    @property
+    def has_own_prompts(self) -> bool:
+        """Whether it is a list of prompts at all, which another file is not."""
+        return self.prompts is not None
+
+    def own_file(self, files: Sequence[Path]) -> str:
+        """The names of the ``files`` that were read, where they are none of the benchmark's own; else empty.
+
+        A copy goes by the name of the file that it is a copy of.
+        """
+        own = {PurePath(file).name for file in self.files.values()}
+        return "" if {file.name for file in files} <= own else ", ".join(sorted(file.name for file in files))
 
     @property
     def without_styles(self) -> str:

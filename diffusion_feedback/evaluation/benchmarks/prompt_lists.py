@@ -33,6 +33,19 @@ def partiprompts() -> Benchmark:
     )
 
 
+def own_prompts() -> Benchmark:
+    """Prompts of one's own, from any file, each once; a column style or category is the style."""
+    return Benchmark(
+        name="prompts",
+        title="Own prompts",
+        source="a file of prompts",
+        prompts=None,
+        files={},
+        scorers=("pickscore",),
+        unique=True,
+    )
+
+
 def pickapic() -> Benchmark:
     """Any file of what people typed, such as the 500 of validation_unique or test_unique; duplicates are left out."""
     return Benchmark(

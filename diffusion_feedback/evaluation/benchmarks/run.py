@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from ...errors import UserError
 from ...records import PromptRecord, ScoreRecord
+from ..leakage import Leakage
 from .benchmark import Benchmark, PromptValues, ScorerResult, evaluate, prompt_values, style_of
 from .paired import Disagreement, ScorerComparison, compare_scorers, disagreements
 from .published import SPREAD, PublishedResult, version_of
@@ -18,7 +19,7 @@ from .published import SPREAD, PublishedResult, version_of
 @dataclass(frozen=True, slots=True)
 class BenchmarkRun:
     """A finished run: ``images[i]`` are the files of prompt i relative to ``image_root``; ``values`` and ``results``
-    are by scorer, in one order.
+    are by scorer, in one order; ``leakage`` is what the model has seen of prompts and judges.
     """
 
     name: str
@@ -30,11 +31,30 @@ class BenchmarkRun:
     image_root: Path
     values: Sequence[PromptValues]
     results: Sequence[ScorerResult]
+    leakage: Leakage = field(default_factory=Leakage)
 
     @property
     def styles(self) -> list[str]:
         """The style of each prompt."""
         return [style_of(prompt) for prompt in self.prompts]
+
+    @property
+    def own_file(self) -> str:
+        """The file of prompts that stands in the place of the benchmark's own; empty where these were taken."""
+        return str(self.settings.get("own_prompts") or "")
+
+    @property
+    def title(self) -> str:
+        """What was measured on: the benchmark, or a file that is none."""
+        return f"Prompts of {self.own_file}" if self.own_file else self.benchmark.title
+
+    @property
+    def source(self) -> str:
+        """Who made the prompts; of a file that is given its name and the hash of its prompts."""
+        if not self.own_file:
+            return self.benchmark.source
+        source = f"{self.own_file}, hash {self.settings['prompts_hash'][:12]}"
+        return source + (f", not those of {self.benchmark.title}" if self.benchmark.has_own_prompts else "")
 
     @property
     def missing(self) -> int:
@@ -59,9 +79,10 @@ class BenchmarkRun:
     def published(self, recipe_id: str) -> Sequence[PublishedResult]:
         """What was published for this benchmark under the scorer version of ``recipe_id``.
 
-        Nothing for a set cut short, unless whole styles are left, whose metrics compare one by one.
+        Nothing for prompts of another file, and for a set cut short, unless whole styles are left, whose metrics compare one
+        by one.
         """
-        if self.settings["short"] and not self.benchmark.whole_styles(self.prompts):
+        if self.own_file or (self.settings["short"] and not self.benchmark.whole_styles(self.prompts)):
             return ()
         return self.benchmark.published.get(version_of(recipe_id) or "", ())
 
@@ -70,10 +91,12 @@ class BenchmarkRun:
         content: dict[str, Any] = {
             "benchmark": self.benchmark.name,
             "prompts_hash": self.settings["prompts_hash"],
+            "source": self.source,
             "num_prompts": len(self.prompts),
             "short": self.settings["short"],
             "num_images": sum(map(len, self.images)),
             "missing_prompts": self.missing,
+            "leakage": self.leakage.to_json([prompt.prompt for prompt in self.prompts]),
             "scorers": {
                 result.scorer: {
                     "recipe_id": result.recipe_id,
@@ -173,6 +196,7 @@ class RunComparison:
         return {
             "folder": str(self.baseline.folder),
             "model_hash": self.baseline.settings.get("model_hash"),
+            "leakage": self.baseline.leakage.to_json([prompt.prompt for prompt in self.baseline.prompts]),
             "tie_margin": self.tie_margin,
             "num_prompts": max(row.overall.win_rate.num for row in self.scorers),
             "left_out": len(self.run.prompts) - min(row.overall.win_rate.num for row in self.scorers),

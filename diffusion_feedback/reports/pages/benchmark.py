@@ -13,7 +13,7 @@ from ...evaluation.comparison import CaseRow, pick_cases
 from ..content import Case, Claim, Group, Notice, Rate, Report, Sample
 from ..html import count, decimals, fixed
 from ..rendering import plural
-from ..results import case_groups, explanations, notice
+from ..results import case_groups, explanations, leakage_notices, notice
 from .benchmark_tables import digits_of, has_spread, in_unit, means_table, paired_table, published_table, settings_table
 
 _CASES = 6  # three rows of two
@@ -32,10 +32,9 @@ def benchmark_report(
         if any(row.recipe_id == recipe for comparison in comparisons for row in comparison.scorers):
             tables.append(paired_table(comparisons, recipe))
     boards = [published_table(run, result) for run in runs[:1] for result in run.results]
-    benchmark = runs[0].benchmark
     needed = {"Spread of group means": has_spread(everyone), "p of the permutation test": baseline}
     return Report(
-        title=title or f"{benchmark.title}: {', '.join(run.name for run in runs)}",
+        title=title or f"{runs[0].title}: {', '.join(run.name for run in runs)}",
         summary=_summary(runs, baseline),
         before_name=baseline.name if baseline else "base",
         after_name=runs[0].name,
@@ -77,8 +76,9 @@ def _claim(run: BenchmarkRun) -> Claim:
 def _summary(runs: Sequence[BenchmarkRun], baseline: BenchmarkRun | None) -> str:
     scorers = " and ".join(dict.fromkeys(values.scorer for run in runs for values in run.values))
     against = f" Compared with {baseline.name} prompt by prompt." if baseline else ""
-    prompts, benchmark = plural(len(runs[0].prompts), "prompt"), runs[0].benchmark
-    return f"{prompts} of {benchmark.title} ({benchmark.source}), judged by {scorers}.{against}"
+    prompts, first = plural(len(runs[0].prompts), "prompt"), runs[0]
+    source = f"of {first.benchmark.title} ({first.source})" if not first.own_file else f"from {first.source}"
+    return f"{prompts} {source}, judged by {scorers}.{against}"
 
 
 def _facts(runs: Sequence[BenchmarkRun]) -> Mapping[str, str]:
@@ -100,9 +100,10 @@ def _notices(runs: Sequence[BenchmarkRun], comparisons: Sequence[RunComparison])
         for each in comparisons
         for pair in each.disagreements
     ]
+    notices += [each for run in runs for each in leakage_notices(run.name, run.leakage, run.prompts)]
     for each in comparisons:
         sides = {"below" if row.overall.win_rate.win_rate < 0.5 else "above" for row in each.scorers}
-        if len(each.scorers) > 1 and len(sides) == 1 and not each.disagreements:
+        if len(each.scorers) > 1 and len(sides) == 1 and not each.disagreements and each.run.leakage.is_clean:
             notices.append(notice("agreement", "calm", comparison=each, side=sides.pop()))
     notices += [notice("incomplete", run=run) for run in runs if run.missing]
     whole = runs[0].benchmark.whole_styles(runs[0].prompts)

@@ -13,7 +13,7 @@ from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ..content import Cell, Mark, Table
 from ..html import decimals, fixed, p_value
 from ..rendering import plural
-from ..results import share_cell
+from ..results import leakage_words, share_cell
 
 ALL_PROMPTS = "all prompts"
 _NOT_COMPARED = Cell("none", "no common prompt")
@@ -146,6 +146,7 @@ def _flat(run: BenchmarkRun) -> dict[str, str | None]:
     flat |= {name.replace("_", " "): value for name, value in run.settings.get("generation", {}).items()}
     flat |= {f"recipe of {value.scorer}": value.recipe_id for value in run.values}
     flat |= {"prompts": run.settings["prompts"], "prompts hash": run.settings["prompts_hash"]}
+    flat |= leakage_words(run.leakage)
     flat |= {"images per prompt": sum(map(len, run.images)) / max(1, sum(map(bool, run.images)))}
     flat |= {"prompts without an image": run.missing, "version": run.settings.get("version")}
     return {name: None if value is None else _text(value) for name, value in flat.items()}

@@ -9,7 +9,7 @@ import yaml
 from ...evaluation.judged import JudgeMeasurements, Verdict
 from ..content import Cell, Group, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
-from ..results import completions_table, explanations, interval_cell, notice, share_cell
+from ..results import completions_table, explanations, interval_cell, leakage_notices, notice, share_cell
 
 _SHOWN = 12  # completions of each: gains, losses
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
@@ -101,4 +101,5 @@ def _notices(judged: JudgeMeasurements) -> list[Notice]:
         if verdict.bias is not None
         and (verdict.bias.first_share.low > 0.5 + _BIASED or verdict.bias.first_share.high < 0.5 - _BIASED)
     ]
-    return [*biased, *(Notice("Note", note) for note in judged.notes)]
+    leaked = [each for name, own in judged.leakage.items() for each in leakage_notices(name, own, judged.prompts)]
+    return [*leaked, *biased, *(Notice("Note", note) for note in judged.notes)]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ...config.recipe import Recipe, to_yaml
 from ...evaluation.comparison import CaseRow, compare
+from ...evaluation.leakage import prompt_text
 from ...evaluation.rounds import RoundMetrics
 from ...records import Text
 from ..content import Case, Cell, Group, Rate, Report, Table
 from ..figures import CurveFigure, Point, PointsFigure
-from ..results import case_groups, completions_table, explanations, interval_cell, prompt_text, share_cell
+from ..results import case_groups, completions_table, explanations, interval_cell, share_cell
 from .folder import read_environment
 
 DrawnSamples = Sequence[tuple[Text, str | Path]]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from ...data.provenance import prompts_of_texts
 from ...errors import UserError
+from ...records import Text
 from ...training.order import EpochOrder
 from .given import Setup
 
@@ -40,6 +42,14 @@ class RunData(Protocol):
     def name_of(self, example_id: str) -> str:
         """Where the example of an id stands, for a message."""
         return f"pair {example_id}"
+
+    def prompts(self) -> Iterable[Text]:
+        """The prompts that are learnt from. Raises UserError as their reader does."""
+        return prompts_of_texts(self.setup.data(heldout=False), **self.setup.place(heldout=False))
+
+    def judges(self) -> dict[str, str]:
+        """The scorers that made the labels, by name their recipe id, as far as the data say. Raises UserError as ``prompts``."""
+        return {}
 
     def metrics_of(self, number: int) -> Mapping[str, float]:
         """Metrics of an update (number from 0) that are known without running it."""

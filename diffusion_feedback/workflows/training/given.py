@@ -83,10 +83,14 @@ class Setup:
 
     def reading(self, *, heldout: bool) -> dict[str, Any]:
         """How the training or the held-out data are read: split, revision, names of columns, and whether bad rows are left out."""
+        return {**self.place(heldout=heldout), "on_bad_row": self.recipe.data.on_bad_row}
+
+    def place(self, *, heldout: bool) -> dict[str, Any]:
+        """Which rows of the training or the held-out data are meant: split, revision, and names of columns where there are any."""
         data = self.recipe.data
         split = data.validation_split if heldout else data.split
         names = {"columns": data.columns} if data.columns else {}
-        return {"split": split, "revision": data.revision, "on_bad_row": data.on_bad_row, **names}
+        return {"split": split, "revision": data.revision, **names}
 
     def limit(self, *, heldout: bool) -> int | None:
         """How many examples are used at most; None for all."""

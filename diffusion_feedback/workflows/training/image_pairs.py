@@ -11,10 +11,11 @@ from accelerate import Accelerator
 
 from ...data.findings import square_notes
 from ...data.index import PairIndex
+from ...data.provenance import judges_of_pairs
 from ...data.readers import PairReader, open_pairs
 from ...folders import expand
 from ...progress import progress
-from ...records import PairRecord, content_hash
+from ...records import PairRecord, Text, content_hash
 from ...training.order import EpochOrder
 from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types.images import PreferenceBatch
@@ -71,6 +72,16 @@ class ImagePairs(RunData):
     def labels_hash(self) -> str:
         """Identity of the pairs and labels that the run learns from."""
         return content_hash(*(f"{pair.example_id} {pair.label_0}" for pair in self.train.pairs))
+
+    def prompts(self) -> Iterable[Text]:
+        """The captions of the pairs."""
+        return (pair.prompt for pair in self.train.pairs)
+
+    def judges(self) -> dict[str, str]:
+        """The scorers that the rows name; a stream is not read again for it."""
+        if self.setup.recipe.data.streaming:
+            return {}
+        return judges_of_pairs(self.setup.data(heldout=False), **self.setup.place(heldout=False))
 
     def name_of(self, example_id: str) -> str:
         """Where the pair of an id stands, for a message: "pairs.parquet, row 7"."""

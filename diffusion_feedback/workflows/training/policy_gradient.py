@@ -8,6 +8,7 @@ weights. Under full tuning the reference is a frozen copy. What is saved is the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -59,6 +60,10 @@ class Prompts(RunData):
             check_apart("prompts", train.names, heldout.names)
         order = EpochOrder(len(train), setup.recipe.rollouts.num_prompts, setup.recipe.training.seed)
         return cls(setup, tokenization, algorithm, train, heldout, order)
+
+    def prompts(self) -> Sequence[Text]:
+        """Those that completions are drawn for."""
+        return self.train.texts
 
     def evaluated(self) -> RolloutPrompts:
         """The recipe's own prompts, the held-out ones, or where there are none the first ones for training."""

@@ -35,6 +35,7 @@ from .memory import estimate
 from .record import kept_warnings, warnings_among, write_page
 from .result import Run
 from .session import Session
+from .trained_on import record_training
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
         if accelerator.is_main_process:
             how = {"resume": resume, "overwrite": overwrite, "processes": accelerator.num_processes}
             folder.open(to_dict(written), session.written_files, **how)
+            record_training(session.data, folder.path)
         accelerator.wait_for_everyone()
         start_trackers(written, accelerator, folder)
         try:
