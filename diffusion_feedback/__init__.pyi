@@ -21,6 +21,7 @@ from .progress import set_verbosity as set_verbosity
 from .scorers.function import scorer_from as scorer_from
 from .scorers.loading import load_scorer as load_scorer
 from .types.training import PairLogps as PairLogps
+from .workflows.auditing import audit as audit
 from .workflows.benchmarking import benchmark as benchmark
 from .workflows.calibrating import calibrate as calibrate
 from .workflows.checking import check as check
@@ -31,6 +32,7 @@ from .workflows.labeling import label as label
 from .workflows.reporting import report as report
 from .workflows.rounds.run import rounds as rounds
 from .workflows.scoring import score as score
+from .workflows.settings import AuditSettings as AuditSettings
 from .workflows.settings import BenchmarkSettings as BenchmarkSettings
 from .workflows.settings import CalibrationSettings as CalibrationSettings
 from .workflows.settings import CheckSettings as CheckSettings

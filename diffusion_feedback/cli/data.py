@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..workflows.settings import CheckSettings, ConvertSettings, DataSource
+from ..workflows.settings import AuditSettings, CheckSettings, ConvertSettings, DataSource
 from .flags import Flags
 from .settings import NAMES, add_flags
 
@@ -20,6 +20,12 @@ CHECK = {
     "max_completion_length": "texts: longest completion in tokens",
     "chat_template": "texts: a Jinja chat template",
 }
+AUDIT = {
+    "split": WHERE["split"],
+    "revision": WHERE["revision"],
+    "max_pairs": "pairs to read, a random sample that is always the same",
+    "tokenizer": "texts: count the tokens of this tokenizer too",
+}
 CONVERT = {
     "on_bad_row": "stop at the first bad row, or leave bad rows out and list them",
     "each_answer": "texts: a row of each answer of a conversation, the turns before it as its prompt",
@@ -30,18 +36,23 @@ CONVERT = {
 def build_parser() -> Flags:
     """All flags of both commands."""
     parser = Flags(prog="dfb data", description="Check and convert preference pairs and texts.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,convert}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,audit,convert}")
     says = "Say what a data set holds and what is wrong with it."
     check = commands.add_parser("check", description=says, help=says)
+    says = "Say how well size, sharpness, colours, length and the like predict the labels by themselves."
+    audit = commands.add_parser("audit", description=says, help=says)
     says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns, texts as one file with TRL's."
     convert = commands.add_parser("convert", description=says, help=says)
-    for command in (check, convert):
+    for command in (check, audit, convert):
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     metavars = {"tokenizer": {"metavar": "FOLDER"}, "chat_template": {"metavar": "FILE"}}
     for command in (check, convert):
         add_flags(command, DataSource, WHERE, columns={"metavar": "OURS=THEIRS,..."})
     add_flags(check, CheckSettings, CHECK, **metavars)
+    add_flags(audit, AuditSettings, AUDIT, tokenizer=metavars["tokenizer"])
+    audit.add_argument("--output", metavar="PAGE.html", help="page to write, with pairs")
+    audit.add_argument("--overwrite", action="store_true", help="replace the page if it is there already")
     add_flags(convert, ConvertSettings, CONVERT)
     return parser
 
@@ -57,6 +68,12 @@ def run(argv: Sequence[str]) -> None:
         print(checked)
         if not checked.is_ready:
             raise SystemExit(2)  # everything has been said, so no message on top
+        return
+
+    if command == "audit":
+        from ..workflows.auditing import audit
+
+        print(audit(path, **given))
         return
 
     from ..workflows.converting import convert

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,7 +31,7 @@ class IndexedPair:
 
     ``keys`` are the images' content hashes, in sorted order, so that a pair is the same whichever image came first;
     ``label_0`` is the vote share of the first of them; ``swapped`` says that the source has them the other way round.
-    ``sizes`` are (width, height) of the images of ``keys``, px.
+    ``sizes`` are (width, height) of the images of ``keys``, px; ``models`` are the names of what drew them, "" where unknown.
     """
 
     example_id: str
@@ -42,6 +43,7 @@ class IndexedPair:
     swapped: bool
     source: str
     sizes: Sizes
+    models: tuple[str, str] = ("", "")
 
     @property
     def chosen(self) -> int:
@@ -86,7 +88,11 @@ class IndexedImage:
 
     def open(self) -> Image.Image:
         """Read and decode to RGB. Raises UserError for bytes that are gone, changed, or not an image."""
-        return decode_image(self.pair.image(self.side), self.source)
+        return decode_image(self.read(), self.source)
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises UserError for bytes that are gone or changed."""
+        return self.pair.image(self.side)
 
 
 class PairIndex:
@@ -125,7 +131,7 @@ class PairIndex:
         """
         votes: dict[str, list[float]] = {}
         pairs: dict[str, IndexedPair] = {}
-        shared: dict[Sizes, Sizes] = {}  # the same few sizes recur, as prompts do; each is held once
+        shared: dict[object, Any] = {}  # the same few sizes and models recur, as prompts do; each is held once
         with image_index(folder, reader.identity, decode=reader.decode) as images:
             passing = reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair)
             for known, location in reader.log.watched(passing, "reading", reader.num_rows, hidden=quiet):
@@ -162,14 +168,18 @@ class PairIndex:
         """The index of the first ``number`` pairs, of all for None: as they are sorted by hash, a fixed random sample."""
         return PairIndex(self._source, self._pairs[:number], self.counts, self.num_duplicates, self.notes)
 
+    def images(self, pair: IndexedPair) -> tuple[IndexedImage, IndexedImage]:
+        """The images of one of its pairs, in the order of ``keys``; they are read, both at once, when one is opened."""
+        reader = _PairBytes(self._source, pair)
+        first, second = (
+            IndexedImage(key, f"{pair.source}, image {key}", reader, side) for side, key in enumerate(pair.keys)
+        )
+        return first, second
+
     def batch(self, indices: Sequence[int], draw: int) -> PreferenceBatch:
         """The pairs at ``indices``; no image is read before its handle is opened. ``draw`` is the epoch."""
         pairs = [self._pairs[index] for index in indices]
-        readers = [_PairBytes(self._source, pair) for pair in pairs]
-        images = [
-            [IndexedImage(pair.keys[side], f"{pair.source}, image {pair.keys[side]}", reader, side) for side in (0, 1)]
-            for pair, reader in zip(pairs, readers, strict=True)
-        ]
+        images = [self.images(pair) for pair in pairs]
         return PreferenceBatch(
             example_ids=[pair.example_id for pair in pairs],
             prompts=[pair.prompt for pair in pairs],
@@ -189,18 +199,27 @@ def _shown(reader: PairReader, on_pair: Callable[[PairRecord], None]) -> Iterato
         on_pair(record)
 
 
-def _indexed(known: KnownPair, location: Location | None, shared: dict[Sizes, Sizes]) -> IndexedPair:
-    first, second = known.images
+def _indexed(known: KnownPair, location: Location | None, shared: dict[object, Any]) -> IndexedPair:
+    (first, second), models = known.images, known.models
     swapped = first.key > second.key
     if swapped:
-        first, second = second, first
+        first, second, models = second, first, (models[1], models[0])
     # As PairRecord.example_id, without hashing the images a second time.
     example_id = content_hash(known.prompt, first.key, second.key)
     label_0 = 1 - known.label_0 if swapped else known.label_0
     sizes = (first.header.size, second.header.size)
-    prompt, sizes = sys.intern(known.prompt), shared.setdefault(sizes, sizes)
+    prompt, sizes, models = sys.intern(known.prompt), shared.setdefault(sizes, sizes), shared.setdefault(models, models)
     return IndexedPair(
-        example_id, prompt, (first.key, second.key), label_0, known.weight, location, swapped, known.source, sizes
+        example_id,
+        prompt,
+        (first.key, second.key),
+        label_0,
+        known.weight,
+        location,
+        swapped,
+        known.source,
+        sizes,
+        models,
     )
 
 

@@ -29,6 +29,7 @@ from .rows import (
     image_file,
     is_outside,
     listed,
+    models_of,
     to_record,
     unlabelled,
 )
@@ -50,6 +51,8 @@ class KnownPair:
     weight: float
     source: str
     ballot: Ballot = NO_BALLOT
+    models: tuple[str, str] = ("", "")
+    """Names of the models that the images come from, "" where the data does not say."""
 
 
 Pair = TypeVar("Pair", PairRecord, KnownPair)
@@ -173,7 +176,7 @@ def _known(row: PairRow, index: ImageIndex, source: PairSource) -> KnownPair:
     prompt, label_0, weight = check_labels(row)
     first, second = (index.facts(row, side, source) for side in (0, 1))
     check_different(row, first.key == second.key)
-    return KnownPair(prompt, (first, second), label_0, weight, row.source, ballot_of(row))
+    return KnownPair(prompt, (first, second), label_0, weight, row.source, ballot_of(row), models_of(row))
 
 
 def _files_outside(row: PairRow, pair: PairRecord | KnownPair) -> list[str]:

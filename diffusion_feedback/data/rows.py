@@ -23,7 +23,8 @@ Problem = Literal[
 ]
 
 SIDES = ("image_0", "image_1")
-OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt")
+MODELS = ("model_0", "model_1")
+OPTIONAL_FIELDS = ("label_1", "has_label", "are_different", "num_example_per_prompt", *MODELS)
 SKIP_REMEDY = (
     "correct or remove the row; or leave such rows out: data.on_bad_row: skip in a recipe, `on_bad_row` skip elsewhere"
 )
@@ -180,6 +181,12 @@ def caption_of(row: PairRow) -> str:
 def check_labels(row: PairRow) -> tuple[str, float, float]:
     """Caption, vote share for image 0, and weight of a labelled ``row``. Raises BadRow."""
     return caption_of(row), _label(row), _weight(row)
+
+
+def models_of(row: PairRow) -> tuple[str, str]:
+    """Names of the models that the two images of ``row`` come from, "" where it does not say."""
+    first, second = (row.values.get(name) for name in MODELS)
+    return "" if first is None else str(first), "" if second is None else str(second)
 
 
 def check_different(row: PairRow, is_same: bool) -> None:

@@ -186,6 +186,17 @@ class CheckSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
+class AuditSettings:
+    """Which pairs are audited: at most ``max_pairs``, a fixed random sample; ``tokenizer`` counts the tokens of texts."""
+
+    split: str = "train"
+    revision: str | None = None
+    max_pairs: Annotated[int, COUNT] = 5000
+    tokenizer: Annotated[str | None, at_home] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ConvertSettings:
     """How a data set is converted; ``each_answer`` makes a row of each answer of a conversation, of texts."""
 
