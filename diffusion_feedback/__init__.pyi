@@ -47,7 +47,9 @@ from .workflows.settings import LabelingSettings as LabelingSettings
 from .workflows.settings import ModelSource as ModelSource
 from .workflows.settings import ReportSettings as ReportSettings
 from .workflows.settings import ScoringSettings as ScoringSettings
+from .workflows.settings import ViewSettings as ViewSettings
 from .workflows.training.result import Run as Run
 from .workflows.training.run import train as train
+from .workflows.viewing import view as view
 
 __version__: str

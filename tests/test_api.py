@@ -60,7 +60,7 @@ def test_public_names_are_documented(name: str) -> None:
     assert getattr(dfb, name).__doc__
 
 
-CALLS = ["audit", "benchmark", "calibrate", "check", "convert", "generate", "judge", "label", "report", "score"]
+CALLS = ["audit", "benchmark", "calibrate", "check", "convert", "generate", "judge", "label", "report", "score", "view"]
 
 
 @pytest.mark.parametrize("name", CALLS)

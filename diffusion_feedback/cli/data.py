@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..workflows.settings import AuditSettings, CheckSettings, ConvertSettings, DataSource
+from ..workflows.settings import AuditSettings, CheckSettings, ConvertSettings, DataSource, ViewSettings
 from .flags import Flags
 from .settings import NAMES, add_flags
 
@@ -19,6 +19,17 @@ CHECK = {
     "max_length": "texts: longest example in tokens (default: its own)",
     "max_completion_length": "texts: longest completion in tokens",
     "chat_template": "texts: a Jinja chat template",
+}
+VIEW = {
+    "sort": "which pairs come first: small, much cropped, blurred, contested ones, or by prompt",
+    "only": "leave all other pairs out",
+    "search": "only pairs with this in the prompt",
+    "count": "pairs on the page",
+    "page": "which page of them",
+    "resolution": "an image with a shorter side below it counts as enlarged, px",
+    "max_pairs": "pairs to measure for --sort sharpness",
+    "split": WHERE["split"],
+    "revision": WHERE["revision"],
 }
 AUDIT = {
     "split": WHERE["split"],
@@ -36,14 +47,16 @@ CONVERT = {
 def build_parser() -> Flags:
     """All flags of both commands."""
     parser = Flags(prog="dfb data", description="Check and convert preference pairs and texts.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,audit,convert}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,view,audit,convert}")
     says = "Say what a data set holds and what is wrong with it."
     check = commands.add_parser("check", description=says, help=says)
+    says = "Write a page of pairs side by side, with labels and captions."
+    view = commands.add_parser("view", description=says, help=says)
     says = "Say how well size, sharpness, colours, length and the like predict the labels by themselves."
     audit = commands.add_parser("audit", description=says, help=says)
     says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns, texts as one file with TRL's."
     convert = commands.add_parser("convert", description=says, help=says)
-    for command in (check, audit, convert):
+    for command in (check, view, audit, convert):
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     metavars = {"tokenizer": {"metavar": "FOLDER"}, "chat_template": {"metavar": "FILE"}}
@@ -51,6 +64,9 @@ def build_parser() -> Flags:
         add_flags(command, DataSource, WHERE, columns={"metavar": "OURS=THEIRS,..."})
     add_flags(check, CheckSettings, CHECK, **metavars)
     add_flags(audit, AuditSettings, AUDIT, tokenizer=metavars["tokenizer"])
+    view.add_argument("--output", required=True, metavar="SHEET.html", help="page to write")
+    add_flags(view, ViewSettings, VIEW, search={"metavar": "WORDS"})
+    view.add_argument("--overwrite", action="store_true", help="replace the page if it is there already")
     audit.add_argument("--output", metavar="PAGE.html", help="page to write, with pairs")
     audit.add_argument("--overwrite", action="store_true", help="replace the page if it is there already")
     add_flags(convert, ConvertSettings, CONVERT)
@@ -74,6 +90,11 @@ def run(argv: Sequence[str]) -> None:
         from ..workflows.auditing import audit
 
         print(audit(path, **given))
+        return
+    if command == "view":
+        from ..workflows.viewing import view
+
+        print(view(path, **given))
         return
 
     from ..workflows.converting import convert

@@ -37,10 +37,15 @@ class Votes:
         return [source for source, shares in self._shares.values() if min(shares) < 0.5 < max(shares)]
 
 
+def lost_area(size: tuple[int, int]) -> float:
+    """The share of the area of an image of this width and height that its largest square leaves out, in [0, 1)."""
+    return 1 - min(size) / max(size)
+
+
 def square_notes(sizes: Sequence[tuple[int, int]], resolutions: Sequence[int]) -> list[str]:
     """Lines on how many images of ``sizes`` (width, height; px) are cut, and enlarged to each of ``resolutions``."""
     lines = []
-    lost = {size: 1 - min(size) / max(size) for size in set(sizes)}
+    lost = {size: lost_area(size) for size in set(sizes)}
     cut = [size for size in sizes if lost[size] > 0]
     if cut:
         mean, worst = sum(lost[size] for size in cut) / len(cut), max(cut, key=lambda size: lost[size])

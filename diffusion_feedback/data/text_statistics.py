@@ -25,8 +25,8 @@ TEXT_STATISTICS: Mapping[str, tuple[str, str, str]] = {
     ),
     "repetition": ("more repetitive", "less repetitive", "share of the words that came before"),
     "echo of the prompt": (
-        "closer to the prompt",
-        "more distant from the prompt",
+        "more echoing",
+        "less echoing",
         "share of the words that stand in the prompt",
     ),
 }

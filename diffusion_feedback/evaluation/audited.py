@@ -43,10 +43,11 @@ class AuditResult:
     @property
     def verdict(self) -> str:
         """What one should know first."""
-        if self.found:
-            return self.sentence(self.found[0])
-        if self.joint is not None and self.joint.level != "none":
-            return self.sentence(self.joint)
+        joint = [self.joint] if self.joint is not None and self.joint.level != "none" else []
+        if said := [*self.found[:1], *joint]:
+            # The stronger one first: weak shortcuts may add up.
+            said.sort(key=lambda each: each.level == "weak")
+            return " ".join(map(self.sentence, said if said[0].name == JOINT else said[:1]))
         if not any(each.accuracy for each in self.shortcuts):
             return f"Too few prompts to say anything: {FEWEST_PROMPTS} with pairs that differ are needed."
         return "No property predicts the labels better than chance."
@@ -89,11 +90,16 @@ class AuditResult:
         return f"{labels}{': ' * bool(which)}{which} ({bounds})."
 
     def preference(self, shortcut: Shortcut) -> str:
-        """Which side is preferred, in words; "" for names, and for all together."""
+        """Which side is preferred, in a sentence; "" for names, and for all together."""
+        word = self.preferred(shortcut)
+        return f"the {word} {self.medium} is preferred" if word else ""
+
+    def preferred(self, shortcut: Shortcut) -> str:
+        """The word for the side that is preferred; "" for names, and for all together."""
         if shortcut.prefers_more is None:
             return ""
         more, less, _ = self.words.get(shortcut.name, ("first", "second", ""))
-        return f"the {more if shortcut.prefers_more else less} {self.medium} is preferred"
+        return more if shortcut.prefers_more else less
 
     @property
     def scope(self) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..data.places import Dataset
 
 _KINDS = (AuditSettings,)
-_SHORTCUTS_SHOWN, _PAIRS_SHOWN = 3, 3
+_SHORTCUTS_SHOWN, _PAIRS_SHOWN = 3, 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,32 @@ class AuditSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
+class ViewSettings:
+    """Which pairs are shown, and in which order.
+
+    ``only`` those decided, tied, contested (votes disagree), cropped (an image is not square) or enlarged (an image's
+    shorter side is below ``resolution``, px), and with ``search`` in the prompt. ``page`` counts from 1, ``count`` pairs
+    each. For ``sort`` sharpness at most ``max_pairs`` are measured, a fixed random sample.
+    """
+
+    split: str = "train"
+    revision: str | None = None
+    sort: Literal["random", "size", "crop", "sharpness", "contradiction", "prompt"] = "random"
+    only: Literal["all", "decided", "tied", "contested", "cropped", "enlarged"] = "all"
+    search: str | None = None
+    count: Annotated[int, COUNT] = 40
+    page: Annotated[int, COUNT] = 1
+    resolution: Annotated[int, COUNT] = 512
+    max_pairs: Annotated[int, COUNT] = 2000
+
+    @property
+    def first(self) -> int:
+        """Place of the first pair that is shown, from 0."""
+        return (self.page - 1) * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ConvertSettings:
     """How a data set is converted; ``each_answer`` makes a row of each answer of a conversation, of texts."""
 
