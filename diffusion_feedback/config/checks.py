@@ -20,7 +20,9 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("lora_targets", "lora_modules_to_save"):
         require(all(getattr(model, key)), f"model.{key}", getattr(model, key), "names that are not empty")
     if model.tuning == "full":
-        refuse_keys(recipe, ("model.lora_modules_to_save",), "full tuning, which trains every module")
+        refuse_keys(recipe, ("model.lora_modules_to_save", "model.init_lora"), "full tuning, which trains every module")
+    if model.init_from is not None and model.init_lora is not None:
+        raise UserError("model.init_from: got one beside model.init_lora", "a run has one start: leave one of them out")
     half = model.dtype == "float32" or training.mixed_precision != "no"
     require(half, "training.mixed_precision", "no", f"bf16 or fp16, as model.dtype is {model.dtype}")
     _check_length(recipe.training)

@@ -41,6 +41,8 @@ class ModelConfig:
         lora_alpha: Scale of the adapters is alpha / rank; the rank when not given.
         lora_targets: Groups (attention, feed_forward, convolutions; for texts also all-linear) or endings of layer names.
         lora_modules_to_save: Endings of names of modules that are trained whole beside adapters, as embed_tokens (texts).
+        init_from: RUN, RUN@STEP or RUN@best: start with the weights of another run, in a run of its own from step 0.
+        init_lora: Start the adapters at a LoRA: folder, file or hub id, of a run or in diffusers', kohya's or peft's form.
         dtype: Precision of the frozen base weights under lora; full tuning keeps float32 master weights.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         reference_model_name_or_path: Another model as the reference; the model as it is loaded when not given.
@@ -55,6 +57,8 @@ class ModelConfig:
     lora_alpha: Annotated[float | None, POSITIVE, ADAPTERS] = None
     lora_targets: Annotated[list[str], ADAPTERS] = field(default_factory=lambda: ["attention"])
     lora_modules_to_save: list[str] = field(default_factory=list)
+    init_from: Annotated[str | None, at_home] = None
+    init_lora: Annotated[str | None, at_home, ADAPTERS] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: Annotated[bool, ESSENTIAL] = False
     reference_model_name_or_path: Annotated[str | None, at_home] = None

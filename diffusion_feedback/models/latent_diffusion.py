@@ -22,6 +22,7 @@ from ..types.models import AdapterSettings, Conditioning, ForwardProcess, Tokeni
 from ..weights import modules_hash, move
 from . import lora
 from .lora_loading import load_into
+from .lora_starting import pipeline_factors, start_at
 from .pipelines import ddpm_process, load_pipeline, modules_of, reuse_pipeline
 from .saving import saving
 
@@ -122,8 +123,12 @@ class LatentDiffusion:
 
     def add_adapters(self, settings: AdapterSettings) -> list[str]:
         """Adapters over the frozen network; diffusers' networks have no modules that are saved beside them."""
+        if settings.start is None:
+            lora.add(self.network, settings)
+            return []
+        factors = pipeline_factors(self.pipeline, settings.start, self.network_name)
         lora.add(self.network, settings)
-        return []
+        return [start_at(self.network, factors, settings.start)]
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""

@@ -17,6 +17,7 @@ from diffusers.utils.state_dict_utils import (
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..foreign import reading
@@ -68,6 +69,21 @@ def load_into(pipeline: DiffusionPipeline, path: str, network_name: str, scale: 
     if not any(_changes(part) for part in parts.values()):
         remark += "; all of its pairs multiply to zero: IT CHANGES NOTHING, as an adapter that was never trained"
     return f"LoRA {path}: {len(file.tensors)} tensors on {where}{remark}"
+
+
+def load_onto(model: PreTrainedModel, path: str) -> None:
+    """Add the LoRA in peft's folder or file ``path`` to the transformers ``model``. Raises UserError as ``load_into``."""
+    file = read_lora(path)
+    with reading(path, "LoRA weights", FOLDER), quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        part = _Part(dict(file.tensors), {}, {key: key for key in file.tensors})
+        misfits = list(_misfits(model, part))
+        if misfits:
+            fitting = f"{len(file.tensors) - len(misfits)} of {len(file.tensors)} LoRA tensors fit"
+            problem = f"{path}: {fitting} this {type(model).__name__}: {'; '.join(misfits[:3])}"
+            raise UserError(problem, _REMEDY)
+        # Which layers these are is known by name; groups of the settings are the file's own.
+        _apply(model, part, _config(file, "", part), path)
 
 
 def _changes(part: _Part) -> bool:
@@ -160,6 +176,8 @@ def _misfits(network: nn.Module, part: _Part) -> Iterator[str]:
     for key, value in part.tensors.items():
         name, layer = part.origin[key], layers.get(_layer(key))
         weight = getattr(layer, "weight", None)
+        if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor):  # as GPT-2 keeps its weights
+            weight = weight.T
         down, up = (part.tensors.get(f"{_layer(key)}.lora_{letter}.weight") for letter in "AB")
         if layer is None or not isinstance(weight, Tensor):
             yield f"{name!r} is for a layer that it does not have"

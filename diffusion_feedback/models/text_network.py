@@ -19,6 +19,7 @@ from ..text_folders import NO_LIMIT, positions_of, rows_of
 from ..types.models import AdapterSettings, Tokenizer
 from ..weights import check_finite, modules_hash, move
 from .lora import save_transformer
+from .lora_starting import model_factors, start_at
 from .lora_targets import add_adapters
 from .output_heads import trunk_of
 from .saving import ADAPTER_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, saving
@@ -65,12 +66,14 @@ class TokenModel(Protocol):
     def add_adapters(self, settings: AdapterSettings) -> list[str]:
         """Adapters over the frozen model, and modules trained whole beside them; says in words what is trained."""
         whole = (*self.network.modules_to_save, *settings.modules_to_save)
-        return add_adapters(
+        factors = model_factors(self.library_model, settings.start) if settings.start is not None else {}
+        lines = add_adapters(
             self.library_model,
             replace(settings, modules_to_save=whole),
             task_type=self.network.task_type,
             is_merged=self.is_merged,
         )
+        return lines if settings.start is None else [*lines, start_at(self.library_model, factors, settings.start)]
 
     @property
     def window(self) -> int:

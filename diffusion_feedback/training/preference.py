@@ -16,7 +16,7 @@ from ..objectives.metrics import pair_metrics, reward_scale
 from ..objectives.unpaired import unpaired_log_ratios
 from ..types.texts import TextBatch, UnpairedBatch
 from ..types.training import Collect, PairLogps, StepOutput, UnpairedLogps
-from .steps import StepParts, gate_against_reference
+from .steps import StepParts, check_repeats, gate_against_reference
 
 Rows = NDArray[np.float64]
 
@@ -255,16 +255,32 @@ class PreferenceStep:
             self.context.load_state_dict(state)
 
     def gate(self, network: nn.Module, batch: object) -> dict[str, float]:
-        """Check that policy and reference agree before the first update. Raises UserError when they do not."""
+        """Check that policy and reference agree before the first update. Raises UserError when they do not.
+
+        Where the policy starts elsewhere, the reference has to agree with itself instead: on the same draws its second
+        pass gives what the first one did.
+        """
         with torch.no_grad():
-            logps = self.logps(network, batch)
-            if isinstance(logps, PairLogps):
-                return gate_against_reference(self.parts, logps, lambda given: self.losses(given, batch))
-            # The same sample twice makes a pair of which the gate is known.
-            twice = PairLogps(logps.policy, logps.policy, logps.reference, logps.reference)
-            return gate_against_reference(
-                self.parts, twice, lambda given: self.losses(replace(logps, policy=given.policy_chosen), batch)
-            )
+            repeats = {} if self.parts.starts_at_reference else self._check_reference(network, batch)
+            return repeats | self._gate(network, batch)
+
+    def _check_reference(self, network: nn.Module, batch: Any) -> dict[str, float]:
+        likelihood, is_unpaired = self.parts.likelihood, isinstance(batch, UnpairedBatch)
+        inputs = [
+            likelihood.prepare_sequences(batch.samples) if is_unpaired else likelihood.prepare(batch) for _ in range(2)
+        ]
+        first, second = (self._frozen(network, each) for each in inputs)
+        return {} if first is None or second is None else check_repeats(self.parts, first, second)
+
+    def _gate(self, network: nn.Module, batch: object) -> dict[str, float]:
+        logps = self.logps(network, batch)
+        if isinstance(logps, PairLogps):
+            return gate_against_reference(self.parts, logps, lambda given: self.losses(given, batch))
+        # The same sample twice makes a pair of which the gate is known.
+        twice = PairLogps(logps.policy, logps.policy, logps.reference, logps.reference)
+        return gate_against_reference(
+            self.parts, twice, lambda given: self.losses(replace(logps, policy=given.policy_chosen), batch)
+        )
 
 
 def _reference(logps: PairLogps) -> Tensor:

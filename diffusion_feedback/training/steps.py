@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..objectives.metrics import denoising_metrics, reward_scale
 from ..types.training import Batch, PairLogps, Reference, StepOutput
 
+_MOST_APART = 1e-2  # logit units between two models that are to be one
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
@@ -60,22 +61,24 @@ def gate_against_reference(
 
     The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
     loss is ln 2 and the accuracy one half, up to rounding. Raises UserError where it does not, and for a loss that is
-    not finite; without a reference, or with one that policy does not start from, that is all that is checked. Of a
-    denoiser the mean squared error is reported too.
+    not finite; without a reference that is all that is checked. With one that policy does not start from, loss and
+    difference are what they are, and are reported beside the loss of equal models. Of a denoiser the mean squared error
+    is reported too.
     """
     loss = float(losses(logps).mean())
     error = {}
     if parts.pair_metrics_of is denoising_metrics:
         error = {"error": float(-2 * torch.cat([logps.policy_chosen, logps.policy_rejected]).float().mean())}
-    if logps.reference_chosen is None or logps.reference_rejected is None or not parts.starts_at_reference:
+    if logps.reference_chosen is None or logps.reference_rejected is None:
         return {**check_first_loss(loss), **error}
     differences = torch.cat(
         [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
     )
     gap = reward_scale(parts.settings) * float(differences.abs().max())  # NaN where any is NaN
+    limit = _MOST_APART if parts.starts_at_reference else float("inf")
     equal = dataclasses.replace(logps, policy_chosen=logps.reference_chosen, policy_rejected=logps.reference_rejected)
     expected = float(losses(equal).mean())
-    if not gap < 1e-2:
+    if not gap < limit:
         problem = (
             f"step 0: policy and reference differ by {gap:.3g} in logit units; loss {loss:.6f}, expected {expected:.6f}"
         )
@@ -83,6 +86,18 @@ def gate_against_reference(
             problem, "the adapters do not start at zero, or the weights are not finite; nothing was trained"
         )
     return {"loss": loss, "expected_loss": expected, "max_logit_gap": gap, **error}
+
+
+def check_repeats(parts: StepParts, first: Tensor, second: Tensor) -> dict[str, float]:
+    """How far two passes of the reference (2B,) on the same draws differ, in logit units.
+
+    Raises UserError where that is 1e-2 or more: then policy and reference cannot be compared.
+    """
+    gap = reward_scale(parts.settings) * float((first - second).abs().max())
+    if not gap < _MOST_APART:
+        problem = f"step 0: two passes of the reference differ by {gap:.3g} in logit units"
+        raise UserError(problem, "it draws at random in its forward pass, or its weights are not finite")
+    return {"max_reference_gap": gap}
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class AdapterSettings:
         seed: Of the first factors; the second ones start at zero.
         modules_to_save: Endings of names of modules that are trained whole beside the adapters.
         revision: Of the base on the hub, which is recorded.
+        start: A LoRA that the adapters start at, in place of the first factors.
     """
 
     rank: int
@@ -57,6 +58,7 @@ class AdapterSettings:
     seed: int
     modules_to_save: Sequence[str] = ()
     revision: str | None = None
+    start: str | None = None
 
 
 class Tuned(Protocol):
@@ -99,7 +101,7 @@ class Adaptable(Tuned, Protocol):
     def add_adapters(self, settings: AdapterSettings) -> list[str]:
         """Add adapters over the frozen network, the only weights that are trainable then; says what is adapted.
 
-        Raises UserError for names that mean no layer.
+        Raises UserError for names that mean no layer, and a start that does not fit.
         """
         ...
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ...catalog import family_row, needs_reference, objective_row
+from ...config.meaning import refuse_keys
 from ...config.parsing import checked
 from ...config.recipe import Recipe, RolloutConfig, RoundsConfig, ValidationConfig
 from ...data.scores import read_scores
@@ -80,6 +81,7 @@ def check_rounds(recipe: Recipe) -> None:
         raise UserError(problem, "use one that does, such as dpo")
     if recipe.model.reference_model_name_or_path is not None:
         raise UserError("model.reference_model_name_or_path: every round has its own", "set rounds.reference")
+    refuse_keys(recipe, ("model.init_from", "model.init_lora"), "rounds, of which each starts at the one before")
     rule_of(rounds.rule, "rounds.rule")
     if not needs_reference(recipe.objective) and rounds.reference != RoundsConfig().reference:
         problem = f"rounds.reference: got {rounds.reference!r}, and objective {name!r} has no reference"

@@ -24,6 +24,7 @@ from ...types.training import Reference
 from ..settings import ModelSource
 from .given import Setup
 from .memory import weight_bytes
+from .starting import start_from_run, trained_adapters, trained_as_a_whole
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,10 @@ def base_model(setup: Setup, **settings: object) -> Any:
     ``settings`` are further ones of the family's loader.
     """
     own = setup.model()
-    return own if own is not None else load_model(setup.recipe, setup.accelerator.device, None, **settings)
+    model = own if own is not None else load_model(setup.recipe, setup.accelerator.device, None, **settings)
+    if setup.recipe.model.init_from is not None and setup.recipe.model.tuning == "full":
+        start_from_run(setup.recipe, model, trained_as_a_whole(model))  # they are the reference too
+    return model
 
 
 def load_model(recipe: Recipe, device: torch.device, path: str | None = None, **settings: object) -> Any:
@@ -103,8 +107,11 @@ def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:
         seed=recipe.training.seed,
         modules_to_save=settings.lora_modules_to_save,
         revision=settings.revision,
+        start=settings.init_lora,
     )
     lines = model.add_adapters(adapters)
+    if settings.init_from is not None:
+        start_from_run(recipe, model, trained_adapters(model))
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return [f"adapters         {line}" for line in lines]
@@ -134,6 +141,11 @@ class FrozenReference:
     def none(cls, why: str) -> FrozenReference:
         """No reference, for the reason ``why``."""
         return cls(None, "", 0, f"none: {why}")
+
+    def is_start_of(self, recipe: Recipe, base_hash: str) -> bool:
+        """Whether the policy of ``recipe``, over a base of ``base_hash``, is this before the first update."""
+        has_own_adapters = recipe.model.tuning == "lora" and bool(recipe.model.init_from or recipe.model.init_lora)
+        return self.weights_hash == base_hash and not has_own_adapters
 
     def identity(self) -> dict[str, str]:
         """The hash of the weights under its name."""

@@ -41,10 +41,11 @@ def diffusion_session(setup: Setup) -> Session:
     denoiser: Denoiser = base_model(setup)
     base_hash = denoiser.model_hash()
     reference = frozen_reference(recipe, denoiser, base_hash, accelerator.device)
-    make_trainable(recipe, denoiser)
+    adapters = make_trainable(recipe, denoiser)
     encoders = build_encoders(recipe, denoiser)
     assert reference.give is not None
-    steps = DenoisingSteps(setup, denoiser, reference.give, encoders)
+    starts_at_reference = reference.is_start_of(recipe, base_hash)
+    steps = DenoisingSteps(setup, denoiser, reference.give, encoders, starts_at_reference)
     step = steps.training()
     step.check()
     pairs = ImagePairs.load(
@@ -74,7 +75,7 @@ def diffusion_session(setup: Setup) -> Session:
         card="diffusion",
         prepare=prepare,
         close=encoders.close,
-        notes=[*_notes(recipe, denoiser), *samples.notes()],
+        notes=[*adapters, *_notes(recipe, denoiser), *samples.notes()],
         frozen_bytes=_frozen_bytes(denoiser, reference),
         sampling_bytes=samples.peak_bytes,
     )
@@ -88,6 +89,7 @@ class DenoisingSteps:
     denoiser: Denoiser
     reference: Reference
     encoders: Encoders
+    starts_at_reference: bool = True
 
     def training(self) -> PreferenceStep | PointwiseStep:
         """The step of the recipe's objective."""
@@ -100,7 +102,7 @@ class DenoisingSteps:
             timestep_range=recipe.training.timestep_range,
         )
         reference = self.reference if needs_reference(recipe.objective) else None
-        return step_of(step_parts(self.setup, likelihood, reference))
+        return step_of(step_parts(self.setup, likelihood, reference, starts_at_reference=self.starts_at_reference))
 
     def heldout(self) -> PreferenceStep:
         """Pairs judged against the model that training started from, whatever the objective; without dropout and flips."""

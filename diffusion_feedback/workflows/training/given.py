@@ -24,6 +24,7 @@ from ...runs import weights_of
 from ...scorers.texts.function import from_function
 from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
+from .starting import checkpoint_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +135,14 @@ def pinned(recipe: Recipe) -> Recipe:
 
     Raises UserError for a step that is not there.
     """
+    start, adapters = recipe.model.init_from, recipe.model.init_lora
     base, reference = recipe.model.pretrained_model_name_or_path, recipe.model.reference_model_name_or_path
     model = replace(
         recipe.model,
         pretrained_model_name_or_path=weights_of(base),
         reference_model_name_or_path=None if reference is None else weights_of(reference),
+        init_from=None if start is None else checkpoint_of(start),
+        init_lora=None if adapters is None else weights_of(adapters),
     )
     return replace(recipe, model=model)
 

@@ -51,7 +51,7 @@ def language_model_session(setup: Setup) -> Session:
         # Where the reference's answers are kept, the step never asks it, and must not keep it in memory.
         reference.give if answers is None else None,
         reference_logps=None if answers is None else answers.logps,
-        starts_at_reference=reference.weights_hash == base_hash,
+        starts_at_reference=reference.is_start_of(recipe, base_hash),
         # A sum that counts tails less says nothing a token: what is known of held-out texts is measured apart then.
         pair_metrics_of=token_metrics if recipe.text.tail_weight == 1 else lambda logps: {},
     )

@@ -161,7 +161,7 @@ def _step(
         reference.give,
         language_model=lambda network: model.network,
         autocast=accelerator.autocast,
-        starts_at_reference=reference.weights_hash == base_hash,
+        starts_at_reference=reference.is_start_of(recipe, base_hash),
         gate_tolerance=_ROUNDING[recipe.training.mixed_precision],
     )
 

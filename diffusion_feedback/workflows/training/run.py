@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn, optim
@@ -35,6 +36,7 @@ from .memory import estimate
 from .record import kept_warnings, warnings_among, write_page
 from .result import Run
 from .session import Session
+from .starting import start_of
 from .trained_on import record_training
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def train(
     validation_data: object = None,
     objective: str | Callable[..., object] | Mapping[str, object] | None = None,
     reward: str | Callable[..., object] | TextScorer | None = None,
+    init_from: str | Path | Run | None = None,
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -67,6 +70,7 @@ def train(
         objective: A name, a function of log-probabilities, or a mapping of ``name`` (one of the two) and settings. It
             replaces the recipe's objective, settings and all.
         reward: For rollouts: a function of lists of prompts and completions that returns one number for each, or a spec.
+        init_from: A run, or RUN@STEP or RUN@best, whose weights the new run starts with, as model.init_from of the recipe.
         resume: Go on from the newest checkpoint in the recipe's folder; objects must be the same as before.
         overwrite: Replace the run in the recipe's folder.
         dry_run: Load everything, and say in ``Run.plan`` what would be trained.
@@ -76,6 +80,9 @@ def train(
     if resume and overwrite:
         raise UserError("`resume` and `overwrite` contradict each other", "give one of them")
     require_recipe(recipe)
+    if init_from is not None:
+        place = str(init_from.path if isinstance(init_from, Run) else init_from)
+        recipe = replace(recipe, model=replace(recipe.model, init_from=place))
     names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
     with as_it_came(model, is_trained=recipe.model.tuning == "full"):
         recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
@@ -249,6 +256,8 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
     return {
         "model.pretrained_model_name_or_path": model.pretrained_model_name_or_path,
         "model.reference_model_name_or_path": model.reference_model_name_or_path,
+        "model.init_from": model.init_from,
+        "model.init_lora": model.init_lora,
         "data.train": data.train,
         "data.validation": data.validation,
         "rollouts.ptx_data": rollouts.ptx_data,
@@ -262,7 +271,14 @@ def describe(session: Session) -> list[str]:
     """Examples, effective batch, steps, parameters and notes."""
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
-    return [*session.data.plan(), f"parameters       {trained:,} trained of {total:,} in the network", *session.notes]
+    start = start_of(session.setup.recipe)
+    starts = [] if start is None else [start]
+    return [
+        *session.data.plan(),
+        *starts,
+        f"parameters       {trained:,} trained of {total:,} in the network",
+        *session.notes,
+    ]
 
 
 def build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> optim.Optimizer:
