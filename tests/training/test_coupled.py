@@ -231,7 +231,9 @@ def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
     away = build(build_parts(OBJECTIVES[name], model(2), starts_at_reference=True))
     with pytest.raises(UserError, match="policy and reference differ"):
         away.gate(policy, batch)
-    assert set(build(build_parts(OBJECTIVES[name], model(2))).gate(policy, batch)) == {"loss"}
+    elsewhere = build(build_parts(OBJECTIVES[name], model(2))).gate(policy, batch)
+    assert set(elsewhere) == {"loss", "expected_loss", "max_logit_gap", "max_reference_gap"}
+    assert elsewhere["max_logit_gap"] > elsewhere["max_reference_gap"] == 0
 
 
 def test_one_process_does_not_wait_for_its_device() -> None:
