@@ -264,10 +264,13 @@ class PreferenceStep:
             repeats = {} if self.parts.starts_at_reference else self._check_reference(network, batch)
             return repeats | self._gate(network, batch)
 
-    def _check_reference(self, network: nn.Module, batch: Any) -> dict[str, float]:
-        likelihood, is_unpaired = self.parts.likelihood, isinstance(batch, UnpairedBatch)
+    def _check_reference(self, network: nn.Module, batch: object) -> dict[str, float]:
+        likelihood = self.parts.likelihood
         inputs = [
-            likelihood.prepare_sequences(batch.samples) if is_unpaired else likelihood.prepare(batch) for _ in range(2)
+            likelihood.prepare_sequences(batch.samples)
+            if isinstance(batch, UnpairedBatch)
+            else likelihood.prepare(batch)
+            for _ in range(2)
         ]
         first, second = (self._frozen(network, each) for each in inputs)
         return {} if first is None or second is None else check_repeats(self.parts, first, second)

@@ -135,7 +135,8 @@ class RunFolder:
                 write_json(self.path / _ENVIRONMENT, facts)
             else:
                 if changes.is_longer_or_shorter:
-                    (self.path / "README.md").unlink(missing_ok=True)  # it is complete no more
+                    for name in ("README.md", "report.html"):  # it is complete no more
+                        (self.path / name).unlink(missing_ok=True)
                 record_changes(self.path, self.last_step, changes.accepted, processes)
                 _RUNS.write_mark(self.path, content)
         except OSError as error:
@@ -181,7 +182,7 @@ class RunFolder:
         except (OSError, ValueError, AttributeError, RecursionError):
             began = batch = None
         history = read_history(self.path)
-        return history[-1]["processes"] if history else began, batch
+        return history[-1].processes if history else began, batch
 
     def _check_code(self, recipe: Mapping[str, object]) -> None:
         """Raise UserError where the user's own code is not what the run began with."""

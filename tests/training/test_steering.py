@@ -147,10 +147,10 @@ def test_a_lengthened_run_is_the_long_one(
     assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5]
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["training"]["max_train_steps"] == 5
     (line,) = read_history(folder)
-    assert (line["step"], line["processes"]) == (3, 1)
-    assert line["changed"]["training.max_train_steps"] == {"old": 3, "new": 5}
+    assert (line.step, line.processes) == (3, 1)
+    assert [(each.name, each.old, each.new) for each in line.changed][1:] == [("training.max_train_steps", 3, 5)]
     assert (
-        "after step 3: training.checkpointing_steps 2 -> 1, training.max_train_steps 3 -> 5"
+        "after step 3: training.checkpointing_steps: 2 -> 1, training.max_train_steps: 3 -> 5"
         in (folder / "README.md").read_text()
     )
 
@@ -197,7 +197,7 @@ def test_the_history_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text(
         "".join(f"{json.dumps(each)}\n" for each in (row, later, {**row, "step": 15}))
     )
-    assert [each["step"] for each in read_history(tmp_path)] == [10, 15]  # the checkpoint of step 20 was removed
+    assert [each.step for each in read_history(tmp_path)] == [10, 15]  # the checkpoint of step 20 was removed
     (tmp_path / "history.jsonl").write_text("[]\n")
     with pytest.raises(UserError, match=r"history\.jsonl"):
         read_history(tmp_path)

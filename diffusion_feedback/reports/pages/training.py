@@ -142,7 +142,7 @@ def closing_line(run: TrainedRun) -> str:
 def facts_of(run: TrainedRun) -> dict[str, str]:
     """A few words on size, length and time of the run."""
     training, last = run.recipe["training"], run.last_step
-    planned = int(training["max_train_steps"])
+    planned = planned_steps(run)
     facts = {"Steps": f"{last:,}" if last == planned else f"{last:,} of {planned:,}"}
     for line in run.plan:
         name, _, said = line.partition("  ")
@@ -159,6 +159,13 @@ def facts_of(run: TrainedRun) -> dict[str, str]:
     return facts
 
 
+def planned_steps(run: TrainedRun) -> int:
+    """Steps of the whole run; where its recipe says epochs, as many as were counted before the first one."""
+    steps = run.recipe["training"]["max_train_steps"]
+    counted = (line.split()[1] for line in run.plan if line.startswith("steps "))
+    return int(steps if steps is not None else next(counted, run.last_step))
+
+
 def in_words(seconds: float) -> str:
     """A time as people say it: 42 s, 3.5 min, 2 h 10 min."""
     if seconds < 100:
@@ -171,7 +178,7 @@ def in_words(seconds: float) -> str:
 def _notices(run: TrainedRun) -> list[Notice]:
     notices = []
     if not run.is_finished:
-        planned = run.recipe["training"]["max_train_steps"]
+        planned = planned_steps(run)
         text = "Everything below is of the part that was done; training goes on from the last checkpoint."
         notices.append(Notice(f"Stopped after step {run.last_step} of {planned}", text))
     if run.last:

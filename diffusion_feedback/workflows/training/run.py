@@ -24,7 +24,7 @@ from ...reports.cards.writer import render_card
 from ...reports.pages.training import closing_line
 from ...scorers.texts.loading import parse_text_spec
 from ...training.checkpoints import fingerprint
-from ...training.history import describe_change, read_history
+from ...training.history import read_history
 from ...training.loop import Trainer
 from ...training.run_folder import RunFolder
 from ...types.models import Tokenizer
@@ -239,7 +239,7 @@ def _write_result(session: Session, trainer: Trainer) -> None:
         with trainer.result() as network:
             session.save(network, folder.path)
             length = {"steps": trainer.max_steps, "effective_batch": trainer.effective_batch}
-            history = [describe_change(row) for row in read_history(folder.path)]
+            history = [str(each) for each in read_history(folder.path)]
             facts = {**session.card_facts(), **length, "history": history}
         recipe = to_dict(recorded(session.setup.recipe))
         card = render_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)

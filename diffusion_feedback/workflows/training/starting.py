@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -126,15 +126,11 @@ def _check_alike(recipe: Recipe, checkpoint: Path) -> None:
         raise UserError(problem, _remedy(own.tuning, before["tuning"], run_of(checkpoint)))
 
 
-def _comparable(model: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(model: Mapping[str, object]) -> dict[str, object]:
     """Settings of a model, of which those that say the same are equal."""
-    alpha, modules = model.get("lora_alpha"), model.get("lora_modules_to_save") or []
-    return {
-        **model,
-        "lora_alpha": float(alpha if alpha is not None else model["lora_rank"]),
-        "lora_targets": sorted(model["lora_targets"]),
-        "lora_modules_to_save": sorted(modules),
-    }
+    alpha = model.get("lora_alpha")
+    lists = {name: sorted(cast(list[str], model.get(name) or [])) for name in ("lora_targets", "lora_modules_to_save")}
+    return {**model, **lists, "lora_alpha": model["lora_rank"] if alpha is None else alpha}
 
 
 def _remedy(here: str, there: str, run: Path) -> str:
