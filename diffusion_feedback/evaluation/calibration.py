@@ -252,6 +252,18 @@ def calibrate_scorer(
     )
 
 
+def confident_mistakes(difference: Array, pairs: LabelledPairs, count: int) -> list[int]:
+    """Places of the ``count`` pairs on which the scorer is surest of what people did not prefer, the surest first.
+
+    ``difference`` (N,) is raw_0 - raw_1, whose size is how sure it is under any scale; of each prompt one pair.
+    """
+    wrong = np.flatnonzero(preference_credit(difference, pairs.label_0) == 0).tolist()
+    first: dict[str, int] = {}
+    for place in sorted(wrong, key=lambda place: (-abs(float(difference[place])), place)):
+        first.setdefault(pairs.prompts[place], place)
+    return list(first.values())[:count]
+
+
 def preference_credit(difference: Array, label_0: Array) -> Array:
     """1 where the higher score is on the side that most votes prefer, 0 where it is on the other, per pair (N,).
 

@@ -57,7 +57,8 @@ class Distance:
 class JudgeMeasurements:
     """Everything that was measured; ``names`` of A and B, and their completions side by side.
 
-    ``leakage`` is by name what each has seen of the prompts and the judges.
+    ``leakage`` is by name what each has seen of the prompts and the judges; ``num_given`` prompts were given, repetitions
+    counted, None where completions were.
     """
 
     names: tuple[str, str]
@@ -68,6 +69,7 @@ class JudgeMeasurements:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     leakage: Mapping[str, Leakage] = field(default_factory=dict)
+    num_given: int | None = None
 
     @property
     def prompts(self) -> list[Text]:
@@ -89,6 +91,7 @@ class JudgeMeasurements:
             "b": self.names[1],
             "judges": [{key: verdict[name] for key, name in keys.items()} for verdict in verdicts],
             "fluency": {name: asdict(value) for name, value in self.fluency.items()},
+            "prompts": {"given": self.num_given, "different": len(self.prompts)},
             "divergence": {name: asdict(value) for name, value in self.distance.items()},
             "leakage": {name: each.to_json(self.prompts) for name, each in self.leakage.items()},
             "settings": dict(self.settings),

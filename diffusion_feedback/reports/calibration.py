@@ -15,9 +15,16 @@ from ..evaluation.statistics import Interval
 from .figures import DASHED, SERIES_COLORS, draw_svg
 
 
-def reliability_svg(scorer: ScorerCalibration) -> str:
+def lowest_observed(scorers: Sequence[ScorerCalibration]) -> float:
+    """Where the axis of agreement begins for all ``scorers``, so that their figures compare: at 0.5 or below."""
+    bins = [part.low for each in scorers for own in (each.own, each.fitted) if own for part in own.reliability]
+    return max(0.0, min([0.5, *bins]) - 0.02)
+
+
+def reliability_svg(scorer: ScorerCalibration, lowest: float | None = None) -> str:
     """How often labels agree with ``scorer``, by its confidence: under its own scale, where it has one, and the fitted.
 
+    The axis of agreement begins at ``lowest``, by default where this scorer's own bins ask for.
     Inline SVG with the diagonal of perfect calibration. Raises UserError as ``coverage_svg`` does.
     """
     known = {"own scale": scorer.own, "after the fit": scorer.fitted}
@@ -34,7 +41,7 @@ def reliability_svg(scorer: ScorerCalibration) -> str:
             axes.vlines(x, low, high, color=color, linewidth=1, alpha=0.55)
             axes.plot(x, y, color=color, label=name, linewidth=1.8, marker="o", markersize=4)
         axes.set_xlim(0.49, 1.01)
-        axes.set_ylim(max(0.0, min([0.5, *(y.low for points in series.values() for _, y in points)]) - 0.02), 1.02)
+        axes.set_ylim(lowest_observed([scorer]) if lowest is None else lowest, 1.02)
         axes.xaxis.set_major_locator(FixedLocator([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
         _percent(axes)
 

@@ -20,6 +20,7 @@ from ..labeling.relabel import RelabelCounts
 from ..records import ScoreRecord
 from .html import significant
 from .pages.benchmark_tables import digits_of
+from .pages.calibration import calibration_verdict
 from .rendering import load_template
 from .results import leakage_notices
 
@@ -48,7 +49,7 @@ def _nearest_published(run: BenchmarkRun, result: ScorerResult) -> list[tuple[st
 
 def calibration_summary(result: CalibrationResult) -> str:
     """A table of the scorers by falling accuracy, and what has to be said about it."""
-    return summarize("calibration", result=result, significant=significant)
+    return summarize("calibration", result=result, significant=significant, verdict=calibration_verdict(result))
 
 
 def judge_summary(judged: JudgeMeasurements) -> str:

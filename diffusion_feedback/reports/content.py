@@ -132,6 +132,21 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
+class Mistake:
+    """A pair that a scorer ranks otherwise than people: what they ``preferred``, what it does, and how sure it is.
+
+    ``votes`` is the share of votes for what people preferred, ``confidence`` the scorer's probability of the other one, both in
+    [0.5, 1].
+    """
+
+    prompt: str
+    preferred: Picture
+    favoured: Picture
+    votes: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Group(Generic[Part]):
     """Win rates, cases, samples or strips under one heading; ``after_name`` where that of cases is not the report's own."""
 
@@ -192,7 +207,7 @@ class Report:
     ``is_same_seed`` says that both images of a case start from one seed,
     ``medium`` what a model draws for a prompt; ``curves_title`` stands above the curves. ``strips`` show images side by side. ``code`` says how a result is loaded. ``recipe`` is YAML, ``notes`` (title, text) are added to "How to read this". ``notices`` stand at the top;
     ``tables`` and ``rate_groups`` (win rates against ``before_name``, by scorer) below the headline; ``setup`` says
-    how several models were run, with their differences marked.
+    how several models were run, with their differences marked; ``mistakes`` are pairs on which scorers are surely wrong.
     """
 
     title: str
@@ -215,6 +230,7 @@ class Report:
     tables: Sequence[Table] = ()
     rate_groups: Sequence[Group[Rate]] = ()
     samples: Sequence[Group[Sample]] = ()
+    mistakes: Sequence[Group[Mistake]] = ()
     strips: Sequence[Group[Strip]] = ()
     code: str = ""
     setup: Table | None = None

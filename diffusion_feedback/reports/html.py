@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from ..errors import visible
 from ..evaluation.statistics import WinRate
 from ..records import write_text
-from .calibration import coverage_svg, reliability_svg
+from .calibration import coverage_svg, lowest_observed, reliability_svg
 from .content import Report
 from .figures import FAINT, HAIRLINE, INK, SERIES_COLORS, Picture, open_picture
 from .rendering import TEMPLATES, load_template
@@ -48,6 +48,7 @@ def render_report(report: Report) -> str:
         significant=significant,
         themed=_themed,
         reliability=reliability_svg,
+        lowest_observed=lowest_observed,
         coverage=coverage_svg,
         verdict=verdict,
     )

@@ -82,8 +82,15 @@ def share_cell(share: Interval | WinRate | None, *lines: str, mark: Mark = "") -
 
 
 def completions_table(
-    names: Sequence[str], rows: Iterable[tuple[Text, Sequence[tuple[str, float]]]], detail: str
+    names: Sequence[str],
+    rows: Iterable[tuple[Text, Sequence[tuple[str, float]]]],
+    detail: str,
+    title: str = "Completions",
+    mark: Mark = "",
 ) -> Table:
-    """Completions of the models ``names`` side by side, a row a prompt, each above its score."""
-    cells = [(Cell(prompt_text(prompt)), [Cell(text, fixed(score, 3)) for text, score in row]) for prompt, row in rows]
-    return Table("Completions", names, cells, detail, "prompt", is_text=True)
+    """Completions of the models ``names`` side by side, a row a prompt, each above its score; ``mark`` colours the first."""
+    cells = []
+    for prompt, row in rows:
+        own = [Cell(text, fixed(score, 3), "" if place else mark) for place, (text, score) in enumerate(row)]
+        cells.append((Cell(prompt_text(prompt)), own))
+    return Table(title, names, cells, detail, "prompt", is_text=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from scipy.special import expit
 
 from ..data.image_handles import PairImage
 from ..data.rankings import RankingSource
@@ -17,10 +18,18 @@ from ..data.readers import open_pairs
 from ..errors import UserError, nearest
 from ..evaluation.bootstrap import Array
 from ..evaluation.calibrated import CalibrationResult
-from ..evaluation.calibration import Judgement, LabelledPairs, agreements, calibrate_scorer
+from ..evaluation.calibration import (
+    Judgement,
+    LabelledPairs,
+    ScorerCalibration,
+    agreements,
+    calibrate_scorer,
+    confident_mistakes,
+)
 from ..folders import at_home, is_main_process
 from ..records import ScoreRecord, content_hash, write_json
 from ..reports.console import calibration_summary
+from ..reports.content import Group, Mistake
 from ..reports.pages.calibration import calibration_report
 from ..reports.pages.folder import write_pages
 from ..scorers.loading import AnyScorer, label_of
@@ -33,6 +42,8 @@ if TYPE_CHECKING:
     from ..data.places import Dataset
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 4  # mistakes of each scorer: two rows of two
 
 Pairs: TypeAlias = "str | Path | Dataset"
 """Labelled pairs: a path, glob or hub id, or a ``datasets.Dataset``."""
@@ -67,9 +78,9 @@ def calibrate(
     listed = as_list(scorers)
     _check_ceiling(calibration, listed)
     with output_folder(output_dir, "calibrate", overwrite=overwrite) as folder:
-        result = _calibrated(pairs, listed, tune, calibration, scoring)
+        result, scored = _calibrated(pairs, listed, tune, calibration, scoring)
         if folder is not None and is_main_process():
-            write_pages(calibration_report(result), "calibration", folder)
+            write_pages(calibration_report(result, scored.mistakes(result)), "calibration", folder)
             write_json(folder / "calibration.json", result.to_json(), allow_nan=False)
             summary = calibration_summary(result)
             logger.info("%s\n%s: calibration.json, report.html, README.md", summary, output_dir)
@@ -82,7 +93,7 @@ def _calibrated(
     tune: Pairs | None,
     settings: CalibrationSettings,
     scoring: ScoringSettings,
-) -> CalibrationResult:
+) -> tuple[CalibrationResult, _Scored]:
     test = _read(pairs, settings.split, settings)
     tuning = None if tune is None else _read(tune, settings.tune_split, settings)
     if tuning is not None:
@@ -95,7 +106,7 @@ def _calibrated(
         Judgement(name, recipe, own, scored.difference(recipe), None if tuned is None else tuned.difference(recipe))
         for name, recipe, own in dict.fromkeys((r.scorer, r.recipe_id, r.logit_scale) for r in records)
     ]
-    return CalibrationResult(
+    result = CalibrationResult(
         source=test.name,
         pairs=scored.labels,
         tuning_source=None if tuning is None else tuning.name,
@@ -106,6 +117,7 @@ def _calibrated(
         num_left_out=scored.num_left_out,
         per_prompt=settings.per_prompt,
     )
+    return result, scored
 
 
 def _check_ceiling(settings: CalibrationSettings, scorers: Sequence[AnyScorer]) -> None:
@@ -157,6 +169,22 @@ class _Scored:
         """raw_0 - raw_1 of each pair."""
         raw = [[self._raw[recipe_id, i.handle.key, i.prompt] for i in pair] for pair in self._sides]
         return np.array([first - second for first, second in raw])
+
+    def mistakes(self, result: CalibrationResult) -> list[Group[Mistake]]:
+        """The pairs of which each scorer is surest and wrong, with their images; none of what knows the truth."""
+        scorers = [scorer for scorer in result.ranked if scorer.name != result.ceiling]
+        groups = [Group(scorer.name, self._mistakes_of(scorer)) for scorer in scorers]
+        return [group for group in groups if group.parts]
+
+    def _mistakes_of(self, scorer: ScorerCalibration) -> list[Mistake]:
+        difference, mistakes = self.difference(scorer.recipe_id), []
+        for place in confident_mistakes(difference, self.labels, _SHOWN):
+            side = 0 if self.labels.label_0[place] > 0.5 else 1
+            preferred, favoured = (self._sides[place][number].handle.open() for number in (side, 1 - side))
+            votes = max(float(self.labels.label_0[place]), 1 - float(self.labels.label_0[place]))
+            confidence = float(expit(scorer.fit.logit_scale * abs(difference[place])))
+            mistakes.append(Mistake(self._sides[place][0].prompt, preferred, favoured, votes, confidence))
+        return mistakes
 
 
 def _read(pairs: Pairs, split: str, settings: CalibrationSettings) -> _PairSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, cast
@@ -169,17 +169,25 @@ def text_prompts(prompts: str | Path | Sequence[str | Sequence[Message]], *, in_
 
     ``in_turns``: plain ones become the user's turn. What was left aside is noted in the log. Raises UserError for none.
     """
-    if isinstance(prompts, str | Path):
-        texts = open_prompts(prompts, say=lambda line: logger.warning("%s", line))
-    else:
-        check_prompts(prompts, or_turns=True)
-        given: list[Text] = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
-        texts = list({repr(prompt): prompt for prompt in given}.values())
+    given = all_text_prompts(prompts, say=lambda line: logger.warning("%s", line))
+    texts = list({repr(prompt): prompt for prompt in given}.values())
     if not texts or not all(texts):
         raise UserError(
             f"`prompts`: {'one is empty' if texts else 'none is given'}", "give at least one character each"
         )
+    if len(texts) < len(given):
+        logger.warning("note: %d prompts, %d of them different; each is taken once", len(given), len(texts))
     return as_turns(texts) if in_turns else texts
+
+
+def all_text_prompts(
+    prompts: str | Path | Sequence[str | Sequence[Message]], say: Callable[[str], None] | None = None
+) -> list[Text]:
+    """``prompts``, a list of them or a file, as often as each stands there; ``say`` is handed what was left aside."""
+    if isinstance(prompts, str | Path):
+        return open_prompts(prompts, unique=False, say=say)
+    check_prompts(prompts, or_turns=True)
+    return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
 def _captions(prompts: Prompts) -> list[str]:

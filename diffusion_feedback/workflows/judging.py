@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
+from typing import cast
 from weakref import finalize
 
 from ..documents import read_object
@@ -25,7 +26,7 @@ from ..reports.pages.folder import write_pages
 from ..reports.pages.judge import judge_report
 from ..scorers.texts.completion_scorer import quote
 from ..scorers.texts.loading import parse_text_spec
-from .generating import Prompts, complete, text_prompts
+from .generating import Prompts, all_text_prompts, complete, text_prompts
 from .leakage import leakage_of
 from .model_measures import ComparedModel, measure_distance, measure_fluency, read_texts
 from .outputs import hold_output
@@ -266,7 +267,9 @@ class _Comparison:
             settings=self.recorded(),
             notes=notes,
         )
-        judged = replace(judged, leakage=self._leakage(judged))
+        are_given = self.prompts is None or not completions[0] or all(side.holds_completions for side in self.sides)
+        given = None if are_given else len(all_text_prompts(cast(Prompts, self.prompts)))
+        judged = replace(judged, leakage=self._leakage(judged), num_given=given)
         _COMPARISONS.write_mark(folder, json.dumps(judged.to_json(), indent=2, allow_nan=False) + "\n")
         write_pages(judge_report(judged), "judge", folder, results=judge_summary(judged))
         return judged

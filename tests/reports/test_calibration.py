@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_report import HOSTILE
+from sample_report import HOSTILE, picture
 
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.calibrated import CalibrationResult
@@ -20,12 +20,14 @@ from diffusion_feedback.evaluation.calibration import (
     LabelledPairs,
     Probabilities,
     ScorerCalibration,
+    confident_mistakes,
 )
 from diffusion_feedback.evaluation.statistics import Interval
 from diffusion_feedback.evaluation.temperature import ReliabilityBin, ScaleFit
-from diffusion_feedback.reports.calibration import coverage_svg, reliability_svg
-from diffusion_feedback.reports.content import Report
+from diffusion_feedback.reports.calibration import coverage_svg, lowest_observed, reliability_svg
+from diffusion_feedback.reports.content import Group, Mistake, Report
 from diffusion_feedback.reports.html import render_report, significant, write_report
+from diffusion_feedback.reports.pages.calibration import calibration_report, calibration_verdict
 
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 
@@ -148,6 +150,51 @@ def test_reliability_is_drawn_where_its_numbers_say() -> None:
     on_line = [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x, _ in uses]
     assert uses[0][1] == pytest.approx(on_line[0], abs=0.01)
     assert uses[1][1] - on_line[1] == pytest.approx(0.2 / 0.5 * (y0 - y1), abs=0.01)  # downwards in SVG is +
+
+
+def test_all_reliability_figures_share_one_axis() -> None:
+    """One scorer of which a bin goes down to 0.32 sets the axis of both, so that they compare at a glance."""
+    plain, both = sample().scorers
+    low = replace(plain, fitted=replace(plain.fitted, reliability=bins((0.6, 0.4), (0.9, 0.7))))
+    assert lowest_observed([low, both]) == pytest.approx(0.3)
+    page = render_report(Report("Calibration", calibration=replace(sample(), scorers=[low, both])))
+    figures = [svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "confidence of the scorer" in svg]
+    ticks = [re.findall(r">(\d+) %<", svg) for svg in figures]
+    assert len(ticks) == 2
+    assert ticks[0] == ticks[1]
+
+
+def test_the_verdict_comes_first_and_claims_no_more_than_its_interval() -> None:
+    result = sample()
+    assert calibration_report(result).claim is not None
+    said = calibration_verdict(result).replace(NARROW, " ")
+    assert said == (
+        "pickscore agrees with people on 68.3 % (64.9 % to 71.8 %); "
+        "the ceiling is 68.3 %, what shapes reaches on these labels."
+    )
+    plain, both = result.scorers
+    for bounds, words in (((0.52, 0.45, 0.6), "a coin might too"), ((0.4, 0.35, 0.45), "less often than a coin")):
+        said = calibration_verdict(replace(result, scorers=[plain, replace(both, accuracy=interval(*bounds))]))
+        assert words in said
+
+
+def test_confident_mistakes_are_the_surest_wrong_ones_each_of_another_prompt() -> None:
+    difference = np.array([3.0, -5.0, 4.0, -1.0, 9.0, 0.0, 2.0])
+    labels = np.array([0.0, 1.0, 0.2, 1.0, 1.0, 0.0, 0.5])
+    pairs = LabelledPairs(labels, ["a", "b", "a", "c", "d", "e", "f"])
+    assert confident_mistakes(difference, pairs, 9) == [1, 2, 3]  # not the right, the undecided and the tied ones
+    assert confident_mistakes(difference, pairs, 1) == [1]
+
+
+def test_mistakes_are_shown_with_the_side_that_each_prefers() -> None:
+    mistake = Mistake("a cat", picture(1, 16), picture(2, 16), 0.75, 0.93)
+    page = render_report(Report("C", calibration=sample(), mistakes=[Group("pickscore", [mistake])]))
+    text = re.sub(r"<[^>]+>", " ", page).replace(NARROW, " ")
+    assert "people prefer" in text
+    assert "pickscore prefers" in text
+    assert "pickscore 93 % sure" in text
+    assert "votes against it 75 %" in text
+    assert 'alt="pickscore prefers: a cat"' in page
 
 
 def test_significant_digits() -> None:

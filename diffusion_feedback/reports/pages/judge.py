@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 import yaml
 
 from ...evaluation.judged import JudgeMeasurements, Verdict
-from ..content import Cell, Group, Metric, Notice, Rate, Report, Table
+from ...records import Text
+from ..content import Cell, Group, Mark, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
+from ..rendering import plural
 from ..results import completions_table, explanations, interval_cell, leakage_notices, notice, share_cell
 
-_SHOWN = 12  # completions of each: gains, losses
+_SHOWN = 6  # completions of each: wins, losses
+_SHOWN_TIES = 3
 _BIASED = 0.1  # a judge whose share of first places is further from a half than this is called biased
 
 
@@ -19,27 +23,31 @@ def judge_report(judged: JudgeMeasurements) -> Report:
     """A against B: win rates by every judge, scores, perplexities, divergences, and completions side by side."""
     a, b = judged.names
     verdicts = judged.verdicts
-    num_prompts = len({repr(record.prompt) for record in judged.completions[0]})
-    facts = {"prompts": str(num_prompts), "completions of each": str(len(judged.completions[0]))}
-    by_judge = [Rate(verdict.spec, verdict.win_rate, num_prompts=num_prompts) for verdict in verdicts]
+    num_prompts, num = len(judged.prompts), len(judged.completions[0])
+    repeated = judged.num_given is not None and judged.num_given > num_prompts
+    facts = {"prompts": f"{judged.num_given}, {num_prompts} different" if repeated else str(num_prompts)}
+    facts["completions of each"] = str(num)
+    shown = short_names([verdict.spec for verdict in verdicts])
+    by_judge = [Rate(shown[verdict.spec], verdict.win_rate, num_prompts=num_prompts) for verdict in verdicts]
     return Report(
         title=f"{a} against {b}",
+        summary=_lead(judged, list(shown.values())),
         before_name=b,
         after_name=a,
         medium="a completion",
-        headline=Rate(a, verdicts[0].win_rate, f"by {verdicts[0].spec}", num_prompts) if verdicts else None,
+        headline=Rate(a, verdicts[0].win_rate, f"by {by_judge[0].label}", num_prompts) if verdicts else None,
         facts=facts if num_prompts else {},
         metrics=[
-            Metric(f"score by {verdict.spec}", verdict.means[1].value, verdict.means[0].value)
+            Metric(f"score by {shown[verdict.spec]}", verdict.means[1].value, verdict.means[0].value)
             for verdict in verdicts
             if verdict.means is not None
         ],
         rate_groups=[Group("By judge", by_judge)] if len(by_judge) > 1 else [],
         tables=[
-            _bias_table(verdicts),
+            _bias_table(verdicts, shown),
             _fluency_table(judged),
             _distance_table(judged),
-            *(_completions_table(judged, verdict) for verdict in verdicts[:1]),
+            *(table for verdict in verdicts[:1] for table in _completions_tables(judged, verdict)),
         ],
         notices=_notices(judged),
         recipe=yaml.safe_dump(dict(judged.settings), sort_keys=True, allow_unicode=True),
@@ -47,9 +55,38 @@ def judge_report(judged: JudgeMeasurements) -> Report:
     )
 
 
-def _bias_table(verdicts: Sequence[Verdict]) -> Table:
+def _lead(judged: JudgeMeasurements, judges: Sequence[str]) -> str:
+    """What was compared, on what and by whom."""
+    a, b = judged.names
+    if not judged.prompts:
+        return f"{a} and {b}, measured on texts."
+    num, num_prompts = len(judged.completions[0]), len(judged.prompts)
+    each = f", {plural(num, 'completion')} of each" if num > num_prompts else ""
+    by = f", judged by {' and '.join(judges)}" if judges else ""
+    return f"Completions of {a} and {b} for the same {plural(num_prompts, 'prompt')}{each}{by}."
+
+
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """Judges by their specs, called by what is particular to each; whole where two would be called alike.
+
+    "function=package.module:reward" is module:reward, "llm=Qwen/Qwen2.5-7B-Instruct,template=x.txt" llm Qwen2.5-7B-Instruct.
+    """
+    shorts = {spec: _short_name(spec) for spec in specs}
+    return {spec: short if list(shorts.values()).count(short) == 1 else spec for spec, short in shorts.items()}
+
+
+def _short_name(spec: str) -> str:
+    kind, separator, rest = spec.partition("=")
+    source = PurePath((rest if separator else spec).split(",")[0]).name
+    module, colon, attribute = source.partition(":")
+    if colon:
+        source = f"{module.removesuffix('.py').rpartition('.')[2]}:{attribute}"
+    return f"{kind} {source}" if separator and kind != "function" else source
+
+
+def _bias_table(verdicts: Sequence[Verdict], shown: Mapping[str, str]) -> Table:
     rows = [
-        (Cell(verdict.spec), [share_cell(verdict.bias.first_share), share_cell(verdict.bias.disagreement)])
+        (Cell(shown[verdict.spec]), [share_cell(verdict.bias.first_share), share_cell(verdict.bias.disagreement)])
         for verdict in verdicts
         if verdict.bias is not None
     ]
@@ -79,24 +116,41 @@ def _distance_table(judged: JudgeMeasurements) -> Table:
     return Table("Divergence from the reference", columns, rows, detail, "model")
 
 
-def _completions_table(judged: JudgeMeasurements, verdict: Verdict) -> Table:
-    """The clearest wins and losses, half and half, by what the first judge says."""
+def _completions_tables(judged: JudgeMeasurements, verdict: Verdict) -> list[Table]:
+    """The clearest wins and losses of A by what the first judge says, and some ties, each of another prompt."""
+    a, _ = judged.names
     gaps = [x - y for x, y in zip(verdict.a, verdict.b, strict=True)]
-    order = sorted(range(len(gaps)), key=lambda place: (-gaps[place], place))
-    half = min(_SHOWN // 2, (len(order) + 1) // 2)
-    a, b = judged.completions
-    rows = [
-        (a[i].prompt, [(a[i].completion, verdict.a[i]), (b[i].completion, verdict.b[i])])
-        for i in dict.fromkeys([*order[:half], *order[-half:]])
-    ]
+    falling = sorted(range(len(gaps)), key=lambda place: (-gaps[place], place))
     what = "the preference for it when shown first" if verdict.means is None else "its score"
-    detail = f"The clearest wins, then the clearest losses by {verdict.spec}; below each completion {what}."
-    return completions_table(judged.names, rows, detail)
+    groups: dict[str, tuple[float, Sequence[int], int, Mark]] = {
+        f"Where {a} wins most clearly": (1.0, falling, _SHOWN, "better"),
+        f"Where {a} loses most clearly": (0.0, falling[::-1], _SHOWN, "worse"),
+        "Ties": (0.5, range(len(gaps)), _SHOWN_TIES, ""),
+    }
+    tables = []
+    for title, (outcome, order, count, mark) in groups.items():
+        places = [place for place in order if verdict.outcomes[place] == outcome]
+        rows = [_row(judged, verdict, place) for place in _one_a_prompt(judged, places)[:count]]
+        detail = f"{len(places)} of {len(gaps)}; below each completion {what}."
+        tables.append(completions_table(judged.names, rows, detail, title, mark))
+    return tables
+
+
+def _one_a_prompt(judged: JudgeMeasurements, places: Sequence[int]) -> list[int]:
+    first: dict[str, int] = {}
+    for place in places:
+        first.setdefault(repr(judged.completions[0][place].prompt), place)
+    return list(first.values())
+
+
+def _row(judged: JudgeMeasurements, verdict: Verdict, place: int) -> tuple[Text, list[tuple[str, float]]]:
+    a, b = (side[place] for side in judged.completions)
+    return a.prompt, [(a.completion, verdict.a[place]), (b.completion, verdict.b[place])]
 
 
 def _notices(judged: JudgeMeasurements) -> list[Notice]:
     biased = [
-        notice("favours_a_place", judge=verdict.spec, bias=verdict.bias)
+        notice("favours_a_place", judge=_short_name(verdict.spec), bias=verdict.bias)
         for verdict in judged.verdicts
         if verdict.bias is not None
         and (verdict.bias.first_share.low > 0.5 + _BIASED or verdict.bias.first_share.high < 0.5 - _BIASED)
