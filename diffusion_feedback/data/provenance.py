@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..records import Text, TextRecord
 from .columns import Columns
@@ -58,7 +58,7 @@ def judges_of_pairs(
     return known
 
 
-def _rows(source: ParquetSource | HubSource, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+def _rows(source: ParquetSource | HubSource, columns: list[str]) -> Iterator[Mapping[str, object]]:
     if isinstance(source, HubSource):
         yield from (row for _, _, row in source.hub.rows(columns))
         return
@@ -67,7 +67,7 @@ def _rows(source: ParquetSource | HubSource, columns: list[str]) -> Iterator[Map
             yield from batch.to_pylist()
 
 
-def _add(known: dict[str, str], row: Mapping[str, Any]) -> None:
+def _add(known: dict[str, str], row: Mapping[str, object]) -> None:
     names, recipes = row.get(_NAMES), row.get(_RECIPES)
     if isinstance(names, str):
         names = [names]

@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..records import Text
 
@@ -49,8 +48,10 @@ class TrainedOn:
         return {"num_prompts": len(self.prompts), "prompts": keys, "labelled_by": dict(self.judges)}
 
     @classmethod
-    def of_json(cls, content: Mapping[str, Any]) -> TrainedOn:
+    def of_json(cls, content: object) -> TrainedOn:
         """Raises ValueError, KeyError, TypeError or AttributeError for what ``to_json`` does not give."""
+        if not isinstance(content, dict):
+            raise TypeError(f"{type(content).__name__}, not an object")
         keys = base64.b64decode(content["prompts"], validate=True)
         parts = frozenset(keys[start : start + _BYTES] for start in range(0, len(keys), _BYTES))
         if len(keys) % _BYTES or len(parts) != content["num_prompts"]:

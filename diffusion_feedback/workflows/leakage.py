@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..catalog import family_row
 from ..data.provenance import judges_of_pairs, prompts_of_pairs, prompts_of_texts
@@ -53,7 +52,7 @@ def trained_on(model: str, seen: frozenset[Path] = frozenset()) -> TrainedOn | N
         recipe = read_yaml(folder / "recipe.yaml", _REMEDY)
         assert isinstance(recipe, dict)
         own = _recorded(folder)
-        own = own if own is not None else _of_data(recipe)
+        own = own if own is not None else _of_data(folder)
         own = _with_round(own, folder)
         # A reference is compared with, and not learnt from.
         names = [value for key, value in recipe["model"].items() if isinstance(value, str) and "reference" not in key]
@@ -84,8 +83,10 @@ def _recorded(folder: Path) -> TrainedOn | None:
     return TrainedOn(trained.prompts, {_resolved(name): recipe for name, recipe in trained.judges.items()})
 
 
-def _of_data(recipe: Mapping[str, Any]) -> TrainedOn | None:
+def _of_data(folder: Path) -> TrainedOn | None:
     """What an older run was trained on, where its data are still in their place on this machine."""
+    recipe = read_yaml(folder / "recipe.yaml", _REMEDY)
+    assert isinstance(recipe, dict)
     data = recipe["data"]
     place = str(data["train"])
     if not expand(place).exists():
