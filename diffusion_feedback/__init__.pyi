@@ -26,6 +26,8 @@ from .workflows.benchmarking import benchmark as benchmark
 from .workflows.calibrating import calibrate as calibrate
 from .workflows.checking import check as check
 from .workflows.converting import convert as convert
+from .workflows.exporting import Exported as Exported
+from .workflows.exporting import export as export
 from .workflows.generating import generate as generate
 from .workflows.judging import judge as judge
 from .workflows.labeling import label as label
@@ -39,6 +41,7 @@ from .workflows.settings import CheckSettings as CheckSettings
 from .workflows.settings import CompletionSampling as CompletionSampling
 from .workflows.settings import ConvertSettings as ConvertSettings
 from .workflows.settings import DataSource as DataSource
+from .workflows.settings import ExportSettings as ExportSettings
 from .workflows.settings import GenerationSettings as GenerationSettings
 from .workflows.settings import ImageSampling as ImageSampling
 from .workflows.settings import ImageSettings as ImageSettings

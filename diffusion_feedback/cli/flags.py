@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..catalog import names
+from ..catalog.formats import EXPORT_FORMATS
 from ..config.wording import among
 from ..errors import UserError
 from ..values import described, one_of
@@ -22,12 +23,13 @@ _MOST = 2**63  # what torch and files of numbers can hold
 def help_text(command: str) -> str:
     """What ``dfb COMMAND --help`` says below the flags: the text ``help/COMMAND.txt``; "" where there is none.
 
-    A text of its own is in the place of ``{scorers}`` and ``{images}``, the catalog's scorers in that of ``{names}``.
+    A text of its own is in the place of ``{scorers}`` and ``{images}``, the catalog's scorers in that of ``{names}``, and its forms of results in that of ``{formats}``.
     """
     file = Path(__file__).with_name("help") / f"{command.replace(' ', '_')}.txt"
     text = file.read_text("utf-8") if file.is_file() else ""
     text = re.sub(r"^\{(scorers|images)\}$", lambda part: help_text(part[1]), text, flags=re.MULTILINE)
-    return text.replace("{names}", ", ".join(names("scorer")))
+    formats = "\n".join(f"  {name:<12} {row.readers}" for name, row in EXPORT_FORMATS.items())
+    return text.replace("{names}", ", ".join(names("scorer"))).replace("{formats}", formats)
 
 
 class Flags(argparse.ArgumentParser):

@@ -7,18 +7,19 @@ import argparse
 from ..workflows.settings import CompletionSampling, ImageSampling, ModelSource
 from .settings import add_flags
 
+SOURCE = {
+    "lora": "folder, file or hub id of LoRA weights, or a checkpoint of a LoRA run",
+    "lora_scale": "how much of the LoRA is added: 1 as it was trained, 0.5 half of it",
+    "model_config": "of a model in one .safetensors file: folder or hub id of a pipeline with its configuration",
+    "revision": "branch, tag or commit on the hub",
+    "variant": "weight variant, such as fp16",
+}
+
 
 def add_sampling_flags(
     parser: argparse._ActionsContainer, *, families: str = "sd or sdxl (default sd)", noise: bool = False
 ) -> None:
     """The flags that say which weights a model has, and how images are drawn from it; ``noise``: and from which noise."""
-    source = {
-        "family": f"model family: {families}",
-        "lora": "folder, file or hub id of LoRA weights, or a checkpoint of a LoRA run",
-        "lora_scale": "how much of the LoRA is added: 1 as it was trained, 0.5 half of it",
-        "revision": "branch, tag or commit on the hub",
-        "variant": "weight variant, such as fp16",
-    }
     sampling = {
         "num_inference_steps": "steps of the sampler",
         "guidance_scale": "classifier-free guidance",
@@ -31,7 +32,7 @@ def add_sampling_flags(
             "start from the noise of the bare seed, as diffusers does, the same for every prompt; or from noise of its own "
             "for each prompt and seed, so that prompts are independent"
         )
-    add_flags(parser, ModelSource, source)
+    add_flags(parser, ModelSource, {"family": f"model family: {families}", **SOURCE})
     add_flags(parser, ImageSampling, sampling)
 
 

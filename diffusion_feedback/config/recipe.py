@@ -32,10 +32,11 @@ class ModelConfig:
     """Which model is tuned, and how.
 
     Args:
-        pretrained_model_name_or_path: Diffusers folder, CLIPModel folder, transformers folder, or hub id.
+        pretrained_model_name_or_path: Diffusers folder or whole model in one .safetensors file, CLIPModel folder, transformers folder, or hub id.
         family: Kind of model: sd, sdxl, clip, causal_lm or reward_model; clip is a scorer, reward_model a judge of texts.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant, such as fp16.
+        config: Of a model in one .safetensors file: folder or hub id of a pipeline with its configuration; else the hub's.
         tuning: Adapters alone, or the whole network; a scorer is trained as a whole always.
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters is alpha / rank; the rank when not given.
@@ -52,6 +53,7 @@ class ModelConfig:
     family: Annotated[str, ESSENTIAL] = "sd"
     revision: str | None = None
     variant: str | None = None
+    config: Annotated[str | None, at_home, NOISE] = None
     tuning: Annotated[Literal["lora", "full"], ESSENTIAL] = "lora"
     lora_rank: Annotated[int, Range(1, 65_536), ADAPTERS, ESSENTIAL] = 8
     lora_alpha: Annotated[float | None, POSITIVE, ADAPTERS] = None

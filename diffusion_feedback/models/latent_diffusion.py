@@ -21,6 +21,7 @@ from ..quiet import quiet
 from ..types.models import AdapterSettings, Conditioning, ForwardProcess, Tokenizer
 from ..weights import modules_hash, move
 from . import lora
+from .exports.original_names import PartNames
 from .lora_loading import load_into
 from .lora_starting import pipeline_factors, start_at
 from .pipelines import ddpm_process, load_pipeline, modules_of, reuse_pipeline
@@ -39,6 +40,7 @@ class DiffusionFamily:
         network_name: What the pipeline calls the network that is trained.
         components: Parts and settings that pipelines are made with, in the place of their own.
         process: (scheduler, path) to the forward process that the network was trained with.
+        layout: What other tools call the parts and their layers; without it some forms of results are not written.
     """
 
     pipeline_class: type[DiffusionPipeline]
@@ -48,6 +50,7 @@ class DiffusionFamily:
     network_name: str = "unet"
     components: Mapping[str, object] = field(default_factory=dict)
     process: Callable[[Any, str], ForwardProcess] = ddpm_process
+    layout: Mapping[str, PartNames] = field(default_factory=dict)
 
     def load(
         self,
@@ -55,11 +58,17 @@ class DiffusionFamily:
         *,
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> LatentDiffusion:
-        """Load a folder or hub id; the network in ``dtype``, the encoders in float32. Raises UserError as ``load_pipeline``."""
-        pipeline = load_pipeline(self.pipeline_class, path, revision=revision, variant=variant, **self.components)
+        """Load a folder, hub id or single file; the network in ``dtype``, the encoders in float32.
+
+        Raises UserError as ``load_pipeline``.
+        """
+        pipeline = load_pipeline(
+            self.pipeline_class, path, revision=revision, variant=variant, config=config, **self.components
+        )
         return self._over(pipeline, path, dtype, device)
 
     def from_pipeline(

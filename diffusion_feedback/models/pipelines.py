@@ -23,6 +23,7 @@ from ..noise import DDPMProcess, PredictionType
 from ..quiet import quiet
 from ..runs import recorded_model
 from ..weights import check_finite
+from .single_files import family_of_file, is_single_file, load_single_file
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
 _PATH = "check model.pretrained_model_name_or_path"
@@ -46,14 +47,25 @@ def load_pipeline(
     *,
     revision: str | None,
     variant: str | None,
+    config: str | None = None,
     **components: object,
 ) -> DiffusionPipeline:
-    """Load a diffusers folder or hub id as ``pipeline_class``, every part in float32, in eval mode and frozen.
+    """Load a diffusers folder, hub id or single file as ``pipeline_class``, every part in float32, in eval mode and frozen.
 
-    Code that lies beside the weights is never run. Raises UserError for whatever cannot be read, another kind of
+    ``config`` is the configuration of a single file, as ``load_single_file`` takes it. Code that lies beside the weights is never run. Raises UserError for whatever cannot be read, another kind of
     pipeline, weights that are missing, left over or not finite, and parts that do not belong together.
     """
-    place = _place(path, pipeline_class)
+    if is_single_file(path):
+        if revision or variant:
+            problem = f"{path}: one file has neither revision nor variant"
+            raise UserError(problem, "leave model.revision and model.variant (`revision`, `variant`) out")
+        pipeline, folder = load_single_file(pipeline_class, path, config, **components)
+        _check_parts(path, folder, pipeline)
+        return _prepared(pipeline, f"{path}: ")
+    if config is not None:
+        problem = "model.config (`model_config`): means nothing for a model that is no single file"
+        raise UserError(problem, "leave it out")
+    place = _place(path)
     remedy = "check its files, the revision and the variant"
     if place is None:
         remedy = "it is no folder here: check the name and the revision, and whether the hub can be reached"
@@ -107,9 +119,11 @@ def modules_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 def family_at(path: str, revision: str | None) -> str:
     """The family of the pipeline at ``path``, a folder or hub id, by its class; "sd" where its index cannot be read.
 
-    Whoever loads it by that family then says why it cannot.
+    Whoever loads it by that family then says why it cannot. Raises UserError for a single file that holds no whole model.
     """
     folder = expand(path)
+    if folder.is_file():
+        return family_of_file(path)
     with suppress(Exception), quiet():
         if folder.exists() or is_hub_id(path):
             index = DiffusionPipeline.load_config(str(folder) if folder.exists() else path, revision=revision)
@@ -117,30 +131,24 @@ def family_at(path: str, revision: str | None) -> str:
     return "sd"
 
 
-def _place(path: str, pipeline_class: type[DiffusionPipeline]) -> Path | None:
+def _place(path: str) -> Path | None:
     """The folder at ``path``; None for a hub id. Raises UserError for other things, and says what they are."""
     check_exists(path, f"no such folder; {_PATH}")
     folder = Path(path).expanduser()
     if not folder.exists():
         return None
-    files = [folder] if folder.is_file() else sorted(folder.iterdir())
-    single = [file for file in files if file.suffix in (".safetensors", ".ckpt", ".pt") and file.is_file()]
-    if folder.is_dir() and (folder / "model_index.json").is_file():
+    single = [file for file in sorted(folder.iterdir()) if file.suffix == ".safetensors" and file.is_file()]
+    if (folder / "model_index.json").is_file():
         return folder
     recorded = recorded_model(folder, FOLDER, "pretrained_model_name_or_path")
-    if folder.is_dir() and (recorded or any("lora" in file.name for file in single)):
+    if recorded or any("lora" in file.name for file in single):
         base = f"its base is {recorded['pretrained_model_name_or_path']!r}" if recorded else "it has no base of its own"
         remedy = "give the base as the model, and this folder as `lora`; generating and benchmarks take it as it is"
         raise UserError(
             f"{path}: holds no model_index.json: it is a LoRA run or a run that is not finished; {base}", remedy
         )
     if len(single) == 1:
-        name = pipeline_class.__name__
-        remedy = (
-            f"convert it once in Python: diffusers.{name}.from_single_file({str(single[0])!r}).save_pretrained(FOLDER); "
-            "then give FOLDER"
-        )
-        raise UserError(f"{path}: not a diffusers pipeline but a single-file checkpoint", remedy)
+        raise UserError(f"{path}: not a diffusers pipeline but a folder with one file", f"give the file: {single[0]}")
     inner = sorted(file.parent.name for file in folder.glob("*/model_index.json"))
     also = f"; {folder / inner[0]} is one" if inner else ""
     raise UserError(f"{path}: not a diffusers pipeline, it holds no model_index.json{also}", FOLDER)

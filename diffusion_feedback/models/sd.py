@@ -6,6 +6,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from ..types.models import Conditioning
+from .exports.original_names import SD
 from .latent_diffusion import DiffusionFamily
 
 
@@ -33,5 +34,6 @@ FAMILY = DiffusionFamily(
     join,
     call,
     components={"safety_checker": None, "requires_safety_checker": False},
+    layout=SD,
 )
 load, from_pipeline = FAMILY.load, FAMILY.from_pipeline

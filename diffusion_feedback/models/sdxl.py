@@ -6,6 +6,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from ..types.models import Conditioning
+from .exports.original_names import SDXL
 from .latent_diffusion import DiffusionFamily
 
 
@@ -35,5 +36,7 @@ def call(network: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Con
     return prediction
 
 
-FAMILY = DiffusionFamily(StableDiffusionXLPipeline, encode_text, join, call, components={"add_watermarker": False})
+FAMILY = DiffusionFamily(
+    StableDiffusionXLPipeline, encode_text, join, call, components={"add_watermarker": False}, layout=SDXL
+)
 load, from_pipeline = FAMILY.load, FAMILY.from_pipeline

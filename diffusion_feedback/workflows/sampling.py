@@ -26,6 +26,7 @@ from ..likelihoods.prompt_ends import open_ended
 from ..likelihoods.tokenization import Tokenization
 from ..models import loaded
 from ..models.causal_lm import CausalLM
+from ..models.single_files import is_single_file
 from ..records import Text
 from ..runs import recorded_model, run_of, weights_of
 from ..types.models import Denoiser, Tokenizer
@@ -271,6 +272,8 @@ def writes_texts(model: object, family: str | None = None) -> bool:
     folder = Path(model)
     is_path = folder.exists() or model.count("/") > 1 or model.startswith((".", "/", "~"))
     is_model = any((folder / name).is_file() for name in _MODEL_FILES)
+    if is_single_file(model):
+        return False
     if not is_model and any(
         _SINGLE_FILE.fullmatch(file.name) for file in (folder, *folder.glob("*")) if file.is_file()
     ):
@@ -293,7 +296,7 @@ def base_of_lora_run(path: str, source: ModelSource) -> tuple[str, ModelSource]:
     if model is None or any((folder / name).is_file() for name in _MODEL_FILES):
         return path, source
     base, tuning = model["pretrained_model_name_or_path"], model["tuning"]
-    recorded = {name: model[name] for name in keys}
+    recorded = {name: model[name] for name in keys} | {"model_config": model.get("config")}
     is_text = family_row(model["family"]).reads_text
     if is_text or tuning != "lora":
         what = "a checkpoint of an older version, which holds no model" if run != folder else "a run without a result"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+from ..catalog.formats import EXPORT_FORMATS
 from ..errors import UserError, nearest
 from ..folders import at_home
 from ..labeling.panel import LabelPolicy
@@ -237,12 +238,14 @@ class ModelSource:
     """Which weights a model has, besides its folder or hub id.
 
     ``family`` None: what the recipe of its run says; else what the class of its pipeline, or the files of its folder, tell.
-    ``lora_scale`` multiplies what the adapters add, of ``lora`` or of a run that consists of adapters.
+    ``lora_scale`` multiplies what the adapters add, of ``lora`` or of a run that consists of adapters. ``model_config`` is the
+    folder or hub id whose configuration a single-file model has; the usual one of its kind, from the hub, by default.
     """
 
     family: str | None = None
     lora: Annotated[str | None, at_home] = None
     lora_scale: Annotated[float, STRENGTH] = 1.0
+    model_config: Annotated[str | None, at_home] = None
     revision: str | None = None
     variant: str | None = None
 
@@ -361,6 +364,22 @@ class JudgeSettings:
     def generation(self) -> GenerationSettings:
         """How completions are drawn."""
         return GenerationSettings(seeds=(self.seed,), dtype=self.dtype, device=self.device, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
+class ExportSettings:
+    """The form that a result is written in, and its precision; it is read back on ``device``."""
+
+    format: str = "diffusers"
+    dtype: DType = "float32"
+    device: Any = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a form that is not known."""
+        if self.format not in EXPORT_FORMATS:
+            raise UserError(f"`format`: got {self.format!r}", nearest(self.format, list(EXPORT_FORMATS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from diffusion_feedback.types.models import AdapterSettings
 TARGETS = ["attention", "feed_forward", "convolutions"]
 
 
-def _draw(network: torch.nn.Module) -> None:
+def draw(network: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in lora.trainable(network):
@@ -25,7 +25,7 @@ def save_image_lora(base: Path, family: str, folder: Path, *, rank: int = 4, alp
     """The folder of a finished LoRA run over the pipeline ``base``, with its recipe."""
     denoiser = resolve("family", family)(str(base))
     lora.add(denoiser.network, AdapterSettings(rank=rank, alpha=alpha, targets=TARGETS, seed=0))
-    _draw(denoiser.network)
+    draw(denoiser.network)
     folder.mkdir(parents=True, exist_ok=True)
     denoiser.save(denoiser.network, folder)
     model = {"pretrained_model_name_or_path": str(base), "tuning": "lora", "family": family}
@@ -39,6 +39,6 @@ def save_text_adapter(base: Path, folder: Path) -> Path:
     model = causal_lm.load(str(base))
     settings = AdapterSettings(rank=4, alpha=8, targets=["attention", "feed_forward"], seed=1)
     lora_targets.add_adapters(model.network.model, settings, task_type="CAUSAL_LM")
-    _draw(model.network)
+    draw(model.network)
     model.save(model.network, folder)
     return folder

@@ -45,15 +45,15 @@ def _vae(**more: Any) -> AutoencoderKL:
     )
 
 
-def _text_config(tokens: CLIPTokenizer) -> CLIPTextConfig:
+def _text_config(tokens: CLIPTokenizer, width: int = 16) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokens),
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
-        projection_dim=16,
+        projection_dim=width,
         bos_token_id=len(tokens) - 2,
         eos_token_id=len(tokens) - 1,
     )
@@ -92,8 +92,8 @@ def save_sd(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Pa
     return folder
 
 
-def save_sdxl(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny StableDiffusionXLPipeline (16 px, 8 x 8 latents) to ``folder``."""
+def save_sdxl(folder: Path, seed: int = 0, second_width: int = 16) -> Path:
+    """Write a tiny StableDiffusionXLPipeline (16 px, 8 x 8 latents) to ``folder``; its second text encoder has this width."""
     torch.manual_seed(seed)
     tokens = tokenizer(folder / "spelling")
     unet = UNet2DConditionModel(
@@ -102,18 +102,18 @@ def save_sdxl(folder: Path, seed: int = 0) -> Path:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=32,
+        cross_attention_dim=16 + second_width,
         attention_head_dim=2,
         norm_num_groups=4,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=8 * 6 + 16,
+        projection_class_embeddings_input_dim=8 * 6 + second_width,
         use_linear_projection=True,
     )
     StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(tokens)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokens)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokens, second_width)),
         tokenizer=tokens,
         tokenizer_2=tokens,
         unet=unet,

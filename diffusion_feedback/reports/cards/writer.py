@@ -38,7 +38,7 @@ def render_card(
     (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out. ``steps`` is their number, the
     recipe's where it is not said; ``history`` are lines on what changed while the run went on.
     """
-    template = load_template(f"cards/{kind}.md.j2", {"literal": _literal, "path": _path_literal, "table": _table})
+    template = load_template(f"cards/{kind}.md.j2", {"literal": code_text, "path": code_path, "table": _table})
     return template.render(
         folder=str(folder),
         title=folder.name,
@@ -56,15 +56,15 @@ def render_card(
     )
 
 
-def _literal(text: str) -> str:
+def code_text(text: str) -> str:
     """``text`` as Python code that may stand within a block of Markdown."""
     return repr(text).replace("`", "\\x60")
 
 
-def _path_literal(path: str) -> str:
+def code_path(path: str) -> str:
     """``path`` as code that finds it from any working folder; a hub id as it is."""
     place = Path(path).expanduser()
-    return _literal(str(place.resolve()) if place.exists() else path)
+    return code_text(str(place.resolve()) if place.exists() else path)
 
 
 def _table(metrics: Sequence[Mapping[str, object]], evaluated: str, columns: Mapping[str, tuple[str, str]]) -> str:

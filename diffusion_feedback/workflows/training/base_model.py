@@ -52,7 +52,7 @@ def source_of(recipe: Recipe, path: str) -> ModelSource:
     model = recipe.model
     if path != model.pretrained_model_name_or_path:
         return ModelSource(family=model.family)
-    return ModelSource(family=model.family, revision=model.revision, variant=model.variant)
+    return ModelSource(family=model.family, revision=model.revision, variant=model.variant, model_config=model.config)
 
 
 def load_named_model(
@@ -74,6 +74,8 @@ def load_named_model(
                 f"`lora_scale`: means nothing for {path}, which has no adapters", "give `lora`, or leave it out"
             )
         settings["lora_scale"] = source.lora_scale
+    if source.model_config is not None:
+        settings["config"] = source.model_config
     model = resolve("family", source.family or recorded_family(path) or family_at(path, source.revision))(
         path,
         revision=source.revision,
