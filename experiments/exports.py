@@ -53,7 +53,10 @@ def main() -> None:
                     print(f"{run.name:<24}{name:<13}refused: {str(refused).splitlines()[0]}")
                     break
                 size = sum(done.files.values()) / 2**20
-                print(f"{run.name:<24}{name:<13}{dtype:<10}{done.error:>9.1e}{size:>8.2f}  {min(done.files, key=len)}")
+                print(
+                    f"{run.name:<24}{name:<13}{dtype:<10}{done.error:>9.1e}{size:>8.2f}  {min(done.files, key=len)}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags("dfb export", "Write a result as another tool reads it, read it back, and print how far it is off.")
     add = parser.add_argument
-    add("model", metavar="RUN", help="folder or checkpoint of a run, or a base with --lora")
+    add("model", metavar="RUN", help="folder of a run, RUN@STEP, RUN@best, or a base with --lora")
     add("--output", required=True, help="folder to write")
     helps = {
         "format": "the form, see below",

@@ -62,9 +62,6 @@ def load_pipeline(
         pipeline, folder = load_single_file(pipeline_class, path, config, **components)
         _check_parts(path, folder, pipeline)
         return _prepared(pipeline, f"{path}: ")
-    if config is not None:
-        problem = "model.config (`model_config`): means nothing for a model that is no single file"
-        raise UserError(problem, "leave it out")
     place = _place(path)
     remedy = "check its files, the revision and the variant"
     if place is None:

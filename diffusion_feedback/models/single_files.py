@@ -52,10 +52,10 @@ def load_single_file(
     kind of file. Raises UserError for pickles, files that hold no whole model or another family's, a configuration that
     does not fit or cannot be had, and weights that are missing.
     """
-    family, usual = _kind(path, _names(path))
-    if family_of_class([pipeline_class.__name__]) != family:
+    kind, usual = _kind(path, _names(path))
+    if family_of_class([pipeline_class.__name__]) != kind:
         raise UserError(
-            f"{path}: a model of family {family}, not a {pipeline_class.__name__}", f"model.family {family}"
+            f"{path}: a model of family {kind}, not a {pipeline_class.__name__}", f"model.family {kind}"
         )
     folder = _configuration(path, config, usual)
     remedy = f"give as model.config (`model_config`) the folder of a pipeline of the same kind; {folder} was used"

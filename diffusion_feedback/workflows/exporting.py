@@ -18,11 +18,12 @@ from ..catalog.rows import import_path
 from ..devices import best_device
 from ..errors import UserError
 from ..folders import check_outside, expand, hold_folder
-from ..foreign import is_hub_id, recorded_model
+from ..foreign import is_hub_id
 from ..models.saving import saving
 from ..output_folders import OutputKind, check_writable
 from ..records import write_text
 from ..reports.cards.export import write_export_card
+from ..runs import recorded_model
 from ..text_folders import adapter_config, base_of, is_adapter
 from .sampling import base_of_lora_run, folder_or_id, writes_texts
 from .settings import ExportSettings, ModelSource, made_of_keywords, shows
@@ -82,7 +83,7 @@ _KINDS = (ExportSettings, ModelSource)
 def export(model: object, output: str | Path, **settings: object) -> Exported:
     """Write the result ``model`` into the folder ``output`` as another tool reads it, and prove that it reads the same.
 
-    ``model``: a run, its folder or checkpoint, or a base with ``lora``. ``settings`` are the fields of ExportSettings and
+    ``model``: a run, its folder, RUN@STEP, RUN@best, or a base with ``lora``. ``settings`` are the fields of ExportSettings and
     ModelSource. The strength of adapters (alpha / rank, times ``lora_scale``) is the same for every reader. What was written
     is read back in the tool's own way; the network's prediction on the same latents, prompts and timesteps (of texts: the
     logits) is compared with the result's own. Raises UserError where that differs by more than 1e-5 in float32, for a form
@@ -92,7 +93,7 @@ def export(model: object, output: str | Path, **settings: object) -> Exported:
     path = folder_or_id(model)
     if path is None:
         raise UserError(f"a {type(model).__name__}: is no path", "give the folder of a run, or a base with `lora`")
-    run, folder, row = path, expand(output), EXPORT_FORMATS[own.format]
+    run, folder, row = str(getattr(model, "path", model)), expand(output), EXPORT_FORMATS[own.format]
     _check_folder(folder, own)
     check_outside(folder, {"the result": path, "`lora`": source.lora, "`model_config`": source.model_config})
     path, source = base_of_lora_run(path, source)
@@ -166,7 +167,7 @@ def _written(form: Form, beside: Path, dtype: str) -> float:
     return error
 
 
-def _facts(exported: Exported, run: str, path: str, source: ModelSource) -> dict[str, Any]:
+def _facts(exported: Exported, run: str, path: str, source: ModelSource) -> dict[str, object]:
     """What export.json holds of the result ``run``, which is the model at ``path`` with what ``source`` says."""
     base = path
     if is_adapter(path):

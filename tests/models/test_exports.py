@@ -23,7 +23,7 @@ from diffusion_feedback.models.exports.probe import image_outputs, relative_erro
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 from diffusion_feedback.types.models import AdapterSettings
 
-FORMS = [adapters.DiffusersForm, adapters.PeftForm, adapters.KohyaForm, adapters.ComfyForm]
+FORMS = [adapters.diffusers_form, adapters.peft_form, adapters.kohya_form, adapters.comfyui_form]
 FLOAT = torch.float32
 TEXT = ("self_attn.q_proj", "mlp.fc1")
 
@@ -126,7 +126,7 @@ def test_a_name_without_a_place_is_refused() -> None:
 ])  # fmt: skip
 def test_names_of_kohya(family: str, stem: str, tuned: Callable[[str], LatentDiffusion], tmp_path: Path) -> None:
     """diffusers' for Stable Diffusion, the original's for XL, as sd-scripts has them; rank and alpha in the metadata."""
-    adapters.KohyaForm(tuned(family), "x").write(tmp_path, FLOAT)
+    adapters.kohya_form(tuned(family), "x").write(tmp_path, FLOAT)
     keys = keys_of(tmp_path)
     assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= keys
     assert all(key.rpartition(".lora_")[0] or key.endswith(".alpha") for key in keys)
@@ -139,9 +139,12 @@ def test_names_of_kohya(family: str, stem: str, tuned: Callable[[str], LatentDif
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-@pytest.mark.parametrize("form", [*FORMS, whole.MergedForm, whole.SingleFileForm])
+@pytest.mark.parametrize("form", [*FORMS, whole.merged_form, whole.single_file_form])
 def test_every_form_is_read_back_as_it_was(
-    form: type[adapters.AdapterForm], family: str, tuned: Callable[[str], LatentDiffusion], tmp_path: Path
+    form: Callable[[LatentDiffusion, str], adapters.AdapterForm],
+    family: str,
+    tuned: Callable[[str], LatentDiffusion],
+    tmp_path: Path,
 ) -> None:
     written = form(tuned(family), "x")
     written.write(tmp_path, FLOAT)
@@ -150,7 +153,9 @@ def test_every_form_is_read_back_as_it_was(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_lost_strength_is_seen(
-    form: type[adapters.AdapterForm], tuned: Callable[[str], LatentDiffusion], tmp_path: Path
+    form: Callable[[LatentDiffusion, str], adapters.AdapterForm],
+    tuned: Callable[[str], LatentDiffusion],
+    tmp_path: Path,
 ) -> None:
     """The comparison fails where one layer of a file has another strength: it is no formality."""
     written = form(tuned("sd"), "x")
@@ -168,11 +173,11 @@ def test_ours_to_kohya_to_ours_are_identical_tensors(
     bases: dict[str, Path], runs: dict[str, Path], tuned: Callable[[str], LatentDiffusion], tmp_path: Path
 ) -> None:
     for family in bases:
-        adapters.KohyaForm(tuned(family), "x").write(tmp_path, FLOAT)
+        adapters.kohya_form(tuned(family), "x").write(tmp_path, FLOAT)
         again: LatentDiffusion = resolve("family", family)(str(bases[family]))
         again.load_lora(str(tmp_path / "x.safetensors"))
         (tmp_path / family).mkdir()
-        adapters.DiffusersForm(again, "x").write(tmp_path / family, FLOAT)
+        adapters.diffusers_form(again, "x").write(tmp_path / family, FLOAT)
         before, after = (
             load_file(folder / "pytorch_lora_weights.safetensors") for folder in (runs[family], tmp_path / family)
         )
@@ -182,7 +187,7 @@ def test_ours_to_kohya_to_ours_are_identical_tensors(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_text_encoders_take_their_part(
-    form: type[adapters.AdapterForm], bases: dict[str, Path], tmp_path: Path
+    form: Callable[[LatentDiffusion, str], adapters.AdapterForm], bases: dict[str, Path], tmp_path: Path
 ) -> None:
     denoiser: LatentDiffusion = resolve("family", "sdxl")(str(bases["sdxl"]))
     plain = image_outputs(denoiser)
@@ -195,7 +200,7 @@ def test_text_encoders_take_their_part(
     written.write(tmp_path, FLOAT)
     assert written.error(tmp_path) < 1e-5
     assert relative_error(image_outputs(denoiser), plain) == 0  # the base is bare again
-    if form is adapters.KohyaForm:
+    if form is adapters.kohya_form:
         keys = keys_of(tmp_path)
         assert {f"lora_te{n}_text_model_encoder_layers_0_self_attn_q_proj.alpha" for n in (1, 2)} <= keys
 
@@ -242,7 +247,7 @@ def test_plain_libraries_read_the_files(
             place.mkdir()
         for form, place in zip(FORMS[:3], places, strict=False):
             form(tuned(family), "x").write(place, FLOAT)
-        whole.SingleFileForm(denoiser, "x").write(places[3], FLOAT)
+        whole.single_file_form(denoiser, "x").write(places[3], FLOAT)
         for place in places[:3]:
             pipeline = DiffusionPipeline.from_pretrained(bases[family], dtype=FLOAT)
             if place.name.endswith("peft"):

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...errors import UserError
 
 Weights = Mapping[str, Tensor]
+Config = Mapping[str, Any]
 
 _UNET = {
     "conv_in": "input_blocks.0.0",
@@ -61,7 +62,7 @@ def _renamed(name: str, table: Mapping[str, str]) -> str | None:
     return next((new + name[len(old) :] for old, new in table.items() if f"{name}.".startswith(f"{old}.")), None)
 
 
-def unet_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+def unet_names(names: Iterable[str], config: Config) -> dict[str, str]:
     """The original name of each of ``names`` of a UNet2DConditionModel with this ``config``.
 
     Raises UserError for names that the original has no place for.
@@ -101,7 +102,7 @@ def unet_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str
     return _all_named(names, original)
 
 
-def vae_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+def vae_names(names: Iterable[str], config: Config) -> dict[str, str]:
     """The original name of each of ``names`` of an AutoencoderKL with this ``config``. Raises UserError as ``unet_names``."""
     last = len(config["up_block_types"]) - 1
 
@@ -141,24 +142,24 @@ def _all_named(names: Iterable[str], original: Callable[[str], str | None]) -> d
     return {name: new for name, new in named.items() if new is not None}
 
 
-def unet_weights(weights: Weights, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def unet_weights(weights: Weights, config: Config) -> dict[str, Tensor]:
     """The weights of a UNet2DConditionModel by their original names."""
     return {new: weights[name] for name, new in unet_names(weights, config).items()}
 
 
-def vae_weights(weights: Weights, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def vae_weights(weights: Weights, config: Config) -> dict[str, Tensor]:
     """The weights of an AutoencoderKL by their original names; its linear layers are convolutions of 1 x 1 there."""
     named = {new: weights[name] for name, new in vae_names(weights, config).items()}
     is_linear = {new: ".attn_" in new and value.ndim == 2 for new, value in named.items()}
     return {new: value[:, :, None, None] if is_linear[new] else value for new, value in named.items()}
 
 
-def clip_weights(weights: Weights, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def clip_weights(weights: Weights, config: Config) -> dict[str, Tensor]:
     """The weights of OpenAI's text encoder, which the original holds as transformers had it."""
     return {f"transformer.{text_layer(name)}": value for name, value in weights.items()}
 
 
-def open_clip_weights(weights: Weights, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def open_clip_weights(weights: Weights, config: Config) -> dict[str, Tensor]:
     """The weights of OpenCLIP's text encoder: query, key and value in one matrix, the projection transposed."""
     named: dict[str, Tensor] = {}
     joined: dict[str, dict[str, Tensor]] = {}
@@ -179,7 +180,7 @@ def open_clip_weights(weights: Weights, config: Mapping[str, Any]) -> dict[str, 
     return {f"model.{name}": value for name, value in named.items()}
 
 
-def clip_of_its_kind(weights: Weights, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def clip_of_its_kind(weights: Weights, config: Config) -> dict[str, Tensor]:
     """Stable Diffusion 1 has OpenAI's encoder, 2 has OpenCLIP's: they differ in their activation."""
     return (open_clip_weights if config["hidden_act"] == "gelu" else clip_weights)(weights, config)
 
@@ -189,12 +190,12 @@ def text_layer(name: str) -> str:
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 
-def layers_as_they_are(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+def layers_as_they_are(names: Iterable[str], config: Config) -> dict[str, str]:
     """Layers that other tools know by diffusers' names."""
     return {name: name for name in names}
 
 
-def text_layers(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+def text_layers(names: Iterable[str], config: Config) -> dict[str, str]:
     """Layers of a text encoder, which other tools know by transformers' names of old."""
     return {name: text_layer(name) for name in names}
 
@@ -211,9 +212,9 @@ class PartNames:
     """
 
     prefix: str
-    weights: Callable[[Weights, Mapping[str, Any]], dict[str, Tensor]]
+    weights: Callable[[Weights, Config], dict[str, Tensor]]
     lora: str = ""
-    layers: Callable[[Iterable[str], Mapping[str, Any]], dict[str, str]] = layers_as_they_are
+    layers: Callable[[Iterable[str], Config], dict[str, str]] = layers_as_they_are
 
 
 SD = {

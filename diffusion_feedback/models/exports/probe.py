@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..latent_diffusion import LatentDiffusion
 
@@ -39,7 +40,7 @@ def image_outputs(denoiser: LatentDiffusion) -> list[Tensor]:
 
 
 @torch.no_grad()
-def text_outputs(model: Any) -> list[Tensor]:
+def text_outputs(model: PreTrainedModel) -> list[Tensor]:
     """The logits of a transformers ``model`` on drawn tokens; float32, CPU."""
     rows = int(model.get_input_embeddings().num_embeddings)
     ids = torch.randint(rows, _TOKENS, generator=torch.Generator().manual_seed(0)).to(model.device)

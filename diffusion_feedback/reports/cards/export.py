@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from ...catalog.formats import ExportFormat
 from ...records import write_text
@@ -13,11 +13,12 @@ from .writer import code_path, code_text
 
 
 def write_export_card(
-    folder: Path, facts: Mapping[str, Any], row: ExportFormat, *, title: str, place: Path, is_text: bool
+    folder: Path, facts: Mapping[str, object], row: ExportFormat, *, title: str, place: Path, is_text: bool
 ) -> None:
     """Write README.md into ``folder``, which becomes ``place``: ``facts`` are those of export.json."""
     template = load_template("cards/export.md.j2", {"literal": code_text, "path": code_path})
-    weights = [name for name in facts["files"] if name.endswith(".safetensors")]
+    files = cast(Mapping[str, int], facts["files"])
+    weights = [name for name in files if name.endswith(".safetensors")]
     card = template.render(
         facts=facts, row=row, title=title, place=str(place), is_text=is_text, weights=weights, parts=_parts(weights)
     )

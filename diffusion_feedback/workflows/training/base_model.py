@@ -17,6 +17,7 @@ from ...folders import expand
 from ...models.causal_lm import CausalLM
 from ...models.pipelines import family_at
 from ...models.reference import AdaptersOff, FrozenModel
+from ...models.single_files import is_single_file
 from ...runs import recorded_model, weights_of
 from ...text_folders import is_adapter
 from ...types.models import Adaptable, AdapterSettings, Tokenizer, Tuned
@@ -75,6 +76,9 @@ def load_named_model(
             )
         settings["lora_scale"] = source.lora_scale
     if source.model_config is not None:
+        if not is_single_file(path):
+            problem = f"model.config (`model_config`): means nothing for {path}, which is no single file"
+            raise UserError(problem, "leave it out")
         settings["config"] = source.model_config
     model = resolve("family", source.family or recorded_family(path) or family_at(path, source.revision))(
         path,
