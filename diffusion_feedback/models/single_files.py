@@ -54,9 +54,7 @@ def load_single_file(
     """
     kind, usual = _kind(path, _names(path))
     if family_of_class([pipeline_class.__name__]) != kind:
-        raise UserError(
-            f"{path}: a model of family {kind}, not a {pipeline_class.__name__}", f"model.family {kind}"
-        )
+        raise UserError(f"{path}: a model of family {kind}, not a {pipeline_class.__name__}", f"model.family {kind}")
     folder = _configuration(path, config, usual)
     remedy = f"give as model.config (`model_config`) the folder of a pipeline of the same kind; {folder} was used"
     with reading(path, f"a {pipeline_class.__name__}", remedy), quiet():
