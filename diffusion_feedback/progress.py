@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -10,6 +12,8 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 LOGGER = "diffusion_feedback"
+_QUIET = 30.0  # s between two lines, and before the first
+_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def set_verbosity(level: int | str = logging.INFO) -> None:
@@ -28,5 +32,26 @@ def is_shown() -> bool:
 
 
 def progress(items: Iterable[Item] | None = None, **settings: object) -> tqdm[Item]:
-    """tqdm over ``items``, silent where notes are; ``settings`` are tqdm's own, and ``disable=True`` hides the bar."""
-    return tqdm(items, **{**settings, "disable": settings.get("disable") or not is_shown()})
+    """tqdm over ``items``, silent where notes are; ``settings`` are tqdm's own, and ``disable=True`` hides the bar.
+
+    Where standard error is no terminal, a line is written every half minute in place of a bar that is drawn over itself.
+    """
+    settings["disable"] = settings.get("disable") or not is_shown()
+    if sys.stderr.isatty():
+        has_size = all(os.get_terminal_size(sys.stderr.fileno()))  # some terminals do not know theirs
+        return tqdm(items, **{"dynamic_ncols": has_size, **settings})
+    return _Lines(items, **{**settings, "mininterval": _QUIET, "delay": _QUIET, "bar_format": _LINE})
+
+
+class _Lines(tqdm):
+    """A whole line now and then, and none at the end: whoever waited for the work says what came of it."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        line = str(self) if msg is None else msg
+        if line:
+            self.fp.write(f"{line}\n")
+            self.fp.flush()
+
+    def close(self) -> None:
+        self.delay = float("inf")  # as if nothing had been shown: there is no bar to end
+        super().close()

@@ -16,19 +16,23 @@ _VALIDATION = "validation/"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One metric of an evaluation by which a run is judged; ``even`` is what knowing nothing gives."""
+    """One metric of an evaluation by which a run is judged; ``even`` is what knowing nothing gives.
+
+    ``of_each`` is the metric of single examples by which two runs are compared: higher is better.
+    """
 
     key: str
     name: str
     higher_is_better: bool = True
     is_share: bool = False
     even: float | None = None
+    of_each: str = ""
 
 
 MEASURES = (
-    Measure("accuracy", "accuracy", is_share=True, even=0.5),
-    Measure("scores", "reward"),
-    Measure("perplexity", "perplexity", higher_is_better=False),
+    Measure("accuracy", "accuracy", is_share=True, even=0.5, of_each="rewards/accuracies"),
+    Measure("scores", "reward", of_each="scores"),
+    Measure("perplexity", "perplexity", higher_is_better=False, of_each="logps/chosen"),
     Measure("nll", "negative log-likelihood", higher_is_better=False),
     Measure("loss", "loss", higher_is_better=False),
 )
@@ -84,11 +88,14 @@ class TrainedRun:
         samples: By step, what was drawn.
         unit: What examples are called, in the plural.
         kind: The kind of model card.
+        planned_steps: How many optimizer steps the whole run has; as many as were done where that is not known.
         plan: Lines on what is trained.
         warnings: What was left out, cut or guessed.
         environment: Versions, hardware and command.
         code: How the result is loaded; empty for a run that has none.
         is_finished: Whether the run came to its end.
+        marked_best: The step that the run itself keeps as its best; None where it keeps none.
+        history: Lines on settings that changed while it ran.
     """
 
     path: Path
@@ -99,11 +106,14 @@ class TrainedRun:
     samples: Mapping[int, DrawnSamples] = field(default_factory=dict, repr=False)
     unit: str = "examples"
     kind: str = ""
+    planned_steps: int = 0
     plan: Sequence[str] = ()
     warnings: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     code: str = field(default="", repr=False)
     is_finished: bool = True
+    marked_best: int | None = None
+    history: Sequence[str] = ()
 
     @cached_property
     def steps(self) -> list[Row]:
@@ -142,7 +152,12 @@ class TrainedRun:
 
     @property
     def best(self) -> int | None:
-        """The step after which the held-out measure is best, the earliest of equals; None without evaluations of a step."""
+        """The step that the run keeps as its best, else the one after which the held-out measure is best, the earliest of equals.
+
+        None without evaluations of a step.
+        """
+        if self.marked_best in self.evaluations:
+            return self.marked_best
         if self.measure is None:
             return None
         key, sign = self.measure.key, 1 if self.measure.higher_is_better else -1
@@ -182,8 +197,7 @@ class TrainedRun:
 
     def gain(self, step: int) -> Interval | None:
         """How far the measure moved from before training to ``step``, example by example; None where that is unknown."""
-        name = {"accuracy": "rewards/accuracies"}.get(self.measure.key, self.measure.key) if self.measure else ""
-        each = self._since_start(step, name)
+        each = self._since_start(step, self.measure.of_each) if self.measure is not None else []
         return mean_interval(each) if len(each) > 1 else None
 
     def _since_start(self, step: int, name: str) -> list[float]:
@@ -197,6 +211,17 @@ def paired(first: TrainedRun, first_step: int, second: TrainedRun, second_step: 
     if None in examples or examples[0] != examples[1] or len(before) != len(after):
         return []
     return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def difference(first: TrainedRun, second: TrainedRun) -> Interval | None:
+    """How far the second run is ahead of the first after their last evaluations, example by example, by their measure.
+
+    None where they were not evaluated by one measure on the same examples.
+    """
+    if first.measure is None or first.measure != second.measure or first.last is None or second.last is None:
+        return None
+    each = paired(first, first.last, second, second.last, first.measure.of_each)
+    return mean_interval(each) if len(each) > 1 else None
 
 
 def _is_evaluation(row: Row) -> bool:

@@ -238,7 +238,8 @@ class PointsFigure:
                     axes.plot((x, x), (point.y.low, point.y.high), color=color, linewidth=1)
                     axes.annotate(point.label, (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8.5)
                 axes.plot(*zip(*places, strict=True), "o", color=color, markersize=4.5, label=name)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+            is_counted = all(p.x.low == p.x.high == int(p.x.value) for points in self.series.values() for p in points)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=is_counted))
             axes.yaxis.set_major_locator(MaxNLocator(5))
 
         return draw_svg(draw, sorted(self.series.items()), self.x_label, self.y_label)

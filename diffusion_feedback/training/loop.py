@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..config.recipe import TrainingConfig
 from ..errors import Interrupted, UserError, first_line, is_out_of_memory, within_memory
-from ..progress import progress
 from ..types.training import BatchSource, Coupled, Gated, Observer, Step, StepOutput
 from .checkpoints import first_not_finite
 from .ema import WeightAverage
 from .finite import MAX_SKIPPED, START_OVER, Watch, culprits_named
 from .optimizers import scheduled_rate
+from .progress_line import ProgressLine
 from .resuming import check_identity, take_over, take_over_optimizer
 from .run_folder import RunFolder
 from .stopping import StopSignals
@@ -128,25 +128,14 @@ class Trainer:
             raise UserError(error.problem + (culprits_named(culprits) if culprits else ""), error.remedy) from error
 
     def _train(self, start: int) -> None:
-        bar = progress(
-            total=self.max_steps,
-            initial=start,
-            desc="train",
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-        )
-        with bar:
+        is_hidden = not self.accelerator.is_main_process
+        with ProgressLine(start, self.max_steps, self.effective_batch, self.unit, is_hidden=is_hidden) as line:
             for number in range(start, self.max_steps):
                 done = number + 1
                 with within_memory(f"step {done}", _SMALLER):
                     metrics = self.update(number)
                 self._log({"step": done, **metrics, **self.metrics_of(number)})
-                bar.update()
-                rate = (bar.format_dict["rate"] or 0.0) * self.effective_batch
-                shown = {"loss": f"{metrics.get('loss', float('nan')):.4f}", f"{self.unit}/s": f"{rate:.1f}"}
-                if "rewards/accuracies" in metrics:
-                    shown["accuracy"] = f"{metrics['rewards/accuracies']:.3f}"
-                bar.set_postfix(shown, refresh=False)
+                line.step(metrics)
                 self._after(done)
 
     def _after(self, done: int) -> None:

@@ -220,10 +220,12 @@ class RunFolder:
         """The lines of heldout.jsonl by their steps. Raises UserError as ``read_metrics`` does."""
         return {row["step"]: row for row in self._rows(self.heldout_path)}
 
-    def note(self, unit: str, kind: str, plan: Sequence[str], warnings: Sequence[str]) -> None:
-        """Write notes.json: what examples are called, the kind of run, lines on what is trained, and all warnings so far."""
+    def note(self, unit: str, kind: str, steps: int, plan: Sequence[str], warnings: Sequence[str]) -> None:
+        """Write notes.json: what examples are called, the kind of run, its length, lines on it, and all warnings so far."""
         said = list(dict.fromkeys([*self.read_notes().get("warnings", []), *warnings]))
-        write_json(self.path / _NOTES, {"unit": unit, "kind": kind, "plan": list(plan), "warnings": said})
+        write_json(
+            self.path / _NOTES, {"unit": unit, "kind": kind, "steps": steps, "plan": list(plan), "warnings": said}
+        )
 
     def read_notes(self) -> dict[str, Any]:
         """What notes.json says; nothing where there is none."""

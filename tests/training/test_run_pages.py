@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from dataclasses import replace
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -13,8 +15,14 @@ from recipes import MakeRecipe
 from run_results import rows, train
 from text_recipes import MakeTextRecipe
 
+import diffusion_feedback as dfb
+from diffusion_feedback import progress
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.errors import UserError
+from diffusion_feedback.evaluation.trained import TrainedRun, difference
+from diffusion_feedback.reports.pages.training import claim_of
 from diffusion_feedback.training.environment import commit_of, environment
+from diffusion_feedback.training.progress_line import ProgressLine, describe_progress
 from diffusion_feedback.training.run_folder import RunFolder
 from diffusion_feedback.workflows.training.drawn import evenly_spread, read_samples
 from diffusion_feedback.workflows.training.record import read_run
@@ -105,9 +113,9 @@ def test_warnings_are_kept_on_the_page(make_recipe: MakeRecipe, pair_files: dict
 def test_time_goes_on_where_a_run_goes_on(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(training={"max_train_steps": 4})
     folder = train(recipe)
-    (folder / "README.md").unlink()
     before = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    train(recipe, "--resume")
+    train(recipe, "--resume", "--training.max_train_steps", "5")
+    assert "training.max_train_steps 4 -&gt; 5" in (folder / "report.html").read_text()
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert found[: len(before)] == before
     assert [row["seconds"] for row in found] == sorted(row["seconds"] for row in found)
@@ -152,3 +160,102 @@ def test_the_environment_says_what_a_reader_needs(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}(, with changes)?", commit_of(root))
+
+
+def test_training_runs_are_compared_example_by_example(
+    make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {"max_train_steps": 2}
+    a = train(make_recipe("a", training=training))
+    b = train(make_recipe("b", training={**training, "learning_rate": 1e-2}, objective={"name": "dpo", "beta": 50}))
+    other = train(make_recipe("c", training=training, data={"validation": None}, validation={"num_prompts": 0}))
+    capsys.readouterr()
+    page = tmp_path / "compared.html"
+    assert main(["report", str(a), str(b), "--output", str(page)]) == 0
+    assert "2 training runs, compared with a" in capsys.readouterr().out
+    text = page.read_text()
+    runs = read_run(a), read_run(b)
+    lead = difference(*runs)
+    assert lead is not None
+    figures = [run.evaluations[2]["accuracy"] for run in runs]
+    assert lead.value == pytest.approx(figures[1] - figures[0])
+    for said in ("training.learning_rate", "objective.beta", "pair by pair", "a, step 2", "b, step 2", "before"):
+        assert said in text
+    assert "data.train" not in text
+    assert "training.max_train_steps" not in text
+    # The same base: what was before is shown once, beside both runs, for each of two prompts.
+    assert text.count("<img") == 6
+    content = dfb.report([a, other], tmp_path / "unlike.html", names=["with", "without"])
+    assert content.claim is not None
+    assert content.claim.value == ""
+    assert dfb.report(a, tmp_path / "one.html").title.startswith("a: dpo")
+
+
+def test_runs_of_two_kinds_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = train(make_recipe(training={"max_train_steps": 1}, data={"validation": None}, validation={"num_prompts": 0}))
+    (tmp_path / "bench").mkdir()
+    with pytest.raises(UserError, match="is a training run, .*bench is none: one page shows runs of one kind"):
+        dfb.report([run, tmp_path / "bench"], tmp_path / "page.html")
+    with pytest.raises(UserError, match="`tie_margin`: means nothing for training runs"):
+        dfb.report(run, tmp_path / "page.html", tie_margin=0.1)
+
+
+def evaluated(name: str, values: list[float], examples: str = "same") -> TrainedRun:
+    """A run whose held-out accuracy is the mean of ``values``."""
+    rows = [{"step": 5, "loss": 0.5}, {"step": 5, "validation/accuracy": sum(values) / len(values)}]
+    heldout = {5: {"step": 5, "examples": examples, "rewards/accuracies": values}}
+    recipe = {"data": {"validation": "x"}, "validation": {"prompts": []}, "training": {}}
+    return TrainedRun(Path(name), name, recipe, rows, heldout)
+
+
+def test_a_difference_is_shown_where_its_interval_leaves_out_zero() -> None:
+    weak, strong = evaluated("weak", [0.0] * 30 + [1.0] * 30), evaluated("strong", [0.0] * 10 + [1.0] * 50)
+    lead = difference(weak, strong)
+    assert lead is not None
+    assert lead.value == pytest.approx(1 / 3)
+    assert lead.low > 0
+    # The same figure on other examples, or twice the same run, shows nothing.
+    assert difference(weak, evaluated("strong", [0.0] * 10 + [1.0] * 50, "others")) is None
+    same = difference(weak, weak)
+    assert same is not None
+    assert same.low == same.high == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.55, 0.7, "lies above 50 %"), (0.3, 0.45, "lies below 50 %"), (0.45, 0.7, "Nothing is shown")],
+)
+def test_the_sentence_claims_no_more_than_its_interval(low: float, high: float, said: str) -> None:
+    bounds = {"validation/accuracy": (low + high) / 2, "validation/accuracy_low": low, "validation/accuracy_high": high}
+    run = replace(evaluated("run", [1.0]), rows=[{"step": 5, **bounds}])
+    assert said in claim_of(run).sentence
+
+
+def test_the_line_of_a_run_is_smooth_and_says_both_sides() -> None:
+    line = ProgressLine(0, 100, 32, "pairs", is_hidden=True)
+    losses = [1.0, 0.0] * 50
+    for loss in losses:
+        line.step({"loss": loss, "lr": 1e-5})
+    expected = sum(0.9**age * loss for age, loss in enumerate(reversed(losses))) / sum(0.9**age for age in range(100))
+    assert line.smoothed["loss"] == pytest.approx(expected)
+    shown = describe_progress(
+        {"error/chosen": 0.99, "error/chosen_change": -0.01, "rewards/accuracies": 0.5, "lr": 1e-5}
+    )
+    assert shown == ["accuracy 0.50", "chosen -1.0 %", "lr 1e-05"]
+    assert "rejected +0.25 nats" in describe_progress({"logps/rejected_change": 0.25})
+
+
+def test_where_output_is_no_terminal_a_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dfb.set_verbosity("INFO")
+    for _ in progress.progress(range(3), desc="quick"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_QUIET", 0.05)
+    for _ in progress.progress(range(6), desc="slow"):
+        time.sleep(0.03)
+    lines = capsys.readouterr().err.splitlines()
+    dfb.set_verbosity("WARNING")
+    assert 1 <= len(lines) <= 4
+    assert all(line.startswith("slow: ") and "\r" not in line for line in lines)

@@ -67,7 +67,8 @@ def claim_of(run: TrainedRun) -> Claim:
         return Claim("", "no held-out examples", f"{said} Name some with data.validation.")
     label = f"{held_out_name(run, measure)}, step {last}"
     if estimate.num:
-        label += f", {estimate.num:,} {'prompts' if measure.key == 'scores' else run.unit}"
+        words = {"scores": "prompts", "accuracy": "pairs"}
+        label += f", {estimate.num:,} {words.get(measure.key, run.unit)}"
     if measure.even is not None:
         return Claim(percent(estimate.value), label, _sentence_of_share(run, estimate), share=estimate)
     return Claim(significant(estimate.value), label, _sentence_of_change(run, measure, last, estimate))
@@ -97,11 +98,8 @@ def _sentence_of_change(run: TrainedRun, measure: Measure, last: int, estimate: 
         return f"The {name} before training was not measured, so no change is shown."
     moved = f"The {name} went from {significant(start.value)} to {significant(estimate.value)}"
     gain = run.gain(last)
-    if gain is None:  # of a perplexity the change is that of the log-probabilities which it is made of
-        gain = next((change.bounds for change in run.changes(last) if change.side == "chosen"), None)
-        unit = " nats of log-probability each"
-    else:
-        unit = ""
+    # The change of a perplexity is that of the log-probabilities which it is made of.
+    unit = " nats of log-probability each" if measure.key == "perplexity" else ""
     if gain is None:
         return f"{moved}; how far chance alone may move it is not known."
     bounds = (
@@ -142,8 +140,8 @@ def closing_line(run: TrainedRun) -> str:
 def facts_of(run: TrainedRun) -> dict[str, str]:
     """A few words on size, length and time of the run."""
     training, last = run.recipe["training"], run.last_step
-    planned = planned_steps(run)
-    facts = {"Steps": f"{last:,}" if last == planned else f"{last:,} of {planned:,}"}
+    planned = run.planned_steps
+    facts = {"Steps": f"{last:,}" if last >= planned else f"{last:,} of {planned:,}"}
     for line in run.plan:
         name, _, said = line.partition("  ")
         if name in ("examples", "prompts", "effective batch", "iteration"):
@@ -159,13 +157,6 @@ def facts_of(run: TrainedRun) -> dict[str, str]:
     return facts
 
 
-def planned_steps(run: TrainedRun) -> int:
-    """Steps of the whole run; where its recipe says epochs, as many as were counted before the first one."""
-    steps = run.recipe["training"]["max_train_steps"]
-    counted = (line.split()[1] for line in run.plan if line.startswith("steps "))
-    return int(steps if steps is not None else next(counted, run.last_step))
-
-
 def in_words(seconds: float) -> str:
     """A time as people say it: 42 s, 3.5 min, 2 h 10 min."""
     if seconds < 100:
@@ -178,14 +169,15 @@ def in_words(seconds: float) -> str:
 def _notices(run: TrainedRun) -> list[Notice]:
     notices = []
     if not run.is_finished:
-        planned = planned_steps(run)
         text = "Everything below is of the part that was done; training goes on from the last checkpoint."
-        notices.append(Notice(f"Stopped after step {run.last_step} of {planned}", text))
+        notices.append(Notice(f"Stopped after step {run.last_step} of {run.planned_steps}", text))
     if run.last:
         rising = [change for change in run.changes(run.last) if change.side == "chosen" and _got_worse(change)]
         if rising:
             text = "A loss on pairs falls even so, as long as the rejected ones lose more. Lower the learning rate, raise the batch, or take the step before it."
             notices.append(Notice("The chosen samples became less likely too", text))
+    if run.history:
+        notices.append(Notice("Settings changed while it ran", "\n".join(run.history)))
     if run.warnings:
         notices.append(Notice("Said while it ran", "\n".join(run.warnings)))
     return notices
@@ -206,11 +198,8 @@ def _metrics(run: TrainedRun) -> list[Metric]:
     if measure.key in start:
         before, after = start[measure.key], run.evaluations[last][measure.key]
         better = measure.higher_is_better
-        rows.append(
-            Metric(
-                held_out_name(run, measure), before, after, run.gain(last), measure.is_share, higher_is_better=better
-            )
-        )
+        bounds = None if measure.key == "perplexity" else run.gain(last)  # which is one of log-probabilities
+        rows.append(Metric(held_out_name(run, measure), before, after, bounds, measure.is_share, better))
     for change in run.changes(last):
         is_error, is_chosen = change.quantity == "error", change.side == "chosen"
         detail = f"{100 * change.share:+.1f} %".replace("-", "\N{MINUS SIGN}") if change.share is not None else "nats"
@@ -235,7 +224,7 @@ def _evaluations_table(run: TrainedRun) -> Table:
     rows = []
     for step in shown:
         by_side = {change.side: change for change in run.changes(step)}
-        cells = [_change_cell(by_side.get(side)) for side in sides]
+        cells = [change_cell(by_side.get(side)) for side in sides]
         name = Cell(f"step {step}", "best" if step == run.best and len(steps) > 1 else "")
         rows.append((name, [estimate_cell(run, step), *cells]))
     columns = [held_out_name(run, measure), *(f"{side}, change" for side in sides)]
@@ -252,7 +241,8 @@ def estimate_cell(run: TrainedRun, step: int) -> Cell:
     return Cell(show(estimate.value), bounds)
 
 
-def _change_cell(change: Change | None) -> Cell:
+def change_cell(change: Change | None) -> Cell:
+    """How far a side has moved, above its interval: an error in per cent, a log-probability in nats."""
     if change is None:
         return Cell("")
     factor = 100 / change.before if change.share is not None else 1.0
@@ -264,9 +254,14 @@ def _change_cell(change: Change | None) -> Cell:
     return Cell(text, f"{low} to {high}")
 
 
+def default_settings() -> dict[tuple[str, ...], object]:
+    """What a recipe says that sets nothing, by its keys."""
+    return flat(to_dict(Recipe(ModelConfig(""), DataConfig(""), "")))
+
+
 def changed_settings(run: TrainedRun) -> Table:
     """What the recipe says that is no default."""
-    defaults = flat(to_dict(Recipe(ModelConfig(""), DataConfig(""), "")))
+    defaults = default_settings()
     named = {("output_dir",), ("model", "pretrained_model_name_or_path"), ("data", "train"), ("data", "cache_dir")}
     rows = [
         (Cell(".".join(key)), [Cell(str(value)), Cell(str(defaults.get(key, "-")))])

@@ -82,7 +82,7 @@ def _sides(runs: Mapping[str, TrainedRun]) -> list[CurveFigure]:
             figure
             for side, curves in sides
             for figure in _figure(
-                f"{side.capitalize()} {kind}", dict(zip(known, curves, strict=True)), detail, 0.0, y_label
+                f"{side.capitalize()} {kind}", dict(zip(known, curves, strict=True)), "", 0.0, y_label
             )
         ]
     return []

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from ...catalog import family_row
 from ...data.provenance import prompts_of_texts
 from ...errors import UserError
 from ...records import Text
@@ -37,7 +38,11 @@ class RunData(Protocol):
     def unit(self) -> str:
         """What examples are called, in the plural."""
         learns_from = self.setup.objective.learns_from
-        return "examples" if learns_from in ("chosen", "labels") else learns_from
+        if learns_from not in ("chosen", "labels"):
+            return learns_from
+        if family_row(self.setup.recipe.model.family).reads_text:
+            return "texts"
+        return "images" if learns_from == "chosen" else "pairs"
 
     def name_of(self, example_id: str) -> str:
         """Where the example of an id stands, for a message."""

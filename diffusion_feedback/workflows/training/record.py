@@ -16,6 +16,8 @@ from ...progress import LOGGER
 from ...reports.html import write_report
 from ...reports.pages.folder import read_environment
 from ...reports.pages.training import training_report
+from ...runs import best_step
+from ...training.history import read_history
 from ...training.run_folder import RunFolder
 from .drawn import read_samples
 
@@ -53,11 +55,14 @@ def read_run(path: Path, *, name: str = "", card: str | None = None) -> TrainedR
         samples=read_samples(path, up_to=last),
         unit=str(notes.get("unit", "examples")),
         kind=str(notes.get("kind", "")),
+        planned_steps=int(notes.get("steps") or recipe["training"].get("max_train_steps") or last),
         plan=[str(line) for line in notes.get("plan", [])],
         warnings=[str(line) for line in notes.get("warnings", [])],
         environment=read_environment(path, _REMEDY) if (path / "environment.json").exists() else {},
         code=code[1] if code else "",
         is_finished=bool(said),
+        marked_best=best_step(path),
+        history=list(map(str, read_history(path))),
     )
 
 

@@ -174,7 +174,8 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
 def _note(session: Session, folder: RunFolder, warnings: Sequence[str]) -> None:
     """Keep what a page says besides the metrics: lines on what is trained, and what was warned of."""
     lines = describe(session)
-    folder.note(session.data.unit, session.card, lines, [*warnings_among(lines), *warnings])
+    steps = session.data.max_train_steps
+    folder.note(session.data.unit, session.card, steps, lines, [*warnings_among(lines), *warnings])
 
 
 def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> dict[str, object]:
