@@ -40,6 +40,9 @@ from .environment import environment
 from .history import HISTORY, read_history, record_changes
 from .resuming import check_changes, effective_batch
 
+Row = dict[str, Any]
+"""A line of JSON, by its keys."""
+
 _ENVIRONMENT = "environment.json"
 _NOTES = "notes.json"
 _START_OVER = "start over with `overwrite`, or choose another output_dir"
@@ -212,11 +215,11 @@ class RunFolder:
         """Where metrics of single held-out examples stand."""
         return self.path / "heldout.jsonl"
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[Row]:
         """All whole lines of metrics.jsonl. Raises UserError naming a line that is no JSON object with a step."""
         return self._rows(self.metrics_path)
 
-    def read_heldout(self) -> dict[int, dict[str, Any]]:
+    def read_heldout(self) -> dict[int, Row]:
         """The lines of heldout.jsonl by their steps. Raises UserError as ``read_metrics`` does."""
         return {row["step"]: row for row in self._rows(self.heldout_path)}
 
@@ -227,12 +230,12 @@ class RunFolder:
             self.path / _NOTES, {"unit": unit, "kind": kind, "steps": steps, "plan": list(plan), "warnings": said}
         )
 
-    def read_notes(self) -> dict[str, Any]:
+    def read_notes(self) -> Row:
         """What notes.json says; nothing where there is none."""
         path = self.path / _NOTES
         return read_object(path, "remove the file") if path.exists() else {}
 
-    def _rows(self, path: Path) -> list[dict[str, Any]]:
+    def _rows(self, path: Path) -> list[Row]:
         if not path.exists():
             return []
         with reading(path, "metrics", "remove the file; the run goes on without the metrics of its beginning"):
