@@ -115,7 +115,7 @@ def test_time_goes_on_where_a_run_goes_on(make_recipe: MakeRecipe) -> None:
     folder = train(recipe)
     before = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     train(recipe, "--resume", "--training.max_train_steps", "5")
-    assert "training.max_train_steps 4 -&gt; 5" in (folder / "report.html").read_text()
+    assert "training.max_train_steps: 4 -&gt; 5" in (folder / "report.html").read_text()
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert found[: len(before)] == before
     assert [row["seconds"] for row in found] == sorted(row["seconds"] for row in found)
