@@ -46,7 +46,7 @@ def reliability_svg(scorer: ScorerCalibration, lowest: float | None = None) -> s
         _percent(axes)
 
     identity = (scorer.name, sorted(series.items()))
-    return draw_svg(draw, identity, "confidence of the scorer", "labels that agree", size=(4.2, 3.6))
+    return draw_svg(draw, identity, "confidence of the scorer", "labels that agree", size=(4.2, 3.6), has_legend=True)
 
 
 def coverage_svg(scorers: Sequence[ScorerCalibration]) -> str:

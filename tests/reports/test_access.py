@@ -97,6 +97,13 @@ def test_pictures_links_and_choices_say_what_they_are(tree: _Tree) -> None:
     assert all(own.get("aria-label") for _, own, _ in tree.all if own.get("role") == "img")
 
 
+def test_what_scrolls_is_reached_by_the_keyboard(tree: _Tree) -> None:
+    regions = [own for _, own, _ in tree.all if "scroll" in (own.get("class") or "").split()]
+    assert all(own.get("tabindex") == "0" and own.get("role") == "region" for own in regions)
+    assert len({own["aria-label"] for own in regions}) == len(regions)
+    assert all(own.get("tabindex") == "0" for _, own, _ in tree.named("pre"))
+
+
 def test_cells_of_headings_say_what_they_head(tree: _Tree) -> None:
     assert all(own.get("scope") in ("col", "row") for _, own, _ in tree.named("th"))
     assert all(text for _, own, text in tree.named("th") if own.get("scope") == "row")

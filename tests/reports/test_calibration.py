@@ -132,7 +132,7 @@ def test_figures_are_the_same_bytes_for_the_same_numbers() -> None:
     assert reliability_svg(both).startswith("<svg")
     for label in ("own scale", "after the fit", "confidence of the scorer", "90 %"):
         assert f">{label}<" in reliability_svg(both)
-    assert "after the fit" not in reliability_svg(plain)  # no legend over a single line
+    assert ">after the fit<" in reliability_svg(plain)  # a legend over a single line too: all figures are of one height
     assert ">shapes<" in coverage_svg([plain])
 
 
@@ -146,8 +146,8 @@ def test_reliability_is_drawn_where_its_numbers_say() -> None:
         (float(x), float(y))
         for x, y in re.findall(r'<use xlink:href="#[^"]+" x="([\d.]+)" y="([\d.]+)" style="fill: #2f6bd8', svg)
     ]
-    assert len(uses) == 2
-    on_line = [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x, _ in uses]
+    assert len(uses) == 3  # two points, and the legend's
+    on_line = [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x, _ in uses[:2]]
     assert uses[0][1] == pytest.approx(on_line[0], abs=0.01)
     assert uses[1][1] - on_line[1] == pytest.approx(0.2 / 0.5 * (y0 - y1), abs=0.01)  # downwards in SVG is +
 

@@ -30,6 +30,7 @@ def calibration_report(result: CalibrationResult, mistakes: Sequence[Group[Mista
             f"of the pairs {first.name} prefers what people prefer",
             calibration_verdict(result),
             {scorer.name: _share(scorer.accuracy) for scorer in others},
+            first.accuracy,
         ),
         facts=facts,
         calibration=result,
