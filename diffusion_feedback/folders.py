@@ -25,6 +25,8 @@ LOCK, HOLDER = ".dfb.lock", ".dfb.holder"
 # What records.atomic_write leaves behind when its process is killed; older versions named it by the process id.
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.tmp", re.DOTALL)
 _LONG = 80  # so much of a file's name goes into that of its temporary and its lock, which would be too long else
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_OF_THE_HUB = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+")
 # How launchers tell a process its number; accelerate asks the same variables.
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -34,12 +36,34 @@ def is_main_process() -> bool:
     return next((int(os.environ[name]) for name in _RANKS if os.environ.get(name, "").isdigit()), 0) == 0
 
 
+def check_no_address(name: str) -> None:
+    """Raise UserError, saying how to fetch it, for the address of something that is not on this disk.
+
+    A data set of the hub, as hf://datasets/owner/name, is read by that name.
+    """
+    match = _ADDRESS.match(name)
+    if match is None or _OF_THE_HUB.fullmatch(name):
+        return
+    scheme, rest = match[1].lower(), name[match.end() :].strip("/")
+    page = re.match(r"(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+)$", rest)
+    of_hub = re.match(r"(?:datasets/|models/|spaces/)?([\w.-]+/[\w.-]+)", rest) if scheme == "hf" else page
+    if of_hub is not None:
+        remedy = f"give the hub id {of_hub[1]}, or download the file (`hf download {of_hub[1]}`) and give its path"
+    else:
+        file = rest.partition("?")[0].rpartition("/")[2] or "data"
+        fetch = {"s3": f"aws s3 cp {name} .", "gs": f"gcloud storage cp {name} .", "file": f"give /{rest}"}
+        fetch |= dict.fromkeys(("http", "https"), f"curl -L -o {file} {name}")
+        remedy = f"fetch it first, and give the path: {fetch.get(scheme, f'copy {file} to this disk')}"
+    raise UserError(f"{name}: is an address, and files are read from this disk", remedy)
+
+
 def expand(path: str | Path) -> Path:
     """``path`` with a leading ~ as the home folder. Raises UserError where there is no such home, and for no path at all."""
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{shown(path)}: is a {type(path).__name__}", "give the path of a file or folder")
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: no path, as it holds a NUL character", "give the name of a file or folder")
+    check_no_address(str(path))
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -52,6 +76,8 @@ def at_home(given: Given) -> Given:
 
     Raises UserError as ``expand`` does.
     """
+    if isinstance(given, str):
+        check_no_address(given)
     if not isinstance(given, str | Path) or not (str(given).startswith("~") or "\0" in str(given)):
         return given
     return cast(Given, type(given)(expand(given)))

@@ -100,6 +100,8 @@ def described(hint: object) -> str:
         return ", or ".join(["null" if part is type(None) else described(part) for part in arguments])
     if origin is Literal:
         return one_of(arguments)
+    if origin is list and arguments == (Any,):
+        return "a list of data sets, such as [a, {path: b, repeats: 3}]"
     if origin in (list, Sequence):
         return "a list of texts, such as [one, other]" if arguments == (str,) else "a list of numbers, such as [0, 1]"
     if origin is tuple:

@@ -30,10 +30,12 @@ VIEW = {
     "max_pairs": "pairs to measure for --sort sharpness",
     "split": WHERE["split"],
     "revision": WHERE["revision"],
+    "columns": NAMES,
 }
 AUDIT = {
     "split": WHERE["split"],
     "revision": WHERE["revision"],
+    "columns": NAMES,
     "max_pairs": "pairs to read, a random sample that is always the same",
     "tokenizer": "texts: count the tokens of this tokenizer too",
 }
@@ -60,12 +62,13 @@ def build_parser() -> Flags:
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     metavars = {"tokenizer": {"metavar": "FOLDER"}, "chat_template": {"metavar": "FILE"}}
+    own = {"metavar": "OURS=THEIRS,..."}
     for command in (check, convert):
-        add_flags(command, DataSource, WHERE, columns={"metavar": "OURS=THEIRS,..."})
+        add_flags(command, DataSource, WHERE, columns=own)
     add_flags(check, CheckSettings, CHECK, **metavars)
-    add_flags(audit, AuditSettings, AUDIT, tokenizer=metavars["tokenizer"])
+    add_flags(audit, AuditSettings, AUDIT, tokenizer=metavars["tokenizer"], columns=own)
     view.add_argument("--output", required=True, metavar="SHEET.html", help="page to write")
-    add_flags(view, ViewSettings, VIEW, search={"metavar": "WORDS"})
+    add_flags(view, ViewSettings, VIEW, search={"metavar": "WORDS"}, columns=own)
     view.add_argument("--overwrite", action="store_true", help="replace the page if it is there already")
     audit.add_argument("--output", metavar="PAGE.html", help="page to write, with pairs")
     audit.add_argument("--overwrite", action="store_true", help="replace the page if it is there already")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..catalog import family_row, objective_row, objectives_for, parts_of
 from ..catalog.objectives import OBJECTIVES
 from ..errors import UserError
+from .data_lists import data_parts
 from .meaning import check_values, default_of, keys_for, keys_of, refuse_keys, require
 from .recipe import ADAPTERS, NOISE, POLYNOMIAL, RESTARTS, SAMPLES, WARMUP, Recipe, TrainingConfig
 from .text_checks import check_text
@@ -36,6 +37,9 @@ def check_recipe(recipe: Recipe) -> None:
             f"model.dtype: {model.dtype} weights under full tuning lose small updates",
             "use float32 and training.mixed_precision",
         )
+    for key, given, weighted in (("data.train", data.train, True), ("data.validation", data.validation, False)):
+        if given is not None:
+            data_parts(given, key, weighted=weighted)
     _check_labels(recipe)
 
 

@@ -71,8 +71,8 @@ class DataConfig:
     """Which preference pairs are learnt from.
 
     Args:
-        train: Pairs: Parquet, glob, folder of images, twin folders, or hub id; for texts JSON Lines or JSON too.
-        validation: Held-out pairs, in any of the same forms; none when not given.
+        train: Table of votes or pairs, folder, glob or hub id; or several: [{path: a, weight: 2}, {path: b, repeats: 3}, c].
+        validation: Held-out pairs, in any of the same forms, several without weights; none when not given.
         split: Split of the training data, where the source has splits.
         validation_split: Split of the validation data.
         revision: Branch, tag or commit on the hub.
@@ -94,8 +94,8 @@ class DataConfig:
         max_validation_pairs: Use only this many validation pairs.
     """
 
-    train: Annotated[str, at_home, ESSENTIAL]
-    validation: Annotated[str | None, at_home, ESSENTIAL] = None
+    train: Annotated[list[Any] | str, at_home, ESSENTIAL]
+    validation: Annotated[list[Any] | str | None, at_home, ESSENTIAL] = None
     split: str = "train"
     validation_split: str = "validation"
     revision: str | None = None

@@ -114,10 +114,6 @@ def explain(message: str, flags: Sequence[str] | None) -> tuple[str, str]:
         key = no_value.group(1)
         what = "the name of a recipe file" if key == "config" else allowed(key)
         return f"--{key}: has no value", f"give {what}" if what else "give one behind it"
-    several = re.search(r"[Kk]ey \"(data\.(?:train|validation))\".*value: \[", message, re.DOTALL)
-    if several:
-        remedy = "convert each to a file of one folder, and give that folder"
-        return f"{several.group(1)}: a list of data sets, where one is read", remedy
     wrong = re.search(r"[Kk]ey \"([\w.]+)\"", message)
     if wrong and allowed(wrong.group(1)):
         key = wrong.group(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..records import content_hash
+from .annotators import AnnotatorVotes
 from .columns import Columns
 from .findings import Votes, square_notes
 from .image_index import image_index
@@ -24,7 +25,7 @@ _PREFERENCES = {1.0: "image 0 preferred", 0.0: "image 1 preferred", 0.5: "tie"}
 class CheckReport:
     """What a pass of ``reader`` over pairs of images has met: its log counts the rows, the rest is of the usable ones.
 
-    ``votes`` join those of the same pair. ``labels`` counts image 0 preferred, image 1 preferred, tie, and vote shares in between (soft); ``unused`` are the
+    ``votes`` join those of the same pair, ``annotators`` are those of people who are named. ``labels`` counts image 0 preferred, image 1 preferred, tie, and vote shares in between (soft); ``unused`` are the
     columns that nothing is read from; ``images`` are known by their content; each is counted once, and ``sizes`` lists its width
     and height, px.
     """
@@ -35,6 +36,7 @@ class CheckReport:
 
     reader: PairReader
     votes: Votes = field(default_factory=Votes)
+    annotators: AnnotatorVotes = field(default_factory=AnnotatorVotes)
     labels: Counter[str] = field(default_factory=Counter)
     prompts: Counter[str] = field(default_factory=Counter)
     unused: list[str] = field(default_factory=list)
@@ -75,7 +77,9 @@ class CheckReport:
                 self.num_animated += image.header.is_animated
         # As the index joins them: the same pair, whichever image comes first.
         share = record.label_0 if keys[0] < keys[1] else 1 - record.label_0
-        self.votes.add(content_hash(record.prompt, *sorted(keys)), record.source, share)
+        example = content_hash(record.prompt, *sorted(keys))
+        self.votes.add(example, record.source, share)
+        self.annotators.add(example, record.ballot.annotator, share)
 
 
 def check_pairs(

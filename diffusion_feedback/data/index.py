@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +16,6 @@ from ..records import PairRecord, content_hash
 from ..types.images import PreferenceBatch
 from .image_index import image_index, inspect
 from .images import decode_image
-from .read_log import ReadCounts
 from .readers import KnownPair, PairReader
 from .rows import Location, PairSource
 
@@ -32,6 +30,8 @@ class IndexedPair:
     ``keys`` are the images' content hashes, in sorted order, so that a pair is the same whichever image came first;
     ``label_0`` is the vote share of the first of them; ``swapped`` says that the source has them the other way round.
     ``sizes`` are (width, height) of the images of ``keys``, px; ``models`` are the names of what drew them, "" where unknown.
+    ``part`` numbers the data set that it stands in, of several the last; ``times`` is how often it is drawn in an epoch, of
+    several the largest.
     """
 
     example_id: str
@@ -44,6 +44,8 @@ class IndexedPair:
     source: str
     sizes: Sizes
     models: tuple[str, str] = ("", "")
+    part: int = 0
+    times: float = 1.0
 
     @property
     def chosen(self) -> int:
@@ -100,61 +102,57 @@ class PairIndex:
 
     def __init__(
         self,
-        source: PairSource,
+        sources: Sequence[PairSource],
         pairs: Sequence[IndexedPair],
-        counts: ReadCounts,
         num_duplicates: int,
         notes: Sequence[str] = (),
+        part_sizes: Sequence[int] = (),
     ) -> None:
-        self._source = source
+        self._sources = sources
         self._pairs = pairs
-        self.counts = counts
         self.num_duplicates = num_duplicates
         self.notes = notes
+        self.part_sizes = part_sizes
 
     @classmethod
     def build(
         cls,
-        reader: PairReader,
-        *,
+        *readers: PairReader,
+        times: Sequence[float] = (),
         on_pair: Callable[[PairRecord], None] | None = None,
         folder: Path | None = None,
         quiet: bool = False,
     ) -> PairIndex:
-        """Go through ``reader`` once, with a progress bar unless ``quiet``; ``on_pair`` sees every usable pair.
+        """Go through each of ``readers`` once, with a progress bar unless ``quiet``; ``on_pair`` sees every usable pair.
 
-        In ``folder`` is kept what is known of the images, so that the next time only new ones are read and decoded;
-        not where ``on_pair`` wants to see them.
+        ``times`` says for each reader how often its pairs are drawn in an epoch, once where not given. In ``folder`` is
+        kept what is known of the images, so that the next time only new ones are read and decoded; not where ``on_pair``
+        wants to see them.
 
-        Rows that repeat a pair are merged: the label is their mean, ``num_duplicates`` counts the rows left out. A pair
-        whose rows contradict each other evenly is then a tie, and treated as one. Raises UserError as ``reader`` does.
+        Rows that repeat a pair are merged, in whichever data set they stand: the label is their mean, ``num_duplicates``
+        counts the rows left out. A pair whose rows contradict each other evenly is then a tie, and treated as one.
+        ``part_sizes`` are the pairs of each reader. Raises UserError as they do.
         """
-        votes: dict[str, list[float]] = {}
-        pairs: dict[str, IndexedPair] = {}
-        shared: dict[object, Any] = {}  # the same few sizes and models recur, as prompts do; each is held once
-        with image_index(folder, reader.identity, decode=reader.decode) as images:
-            passing = reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair)
-            for known, location in reader.log.watched(passing, "reading", reader.num_rows, hidden=quiet):
-                pair = _indexed(known, location, shared)
-                votes.setdefault(pair.example_id, []).append(pair.label_0)
-                before = pairs.get(pair.example_id)
-                # Of repeated rows the largest weight counts: like the mean of the labels, whichever comes first.
-                pairs[pair.example_id] = (
-                    pair if before is None else replace(pair, weight=max(pair.weight, before.weight))
-                )
-        reader.require_usable()
+        votes, pairs, members, notes = _gather(readers, times, on_pair, folder, quiet=quiet)
         merged = [_merged(pairs[key], votes[key]) for key in sorted(pairs)]
-        kept = [pair for pair in merged if pair.label_0 != 0.5 or reader.ties != "drop"]
+        ties = readers[0].ties
+        kept = [pair for pair in merged if pair.label_0 != 0.5 or ties != "drop"]
+        name = ", ".join(reader.log.name for reader in readers)
         if not kept:
-            problem = f"{reader.log.name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
+            problem = f"{name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
         duplicates = sum(map(len, votes.values())) - len(votes)
-        notes = [*images.notes, *reader.notes]
         if lost := len(merged) - len(kept):
             notes.append(
-                f"{reader.log.name}: {lost} pairs are left out, whose rows contradict each other evenly (ties: soft keeps them)"
+                f"{name}: {lost} pairs are left out, whose rows contradict each other evenly (ties: soft keeps them)"
             )
-        return cls(reader.source, kept, reader.log.counts, duplicates, notes)
+        ids = {pair.example_id for pair in kept}
+        sizes = [len(each & ids) for each in members]
+        if both := sum(sizes) - len(ids):
+            notes.append(
+                f"{name}: {both} pairs stand in several of them: their labels are joined, and the most repeats count"
+            )
+        return cls([reader.source for reader in readers], kept, duplicates, notes, sizes)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -166,11 +164,17 @@ class PairIndex:
 
     def head(self, number: int | None) -> PairIndex:
         """The index of the first ``number`` pairs, of all for None: as they are sorted by hash, a fixed random sample."""
-        return PairIndex(self._source, self._pairs[:number], self.counts, self.num_duplicates, self.notes)
+        return PairIndex(self._sources, self._pairs[:number], self.num_duplicates, self.notes, self.part_sizes)
+
+    @property
+    def times(self) -> tuple[float, ...] | None:
+        """How often each pair is drawn in an epoch; None where that is once for all."""
+        times = tuple(pair.times for pair in self._pairs)
+        return None if set(times) <= {1.0} else times
 
     def images(self, pair: IndexedPair) -> tuple[IndexedImage, IndexedImage]:
         """The images of one of its pairs, in the order of ``keys``; they are read, both at once, when one is opened."""
-        reader = _PairBytes(self._source, pair)
+        reader = _PairBytes(self._sources[pair.part], pair)
         first, second = (
             IndexedImage(key, f"{pair.source}, image {key}", reader, side) for side, key in enumerate(pair.keys)
         )
@@ -191,6 +195,44 @@ class PairIndex:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The same few sizes and models recur, as prompts do; each is held once."""
+
+    sizes: dict[Sizes, Sizes]
+    models: dict[tuple[str, str], tuple[str, str]]
+
+
+def _gather(
+    readers: Sequence[PairReader],
+    times: Sequence[float],
+    on_pair: Callable[[PairRecord], None] | None,
+    folder: Path | None,
+    *,
+    quiet: bool,
+) -> tuple[dict[str, list[float]], dict[str, IndexedPair], list[set[str]], list[str]]:
+    """The labels that rows give each pair, the pairs, those of each reader, and what is to be noted."""
+    votes: dict[str, list[float]] = {}
+    pairs: dict[str, IndexedPair] = {}
+    members: list[set[str]] = []
+    notes: list[str] = []
+    shared = _Shared({}, {})
+    for part, reader in enumerate(readers):
+        here: set[str] = set()
+        with image_index(folder, reader.identity, decode=reader.decode) as images:
+            passing = reader.scan_facts(images) if on_pair is None else _shown(reader, on_pair)
+            for known, location in reader.log.watched(passing, "reading", reader.num_rows, hidden=quiet):
+                pair = _indexed(known, location, shared, part, times[part] if times else 1.0)
+                votes.setdefault(pair.example_id, []).append(pair.label_0)
+                before = pairs.get(pair.example_id)
+                pairs[pair.example_id] = pair if before is None else _joined(before, pair)
+                here.add(pair.example_id)
+        reader.require_usable()
+        members.append(here)
+        notes += [*images.notes, *reader.notes]
+    return votes, pairs, members, notes
+
+
 def _shown(reader: PairReader, on_pair: Callable[[PairRecord], None]) -> Iterator[tuple[KnownPair, Location | None]]:
     """The pairs of ``reader`` with their images, each shown to ``on_pair`` after what is known of it was taken."""
     for record, location in reader.scan():
@@ -199,7 +241,7 @@ def _shown(reader: PairReader, on_pair: Callable[[PairRecord], None]) -> Iterato
         on_pair(record)
 
 
-def _indexed(known: KnownPair, location: Location | None, shared: dict[object, Any]) -> IndexedPair:
+def _indexed(known: KnownPair, location: Location | None, shared: _Shared, part: int, times: float) -> IndexedPair:
     (first, second), models = known.images, known.models
     swapped = first.key > second.key
     if swapped:
@@ -208,7 +250,11 @@ def _indexed(known: KnownPair, location: Location | None, shared: dict[object, A
     example_id = content_hash(known.prompt, first.key, second.key)
     label_0 = 1 - known.label_0 if swapped else known.label_0
     sizes = (first.header.size, second.header.size)
-    prompt, sizes, models = sys.intern(known.prompt), shared.setdefault(sizes, sizes), shared.setdefault(models, models)
+    prompt, sizes, models = (
+        sys.intern(known.prompt),
+        shared.sizes.setdefault(sizes, sizes),
+        shared.models.setdefault(models, models),
+    )
     return IndexedPair(
         example_id,
         prompt,
@@ -220,7 +266,14 @@ def _indexed(known: KnownPair, location: Location | None, shared: dict[object, A
         known.source,
         sizes,
         models,
+        part,
+        times,
     )
+
+
+def _joined(before: IndexedPair, pair: IndexedPair) -> IndexedPair:
+    """A pair that rows repeat: read where it was met last. Of weights and repeats the largest count, whichever comes first."""
+    return replace(pair, weight=max(pair.weight, before.weight), times=max(pair.times, before.times))
 
 
 def _merged(pair: IndexedPair, votes: Sequence[float]) -> IndexedPair:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from ..errors import UserError, first_line, is_out_of_memory
+from ..folders import check_no_address
 from ..foreign import reading
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def sweep_old(folder: Path) -> None:
 
 def user_path(name: str) -> Path:
     """``name`` as a path, ~ being the home. Raises UserError for what can be none on this machine."""
+    check_no_address(name)
     try:
         path = Path(name).expanduser()
         path.exists()
@@ -107,7 +109,7 @@ def check_is_one(name: str) -> None:
     """Raise UserError where ``name`` lists several data sets."""
     parts = [part.strip() for part in re.split(r"[,;]", name)]
     if len(parts) > 1 and any(part and user_path(part).exists() for part in parts):
-        remedy = "convert each to a parquet file of one folder, and give that folder"
+        remedy = f"a recipe takes a list of them: data.train: [{', '.join(part for part in parts if part)}]"
         raise UserError(f"{name}: {len(parts)} data sets, where one is read", remedy)
 
 

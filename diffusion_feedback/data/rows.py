@@ -131,6 +131,8 @@ def image_file(value: object, folder: Path | None, where: str) -> Path | None:
         return None
     if value is None or value == "":
         raise BadRow("image", f"{where}: no image")
+    if "://" in str(value):
+        raise BadRow("image", f"{where}: {value} is an address; download the images, and name their files")
     if os.path.normpath(str(value)).split(os.sep)[0] == "..":
         advice = "give the full path of an image that lies elsewhere"
         raise BadRow("image", f"{where}: {value} leads out of {folder or 'the data set'}; {advice}")

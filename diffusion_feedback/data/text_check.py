@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..records import Text, TextRecord, content_hash
+from .annotators import AnnotatorVotes
 from .columns import Columns
 from .findings import Votes
 from .texts import TextReader, open_texts
@@ -36,7 +37,7 @@ class TokenTally(Protocol):
 class TextReport:
     """What a pass of ``reader`` over texts has met: its log counts the rows, the rest is of the usable ones.
 
-    ``votes`` join those of the same example. ``kinds`` counts pairs, labelled completions, demonstrations and whole texts; ``labels`` desirable and undesirable
+    ``votes`` join those of the same example, ``annotators`` are those of people who are named. ``kinds`` counts pairs, labelled completions, demonstrations and whole texts; ``labels`` desirable and undesirable
     ones. ``lengths`` lists characters by side; ``longer_chosen`` is the number of pairs whose chosen side is the longer
     one. ``margins`` are those above 0. ``repeated_prompts`` are examples whose texts begin with their prompt once more.
     ``tokens`` are None without a tokenizer.
@@ -47,6 +48,7 @@ class TextReport:
     reader: TextReader[TextRecord]
     tokens: TokenTally | None = None
     votes: Votes = field(default_factory=Votes)
+    annotators: AnnotatorVotes = field(default_factory=AnnotatorVotes)
     labels: Counter[str] = field(default_factory=Counter)
     prompts: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -86,7 +88,9 @@ class TextReport:
         share = record.chosen_probability if len(sides) == 2 else float(record.label in (None, True))
         if len(sides) == 2 and texts[0] > texts[1]:
             share = 1 - share
-        self.votes.add(content_hash(_as_string(record.prompt), rest, *sorted(texts)), record.source, share)
+        example = content_hash(_as_string(record.prompt), rest, *sorted(texts))
+        self.votes.add(example, record.source, share)
+        self.annotators.add(example, record.ballot.annotator, share)
 
 
 def check_texts(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..records import Text, TextRecord, content_hash
+from .columns import Columns
 from .places import name_of_data
 from .texts import open_texts
 
@@ -47,8 +48,15 @@ class TextPairs:
     ``log`` says what was met. Raises UserError for data that cannot be read, and for data without pairs.
     """
 
-    def __init__(self, path: str | Path | Dataset, *, split: str = "train", revision: str | None = None) -> None:
-        self._reader = open_texts(path, split=split, revision=revision, on_bad_row="skip")
+    def __init__(
+        self,
+        path: str | Path | Dataset,
+        *,
+        split: str = "train",
+        revision: str | None = None,
+        columns: Columns = None,
+    ) -> None:
+        self._reader = open_texts(path, split=split, revision=revision, columns=columns, on_bad_row="skip")
         self.log = self._reader.log
         self._votes: dict[
             str, tuple[int, float]

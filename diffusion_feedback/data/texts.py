@@ -14,7 +14,7 @@ from ..records import Text, TextRecord
 from .columns import AS_THEY_ARE, ColumnNames, Columns, column_names, spelt_out
 from .folders import find_twins
 from .pair_layouts import gives_files, names_two
-from .places import HubData, check_dataset, files_of_split, find_place, name_of_data
+from .places import HubData, check_dataset, files_of_split, find_place, name_of_data, user_path
 from .rankings import holds_rankings
 from .read_log import OnBadRow, ReadLog
 from .rows import BadRow
@@ -230,9 +230,9 @@ def _prompt_sources(
 ) -> list[TextSource]:
     if not isinstance(given, str | Path):
         return find_texts(given, split=split, revision=revision, names=names)
-    path = Path(given).expanduser()
+    path = user_path(str(given))
     if names.theirs or not path.is_file() or path.suffix.lower() not in ENDINGS:
-        return find_texts(str(path), split=split, revision=revision, names=names)
+        return find_texts(str(given), split=split, revision=revision, names=names)
     if path.name.lower().endswith(SUFFIXES) and not is_list_of_texts(path):
         sources = find_texts(str(path), split=split, revision=revision)
         form = detect(sources[0].columns)

@@ -29,7 +29,7 @@ class TokenIndex:
     """Examples sorted by ``example_id``, so that the order of files and rows never matters.
 
     Rows of the same tokens, whichever side is chosen, are merged: the share of votes and the (signed) margin are their
-    means, of the weights the largest counts. Pairs without a majority are ties: ``ties`` "drop" leaves them out, "soft"
+    means, of weights and times the largest counts. Pairs without a majority are ties: ``ties`` "drop" leaves them out, "soft"
     keeps them at 0.5. Of single completions with labels the majority decides, and evenly split ones are left out. Those
     without labels are demonstrations and stay as often as they occur, for that is how likely they are.
 
@@ -70,6 +70,12 @@ class TokenIndex:
     def examples(self) -> Sequence[TokenExample]:
         """The examples in the order of the index."""
         return self._examples
+
+    @property
+    def times(self) -> tuple[float, ...] | None:
+        """How often each example is drawn in an epoch; None where that is once for all."""
+        times = tuple(example.times for example in self._examples)
+        return None if set(times) <= {1.0} else times
 
     def head(self, number: int) -> TokenIndex:
         """The index of the first ``number`` examples: as they are sorted by hash, a fixed random sample."""
@@ -128,7 +134,13 @@ def unpair(examples: Iterable[TokenExample]) -> list[TokenExample]:
             continue
         for name, side, label in (("chosen", example.chosen, True), ("rejected", example.rejected, False)):
             singles.append(
-                TokenExample(content_hash(example.example_id, name), side, label=label, weight=example.weight)
+                TokenExample(
+                    content_hash(example.example_id, name),
+                    side,
+                    label=label,
+                    weight=example.weight,
+                    times=example.times,
+                )
             )
     return singles
 
@@ -172,12 +184,12 @@ def _merged(votes: Sequence[_Vote]) -> tuple[TokenExample, float]:
     # Those that have the majority on their side; whichever row comes first, one and the same name is taken.
     agreeing = [vote.example for vote in votes if (vote.share - 0.5) * (share - 0.5) > 0 or share == 0.5]
     example = min(agreeing, key=lambda example: example.example_id)
-    weight = max(vote.example.weight for vote in votes)
+    weight, times = (max(getattr(vote.example, name) for vote in votes) for name in ("weight", "times"))
     if example.rejected is None:
-        return replace(example, weight=weight), share
+        return replace(example, weight=weight, times=times), share
     margin = math.fsum(vote.margin for vote in votes) / len(votes)
     margin = max(margin if share >= 0.5 else -margin, 0.0)
-    return replace(example, weight=weight, margin=margin, chosen_probability=max(share, 1 - share)), share
+    return replace(example, weight=weight, times=times, margin=margin, chosen_probability=max(share, 1 - share)), share
 
 
 def _mismatched(sequence: TokenSequence, other: TokenSequence, longest: int) -> TokenSequence:

@@ -14,7 +14,7 @@ Batches = Callable[[Sequence[int], int], Any]
 
 @dataclass(frozen=True, slots=True)
 class FixedBatchSource:
-    """Passes of equal size. ``batches(indices, draw)`` gives examples; ``draw`` is the epoch."""
+    """Passes of equal size. ``batches(indices, draw)`` gives examples; ``draw`` is the epoch, or the step where examples are repeated."""
 
     order: EpochOrder
     batches: Batches
@@ -30,7 +30,7 @@ class FixedBatchSource:
     def micro_batches(self, number: int) -> Iterator[Any]:
         """This process's part of optimizer step ``number``."""
         parts = split(self.order.indices(number), self.micro_batches_per_step, self.processes, self.rank)
-        draw = self.order.epoch(number)
+        draw = self.order.draw(number)
         return (self.batches(indices, draw) for indices in parts)
 
     def denominator(self, number: int) -> float:
@@ -68,7 +68,7 @@ class TokenSource:
     def micro_batches(self, number: int) -> Iterator[Any]:
         """This process's part of optimizer step ``number``: every ``processes``-th example by length."""
         by_length = sorted(self.order.indices(number), key=lambda index: (-self.lengths[index], index))
-        draw = self.order.epoch(number)
+        draw = self.order.draw(number)
         passes = under_budget(by_length[self.rank :: self.processes], self.lengths, self.max_tokens)
         return (self.batches(indices, draw) for indices in passes)
 

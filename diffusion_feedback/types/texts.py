@@ -34,7 +34,10 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """A ``records.TextRecord`` as tokens; ``example_id`` is the record's, other fields mean what they mean there."""
+    """A ``records.TextRecord`` as tokens; ``example_id`` is the record's, other fields mean what they mean there.
+
+    ``times`` is how often it is drawn in an epoch.
+    """
 
     example_id: str
     chosen: TokenSequence
@@ -43,6 +46,7 @@ class TokenExample:
     margin: float = 0.0
     chosen_probability: float = 1.0
     weight: float = 1.0
+    times: float = 1.0
 
     @property
     def length(self) -> int:

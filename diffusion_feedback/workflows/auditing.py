@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def audit(
     """
     (given,) = made_of_keywords(settings, *_KINDS)
     path = at_home(path)
-    where = {"split": given.split, "revision": given.revision}
+    where: dict[str, Any] = {"split": given.split, "revision": given.revision, "columns": given.columns}
     with output_file(output, [".html"], "audit", overwrite=overwrite) as page:
         if holds_texts(path, **where):
             measured = measure_texts(path, given.max_pairs, count_tokens=_counter(given.tokenizer), **where)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..catalog import family_row
+from ..config.data_lists import data_parts
 from ..data.provenance import judges_of_pairs, prompts_of_pairs, prompts_of_texts
 from ..documents import read_object, read_yaml
 from ..errors import UserError
@@ -88,8 +89,8 @@ def _of_data(folder: Path) -> TrainedOn | None:
     recipe = read_yaml(folder / "recipe.yaml", _REMEDY)
     assert isinstance(recipe, dict)
     data = recipe["data"]
-    place = str(data["train"])
-    if not expand(place).exists():
+    places = [str(part.place) for part in data_parts(data["train"], "data.train", weighted=True)]
+    if not all(expand(place).exists() for place in places):
         return None
     reading = {
         "split": data.get("split") or "train",
@@ -98,8 +99,10 @@ def _of_data(folder: Path) -> TrainedOn | None:
     }
     if family_row(recipe["model"]["family"]).reads_text:
         reward = str(recipe["rollouts"].get("reward") or "")
-        return TrainedOn.of(prompts_of_texts(place, **reading), {_resolved(reward): ""} if reward else {})
-    return TrainedOn.of(prompts_of_pairs(place, **reading), judges_of_pairs(place, **reading))
+        texts = (prompt for place in places for prompt in prompts_of_texts(place, **reading))
+        return TrainedOn.of(texts, {_resolved(reward): ""} if reward else {})
+    judges = {name: each for place in places for name, each in judges_of_pairs(place, **reading).items()}
+    return TrainedOn.of((prompt for place in places for prompt in prompts_of_pairs(place, **reading)), judges)
 
 
 def _with_round(own: TrainedOn | None, folder: Path) -> TrainedOn | None:

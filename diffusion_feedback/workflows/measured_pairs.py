@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.columns import Columns
 from ..data.image_statistics import IMAGE_STATISTICS, image_format, image_statistics
 from ..data.index import PairIndex
 from ..data.readers import open_pairs
@@ -61,10 +62,16 @@ class MeasuredPairs:
 
 
 def measure_images(
-    path: str | Path | Dataset, most: int, *, split: str = "train", revision: str | None = None
+    path: str | Path | Dataset,
+    most: int,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    columns: Columns = None,
 ) -> MeasuredPairs:
     """At most ``most`` of the pairs of images of ``path``. Raises UserError as ``open_pairs``."""
-    reader = open_pairs(path, split=split, revision=revision, on_bad_row="skip", ties="soft", decode=False)
+    where: dict[str, Any] = {"split": split, "revision": revision, "columns": columns}
+    reader = open_pairs(path, on_bad_row="skip", ties="soft", decode=False, **where)
     index = PairIndex.build(reader)
     decided = [pair for pair in index.pairs if pair.label_0 != 0.5]
     notes = [*index.notes, *([f"{len(reader.log.skipped):,} bad rows are left out"] if reader.log.skipped else [])]
@@ -98,10 +105,11 @@ def measure_texts(
     *,
     split: str = "train",
     revision: str | None = None,
+    columns: Columns = None,
     count_tokens: Count | None = None,
 ) -> MeasuredPairs:
     """At most ``most`` of the pairs of texts of ``path``. Raises UserError as ``TextPairs``."""
-    source = TextPairs(path, split=split, revision=revision)
+    source = TextPairs(path, split=split, revision=revision, columns=columns)
     pairs, num_pairs = source.first(most, lambda pair: pair.key, lambda pair: pair.chosen_probability > 0.5)
     measured = MeasuredPairs(source.log.name, "text", TEXT_STATISTICS, num_pairs, source.num_ties, source.notes)
     for pair in pairs:

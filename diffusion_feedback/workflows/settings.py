@@ -188,10 +188,14 @@ class CheckSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
 class AuditSettings:
-    """Which pairs are audited: at most ``max_pairs``, a fixed random sample; ``tokenizer`` counts the tokens of texts."""
+    """Which pairs are audited: at most ``max_pairs``, a fixed random sample; ``tokenizer`` counts the tokens of texts.
+
+    ``columns`` as for DataSource.
+    """
 
     split: str = "train"
     revision: str | None = None
+    columns: str | Mapping[str, str] | None = None
     max_pairs: Annotated[int, COUNT] = 5000
     tokenizer: Annotated[str | None, at_home] = None
 
@@ -203,11 +207,12 @@ class ViewSettings:
 
     ``only`` those decided, tied, contested (votes disagree), cropped (an image is not square) or enlarged (an image's
     shorter side is below ``resolution``, px), and with ``search`` in the prompt. ``page`` counts from 1, ``count`` pairs
-    each. For ``sort`` sharpness at most ``max_pairs`` are measured, a fixed random sample.
+    each. For ``sort`` sharpness at most ``max_pairs`` are measured, a fixed random sample. ``columns`` as for DataSource.
     """
 
     split: str = "train"
     revision: str | None = None
+    columns: str | Mapping[str, str] | None = None
     sort: Literal["random", "size", "crop", "sharpness", "contradiction", "prompt"] = "random"
     only: Literal["all", "decided", "tied", "contested", "cropped", "enlarged"] = "all"
     search: str | None = None

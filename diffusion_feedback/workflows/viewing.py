@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data.findings import lost_area
 from ..data.image_statistics import image_statistics
@@ -58,7 +58,7 @@ def view(path: str | Path | Dataset, output: str | Path, *, overwrite: bool = Fa
     """
     (given,) = made_of_keywords(settings, *_KINDS)
     path = at_home(path)
-    where = {"split": given.split, "revision": given.revision}
+    where: dict[str, Any] = {"split": given.split, "revision": given.revision, "columns": given.columns}
     with output_file(output, [".html"], "view", overwrite=overwrite) as page:
         assert page is not None  # as ``output`` is needed
         if holds_texts(path, **where):

@@ -384,7 +384,7 @@ def test_a_damaged_saved_folder_is_one_message(form: str, damage: str, tmp_path:
 def test_several_data_sets_are_refused_with_the_way_out(given: str, tmp_path: Path) -> None:
     pickapic(tmp_path / "a", rows_with(plain(20)))
     pickapic(tmp_path / "b", rows_with(plain(21)))
-    with pytest.raises(UserError, match=r"2 data sets, where one is read[\s\S]*convert each"):
+    with pytest.raises(UserError, match=r"2 data sets, where one is read[\s\S]*data.train: \["):
         open_pairs(given.replace("a", str(tmp_path / "a"), 1).replace("b", str(tmp_path / "b")))
 
 

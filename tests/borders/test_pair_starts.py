@@ -71,14 +71,12 @@ def test_starts_say_what_is_left_out_and_open_nothing_twice(
 
 
 @pytest.mark.parametrize("key", ["train", "validation"])
-def test_a_list_of_data_sets_is_refused_with_the_way_out(
+def test_a_list_names_the_data_set_that_is_not_there(
     key: str, make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = make_recipe(data={key: ["a", "b"]})
+    recipe = make_recipe(data={key: ["a.parquet", {"path": "b"}]})
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
-    told = capsys.readouterr().err
-    assert f"data.{key}: a list of data sets, where one is read" in told
-    assert "convert each to a file of one folder" in told
+    assert "a.parquet: no such file or folder" in capsys.readouterr().err
 
 
 def test_a_damaged_index_is_said_and_the_run_goes_on(

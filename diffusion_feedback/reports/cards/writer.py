@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from ...config.data_lists import named
 from ..rendering import load_template
 
 CardKind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
@@ -38,7 +39,9 @@ def render_card(
     (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out. ``steps`` is their number, the
     recipe's where it is not said; ``history`` are lines on what changed while the run went on.
     """
-    template = load_template(f"cards/{kind}.md.j2", {"literal": code_text, "path": code_path, "table": _table})
+    filters: dict[str, Callable[..., str]] = {"literal": code_text, "path": code_path, "table": _table}
+    filters["data_sets"] = named
+    template = load_template(f"cards/{kind}.md.j2", filters)
     return template.render(
         folder=str(folder),
         title=folder.name,

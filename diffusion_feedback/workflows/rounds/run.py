@@ -108,6 +108,9 @@ class Rounds:
     def open(cls, recipe: Recipe, modality: Modality, *, overwrite: bool = False) -> Rounds:
         """Start or continue rounds. Raises UserError for a folder that holds something else, or rounds of another recipe."""
         settings = recipe.rounds
+        if not isinstance(recipe.data.train, str):
+            problem = f"data.train: {len(recipe.data.train)} data sets, and rounds take their prompts from one file"
+            raise UserError(problem, "join them in one file")
         prompts, heldout = modality.prompts(recipe.data.train), modality.prompts(settings.heldout_prompts)
         shared = {repr(prompt) for prompt in prompts} & {repr(prompt) for prompt in heldout}
         if shared:

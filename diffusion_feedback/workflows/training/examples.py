@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ...catalog import family_row
+from ...config.data_lists import DataPart
+from ...data.places import name_of_data
 from ...data.provenance import prompts_of_texts
 from ...errors import UserError
 from ...records import Text
@@ -50,7 +52,8 @@ class RunData(Protocol):
 
     def prompts(self) -> Iterable[Text]:
         """The prompts that are learnt from. Raises UserError as their reader does."""
-        return prompts_of_texts(self.setup.data(heldout=False), **self.setup.place(heldout=False))
+        parts, where = self.setup.parts(heldout=False), self.setup.place(heldout=False)
+        return (prompt for part in parts for prompt in prompts_of_texts(part.place, **where))
 
     def judges(self) -> dict[str, str]:
         """The scorers that made the labels, by name their recipe id, as far as the data say. Raises UserError as ``prompts``."""
@@ -105,6 +108,19 @@ def check_apart(what: str, train: Collection[str], heldout: Collection[str], *, 
         which = f"all of its {len(heldout)} {what}" if may_share else f"{len(shared)} of its {len(heldout)} {what}"
         problem = f"data.validation: {which} are training {what} too"
         raise UserError(problem, "give other files or another validation_split")
+
+
+def shares(parts: Sequence[DataPart], sizes: Sequence[int], unit: str) -> list[str]:
+    """Lines on how much of an epoch each of several data sets is, by their ``sizes`` in ``unit``; none on one alone."""
+    if len(parts) == 1 and parts[0].times == 1:
+        return []
+    draws = [size * part.times for part, size in zip(parts, sizes, strict=True)]
+    return [
+        f"{name_of_data(part.place)}: {size:,} {unit}"
+        + (f", each {part.times:g} times an epoch" if part.times != 1 else "")
+        + f": {number / sum(draws):.1%} of the draws"
+        for part, size, number in zip(parts, sizes, draws, strict=True)
+    ]
 
 
 def note_skipped(path: str, reasons: Sequence[str]) -> None:

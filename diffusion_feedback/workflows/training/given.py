@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from ...catalog import objective_row
 from ...catalog.rows import ObjectiveRow, name_of
 from ...catalog.sources import source_hash
+from ...config.data_lists import DataPart, data_parts
 from ...config.parsing import checked
 from ...config.recipe import Recipe
 from ...config.sources import is_object, object_name
@@ -26,6 +27,9 @@ from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
 from .starting import checkpoint_of
 
+if TYPE_CHECKING:
+    from ...data.places import Dataset
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
@@ -34,7 +38,7 @@ class Given:
     Args:
         model: A diffusers pipeline, or a transformers model.
         tokenizer: The tokenizer of a transformers model.
-        train_data: A ``datasets.Dataset``.
+        train_data: A ``datasets.Dataset``, or a list of these and of paths, each as itself or as {path, repeats, weight}.
         validation_data: Another one.
         reward: A function of prompts and completions, or a text scorer.
     """
@@ -82,6 +86,24 @@ class Setup:
             return own
         return self.recipe.data.validation if heldout else self.recipe.data.train
 
+    def parts(self, *, heldout: bool) -> list[DataPart]:
+        """The data sets of ``data``, with how often their examples are drawn; none where there is none.
+
+        Raises UserError for a list that makes no sense.
+        """
+        given = self.data(heldout=heldout)
+        key = "data.validation" if heldout else "data.train"
+        return [] if given is None else data_parts(given, key, weighted=not heldout)
+
+    def only_data(self, what: str, *, heldout: bool) -> str | Dataset | None:
+        """``data`` of runs that read one data set. Raises UserError, which says ``what`` they read, for a list."""
+        given = self.data(heldout=heldout)
+        if isinstance(given, list | tuple):
+            key = "data.validation" if heldout else "data.train"
+            raise UserError(f"{key}: {len(given)} data sets, and {what} are read from one", "join them in one file")
+        own: str | Dataset | None = given
+        return own
+
     def reading(self, *, heldout: bool) -> dict[str, Any]:
         """How the training or the held-out data are read: split, revision, names of columns, and whether bad rows are left out."""
         return {**self.place(heldout=heldout), "on_bad_row": self.recipe.data.on_bad_row}
@@ -115,6 +137,8 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
     for name, (key, mark) in _PLACES.items():
         if isinstance(objects.get(name), str | os.PathLike):
             keys[key] = str(objects.pop(name))
+        elif name in objects and isinstance(objects[name], list | tuple) and _is_plain(objects[name]):
+            keys[key] = [os.fspath(each) if isinstance(each, os.PathLike) else each for each in objects.pop(name)]
         elif name in objects:
             keys[key] = mark(objects, name)
     if "model" in objects:
@@ -177,10 +201,21 @@ def _mark_of_model(objects: Mapping[str, object], name: str) -> str:
 
 
 def _mark_of_data(objects: Mapping[str, object], name: str) -> str:
-    data = objects[name]
-    check_dataset(data, name)
-    assert isinstance(data, Sized)
-    return object_name("datasets.Dataset", f"{len(data)} rows")
+    sizes = []
+    for part in data_parts(objects[name], name, weighted=name == "train_data"):
+        what = part.place
+        if not isinstance(what, str | os.PathLike):
+            check_dataset(what, name)
+            assert isinstance(what, Sized)
+            what = f"{len(what)} rows"
+        sizes.append(f"{what} x {part.times:g}" if part.times != 1 else str(what))
+    return object_name("datasets.Dataset", " and ".join(sizes))
+
+
+def _is_plain(given: Sequence[object]) -> bool:
+    """Whether a list of data sets names them all by paths or ids, as a recipe can."""
+    places = [each.get("path") if isinstance(each, Mapping) else each for each in given]
+    return all(isinstance(place, str | os.PathLike) for place in places)
 
 
 def _mark_of_reward(objects: dict[str, object], name: str) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -19,7 +20,7 @@ from ...records import PairRecord, Text, content_hash
 from ...training.order import EpochOrder
 from ...training.sources import FixedBatchSource, UnpairedSource
 from ...types.images import PreferenceBatch
-from .examples import RunData, check_apart, note_skipped
+from .examples import RunData, check_apart, note_skipped, shares
 from .given import Setup
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class ImagePairs(RunData):
             check_apart("pairs", *([pair.example_id for pair in index.pairs] for index in (train, heldout)))
         if count := count_truncated(sorted({pair.prompt for pair in train.pairs})):
             log.warning("note: %d captions are longer than the text encoder reads; their ends are ignored", count)
-        return cls(setup, train, heldout, EpochOrder(len(train), setup.batch_size, setup.recipe.training.seed))
+        order = EpochOrder(len(train), setup.batch_size, setup.recipe.training.seed, train.times)
+        return cls(setup, train, heldout, order)
 
     def source(self) -> FixedBatchSource | UnpairedSource:
         """The passes of each optimizer step; for objectives on single samples each pair with the prompt of another one."""
@@ -71,7 +73,10 @@ class ImagePairs(RunData):
 
     def labels_hash(self) -> str:
         """Identity of the pairs and labels that the run learns from."""
-        return content_hash(*(f"{pair.example_id} {pair.label_0}" for pair in self.train.pairs))
+        times = "" if self.train.times is None else f" {self.train.times}"
+        return content_hash(
+            *(f"{pair.example_id} {pair.label_0}" for pair in self.train.pairs), *([times] if times else [])
+        )
 
     def prompts(self) -> Iterable[Text]:
         """The captions of the pairs."""
@@ -81,7 +86,8 @@ class ImagePairs(RunData):
         """The scorers that the rows name; a stream is not read again for it."""
         if self.setup.recipe.data.streaming:
             return {}
-        return judges_of_pairs(self.setup.data(heldout=False), **self.setup.place(heldout=False))
+        parts, where = self.setup.parts(heldout=False), self.setup.place(heldout=False)
+        return {name: each for part in parts for name, each in judges_of_pairs(part.place, **where).items()}
 
     def name_of(self, example_id: str) -> str:
         """Where the pair of an id stands, for a message: "pairs.parquet, row 7"."""
@@ -96,7 +102,7 @@ class ImagePairs(RunData):
         if self.order.epoch(last - 1) == 0:
             seen = sorted({i for step in range(last) for i in self.order.indices(step)})
         share = list(seen)[accelerator.process_index :: accelerator.num_processes]
-        return sorted(share, key=lambda index: self.train.pairs[index].location or ())
+        return sorted(share, key=lambda index: (self.train.pairs[index].part, self.train.pairs[index].location or ()))
 
     def encode_ahead(self, encode: Callable[[PreferenceBatch], object]) -> None:
         """Hand this process's share to ``encode``, a part at a time: a batch holds its images as long as it lives."""
@@ -122,40 +128,42 @@ def load_pairs(
     read. Held-out ties are dropped: they have no side to agree with. Raises UserError as the reader does.
     """
     data, accelerator = setup.recipe.data, setup.accelerator
-    reader = open_pairs(
-        setup.data(heldout=heldout),
-        streaming=data.streaming,
-        ties="drop" if heldout else data.ties,
-        **setup.reading(heldout=heldout),
-    )
+    parts, ties = setup.parts(heldout=heldout), "drop" if heldout else data.ties
+    how: dict[str, Any] = {"streaming": data.streaming, "ties": ties, **setup.reading(heldout=heldout)}
+    readers = [open_pairs(part.place, **how) for part in parts]
+    times = [part.times for part in parts]
     if on_pair is not None:
-        index = PairIndex.build(reader, on_pair=on_pair, quiet=not accelerator.is_main_process)
+        index = PairIndex.build(*readers, times=times, on_pair=on_pair, quiet=not accelerator.is_main_process)
     else:
-        index = _build(reader, expand(data.cache_dir) / "index", accelerator)
+        index = _build(readers, times, expand(data.cache_dir) / "index", accelerator)
+    for note in index.notes:
+        log.warning("note: %s", note)
+    for line in shares(parts, index.part_sizes, "pairs"):
+        log.info(line)
     index = index.head(setup.limit(heldout=heldout))
-    _note_left_out(reader.log.name, reader, index, resolution)
+    _note_left_out(readers, index, resolution)
     return index
 
 
-def _build(reader: PairReader, folder: Path, accelerator: Accelerator) -> PairIndex:
+def _build(readers: Sequence[PairReader], times: Sequence[float], folder: Path, accelerator: Accelerator) -> PairIndex:
     """One process reads the images; the others then find what it has written, and read where it failed to."""
     index = None
     if accelerator.is_main_process:
         try:
-            index = PairIndex.build(reader, folder=folder)
+            index = PairIndex.build(*readers, times=times, folder=folder)
         except Exception:
             accelerator.wait_for_everyone()  # the others meet the same, and do not wait for ever
             raise
     accelerator.wait_for_everyone()
-    return index if index is not None else PairIndex.build(reader, folder=folder, quiet=True)
+    return index if index is not None else PairIndex.build(*readers, times=times, folder=folder, quiet=True)
 
 
-def _note_left_out(path: str, reader: PairReader, index: PairIndex, resolution: int) -> None:
-    for note in index.notes:
-        log.warning("note: %s", note)
-    if reader.log.counts.rows > reader.log.counts.usable:
-        log.warning("note: %s: %s", path, reader.log.counts)
-    note_skipped(path, [reason for _, reason in reader.log.skipped])
+def _note_left_out(readers: Sequence[PairReader], index: PairIndex, resolution: int) -> None:
+    for reader in readers:
+        if reader.log.counts.rows > reader.log.counts.usable:
+            log.warning("note: %s: %s", reader.log.name, reader.log.counts)
+        note_skipped(reader.log.name, [reason for _, reason in reader.log.skipped])
+    path = ", ".join(reader.log.name for reader in readers)
     if index.num_duplicates:
         what = f"{index.num_duplicates} rows repeat a pair: each pair is used once, however often it stands there"
         log.warning("note: %s: %s", path, what)

@@ -87,7 +87,7 @@ def load_prompts(
     Notes what was left aside. Raises UserError for bad rows, and where there are fewer prompts than an iteration takes.
     """
     recipe, rollouts = setup.recipe, setup.recipe.rollouts
-    given = setup.data(heldout=heldout)
+    given = setup.only_data("prompts", heldout=heldout)
     if given is None:
         return None
     path = name_of_data(given)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn, optim
 
 from ...catalog import family_row, resolve
+from ...config.data_lists import data_parts
 from ...config.parsing import require_recipe
 from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
 from ...config.sources import is_object
@@ -249,6 +250,11 @@ def _write_result(session: Session, trainer: Trainer) -> None:
     accelerator.wait_for_everyone()
 
 
+def _places(key: str, given: object) -> dict[str, str | None]:
+    parts = [] if given is None else data_parts(given, key, weighted=True)
+    return {f"{key}[{number}]" if len(parts) > 1 else key: str(part.place) for number, part in enumerate(parts)}
+
+
 def inputs_of(recipe: Recipe) -> dict[str, str | None]:
     """The paths that a run reads, by their keys."""
     model, data, rollouts = recipe.model, recipe.data, recipe.rollouts
@@ -259,8 +265,8 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
         "model.reference_model_name_or_path": model.reference_model_name_or_path,
         "model.init_from": model.init_from,
         "model.init_lora": model.init_lora,
-        "data.train": data.train,
-        "data.validation": data.validation,
+        **_places("data.train", data.train),
+        **_places("data.validation", data.validation),
         "rollouts.ptx_data": rollouts.ptx_data,
         "rollouts.reward": judge,
         "rounds.heldout_prompts": recipe.rounds.heldout_prompts,

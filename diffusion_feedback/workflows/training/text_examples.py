@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...likelihoods.tokenization import Tokenization
 from ...records import TextRecord, content_hash
 from ...types.texts import TokenExample
-from .examples import check_apart, note_skipped
+from .examples import check_apart, note_skipped, shares
 from .given import Setup
 
 Fit = Callable[[TextRecord], TextRecord | None]
@@ -99,19 +99,24 @@ def _examples(
     setup: Setup, tokenization: Tokenization, notes: list[str], *, heldout: bool
 ) -> tuple[list[TokenExample], bool]:
     """Examples of the rows that fit the objective, and whether they are conversations."""
-    recipe = setup.recipe
-    reader = open_texts(setup.data(heldout=heldout), **setup.reading(heldout=heldout))
-    fitting = [_FITS[setup.objective.learns_from](record) for record in reader]
-    records = [record for record in fitting if record is not None]
-    limit = setup.limit(heldout=heldout)
-    examples, unfit = encode(
-        tokenization, first_of(records, limit) if limit else records, skip=recipe.data.on_bad_row == "skip"
-    )
-    note_skipped(reader.log.name, [reason for _, reason in reader.log.skipped] + unfit)
-    _note_left_out({"labelled as undesirable": len(fitting) - len(records)}, notes, heldout=heldout)
-    odd = [*reader.notes, *_odd_texts(records, has_template=recipe.text.chat_template is not None)]
-    notes += [f"note             {reader.log.name}: {note}" for note in odd]
-    return examples, records[0].is_conversational
+    recipe, parts = setup.recipe, setup.parts(heldout=heldout)
+    readers = [open_texts(part.place, **setup.reading(heldout=heldout)) for part in parts]
+    fitting = [[_FITS[setup.objective.learns_from](record) for record in reader] for reader in readers]
+    records = [[record for record in each if record is not None] for each in fitting]
+    if limit := setup.limit(heldout=heldout):
+        kept = {record.example_id for record in first_of([record for each in records for record in each], limit)}
+        records = [[record for record in each if record.example_id in kept] for each in records]
+    examples: list[TokenExample] = []
+    for part, reader, own in zip(parts, readers, records, strict=True):
+        tokens, unfit = encode(tokenization, own, skip=recipe.data.on_bad_row == "skip") if own else ([], [])
+        examples += [replace(example, times=part.times) for example in tokens] if part.times != 1 else tokens
+        note_skipped(reader.log.name, [reason for _, reason in reader.log.skipped] + unfit)
+        odd = [*reader.notes, *_odd_texts(own, has_template=recipe.text.chat_template is not None)]
+        notes += [f"note             {reader.log.name}: {note}" for note in odd]
+    notes += [f"data             {line}" for line in shares(parts, [len(each) for each in records], "rows")]
+    unlike = sum(record is None for each in fitting for record in each)
+    _note_left_out({"labelled as undesirable": unlike}, notes, heldout=heldout)
+    return examples, any(record.is_conversational for each in records for record in each[:1])
 
 
 def _odd_texts(records: Sequence[TextRecord], *, has_template: bool) -> list[str]:
@@ -191,5 +196,7 @@ def examples_hash(examples: Sequence[TokenExample]) -> str:
     for each in examples:
         sides = [side for side in (each.chosen, each.rejected) if side is not None]
         parts += [part for side in sides for part in (side.ids.tobytes(), side.scored.tobytes())]
-        parts.append(f"{each.example_id} {each.label} {each.margin} {each.chosen_probability} {each.weight}".encode())
+        times = f" {each.times}" if each.times != 1 else ""
+        strength = f"{each.label} {each.margin} {each.chosen_probability} {each.weight}{times}"
+        parts.append(f"{each.example_id} {strength}".encode())
     return content_hash(*parts)

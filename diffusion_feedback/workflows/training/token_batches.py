@@ -48,7 +48,7 @@ class TokenBatches(RunData):
         tokenization, training = build_tokenization(setup.recipe, model), setup.recipe.training
         data = load_texts(setup, tokenization)
         try:
-            order = EpochOrder(len(data.train), setup.batch_size, training.seed)
+            order = EpochOrder(len(data.train), setup.batch_size, training.seed, data.train.times)
         except UserError as error:
             reasons = [" ".join(note.split()) for note in data.notes]
             raise UserError("; ".join([error.problem, *reasons]), error.remedy) from error

@@ -118,8 +118,9 @@ class Trajectories(RunData):
 
 def load_trajectories(setup: Setup, model: CausalLM, *, heldout: bool = False) -> tuple[TrajectoryIndex, bool]:
     """The training or the held-out trajectories as tokens, and whether they are conversations."""
-    recipe = setup.recipe
-    reader = open_trajectories(setup.data(heldout=heldout), **setup.reading(heldout=heldout))
+    recipe, data = setup.recipe, setup.only_data("trajectories", heldout=heldout)
+    assert data is not None  # who has none does not read them
+    reader = open_trajectories(data, **setup.reading(heldout=heldout))
     length = length_of(recipe, model)
     set_chat_template(recipe, model.tokenizer)
     # No tokenised trajectory is cut: one that is too long is refused by name.
