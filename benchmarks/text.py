@@ -139,7 +139,7 @@ def table(measured: Mapping[str, Any]) -> str:
     given, versions = measured["settings"], measured["versions"]
     lines = [
         f"GPT-2-like model of {given['layers']} layers x {given['width']}, vocabulary {given['vocabulary']}, float32 on"
-        f" {given['device']} ({measured['machine']}); {given['pairs']} pairs a step, prompts of about {given['prompt']}"
+        f" {given['device']} ({measured['machine']}); {given['pairs']} pairs per step, prompts of about {given['prompt']}"
         f" tokens, completions of about {given['completion']}; trl {versions['trl']}, torch {versions['torch']};"
         f" medians over {given['repeats']} x {given['steps']} steps, taken in turns.\n",
         "| DPO step | ours, pairs/s | trl, pairs/s | times as fast | in processor time | bar |",

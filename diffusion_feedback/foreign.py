@@ -25,6 +25,8 @@ _FILES = (
 )  # fmt: skip
 TIME_LIMIT = 20.0  # s that a chat template may take for one conversation; a usual one takes a thousandth
 MOST_CHARACTERS = 2**24  # of a rendered conversation, beyond any model's window
+# What the hub's library raises where there is no network, by name: none of it is imported for this.
+_UNREACHABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError")
 _POINTER = b"version https://git-lfs"
 
 
@@ -50,6 +52,8 @@ def _cause(error: Exception) -> str:
     """What ``error`` says, in our words where a library's would mislead."""
     if any(isinstance(each, UnpicklingError) or "weights_only" in str(each) for each in _chain(error)):
         return "it is a pickle with more in it than tensors, which could run code and is never loaded"
+    if any(type(each).__name__ in _UNREACHABLE for each in _chain(error)):
+        return "it is not on this machine, and the hub cannot be reached"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config asks for"
     return f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 def quiet() -> Iterator[None]:
     """No remarks (cut prompts, absent adapter keys) and no bars from transformers, and from diffusers where it is loaded.
 
-    Nor the warning that peft reads an attribute which transformers has renamed. Afterwards all is as it was.
+    Nor the warnings that peft and diffusers use what transformers and the hub's library have renamed. Afterwards all is as it was.
     """
     libraries = [logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
@@ -24,6 +24,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated", UserWarning)
             yield
     finally:
         for library, level, has_bars in before:

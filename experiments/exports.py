@@ -32,7 +32,7 @@ def trained(folder: Path) -> Iterator[Path]:
     recipe = dfb.load_recipe("configs/shapes_dpo_lora.yaml", {**LORA, **FAST, "output_dir": str(folder / "images")})
     yield dfb.train(recipe).path
     yield sorted((folder / "images" / "checkpoints").iterdir())[-1]
-    recipe = dfb.load_recipe("configs/text_dpo_tiny.yaml", {**FAST, "output_dir": str(folder / "texts")})
+    recipe = dfb.load_recipe("configs/captions_dpo_lora.yaml", {**FAST, "output_dir": str(folder / "texts")})
     yield dfb.train(recipe).path
 
 

@@ -1,7 +1,7 @@
 """Random walks on a directed graph: what ILQL makes of them, beside behaviour cloning on the same walks.
 
     python -m experiments.random_walks                       # three graphs, the table below
-    python -m experiments.random_walks --prepare             # only the walks and the model that configs/text_ilql_walks.yaml reads
+    python -m experiments.random_walks --prepare             # only the walks and the model that configs/walks_ilql.yaml reads
 
 The task is that of trlX's example (github.com/CarperAI/trlx, examples/randomwalks), rebuilt: a directed graph of 21 nodes
 where each edge is there with probability 0.1, a goal, and 1,000 walks that take a random edge at each node until they are
@@ -81,7 +81,7 @@ NODES, EDGE, LONGEST, WALKS = 21, 0.1, 10, 1000
 LETTERS = "abcdefghijklmnopqrstu"
 GOAL = 0
 END, PADDING = "<end>", "<pad>"
-RECIPE = "configs/text_ilql_walks.yaml"
+RECIPE = "configs/walks_ilql.yaml"
 BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)
 SAMPLES = 50  # of each start
 

@@ -69,6 +69,8 @@ WORDS = {
     r"so many": "this many",
     r"size stor(y|ies)": "size conditioning",
     r"(rooms|floors|doors?|house|(a|the|only|each|every|one) room (that|which))": "packages, layers",
+    r"(stands?|standing) once": "is used once",
+    r"told apart|look every": "compared, evaluate every",
     r"convene[sd]?": "build_panel",
     r"found(?= (=|:=|: \w+ =|\+=|in)\W)": "what it is",
     r"class (Writer|Drawing|Side|Roller|Measured|Rotated|PairOrder)": "a name of what it is",
@@ -76,6 +78,7 @@ WORDS = {
 
 # Where such a word is right: the file, and what stands around it.
 RIGHT = {
+    "assets/README.md": "a pair stands once",  # written by the tool that builds them
     "diffusion_feedback/scorers/texts/llm_judge.py": "closer to what is asked?",  # a published question
     "CONTRIBUTING.md": "figures, pages and model cards",  # pictures of curves
 }
@@ -84,7 +87,16 @@ RIGHT = {
 def written() -> Iterator[tuple[str, int, str]]:
     """File, line number and text of each line that somebody reads."""
     code = ("diffusion_feedback", "docs", "examples", "experiments", "benchmarks", "tools")
-    texts = ("diffusion_feedback/**/*.j2", "docs/*.md", "README.md", "CONTRIBUTING.md", "assets/*.md", "configs/*.yaml")
+    texts = (
+        "diffusion_feedback/**/*.j2",
+        "diffusion_feedback/cli/help/*.txt",
+        "diffusion_feedback/reports/**/*.yaml",
+        "docs/*.md",
+        "README.md",
+        "CONTRIBUTING.md",
+        "assets/*.md",
+        "configs/*.yaml",
+    )
     patterns = (*(f"{folder}/**/*.py" for folder in code), *texts)
     for path in (path for pattern in patterns for path in sorted(ROOT.glob(pattern))):
         name = str(path.relative_to(ROOT))
@@ -101,6 +113,25 @@ def test_words_that_are_not_used(word: str) -> None:
         if pattern.search(line) and not (word == FIGURES and name.startswith("diffusion_feedback/reports/"))
     ]
     assert wrong == [], f"write {WORDS[word]}"
+
+
+RATE = re.compile(
+    r"([Nn]ats|[Bb]its|perplexity|[Pp]airs|images|samples) a (token|byte|completion|caption|step|second|prompt|round|pass)(?!\w)"
+)
+READ = (
+    "diffusion_feedback/cli/",
+    "diffusion_feedback/reports/",
+    "diffusion_feedback/shapes/page.py",
+    "configs/",
+    "docs/",
+)
+
+
+def test_what_is_read_says_per() -> None:
+    """It is "nats per token", not "nats a token": in help, pages, cards, recipes and documents."""
+    lines = [(name, number, line) for name, number, line in written() if name.startswith(READ)]
+    assert [f"{name}:{number}: {line.strip()}" for name, number, line in lines if RATE.search(line)] == []
+    assert RATE.search("a KL of 0.4 nats a caption")
 
 
 @pytest.mark.parametrize("word", ["the last look", "figures of the run", "it is told", "asked for", "say it anew"])

@@ -45,7 +45,7 @@ def draw(model: CausalLM, prompts: Sequence[str], count: int, seed: int) -> dict
 def label(groups: dict[str, list[str]], seed: int) -> list[dict[str, object]]:
     """Pair the best with the worst, the second best with the second worst, ..., and ask the annotator.
 
-    Completions that are the same are not paired, and a pair stands once. The annotator prefers the first with probability
+    Completions that are the same are not paired, and a pair is used once. The annotator prefers the first with probability
     sigmoid((score_0 - score_1) / TEMPERATURE) (Bradley-Terry).
     """
     rows: list[dict[str, object]] = []

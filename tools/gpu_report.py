@@ -8,9 +8,9 @@ Each part runs in a process of its own under a limit of its own. A part that fai
 time is written down as such, and the others go on. The parts:
 
   machine   the device, versions, the bf16 matrix-product rate and the rate of copies in its memory
-  sd15      Stable Diffusion 1.5, LoRA, Diffusion-DPO at 512 px: pairs a second, share of the matrix rate, peak memory
+  sd15      Stable Diffusion 1.5, LoRA, Diffusion-DPO at 512 px: pairs per second, share of the matrix rate, peak memory
   sdxl      the same for SDXL at 1024 px
-  scorer    HPSv2's ViT-H/14 in half precision: images a second by the runner and by bare forward passes
+  scorer    HPSv2's ViT-H/14 in half precision: images per second by the runner and by bare forward passes
   text      a DPO step on texts against trl's
   tests     the tests marked gpu: losses, caches, resuming, bf16 and fp16 against the CPU
 """
@@ -80,14 +80,14 @@ def _memory(measured: Measured) -> str:
 
 def _image_rows(name: str) -> Callable[[Measured], list[tuple[str, str]]]:
     def rows(measured: Measured) -> list[tuple[str, str]]:
-        what = f"{name} LoRA, {measured['resolution']} px, {measured['pairs']} pairs a step, bf16"
+        what = f"{name} LoRA, {measured['resolution']} px, {measured['pairs']} pairs per step, bf16"
         return [
-            (f"{what}: pairs a second", f"{measured['pairs_per_second']:.2f}"),
+            (f"{what}: pairs per second", f"{measured['pairs_per_second']:.2f}"),
             (f"{what}: share of the bf16 matrix rate", f"{measured['share_of_bf16_rate']:.1%}"),
             (f"{what}: peak memory", _memory(measured)),
             (f"{what}: loss before the first update (ln 2 is 0.6931)", f"{measured['first_loss']:.4f}"),
             (
-                f"{name} VAE, float32, encoding with decoding of JPEG: images a second",
+                f"{name} VAE, float32, encoding with decoding of JPEG: images per second",
                 f"{measured['vae_images_per_second']:.1f}",
             ),
         ]
@@ -108,7 +108,7 @@ def _machine_rows(measured: Measured) -> list[tuple[str, str]]:
 def _scorer_rows(measured: Measured) -> list[tuple[str, str]]:
     what = f"HPSv2 over {measured['architecture']}, {measured['dtype']}"
     return [
-        (f"{what}: images a second by the runner", f"{measured['images_per_second']:.1f}"),
+        (f"{what}: images per second by the runner", f"{measured['images_per_second']:.1f}"),
         (f"{what}: by bare forward passes", f"{measured['bare_images_per_second']:.1f}"),
         (f"{what}: runner's time over bare", f"{measured['runner_over_bare']:.2f}"),
         (f"{what}: peak memory", _memory(measured)),

@@ -36,7 +36,7 @@ def build_parser() -> Flags:
     }
     add_flags(parser, BenchmarkSettings, helps)
     of_models = {
-        "seeds": "one image a prompt under each",
+        "seeds": "one image per prompt under each",
         "model_dtype": "precision of the network (default float32)",
         "generation_batch_size": "images at once",
     }

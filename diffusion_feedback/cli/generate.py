@@ -16,7 +16,7 @@ def build_parser() -> Flags:
     parser = Flags("dfb generate", "Generate one image, or some completions, for each prompt under each seed.")
     add = parser.add_argument
     add("model", metavar="MODEL", help="diffusers or transformers folder, hub id, or folder of a run (LoRA runs too)")
-    forms = ".txt (one a line), .json, .jsonl, .csv, .tsv or .parquet (column prompt, prompts, caption or text)"
+    forms = ".txt (one per line), .json, .jsonl, .csv, .tsv or .parquet (column prompt, prompts, caption or text)"
     add("--prompts", type=Path, required=True, help=forms)
     add("--output_dir", "--output-dir", required=True, help="folder to write")
     helps = {

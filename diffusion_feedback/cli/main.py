@@ -16,6 +16,7 @@ from .. import __version__
 from ..errors import UserError, nearest
 from . import failures
 from .launching import check_launch
+from .network import go_offline_without_a_hub
 
 COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model on preference pairs, from a recipe",
@@ -98,6 +99,7 @@ def _run(arguments: Sequence[str]) -> None:
         # Imported here and not above, so that the overview and a misspelt name are answered at once.
         if not {"-h", "--help"} & set(arguments):
             check_launch(command)
+            go_offline_without_a_hub()
             importlib.import_module("diffusion_feedback.installation").check_installed()
         importlib.import_module(f"diffusion_feedback.cli.{command}").run(arguments[1:])
     else:

@@ -50,6 +50,7 @@ CHANGES: Mapping[str, Change] = {
     "training.timestep_range": "meaning",
     "training.checkpointing_steps": "beside",
     "training.checkpoints_total_limit": "beside",
+    "training.global_batch_size": "beside",
     "training.report_to": "beside",
     "validation": "beside",
     "text": "meaning",

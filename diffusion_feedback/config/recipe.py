@@ -127,6 +127,8 @@ class TrainingConfig:
         num_train_epochs: Passes through the data, in place of max_train_steps; of the prompts, where completions are drawn.
         train_batch_size: Pairs in one forward pass of one process.
         gradient_accumulation_steps: Forward passes of each process in one optimizer step.
+        global_batch_size: Examples of one optimizer step that the recipe was written for, all passes and processes together;
+            it sets nothing: where another number comes out, a warning names what restores it.
         learning_rate: Peak learning rate.
         lr_scheduler: Course of the learning rate after the warm-up.
         lr_warmup_steps: Steps of linear warm-up.
@@ -144,9 +146,10 @@ class TrainingConfig:
 
     seed: Annotated[int, SEED] = 0
     max_train_steps: Annotated[int | None, _STEPS, ESSENTIAL] = None
-    num_train_epochs: Annotated[float | None, POSITIVE] = None
+    num_train_epochs: Annotated[float | None, POSITIVE, ESSENTIAL] = None
     train_batch_size: Annotated[int, COUNT, ESSENTIAL] = 8
     gradient_accumulation_steps: Annotated[int, COUNT, GIVEN, ESSENTIAL] = 1
+    global_batch_size: Annotated[int | None, _PAIRS, GIVEN] = None
     learning_rate: Annotated[float, NOT_NEGATIVE, ESSENTIAL] = 1e-5
     lr_scheduler: Annotated[
         Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"], ESSENTIAL

@@ -24,8 +24,8 @@ def join_prompts(folder: Path, names: Sequence[str], prompts: Sequence[PromptRec
     """The ``prompts`` of the images ``names`` of ``folder``, in the order of the names, and how they were found.
 
     Prompts that name files (column ``file_name``, ``image`` or ``path``) or have an ``id`` that file names begin with go
-    to these. Else names of the form 00007_1 are image 1 of prompt 7, where there are several images a prompt; else one
-    prompt belongs to each image, in natural order; else each subfolder has one image a prompt. Raises UserError naming
+    to these. Else names of the form 00007_1 are image 1 of prompt 7, where there are several images per prompt; else one
+    prompt belongs to each image, in natural order; else each subfolder has one image per prompt. Raises UserError naming
     the numbers where none of these fits, and for names whose order nobody can tell.
     """
     column = next((name for name in prompts[0].extra if name.lower() in FILE_COLUMNS), None)
@@ -111,7 +111,7 @@ def _id_of(stem: str, texts: Mapping[str, str]) -> str | None:
 
 
 def _by_number(names: Sequence[str], texts: Sequence[str]) -> tuple[list[Pairing], str] | None:
-    """Several images a prompt: 00007_1, 00007-s1; numbers from 0, or from 1 where 0 is not there."""
+    """Several images per prompt: 00007_1, 00007-s1; numbers from 0, or from 1 where 0 is not there."""
     matches = [_SAMPLE.fullmatch(PurePath(name).stem) for name in names]
     numbers = [int(match["index"]) for match in matches if match is not None]
     if len(numbers) < len(names) or len(names) == len(texts):
@@ -182,7 +182,7 @@ def _by_subfolder(folder: Path, names: Sequence[str], texts: Sequence[str]) -> t
         return None
     if len(groups) == len(texts) and all(len(own) == len(texts) for own in groups.values()):
         problem = f"{folder}: {len(texts)} folders of {len(texts)} images each, and as many prompts"
-        remedy = "is a folder one prompt, or each holds one image a prompt? Give a table with the columns file_name and prompt"
+        remedy = "is a folder one prompt, or each holds one image per prompt? Give a table with the columns file_name and prompt"
         raise UserError(f"{problem}: what a prompt belongs to is not clear", remedy)
     pairs: list[Pairing] = []
     how = ""

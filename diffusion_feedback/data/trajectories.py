@@ -121,7 +121,7 @@ def place_rewards(trajectory: TrajectoryRecord, sequence: TokenSequence) -> NDAr
     elif count in (len(scored), len(scored) - 1):
         placed[:count] = trajectory.rewards
     else:
-        wanted = f"{turns} (one a turn) or {len(scored)} (one a token, the end token included)"
+        wanted = f"{turns} (one per turn) or {len(scored)} (one per token, the end token included)"
         raise BadRow("label", f"{trajectory.record.source}, column 'rewards': {count} numbers, expected {wanted}")
     return placed
 

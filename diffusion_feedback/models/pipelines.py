@@ -65,7 +65,7 @@ def load_pipeline(
     place = _place(path)
     remedy = "check its files, the revision and the variant"
     if place is None:
-        remedy = "it is no folder here: check the name and the revision, and whether the hub can be reached"
+        remedy = "check the name and the revision, or give a folder; without a network only what was downloaded before is there"
     try:
         with reading(path, f"a {pipeline_class.__name__}", remedy), quiet():
             source = str(place or path)
@@ -226,7 +226,7 @@ def _check_parts(path: str, folder: Path, pipeline: DiffusionPipeline) -> None:
     expected = unet.cross_attention_dim
     taken = {*expected} if isinstance(expected, (list, tuple)) else {expected}
     problems = {
-        f"the text encoders give {width} numbers a token, unet takes {expected}": taken != {width},
+        f"the text encoders give {width} numbers per token, unet takes {expected}": taken != {width},
         f"vae gives {vae.latent_channels} channels, unet takes {unet.in_channels} and gives {unet.out_channels}": (
             {unet.in_channels, unet.out_channels} != {vae.latent_channels}
         ),

@@ -88,7 +88,7 @@ def completions_table(
     title: str = "Completions",
     mark: Mark = "",
 ) -> Table:
-    """Completions of the models ``names`` side by side, a row a prompt, each above its score; ``mark`` colours the first."""
+    """Completions of the models ``names`` side by side, a row per prompt, each above its score; ``mark`` colours the first."""
     cells = []
     for prompt, row in rows:
         own = [Cell(text, fixed(score, 3), "" if place else mark) for place, (text, score) in enumerate(row)]

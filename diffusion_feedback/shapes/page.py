@@ -47,7 +47,7 @@ def write_demo_pages(demo: Demo) -> None:
         headline=Rate("Diffusion-DPO", comparison.win_rate),
         facts={
             "held-out prompts": str(comparison.win_rate.num),
-            "training pairs a step": str(recipe.training.train_batch_size),
+            "training pairs per step": str(recipe.training.train_batch_size),
             "steps": str(recipe.training.max_train_steps),
             "seed": str(recipe.training.seed),
             "time": f"{demo.seconds / 60:.1f} min",
@@ -96,7 +96,7 @@ def _curves(folder: Path) -> list[CurveFigure]:
             "Loss", {"loss": series("loss")}, f"{mean} Dashed: ln 2, where training starts.", reference=0.693147
         ),
         CurveFigure(
-            "Errors apart, change against the base",
+            "Error of chosen and of rejected images, change against the base",
             {"chosen": series("error/chosen_change"), "rejected": series("error/rejected_change")},
             f"{mean} The rejected error should rise and the chosen one stay.",
             reference=0.0,

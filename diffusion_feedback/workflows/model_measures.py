@@ -120,7 +120,7 @@ def measure_fluency(
         notes += [f"{model.name}: {note}" for note in tokenization.counts.notes()]
         vocabularies.append(tokenizer.get_vocab())
     if vocabularies[0] != vocabularies[1]:
-        notes.append("note: the two tokenizers differ: compare bits a byte, not perplexities a token")
+        notes.append("note: the two tokenizers differ: compare bits per byte, not perplexities per token")
     return fluency, notes
 
 

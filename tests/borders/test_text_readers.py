@@ -616,4 +616,4 @@ def test_kto_of_one_example_a_step_is_refused_before_the_model_is_read(
         model={"pretrained_model_name_or_path": str(tmp_path / "nowhere")},
     )  # fmt: skip
     assert main(["train", "--config", str(recipe)]) == 2
-    assert "needs two examples a step" in capsys.readouterr().err
+    assert "needs two examples per step" in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_dry_run_says_what_would_be_done(make_recipe: MakeRecipe, capsys: pytest
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "24 for training, 10 held out" in printed
-    assert "effective batch  6 = 3 a pass x 2 accumulated x 1 processes" in printed
+    assert "batch            6 pairs per step = 3 per pass x 2 passes x 1 process" in printed
     assert "logit slope      250 per unit of mean squared error" in printed
     assert "(measured)" in printed
     assert not recipe.with_suffix("").exists()

@@ -99,7 +99,7 @@ def _fluency_table(judged: JudgeMeasurements) -> Table:
         (Cell(name), [interval_cell(own.perplexity), Cell(fixed(own.bits_per_byte, 4)), Cell(f"{own.tokens:,}")])
         for name, own in judged.fluency.items()
     ]
-    columns = ["perplexity a token", "bits a byte", "tokens"]
+    columns = ["perplexity per token", "bits per byte", "tokens"]
     return Table("Held-out texts", columns, rows, "Lower is better; 95 % intervals are over texts.", "model")
 
 
@@ -112,7 +112,7 @@ def _distance_table(judged: JudgeMeasurements) -> Table:
         exact = Cell("" if own.exact is None else fixed(own.exact, 4))
         rows.append((Cell(name), [kl, ratio, *([exact] if has_exact else [])]))
     columns = ["KL along the completions", "mean log-ratio", *(["exact KL"] if has_exact else [])]
-    detail = f"From {judged.settings.get('reference')}, nats a completion, on completions of each model's own."
+    detail = f"From {judged.settings.get('reference')}, nats per completion, on completions of each model's own."
     return Table("Divergence from the reference", columns, rows, detail, "model")
 
 

@@ -321,7 +321,7 @@ def _text_samples(run: TrainedRun) -> list[Table]:
 
 
 def texts_table(drawn: DrawnSamples, columns: Mapping[str, tuple[Sequence[str | Path], Sequence[float]]]) -> Table:
-    """A row a prompt of ``drawn``: the text of each of ``columns``, (texts, their scores where there are some)."""
+    """A row per prompt of ``drawn``: the text of each of ``columns``, (texts, their scores where there are some)."""
     rows = []
     for place, prompt in enumerate(drawn.prompts):
         cells = [

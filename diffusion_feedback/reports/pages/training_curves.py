@@ -17,8 +17,8 @@ _CHANGES = {
 }  # fmt: skip
 _PLAIN = (
     ("objective/scores", "Reward", "Of the completions that each update learnt from."),
-    ("objective/kl", "KL to the reference", "Nats a completion."),
-    ("nll", "Negative log-likelihood", "Nats a token."),
+    ("objective/kl", "KL to the reference", "Nats per completion."),
+    ("nll", "Negative log-likelihood", "Nats per token."),
 )
 
 

@@ -163,7 +163,7 @@ class Rounds:
         output = place / self.modality.pairs_name
         if output.exists():
             return output
-        logger.info("\n== round %d: %d samples a prompt", number, settings.num_samples)
+        logger.info("\n== round %d: %d samples per prompt", number, settings.num_samples)
         drawn, prompts = place / "samples", self.schedule.of_round(number)
         self._draw(model, prompts, drawn, purpose=str(number), num_samples=settings.num_samples)
         judge = self.modality.judge_of(number, self.folder, self.state)

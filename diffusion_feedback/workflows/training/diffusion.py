@@ -23,7 +23,7 @@ from ...types.models import Denoiser
 from ...types.training import Reference
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .given import Setup
-from .image_caches import Encoders, build_encoders, cache_streamed, fill_caches
+from .image_caches import Encoders, build_encoders, cache_bytes, cache_streamed, fill_caches
 from .image_pairs import ImagePairs
 from .memory import weight_bytes
 from .sample_images import ImageSamples
@@ -78,6 +78,8 @@ def diffusion_session(setup: Setup) -> Session:
         notes=[*adapters, *_notes(recipe, denoiser), *samples.notes()],
         frozen_bytes=_frozen_bytes(denoiser, reference),
         sampling_bytes=samples.peak_bytes,
+        num_samples=lambda: len(samples.prompts),
+        cache_bytes=lambda: cache_bytes(encoders, pairs),
     )
 
 

@@ -84,16 +84,40 @@ class RunData(Protocol):
     def plan(self) -> list[str]:
         """Lines on what is learnt from, and in how many steps."""
         training, size = self.setup.recipe.training, self.setup.batch_size
-        passes = f"{training.train_batch_size} a pass x {training.gradient_accumulation_steps} accumulated"
+        passes, processes = training.gradient_accumulation_steps, self.setup.accelerator.num_processes
+        split = (
+            f"{training.train_batch_size} per pass x {number_of(passes, 'pass')} x {number_of(processes, 'process')}"
+        )
         return [
             f"examples         {len(self.train)} for training, {self.held_out()}",
-            f"effective batch  {size} = {passes} x {self.setup.accelerator.num_processes} processes",
+            f"batch            {size} {self.unit} per step = {split}",
             f"steps            {self.length}",
         ]
 
     def held_out(self) -> str:
         """How many examples are held out, in words."""
         return "none held out" if self.heldout is None else f"{len(self.heldout)} held out"
+
+
+def number_of(number: int, what: str) -> str:
+    """A number of things in words, such as "1 pass" or "2 passes"."""
+    return f"{number} {what if number == 1 else what + ('es' if what.endswith('s') else 's')}"
+
+
+def batch_warning(setup: Setup) -> str | None:
+    """What differs from the batch that the recipe was written for, and what restores it; None where nothing does."""
+    training, size = setup.recipe.training, setup.batch_size
+    wanted = training.global_batch_size
+    if wanted is None or size == wanted:
+        return None
+    in_a_pass = size // training.gradient_accumulation_steps
+    remedy = (
+        f"lower training.train_batch_size, which makes {in_a_pass} in one pass of all processes, to a divisor of it"
+    )
+    if wanted % in_a_pass == 0:
+        remedy = f"training.gradient_accumulation_steps: {wanted // in_a_pass} restores it"
+    said = f"warning: {size} examples per step, where the recipe was written for {wanted} (training.global_batch_size)"
+    return f"{said} -> {remedy}, or set the learning rate and global_batch_size for {size}"
 
 
 def check_apart(what: str, train: Collection[str], heldout: Collection[str], *, may_share: bool = False) -> None:

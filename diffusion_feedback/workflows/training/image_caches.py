@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ...config.recipe import Recipe
 from ...data.cache import CachedImageEncoder, CachedTextEncoder, TensorCache
@@ -32,13 +34,21 @@ class Encoders:
                 cache.close()
 
 
+_PIXELS = 8 * 512 * 512
+
+
+def encoded_at_once(resolution: int) -> int:
+    """How many images of ``resolution`` px a side go through the image encoder together, at most 8: it is in float32."""
+    return max(1, min(8, _PIXELS // resolution**2))
+
+
 def build_encoders(recipe: Recipe, denoiser: Denoiser) -> Encoders:
     """Latents and text embeddings, from the disk where ``data.cache`` says so."""
     data = recipe.data
     resolution = data.resolution or denoiser.resolution
     if not data.cache:
         return Encoders(
-            CachedImageEncoder(denoiser.encode_images, resolution, None),
+            CachedImageEncoder(denoiser.encode_images, resolution, None, encoded_at_once(resolution)),
             CachedTextEncoder(denoiser.encode_prompts, None),
         )
     root, dtype = expand(data.cache_dir), getattr(torch, data.cache_dtype)
@@ -49,7 +59,7 @@ def build_encoders(recipe: Recipe, denoiser: Denoiser) -> Encoders:
     )
     texts = TensorCache(root / "text", {"encoder": denoiser.text_encoder_id(), "dtype": data.cache_dtype})
     return Encoders(
-        CachedImageEncoder(denoiser.encode_images, resolution, images, dtype=dtype),
+        CachedImageEncoder(denoiser.encode_images, resolution, images, encoded_at_once(resolution), dtype),
         CachedTextEncoder(denoiser.encode_prompts, texts, dtype=dtype),
     )
 
@@ -90,3 +100,22 @@ def fill_caches(encoders: Encoders, pairs: ImagePairs) -> None:
             encoders.images.cache.flush()
         encoders.texts.fill(["", *(pairs.train.pairs[i].prompt for i in pairs.share())])
     pairs.setup.accelerator.wait_for_everyone()
+
+
+def cache_bytes(encoders: Encoders, pairs: ImagePairs) -> dict[str, int]:
+    """Bytes of the latents and text embeddings of a run on disk, by the size of one of each; those that are there count too."""
+    if encoders.images.cache is None or encoders.texts.cache is None:
+        return {}
+    first = pairs.train.batch([0], 0)
+    view, *others = views_of(pairs.setup.recipe)
+    latent = encoders.images.encode(first.chosen, [view]).latents
+    tokens = sum(leaf.numel() for leaf in tree_leaves(encoders.texts.encode(first.prompts)) if isinstance(leaf, Tensor))
+    images = {
+        key for index in (pairs.train, pairs.heldout) if index is not None for pair in index.pairs for key in pair.keys
+    }
+    prompts = {pair.prompt for index in (pairs.train, pairs.heldout) if index is not None for pair in index.pairs}
+    size = encoders.images.dtype.itemsize
+    return {
+        f"{len(images):,} images": latent.numel() * size * len(images) * (1 + len(others)),
+        f"{len(prompts):,} prompts": tokens * encoders.texts.dtype.itemsize * (len(prompts) + 1),
+    }

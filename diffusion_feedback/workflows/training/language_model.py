@@ -71,6 +71,7 @@ def language_model_session(setup: Setup) -> Session:
         identity={"base": base_hash, "examples": examples_hash(texts.data.train.examples), **reference.identity()},
         evaluate=TextEvaluation(step, texts, samples),
         evaluates_first=True,
+        num_samples=lambda: len(samples.prompts),
         save=model.save,
         written_files=model.written_files(),
         card="language_model",
@@ -85,7 +86,7 @@ def _check_batch(setup: Setup) -> None:
     """Raise UserError for steps of one labelled completion: KTO and its like compare it with another of the step."""
     if setup.batch_size < 2 and setup.objective.learns_from == "labels":
         name = setup.recipe.objective["name"]
-        problem = f"training.train_batch_size: {name} needs two examples a step, to compare prompts"
+        problem = f"training.train_batch_size: {name} needs two examples per step, to compare prompts"
         raise UserError(problem, "raise training.train_batch_size or training.gradient_accumulation_steps")
 
 

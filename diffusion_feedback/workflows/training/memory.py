@@ -19,6 +19,11 @@ def weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
+def gibibytes(count: float) -> str:
+    """``count`` bytes in the unit of cards."""
+    return f"{count / 2**30:,.1f} GiB"
+
+
 def _mebibytes(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
@@ -50,7 +55,7 @@ class PeakMemory(TorchDispatchMode):
         if not isinstance(leaf, Tensor):
             return
         storage = leaf.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes() if counts else 0
+        key, size = storage._cdata, storage.nbytes() if counts else 0  # tensors without numbers have no address
         if (size == 0 and counts) or key in self._known:
             return
         self._known.add(key)

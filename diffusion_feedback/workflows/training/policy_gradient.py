@@ -26,7 +26,7 @@ from ...training.rollout_batches import Pretraining
 from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .drawn import source_of_prompts
-from .examples import RunData, check_apart
+from .examples import RunData, check_apart, number_of
 from .given import Setup
 from .rollout_evaluation import RolloutEvaluation
 from .rollout_prompts import RolloutPrompts, encode_prompts, load_pretraining, load_prompts, sequences_hash
@@ -84,7 +84,7 @@ class Prompts(RunData):
             f"prompts          {len(self.train)} for training, {self.held_out()}",
             f"iteration        {rollouts.num_prompts} prompts x {rollouts.num_generations} = {completions} completions",
             f"updates          {rollouts.num_ppo_epochs} epochs x {rollouts.num_mini_batches} parts of "
-            f"{completions // rollouts.num_mini_batches} completions, over {self.setup.accelerator.num_processes} processes",
+            f"{completions // rollouts.num_mini_batches} completions, over {number_of(self.setup.accelerator.num_processes, 'process')}",
             f"steps            {self.length}: {iterations} iterations, {iterations * completions:,} completions",
         ]
 

@@ -32,8 +32,9 @@ from ...types.models import Tokenizer
 from ...types.texts import TextScorer
 from .accelerator import make_accelerator, own_accelerate, start_trackers
 from .changes import describe_changes
+from .examples import batch_warning
 from .given import NOTHING, Given, Setup, accept, check_all_given, recorded
-from .memory import estimate
+from .planning import plan_of, plan_without_weights
 from .record import kept_warnings, warnings_among, write_page
 from .result import Run
 from .session import Session
@@ -101,9 +102,14 @@ def train(
 
 def _planned(recipe: Recipe, given: Given) -> list[str]:
     check_all_given(recipe, given)
-    with closing(open_session(Setup(recipe, make_accelerator(recipe), given))) as session:
+    try:
+        session = open_session(Setup(recipe, make_accelerator(recipe), given))
+    except UserError as error:
+        return plan_without_weights(recipe, given, error)
+    with closing(session):
         build_optimizer(recipe, session.parameters())
-        return [*describe(session), *estimate(session)]
+        warning = batch_warning(session.setup)
+        return [*filter(None, [warning]), *describe(session), *plan_of(session)]
 
 
 def open_session(setup: Setup) -> Session:
@@ -148,6 +154,8 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
         return
     with kept_warnings() as warnings, closing(open_session(Setup(recipe, accelerator, given))) as session:
         optimizer = build_optimizer(recipe, session.parameters())
+        if warning := batch_warning(session.setup):
+            log.warning(warning)
         if resume:
             folder.check_length(session.data.max_train_steps)
         for line in describe_changes(changes, session.data, folder.last_step):
@@ -275,7 +283,7 @@ def inputs_of(recipe: Recipe) -> dict[str, str | None]:
 
 
 def describe(session: Session) -> list[str]:
-    """Examples, effective batch, steps, parameters and notes."""
+    """Examples, batch, steps, parameters and notes."""
     trained = sum(p.numel() for p in session.parameters())
     total = sum(p.numel() for p in session.network.parameters())
     start = start_of(session.setup.recipe)

@@ -45,6 +45,8 @@ class Session:
         notes: Lines on what one should know of the run before it begins.
         frozen_bytes: Bytes of the weights that are held besides the network, by what they are.
         sampling_bytes: Measures the bytes of one batch of samples at its peak; 0 where none are drawn.
+        num_samples: How many samples an evaluation draws.
+        cache_bytes: Bytes of what is kept on disk for the run, by what it is; nothing where it caches nothing.
     """
 
     data: RunData
@@ -63,6 +65,8 @@ class Session:
     notes: Sequence[str] = ()
     frozen_bytes: Mapping[str, int] = field(default_factory=dict)
     sampling_bytes: Callable[[], int] = int
+    num_samples: Callable[[], int] = int
+    cache_bytes: Callable[[], Mapping[str, int]] = dict
 
     @property
     def setup(self) -> Setup:

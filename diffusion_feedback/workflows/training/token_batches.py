@@ -96,7 +96,7 @@ class TokenBatches(RunData):
             *self.data.notes,
             *adapters,
             *describe_tokenizer(model),
-            f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {most:,} a pass at most",
+            f"tokens           {longest:,} in the longest example, {mean:.0f} on average; {most:,} per pass at most",
             *(f"note             {note}" for note in self.tokenization.counts.notes()),
         ]
 

@@ -1,0 +1,93 @@
+"""Memory of published models: their sizes are the published ones, and the count is that of real passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from diffusion_feedback.models import published
+from diffusion_feedback.models.published import PUBLISHED, published_model
+from diffusion_feedback.workflows.training.memory import PeakMemory
+from diffusion_feedback.workflows.training.published_memory import MemoryNeed, _inputs, _Pass, _peak, memory_need
+
+SIZES = {"sd15": 859_520_964, "sd2": 865_910_724, "sd2-768": 865_910_724, "sdxl": 2_567_463_684}
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_networks_have_the_published_sizes(name: str) -> None:
+    assert count(PUBLISHED[name].network()) == SIZES[name]
+    assert PUBLISHED.keys() == SIZES.keys()
+
+
+def test_encoders_have_the_published_sizes() -> None:
+    """CLIP's towers as transformers builds them of their configurations, and the autoencoder of all these models."""
+    with torch.device("meta"):
+        small = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+        middle = CLIPTextModel(
+            CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16)
+        )
+        large = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=20,
+                projection_dim=1280,
+            )
+        )
+    assert (count(small), count(middle), count(large)) == (published._CLIP_L, published._CLIP_H, published._CLIP_BIG_G)
+    assert count(PUBLISHED["sd15"].decoder()) == 83_653_863
+
+
+def test_models_by_their_names() -> None:
+    assert published_model("stabilityai/stable-diffusion-xl-base-1.0") is PUBLISHED["sdxl"]
+    assert published_model("sdxl") is PUBLISHED["sdxl"]
+    assert published_model("assets/shapes-sd") is None
+
+
+SMALL = published.PublishedModel((), "sd", {"sample_size": 8, "cross_attention_dim": 32, "block_out_channels": (32, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 4}, 0)  # fmt: skip
+
+
+def test_a_count_without_numbers_is_that_of_a_real_pass() -> None:
+    """A small network of the same classes: the most that a pass of it takes, with numbers and without."""
+    network = SMALL.network().requires_grad_(True)
+    counted = _peak(_Pass(network), _inputs(SMALL, 2, 64), "no", torch.float32)
+    real = network.to_empty(device="cpu")
+    for weight in real.parameters():
+        torch.nn.init.normal_(weight, std=0.01)
+    inputs = [torch.zeros(each.shape) for each in _inputs(SMALL, 2, 64)]
+    with PeakMemory() as peak:
+        _Pass(real)(*inputs)
+    assert counted == pytest.approx(peak.bytes, rel=0.05)
+
+
+def recipe(**training: object) -> Recipe:
+    model = ModelConfig("small", gradient_checkpointing=True, dtype="bfloat16", lora_rank=4)
+    settings = TrainingConfig(mixed_precision="bf16", **training)  # type: ignore[arg-type]
+    return Recipe(model, DataConfig("pairs", resolution=64), "run", training=settings)
+
+
+def test_parts_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are in their precision, states follow what is trained, and a pass follows its pairs."""
+    monkeypatch.setitem(published.PUBLISHED, "small", SMALL)  # type: ignore[arg-type]
+    one, two = (memory_need(recipe(train_batch_size=size, ema_decay=decay)) for size, decay in ((8, 0.0), (16, 0.9)))
+    trained = one.states // 12  # gradients, and two moments of adamw
+    assert one.network == 2 * count(SMALL.network()) + 4 * trained
+    assert one.frozen == 4 * 83_653_863
+    assert two.states == 16 * trained
+    assert 1.6 < two.one_pass / one.one_pass < 2.1
+    assert one.total >= one.network + one.frozen + one.states
+
+
+def test_the_most_at_once() -> None:
+    parts = {"network": 5, "frozen": 3, "states": 1, "one_pass": 1, "encoding": 10, "samples": 4}
+    assert MemoryNeed(**parts).total == 18
+    assert MemoryNeed(**{**parts, "one_pass": 20}).total == 29
