@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .documents import unique_keys
@@ -160,28 +161,41 @@ class PromptRecord:
     extra: Mapping[str, Any]
 
 
+_ORIGIN = {"model_path": str, "lora_path": str}
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One generated image: a row of an image folder's ``metadata.jsonl``; ``file_name`` is relative to the folder."""
+    """One generated image: a row of an image folder's ``metadata.jsonl``; ``file_name`` is relative to the folder.
+
+    ``origin`` says where the model lay, ``model_path`` and ``lora_path``, as far as it is known: the hash says what it was,
+    so a model that has moved is the same.
+    """
 
     file_name: str
     prompt: str
     seed: int
     settings: Mapping[str, Any]
     model_hash: str
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> str:
         """One line of JSON."""
         row = {"file_name": self.file_name, "prompt": self.prompt, "seed": self.seed, "model_hash": self.model_hash}
-        return json.dumps(row | {"settings": dict(self.settings)}, ensure_ascii=False, sort_keys=True)
+        return json.dumps(
+            row | dict(self.origin) | {"settings": dict(self.settings)}, ensure_ascii=False, sort_keys=True
+        )
 
     @classmethod
     def from_json(cls, line: str) -> ImageRecord:
         """Read one line of JSON. Raises KeyError or ValueError for a line that is not such a record."""
-        row = _fields(line, {"file_name": str, "prompt": str, "seed": int, "settings": dict, "model_hash": str})
+        row = _fields(
+            line, {"file_name": str, "prompt": str, "seed": int, "settings": dict, "model_hash": str}, _ORIGIN
+        )
+        origin = {name: row[name] for name in _ORIGIN if name in row}
         if row["file_name"].startswith("/") or ".." in row["file_name"].split("/"):
             raise ValueError(f"file_name {row['file_name']!r} leads out of the folder")
-        return cls(row["file_name"], row["prompt"], row["seed"], row["settings"], row["model_hash"])
+        return cls(row["file_name"], row["prompt"], row["seed"], row["settings"], row["model_hash"], origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +241,24 @@ class CompletionRecord:
         return cls(**{**row, "token_ids": tuple(map(int, row["token_ids"]))})
 
 
-def _fields(line: str, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """The values of ``kinds`` in a line of JSON. Raises KeyError or ValueError where one is not there, or another kind."""
+def _fields(
+    line: str, kinds: Mapping[str, type | tuple[type, ...]], optional: Mapping[str, type] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The values of ``kinds``, and those of ``optional`` that are there, in a line of JSON.
+
+    Raises KeyError or ValueError where one is not there, or another kind.
+    """
     try:
         row = json.loads(line, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}, and no object")
-    for name, kind in kinds.items():
+    wanted = {**kinds, **{name: kind for name, kind in optional.items() if name in row}}
+    for name, kind in wanted.items():
         if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
             raise ValueError(f"{name} is {json.dumps(row[name])[:60]}")
-    return {name: row[name] for name in kinds}
+    return {name: row[name] for name in wanted}
 
 
 @dataclass(frozen=True, slots=True)

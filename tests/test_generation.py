@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import datasets
@@ -22,6 +23,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.generation.images import generate_images, load_generated, own_noise
 from diffusion_feedback.prompts import read_prompts
 from diffusion_feedback.records import ImageRecord
+from diffusion_feedback.workflows.generating import generate
 
 PROMPTS = [f"a picture of thing {index}, “quoted”" for index in range(6)]
 SETTINGS = {"num_inference_steps": 4, "guidance_scale": 7.5, "size": (8, 8)}
@@ -314,3 +316,15 @@ def test_every_prompt_and_seed_starts_from_its_own_noise() -> None:
     # The committed assets were made from these numbers: SHA-256 over the length-prefixed text, its first 60 bits.
     text = b"a cat/0"
     assert seen[0] == int(hashlib.sha256(len(text).to_bytes(8, "little") + text).hexdigest()[:15], 16)
+
+
+def test_the_manifest_says_where_the_model_lay(tmp_path: Path, tiny_pipelines: dict[str, Path]) -> None:
+    moved = Path(copytree(tiny_pipelines["sd"], tmp_path / "moved"))
+    for model in (tiny_pipelines["sd"], moved):  # the same model goes on from another place, and the last one is named
+        rows = generate(str(model), ["a cat"], output_dir=tmp_path / "images", num_inference_steps=1)
+    (line,) = (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert row["model_path"] == str(moved.resolve())
+    assert "lora_path" not in row
+    assert ImageRecord.from_json(line).to_json() == line
+    assert len(rows) == 1

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
@@ -74,6 +75,7 @@ def generate_images(
     model_hash: str,
     settings: Mapping[str, object],
     batch_size: int,
+    origin: Mapping[str, str] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> list[ImageRecord]:
     """Generate one image for each of ``prompts`` under each of ``seeds`` into ``folder``; return the records in order.
@@ -86,7 +88,7 @@ def generate_images(
     """
     settings = json.loads(json.dumps(dict(settings)))  # as they come back from the disk: tuples are lists
     wanted = [
-        ImageRecord(f"{IMAGES}/{index:05d}-s{seed}.png", prompt, seed, settings, model_hash)
+        ImageRecord(f"{IMAGES}/{index:05d}-s{seed}.png", prompt, seed, settings, model_hash, origin)
         for index, prompt in enumerate(prompts)
         for seed in sorted(seeds)
     ]

@@ -125,6 +125,7 @@ def draw_images(
         model_hash=sampler.model.model_hash(),
         settings=sampler.settings,
         batch_size=generation.batch_size,
+        origin=sampler.origin,
         overwrite=generation.overwrite,
     )
     logger.info("%s images in %s", len(records), folder)

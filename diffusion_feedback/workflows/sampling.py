@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from ..catalog import family_row
 from ..config.recipe import Recipe
 from ..devices import best_device, find_device
 from ..errors import UserError, visible
-from ..folders import at_home
+from ..folders import at_home, expand
 from ..foreign import check_exists
 from ..generation.completions import Completion
 from ..generation.images import own_noise
@@ -43,12 +43,16 @@ _SINGLE_FILE = re.compile(r"(?!model|pytorch_model|adapter_model).+\.(safetensor
 
 @dataclass(frozen=True, slots=True)
 class ImageSampler:
-    """A loaded diffusion model that turns prompts and seeds into images as ``sampling`` says."""
+    """A loaded diffusion model that turns prompts and seeds into images as ``sampling`` says.
+
+    ``origin``: where it was loaded from, ``model_path`` and ``lora_path``, for manifests.
+    """
 
     model: Denoiser
     sampling: ImageSampling
     dtype: torch.dtype | None
     lora_scale: float = 1.0
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_model(
@@ -178,7 +182,16 @@ def open_image_sampler(
     """A sampler of ``model``: a folder, a hub id, or a pipeline of diffusers that is loaded. Raises UserError."""
     denoiser: Denoiser = open_model(model, source, generation)
     dtype = next(denoiser.network.parameters()).dtype
-    return ImageSampler.from_model(denoiser, sampling, dtype, source.lora_scale)
+    sampler = ImageSampler.from_model(denoiser, sampling, dtype, source.lora_scale)
+    places = {"model_path": model if isinstance(model, str) else None, "lora_path": source.lora}
+    origin = {name: whole_path(place) for name, place in places.items() if place}
+    return replace(sampler, origin=origin)
+
+
+def whole_path(place: str) -> str:
+    """The absolute path of ``place``; a hub id as it is."""
+    path = expand(place)
+    return str(path.resolve()) if path.exists() else place
 
 
 def open_text_sampler(

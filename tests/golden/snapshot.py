@@ -22,7 +22,7 @@ from torch import Tensor
 # Tell of the process, of its versions and of time; or are pages for people, which other tests read.
 LEFT_OUT_FILES = ("environment.json", "README.md", "report.html", "recipe.yaml")
 LEFT_OUT_FOLDERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-LEFT_OUT_KEYS = {"eps", "seconds", "time", "version", "versions"}
+LEFT_OUT_KEYS = {"eps", "lora_path", "model_path", "seconds", "time", "version", "versions"}
 # What the page of a training run is made of: other tests read it, and what it holds of results stands in the files here.
 OF_PAGES = re.compile(r"heldout\.jsonl|notes\.json|samples/(before|step-\d+)/.*|samples/step-\d+\.json")
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "pyarrow")

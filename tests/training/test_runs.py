@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import killing
+import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
+from PIL import Image
 from run_results import assert_close, policy, rows, train
 from safetensors.torch import load_file
 from torch import Tensor
@@ -206,7 +210,24 @@ def test_v_prediction_trains(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 def test_tracker_writes_beside_the_metrics(make_recipe: MakeRecipe) -> None:
     pytest.importorskip("tensorboard", reason="the extra [tracking] is not installed")
     folder = train(make_recipe(model=LORA, training={"max_train_steps": 2, "report_to": ["tensorboard"]}))
-    assert list(folder.rglob("events.out.tfevents.*"))
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = events.EventAccumulator(str(next(folder.rglob("events.out.tfevents.*")).parent))
+    reader.Reload()
+    assert [event.step for event in reader.Scalars("loss")] == [1, 2]
+    assert "time" not in reader.Tags()["scalars"]
+    for name in ("before", "after"):
+        images = [tag for tag in reader.Tags()["images"] if tag.startswith(f"samples/{name}")]
+        assert images, reader.Tags()["images"]
+        (event,) = reader.Images(images[0])
+        assert event.step == 2
+        sent = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
+        place = "before" if name == "before" else "step-000002"
+        drawn = np.asarray(Image.open(folder / "samples" / place / "000.png").convert("RGB"))
+        assert np.array_equal(sent[: drawn.shape[0], : drawn.shape[1]], drawn)
+    (settings,) = folder.rglob("hparams.yml")
+    hyperparameters = yaml.safe_load(settings.read_text())
+    assert hyperparameters["training.max_train_steps"] == 2
+    assert hyperparameters["objective.name"] == "dpo"
 
 
 def test_dry_run_says_what_would_be_done(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

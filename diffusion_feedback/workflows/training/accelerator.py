@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from ...config.recipe import Recipe, to_yaml
+from ...config.recipe import Recipe, to_dict, to_yaml
 from ...errors import UserError, first_line
 from ...folders import expand
+from ...output_folders import flat
 from ...processes import check_joined, check_plugins, leave_at_exit, num_launched
+from ...reports.figures import open_picture
 from ...training.run_folder import TRACKED, RunFolder
+from .drawn import read_samples
 
 
 @contextmanager
@@ -87,7 +92,28 @@ def start_trackers(recipe: Recipe, accelerator: Accelerator, folder: RunFolder) 
     name = folder.path.absolute().name
     named = {"wandb": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
     try:
-        accelerator.init_trackers(TRACKED, config={"recipe": to_yaml(recipe)}, init_kwargs=named)
+        accelerator.init_trackers(TRACKED, config=hyperparameters(recipe), init_kwargs=named)
     except Exception as error:  # trackers are many, and fail in as many ways: no account, no network, no rights
         remedy = "log in to it, or leave it out: metrics.jsonl is written in any case"
         raise UserError(f"training.report_to: could not be started: {first_line(error)}", remedy) from error
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, bool | float | str]:
+    """The recipe as trackers take it: one value a setting by its whole key, and all of it as YAML."""
+    values = {".".join(key): value for key, value in flat(to_dict(recipe)).items()}
+    plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
+    return {**plain, "recipe": to_yaml(recipe)}
+
+
+def track_samples(accelerator: Accelerator, folder: RunFolder, step: int) -> None:
+    """Send the images that were drawn after ``step``, and those from before training, to the trackers that take images."""
+    takers = [tracker for tracker in accelerator.trackers if hasattr(tracker, "log_images")]
+    drawn = read_samples(folder.path, up_to=step).get(step) if takers else None
+    if drawn is None:
+        return
+    for name, files in (("before", drawn.before), ("after", drawn.after)):
+        images = [np.asarray(open_picture(file)) for file in files if isinstance(file, Path)]
+        for tracker in takers if images else []:
+            # TensorBoard alone wants to know the order of the axes.
+            more = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({f"samples/{name}": np.stack(images)}, step=step, **more)

@@ -30,7 +30,7 @@ from ...training.loop import Trainer
 from ...training.run_folder import RunFolder
 from ...types.models import Tokenizer
 from ...types.texts import TextScorer
-from .accelerator import make_accelerator, own_accelerate, start_trackers
+from .accelerator import make_accelerator, own_accelerate, start_trackers, track_samples
 from .changes import describe_changes
 from .examples import batch_warning
 from .given import NOTHING, Given, Setup, accept, check_all_given, recorded
@@ -205,6 +205,12 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
     for line in describe(session):
         log.info(line)
     session.prepare(folder)
+
+    def evaluate(step: int, network: nn.Module) -> Mapping[str, float]:
+        metrics = session.evaluate(step, network, folder)
+        track_samples(session.setup.accelerator, folder, step)
+        return metrics
+
     trainer = Trainer(
         session.setup.accelerator,
         replace(recipe.training, max_train_steps=data.max_train_steps, num_train_epochs=None),
@@ -213,7 +219,7 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
         session.step,
         session.source,
         optimizer,
-        evaluate=lambda step, network: session.evaluate(step, network, folder),
+        evaluate=evaluate,
         evaluate_every=recipe.validation.steps,
         evaluate_first=session.evaluates_first,
         identity=session.identity,
