@@ -7,6 +7,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # What allocators say in a RuntimeError of no kind of its own: torch's on the CPU, cuBLAS, and the drivers of devices.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
@@ -27,12 +28,19 @@ class UserError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work at a place from where it goes on; the exit code is 128 + ``signum``."""
+    """A signal ended the work at a place from where it goes on; the exit code is 128 + ``signum``.
 
-    def __init__(self, signum: int, message: str = "") -> None:
+    Of a training run ``step`` is the last one that was finished, whose checkpoint is the folder ``checkpoint``.
+    """
+
+    def __init__(
+        self, signum: int, message: str = "", *, step: int | None = None, checkpoint: Path | None = None
+    ) -> None:
         super().__init__(message)
         self.signum = int(signum)
         self.message = message
+        self.step = step
+        self.checkpoint = checkpoint
 
 
 def first_line(error: BaseException) -> str:

@@ -300,6 +300,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
+        permit(temporary)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -330,12 +331,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
+            permit(path)
             sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk has no room for halves
+
+
+def permit(path: Path) -> None:
+    """Let those read a file whom the user's mask allows it: some writers, as that of safetensors, keep it to its owner."""
+    if path.is_file():
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 def sync(path: Path) -> None:

@@ -45,8 +45,8 @@ _SMALLER = {
 }
 
 
-def going_on(arguments: Sequence[str]) -> str:
-    """What to run after an interruption of ``dfb *arguments``, and what that does."""
+def going_on(arguments: Sequence[str], step: int | None = None) -> str:
+    """What to run after an interruption of ``dfb *arguments``, of training after ``step``, and what that does."""
     command = arguments[0] if arguments else ""
     if command not in _GOING_ON:
         return "nothing half-written stands under its final name; the same command begins again"
@@ -57,7 +57,7 @@ def going_on(arguments: Sequence[str]) -> str:
     command_line = f"`dfb {shlex.join([command, *more])}`"
     if num_launched() > 1:
         command_line += ", launched as before,"
-    return f"{command_line} goes on from the last whole piece of work"
+    return f"{command_line} goes on from {f'step {step}' if step else 'the last whole piece of work'}"
 
 
 def as_user_error(error: Exception, arguments: Sequence[str]) -> UserError | None:
@@ -164,7 +164,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def stopping() -> Iterator[list[int]]:
-    """The signals that came. Within this, a request to end (SIGTERM, a terminal that closes) raises ``Interrupted``, as Ctrl-C does its like."""
+    """The signals that came. Within this, a request to end (SIGTERM, SIGUSR1, a terminal that closes) raises ``Interrupted``, as Ctrl-C does its like."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -173,7 +173,7 @@ def stopping() -> Iterator[list[int]]:
     received: list[int] = []
     before = {}
     with suppress(ValueError):  # not the main thread: signals are somebody else's
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
             if signal.getsignal(number) in (
                 signal.SIG_DFL,
                 signal.default_int_handler,
@@ -201,7 +201,8 @@ def interrupted(error: KeyboardInterrupt, arguments: Sequence[str]) -> int:
     if is_main_process():
         message = error.message if isinstance(error, Interrupted) else ""
         what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        say(f"\n{message or what}; {going_on(arguments)}")
+        step = error.step if isinstance(error, Interrupted) else None
+        say(f"\n{message or what}; {going_on(arguments, step)}")
     return 128 + number
 
 

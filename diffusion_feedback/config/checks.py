@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..catalog import family_row, objective_row, objectives_for, parts_of
+from ..catalog.heldout import heldout_metrics_of
 from ..catalog.objectives import OBJECTIVES
 from ..errors import UserError
 from .data_lists import data_parts
@@ -41,6 +42,25 @@ def check_recipe(recipe: Recipe) -> None:
         if given is not None:
             data_parts(given, key, weighted=weighted)
     _check_labels(recipe)
+    _check_selection(recipe)
+
+
+def _check_selection(recipe: Recipe) -> None:
+    """Refuse metrics that the evaluations of a run do not have, and what is chosen from where there is one alone."""
+    validation = recipe.validation
+    known = heldout_metrics_of(
+        objective_row(recipe.objective["name"]), of_images=not family_row(recipe.model.family).reads_text
+    )
+    for name in ("keep_best", "early_stopping"):
+        key, metric = f"validation.{name}", getattr(validation, name)
+        if metric is None:
+            continue
+        prefix, _, scorer = metric.partition("/")
+        is_scored = bool(scorer and validation.scorers) and f"{prefix}/SCORER" in known
+        names = [name if validation.scorers else name.replace("SCORER", "NAME of validation.scorers") for name in known]
+        require(metric in known or is_scored, key, metric, f"{', '.join(names) or 'nothing with this objective'}")
+        if validation.steps == 0:
+            raise UserError(f"{key}: validation.steps is 0, which evaluates only at the end", "set validation.steps")
 
 
 def _check_length(training: TrainingConfig) -> None:

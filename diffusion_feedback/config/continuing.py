@@ -61,7 +61,10 @@ CHANGES: Mapping[str, Change] = {
     "rollouts.batch_size": "rounding",
     "rounds": "meaning",
 }
-LENGTH = ("training.max_train_steps", "training.num_train_epochs")
+LENGTH = (
+    "training.max_train_steps", "training.num_train_epochs", "validation.early_stopping",
+    "validation.early_stopping_patience", "validation.early_stopping_min_delta",
+)  # fmt: skip
 
 
 def change_of(key: str) -> Change:

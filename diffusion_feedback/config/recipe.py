@@ -181,7 +181,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is evaluated while training.
+    """What is evaluated while training, which step is kept as the best, and when the run ends before its last step.
 
     Args:
         steps: Steps between two evaluations; 0 evaluates only at the end.
@@ -191,6 +191,14 @@ class ValidationConfig:
         seed: Seed of the first sample, and of the held-out draws.
         num_inference_steps: Steps of the sampler.
         guidance_scale: Classifier-free guidance.
+        scorers: Scorers of dfb score, or the verifier, that judge the samples: scores/NAME is their mean, wins/NAME how often a
+            sample beats the one of before training.
+        keep_best: Metric of the evaluations by which the best step is kept, for RUN@best, whatever checkpoints are removed:
+            accuracy, loss, ...; no step is when not given.
+        early_stopping: Metric of the evaluations that ends the run once it gets no better; the run has all of its steps when
+            not given.
+        early_stopping_patience: Evaluations in a row that may pass without a gain.
+        early_stopping_min_delta: What is gained must be more than this.
     """
 
     steps: Annotated[int, _STEPS_OR_NONE, ESSENTIAL] = 0
@@ -199,6 +207,11 @@ class ValidationConfig:
     seed: Annotated[int, SEED, SAMPLES] = 0
     num_inference_steps: Annotated[int, Range(1, 1000), NOISE] = 30
     guidance_scale: Annotated[float, GUIDANCE, NOISE] = 7.5
+    scorers: Annotated[list[str], NOISE] = field(default_factory=list)
+    keep_best: str | None = None
+    early_stopping: str | None = None
+    early_stopping_patience: Annotated[int, COUNT] = 3
+    early_stopping_min_delta: Annotated[float, NOT_NEGATIVE] = 0.0
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,10 @@ def save_lora(pipeline: DiffusionPipeline, network: ModelMixin, folder: Path, *,
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A plain transformers model, float32, whose weights are those of ``model`` with its adapters merged in."""
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    plain = type(model)(model.config)
+    # Subtracting what was added would leave rounding in the weights, and a run may go on with them.
+    own = {weight: weight.data.clone() for layer in layers for weight in layer.get_base_layer().parameters()}
+    with torch.random.fork_rng(devices=[]):
+        plain = type(model)(model.config)
     for layer in layers:
         layer.merge()
     try:
@@ -177,6 +180,8 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     finally:
         for layer in layers:
             layer.unmerge()
+        for weight, data in own.items():
+            weight.data = data
     if hasattr(model, "generation_config"):
         plain.generation_config = model.generation_config
     return plain

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import UserError, first_line
-from ..records import sync
+from ..records import permit, sync
 
 _BESIDE = ".saving.tmp"
 # What makes a folder one that can be loaded comes last.
@@ -51,11 +51,8 @@ def saving(folder: Path) -> Iterator[Path]:
 
 def _move(entry: Path, place: Path) -> None:
     """Bring ``entry`` down to the disk, readable for whom the user's mask says, and put it in the place of ``place``."""
-    mask = os.umask(0o077)
-    os.umask(mask)
     for path in [entry, *entry.rglob("*")]:
-        if path.is_file():
-            path.chmod(0o666 & ~mask)  # safetensors writes files that nobody else can read
+        permit(path)
         sync(path)
     if place.is_dir() and entry.is_dir():
         shutil.rmtree(place)

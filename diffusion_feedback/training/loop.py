@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,36 +15,28 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ..config.recipe import TrainingConfig
-from ..errors import Interrupted, UserError, first_line, is_out_of_memory, within_memory
-from ..types.training import BatchSource, Coupled, Gated, Observer, Step, StepOutput
-from .checkpoints import first_not_finite
+from ..errors import Interrupted, UserError, within_memory
+from ..runs import RAW
+from ..types.training import BatchSource, Coupled, Gated, Observer, Step
+from .averages import weighted_means, weighted_sums
+from .checkpoints import first_not_finite, forget_shared
 from .ema import WeightAverage
+from .failures import evaluation_failure
 from .finite import MAX_SKIPPED, START_OVER, Watch, culprits_named
 from .optimizers import scheduled_rate
 from .progress_line import ProgressLine
 from .resuming import check_identity, take_over, take_over_optimizer
 from .run_folder import RunFolder
+from .selection import PREFIX, Evaluations, Selection
 from .stopping import StopSignals
 
 Evaluate = Callable[[int, nn.Module], Mapping[str, float]]
-_WEIGHT = "weight of "
 _STOP = "stop requested"
 _SMALLER = (
     "lower training.train_batch_size and raise training.gradient_accumulation_steps by as much, set"
     " model.gradient_checkpointing: true, or use another device; `resume` takes all of these. A lower data.resolution"
     " or text.max_length wants a run of its own"
 )
-
-
-def _sums(output: StepOutput) -> dict[str, Tensor]:
-    """Weighted sums of the metrics of ``output``, and the sums of their weights under names of their own."""
-    sums: dict[str, Tensor] = {}
-    for name, values in output.metrics.items():
-        weights = output.weights.get(name)
-        wide = values.float()
-        sums[name] = (wide if weights is None else wide * weights.to(wide)).sum()
-        sums[_WEIGHT + name] = wide.new_tensor(len(wide)) if weights is None else weights.to(wide).sum()
-    return sums
 
 
 @dataclass
@@ -54,7 +47,8 @@ class Trainer:
     end; with ``evaluate_first`` also before the first update) with the averaged weights in place, on the main process, and
     returns metrics for metrics.jsonl. ``metrics_of(number)`` are metrics of update ``number`` that are known without
     running it. ``identity`` names hashes that a continued run must share with its beginning. ``name_of`` tells people
-    where the example of an id stands; ``unit`` is what examples are called, in the plural.
+    where the example of an id stands; ``unit`` is what examples are called, in the plural. ``selection``: what is kept
+    or ended by evaluations. ``save_weights`` writes a network to a folder as plain libraries load it.
     """
 
     accelerator: Accelerator
@@ -71,6 +65,8 @@ class Trainer:
     metrics_of: Callable[[int], Mapping[str, float]] = lambda number: {}
     name_of: Callable[[str], str] = lambda example_id: f"pair {example_id}"
     unit: str = "examples"
+    selection: Selection = field(default_factory=Selection)
+    save_weights: Callable[[nn.Module, Path], None] = lambda network, folder: None
 
     def __post_init__(self) -> None:
         self.policy, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
@@ -80,6 +76,8 @@ class Trainer:
         self._skipped = 0  # updates that the loss scaler has left out, one after the other
         self._stop = StopSignals()
         self._is_stopping = False
+        self.evaluations = Evaluations(self.folder, self.selection)
+        self.stopped_early: str | None = None  # after which step the run ended before its last one, and why
 
     @property
     def effective_batch(self) -> int:
@@ -95,7 +93,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, from the newest checkpoint where there is one.
 
-        A SIGTERM or SIGINT ends the run after the step in progress, with a checkpoint: raises Interrupted. Raises
+        SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the run after the step in progress, with a checkpoint: raises Interrupted. Raises
         UserError for NaN and infinity, out of memory, a full disk, and checkpoints that do not fit.
         """
         self.network.train()
@@ -104,6 +102,7 @@ class Trainer:
             self._begin()
         elif self._is_evaluation_due(start):
             self._evaluate(start)  # unless that was done before the run broke off
+            self._select(start)
         with self._stop:
             self._train(start)
 
@@ -130,13 +129,15 @@ class Trainer:
     def _train(self, start: int) -> None:
         is_hidden = not self.accelerator.is_main_process
         with ProgressLine(start, self.max_steps, self.effective_batch, self.unit, is_hidden=is_hidden) as line:
-            for number in range(start, self.max_steps):
+            for number in range(start, self.max_steps if self.stopped_early is None else start):
                 done = number + 1
                 with within_memory(f"step {done}", _SMALLER):
                     metrics = self.update(number)
                 self._log({"step": done, **metrics, **self.metrics_of(number)})
                 line.step(metrics)
                 self._after(done)
+                if self.stopped_early is not None:
+                    break
 
     def _after(self, done: int) -> None:
         """What follows step ``done``: the checkpoint first, so that nothing that comes after it can lose the step."""
@@ -147,12 +148,27 @@ class Trainer:
             raise self._interrupted(done, self._stop.received or signal.SIGTERM)
         if self._is_evaluation_due(done):
             self._evaluate(done)
+            self._select(done)
+
+    def _select(self, done: int) -> None:
+        """Keep step ``done`` where its evaluation is the best, and end the run where it gets no better."""
+        is_main = self.accelerator.is_main_process
+        is_best, reason = self.evaluations.is_best(done), self.evaluations.stop()
+        if (is_best or reason is not None) and self._saved != done:
+            self._save(done)
+        if is_best:
+            self.evaluations.mark(done, writes=is_main, keep=self.config.checkpoints_total_limit)
+        if reason is not None and done < self.max_steps:
+            self.stopped_early = f"stopped early after step {done} of {self.max_steps}: {reason}"
 
     def _interrupted(self, done: int, signum: int) -> Interrupted:
         where = f"stopped by {signal.Signals(signum).name} after step {done} of {self.max_steps}"
         if not done:  # before the first step there is nothing to keep
             return Interrupted(signum, f"{where}, before there was a checkpoint")
-        return Interrupted(signum, f"{where}; its checkpoint is written")
+        checkpoint = self.folder.place_of(done)
+        return Interrupted(
+            signum, f"{where}; its checkpoint is written: {checkpoint}", step=done, checkpoint=checkpoint
+        )
 
     def _is_evaluation_due(self, done: int) -> bool:
         return done == self.max_steps or bool(self.evaluate_every and done % self.evaluate_every == 0)
@@ -202,7 +218,7 @@ class Trainer:
                 output = step(self.policy, batch)
                 self.accelerator.backward(output.loss * scale)
             watch.note(batch, output)
-            for name, value in _sums(output).items():
+            for name, value in weighted_sums(output).items():
                 sums[name] = sums[name] + value if name in sums else value
             batch = following
         return sums
@@ -255,11 +271,7 @@ class Trainer:
         assert isinstance(summed, Tensor)
         totals = dict(zip(names, summed.tolist(), strict=True))
         self._is_stopping = totals.pop(_STOP) > 0
-        return {
-            name: total / totals[_WEIGHT + name]
-            for name, total in totals.items()
-            if not name.startswith(_WEIGHT) and totals[_WEIGHT + name]  # what no example had says nothing
-        }
+        return weighted_means(totals)
 
     @contextmanager
     def result(self) -> Iterator[nn.Module]:
@@ -271,52 +283,46 @@ class Trainer:
         """Evaluate the network, unless metrics.jsonl has the metrics of ``done``; a failure loses no step."""
         self.accelerator.wait_for_everyone()
         failure: BaseException | None = None
+        metrics: Mapping[str, float] | None = None
         if self.accelerator.is_main_process and not self._was_evaluated(done):
             # Other processes wait and cannot be notified: with them, the evaluation is finished first.
             self._stop.at_once = self.accelerator.num_processes == 1
             try:
-                self._evaluate_alone(done)
+                metrics = self._evaluate_alone(done)
             except BaseException as error:
                 failure = self._explained(done, error)
             finally:
                 self._stop.at_once = False
         if self.accelerator.num_processes > 1:
-            failures = [None if failure is None else str(failure)]
-            broadcast_object_list(failures)
-            if failure is None and failures[0] is not None:
-                failure = UserError(f"evaluation failed in the main process: {failures[0]}")
+            shared: list[Any] = [None if failure is None else str(failure), metrics]
+            broadcast_object_list(shared)
+            metrics = shared[1]
+            if failure is None and shared[0] is not None:
+                failure = UserError(f"evaluation failed in the main process: {shared[0]}")
         if failure is not None:
             raise failure
+        if metrics is not None:
+            self.evaluations.note(done, metrics)
 
-    def _evaluate_alone(self, done: int) -> None:
+    def _evaluate_alone(self, done: int) -> Mapping[str, float]:
         with self.result() as network:
             metrics = self.evaluate(done, network)
         if metrics:
-            self._log({"step": done, **{f"validation/{name}": value for name, value in metrics.items()}})
+            self._log({"step": done, **{PREFIX + name: value for name, value in metrics.items()}})
+        return metrics
 
     def _was_evaluated(self, done: int) -> bool:
         rows = [row for row in self.folder.read_metrics() if row["step"] == done]
-        return any(name.startswith("validation/") for row in rows for name in row)
+        return any(name.startswith(PREFIX) for row in rows for name in row)
 
     def _explained(self, done: int, error: BaseException) -> BaseException:
         """What ended the evaluation after step ``done``, as an error that says how to go on; the step itself is kept."""
         if 0 < done != self._saved:
             self._check_weights(done)
             self._write(done)
-        goes_on = (
-            f"`resume` goes on from step {done}; with validation.prompts: [] and "
-            "validation.num_prompts: 0 it draws no samples, with validation.steps: 0 it evaluates only at the end"
-        )
-        what = f"evaluation after step {done}"
         if isinstance(error, Interrupted):
             return self._interrupted(done, error.signum)
-        if isinstance(error, UserError):
-            return UserError(f"{what}: {error.problem}", f"{error.remedy}; {goes_on}" if error.remedy else goes_on)
-        if is_out_of_memory(error):
-            return UserError(f"{what}: out of memory: {first_line(error)}", goes_on)
-        if isinstance(error, OSError):
-            return UserError(f"{what}: {error.filename or 'a file'}: {error.strerror or error}", goes_on)
-        return error
+        return evaluation_failure(done, error)
 
     def _log(self, row: Mapping[str, object]) -> None:
         if self.accelerator.is_main_process:
@@ -329,6 +335,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._write(done)
+        self._saved = done
 
     def _check_weights(self, done: int) -> None:
         averaged = self.average.average if self.average is not None else {}
@@ -345,8 +352,18 @@ class Trainer:
         tensors |= {name: state for name, state in states.items() if state}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "identity": self._identity()}
-        self.folder.save_checkpoint(done, tensors, state, self.config.checkpoints_total_limit)
+        state["evaluations"] = self.evaluations.metrics
+        self.folder.save_checkpoint(done, tensors, state, self._save_results)
+        self.folder.prune(self.config.checkpoints_total_limit)
         self._saved = done
+
+    def _save_results(self, folder: Path) -> None:
+        """The weights that the run would give out now, and with an average the raw ones beside it."""
+        with self.result() as network:
+            self.save_weights(network, folder)
+        if self.average is not None:
+            self.save_weights(self.network, folder / RAW)
+            forget_shared(folder, folder / RAW)
 
     def _identity(self) -> dict[str, str]:
         """What a continued run must share with its beginning, besides the recipe."""
@@ -360,9 +377,12 @@ class Trainer:
             check_identity(self.folder.path, state.get("identity"), self._identity())
             take_over(checkpoint, tensors, self.weights, self.average, self._observers())
             take_over_optimizer(checkpoint, state, self.optimizer, self.accelerator.scaler)
-        if self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        if is_main:
             self.folder.forget_after(self._saved)
             if self._saved < self.max_steps:
                 self.folder.forget_result()  # that of a run which is lengthened
         self.accelerator.wait_for_everyone()
+        known = saved_state[2].get("evaluations") if saved_state is not None else None
+        self.evaluations.restore(self._saved, known, writes=is_main)
         return max(0, self._saved)

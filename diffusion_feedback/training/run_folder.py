@@ -4,11 +4,12 @@ recipe.yaml        the resolved recipe; training reads it back
 environment.json   versions, hardware and command, and patterns of the files that the result is written in
 notes.json         what was said before the first step, and all warnings
 history.jsonl      settings that changed when the run went on, and after which step; where any did
+best.json          the best step by validation.keep_best, its value, and where its checkpoint is; where one is kept
 metrics.jsonl      one line a step, and one an evaluation of held-out pairs, with their time
 heldout.jsonl      one line an evaluation: what is known of each held-out example
 samples/           validation grids, or completions, on fixed seeds
 report.html        the page of the run
-checkpoints/       step-000100/..., whole or absent, with checksums
+checkpoints/       step-000100/..., whole or absent, with checksums; each holds weights as the result does
 README.md          model card, written last: its presence says that the run is complete
 """
 
@@ -18,7 +19,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from ..folders import ROUNDS
 from ..foreign import reading
 from ..output_folders import OutputKind, check_writable
 from ..records import content_hash, write_json, write_text
+from ..runs import BEST, CHECKPOINTS, best_step, checkpoint_steps
 from . import checkpoints
 from .environment import environment
 from .history import HISTORY, read_history, record_changes
@@ -52,7 +54,7 @@ TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in whi
 _RUNS = OutputKind(
     mark="recipe.yaml",
     own=(
-        *("README.md", "report.html", _NOTES, "metrics.jsonl", "heldout.jsonl", HISTORY),
+        *("README.md", "report.html", _NOTES, "metrics.jsonl", "heldout.jsonl", HISTORY, BEST),
         *("checkpoints", "samples", TRACKED),
     ),
     foreign="is there and is no run",
@@ -262,22 +264,49 @@ class RunFolder:
         spent = max((float(row.get("seconds", 0.0)) for row in self.read_metrics()), default=0.0)
         self._clock_start = time.monotonic() - spent
 
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object, keep: int) -> None:
-        """Write ``checkpoints/step-N``, whole or not at all; then remove all but the newest ``keep``."""
-        checkpoints.save_checkpoint(self._checkpoints, step, tensors, state, keep)
+    def save_checkpoint(
+        self,
+        step: int,
+        states: Mapping[str, Mapping[str, Tensor]],
+        state: object,
+        save_weights: Callable[[Path], None] = lambda folder: None,
+    ) -> Path:
+        """Write ``checkpoints/step-N``, whole or not at all."""
+        return checkpoints.save_checkpoint(self.path / CHECKPOINTS, step, states, state, save_weights)
+
+    def prune(self, keep: int) -> None:
+        """Remove all checkpoints but the newest ``keep`` and that of the best step."""
+        best = best_step(self.path)
+        checkpoints.prune(self.path, keep, [] if best is None else [best])
+
+    def mark_best(self, step: int, metric: str, value: float) -> None:
+        """Say which step is the best, by the ``value`` of a ``metric``; its checkpoint stays."""
+        place = self.place_of(step).relative_to(self.path).as_posix()
+        write_json(self.path / BEST, {"step": step, "metric": metric, "value": value, "checkpoint": place})
+
+    def forget_best(self) -> None:
+        """No step is the best."""
+        (self.path / BEST).unlink(missing_ok=True)
+
+    def read_best(self) -> tuple[int, str, float] | None:
+        """What ``mark_best`` said: step, metric and value; None where no step is marked. Raises UserError."""
+        if best_step(self.path) is None:
+            return None
+        best = read_object(self.path / BEST, "remove the file", ["step", "metric", "value"])
+        return int(best["step"]), str(best["metric"]), float(best["value"])
+
+    def place_of(self, step: int) -> Path:
+        """The folder of the checkpoint of ``step``."""
+        return self.path / CHECKPOINTS / checkpoints.checkpoint_name(step)
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return checkpoints.existing(self._checkpoints)
+        return list(checkpoint_steps(self.path).values())
 
     def load_checkpoint(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, object]] | None:
-        """The newest checkpoint: step, tensors by name, state of optimizer and run; None where there is none."""
+        """The newest checkpoint: step, tensors by state and name, state of optimizer and run; None where there is none."""
         saved = self.checkpoints()
         return checkpoints.load_checkpoint(saved[-1]) if saved else None
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
 
 def _append(path: Path, row: Mapping[str, object]) -> None:

@@ -11,14 +11,18 @@ from typing import Any
 
 from ..errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The third comes when a terminal closes, the last from Slurm before a job's time is over (sbatch --signal=USR1@90).
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_USUAL = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While the ``with`` block lasts, the first SIGTERM or SIGINT is noted in ``received``; a second one ends at once.
+    """While the ``with`` block lasts, the first of ``SIGNALS`` is noted in ``received``; a second one ends at once.
 
     Where ``at_once`` is set, as between steps, the first does so too, by raising Interrupted. Outside of the main thread,
-    where Python handles no signals, nothing is noted.
+    where Python handles no signals, nothing is noted. SIGHUP and SIGUSR1 stay with a program that has a handler of its own
+    for them, or ignores them, as nohup does.
     """
 
     def __init__(self) -> None:
@@ -28,7 +32,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+            mine = [signum for signum in SIGNALS if signum in _USUAL or _is_free(signum)]
+            self._before = {signum: signal.signal(signum, self._note) for signum in mine}
         return self
 
     def __exit__(
@@ -43,3 +48,9 @@ class StopSignals:
             raise Interrupted(signum)
         text = f"\n{signal.Signals(signum).name}: stopping after this step; the same again stops at once\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())  # print is not safe in a handler
+
+
+def _is_free(signum: int) -> bool:
+    """Whether nobody but this package handles the signal."""
+    handler = signal.getsignal(signum)
+    return handler is signal.SIG_DFL or getattr(handler, "__module__", "").startswith(__name__.partition(".")[0])

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from run_results import policy, rows, train
+from run_results import policy, policy_at, rows, train
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from diffusion_feedback import records
 from diffusion_feedback.cli.main import main
@@ -83,7 +84,9 @@ def a_folder(path: Path) -> None:
 
 
 DAMAGES = (flipped, cut_off, emptied, garbage, gone, a_folder)
-PARTS = ("policy.safetensors", "average.safetensors", "optimizer.pt")
+LORA = "pytorch_lora_weights.safetensors"
+# The average, the weights as they are, how often the average was updated, and the optimizer's state.
+PARTS = (LORA, f"raw/{LORA}", "resume/average.safetensors", "resume/optimizer.pt")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -125,7 +128,7 @@ def test_checkpoints_of_older_versions_have_no_checksums(run: Path) -> None:
 
 def test_the_only_checkpoint_is_damaged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000002")
-    flipped(run / "checkpoints" / "step-000004" / "policy.safetensors")
+    flipped(run / "checkpoints" / "step-000004" / "raw" / LORA)
     assert resumed(run) == 2
     assert "there is no checkpoint before it: start over with --overwrite" in capsys.readouterr().err
 
@@ -167,19 +170,19 @@ CHANGES = {
     one_row: "has the shape (1,",
     not_a_number: "holds values that are not finite",
     stripped: "1 tensors are missing",
-    renamed: "1 are not of this run, foreign among them",
+    renamed: "1 tensors are missing",
 }
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
-@pytest.mark.parametrize("name", ["policy.safetensors", "average.safetensors"])
+@pytest.mark.parametrize(("name", "state"), [(f"raw/{LORA}", "policy"), (LORA, "average")])
 def test_tensors_of_another_run(
-    name: str, change: Callable[[dict[str, Any]], None], run: Path, capsys: pytest.CaptureFixture[str]
+    name: str, state: str, change: Callable[[dict[str, Any]], None], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed(name, change)(run / "checkpoints" / "step-000004")
     assert resumed(run) == 2
     message = capsys.readouterr().err
-    assert f"step-000004/{name}: " in message
+    assert f"step-000004, {state}: " in message
     assert CHANGES[change] in message
     assert "--resume goes on from step-000002" in message
 
@@ -201,7 +204,7 @@ def test_what_is_no_checkpoint_is_left_alone(is_folder: bool, run: Path, finishe
     shutil.rmtree(run / "checkpoints" / "step-000004")
     assert resumed(run) == 0
     whole = policy(finished["place"] / "run")
-    kept = load_file(run / "checkpoints" / "step-000004" / "policy.safetensors")
+    kept = policy_at(run, 4)
     assert all(torch.equal(value, whole[key]) for key, value in kept.items())
     assert all(foreign.exists() for foreign in places)
     assert not half.exists()
@@ -349,11 +352,14 @@ def test_a_full_disk_in_the_last_save(
 ) -> None:
     """Everything that was trained stands in the last checkpoint; the command that is told writes the result from it."""
 
-    def full(*_: Any) -> None:
-        raise FULL[how]
-
     recipe = make_recipe(training={"max_train_steps": 2}, validation={"num_prompts": 0})
-    folder = recipe.with_suffix("")
+    folder, save = recipe.with_suffix(""), LatentDiffusion.save
+
+    def full(self: LatentDiffusion, network: nn.Module, place: Path) -> None:
+        if place == folder:
+            raise FULL[how]
+        save(self, network, place)
+
     with monkeypatch.context() as patch:
         patch.setattr(LatentDiffusion, "save", full)
         assert main(["train", "--config", str(recipe)]) == 2
@@ -373,18 +379,19 @@ def test_checkpoints_are_on_the_disk_before_they_bear_their_name(
     rename = Path.rename
     monkeypatch.setattr(records, "sync", lambda path: seen.append(path.name))
     monkeypatch.setattr(Path, "rename", lambda self, to: [seen.append("renamed"), rename(self, to)][1])
-    checkpoints.save_checkpoint(tmp_path, 3, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=1)
-    assert set(seen[:4]) == {"policy.safetensors", "optimizer.pt", "checksums.json", ".step-000003.tmp"}
-    assert seen[3:] == [".step-000003.tmp", "renamed", tmp_path.name]
+    checkpoints.save_checkpoint(tmp_path, 3, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
+    files = {"policy.safetensors", "weights.json", "optimizer.pt", "resume", "checksums.json"}
+    assert set(seen[:6]) == {*files, ".step-000003.tmp"}
+    assert seen[5:] == [".step-000003.tmp", "renamed", tmp_path.name]
 
 
 def test_a_checkpoint_that_has_no_room_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.save_checkpoint(tmp_path, 1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+    checkpoints.save_checkpoint(tmp_path, 1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "_save_state", full)
     with pytest.raises(UserError, match="No space left on device"):
-        checkpoints.save_checkpoint(tmp_path, 2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+        checkpoints.save_checkpoint(tmp_path, 2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]

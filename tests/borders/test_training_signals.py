@@ -19,13 +19,14 @@ import torch
 from run_results import assert_close, policy, rows, train
 from torch import Tensor
 
+import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.training.loop import Trainer
 from diffusion_feedback.training.stopping import StopSignals
 
 MakeRecipe = Callable[..., Path]
 REWARDS = "def length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 
 
 @pytest.fixture(params=["image lora", "image full with average", "text dpo", "ppo"])
@@ -106,7 +107,7 @@ def whole() -> dict[str, Any]:
 MOMENTS = {
     "in a step": (during_step(2, signal.SIGTERM), signal.SIGTERM, "step-000002"),
     "in a step, from the keyboard": (during_step(3, signal.SIGINT), signal.SIGINT, "step-000003"),
-    "in the last step": (during_step(4, signal.SIGTERM), signal.SIGTERM, "step-000004"),
+    "in the last step, before a job's time is over": (during_step(4, signal.SIGUSR1), signal.SIGUSR1, "step-000004"),
     "in an evaluation": (during_evaluation(signal.SIGTERM), signal.SIGTERM, "step-000002"),
     "before the first step": (before_the_first_step, signal.SIGTERM, None),
     "twice in a step": (during_step(3, signal.SIGTERM, signal.SIGTERM), signal.SIGTERM, None),
@@ -135,6 +136,8 @@ def test_the_step_is_kept_and_resuming_ends_the_same(
     if kept:
         number = int(kept[-1])
         assert f"stopped by {signal.Signals(signum).name} after step {number} of 4" in message
+        assert f"its checkpoint is written: {folder}/checkpoints/{kept}; `dfb" in message
+        assert f"goes on from step {number}" in message
     assert ("its checkpoint is written" in message) == bool(kept)
     goes_on = message.split("`")[1]
     assert goes_on == f"dfb train --config {recipe} --resume"
@@ -146,6 +149,35 @@ def test_the_step_is_kept_and_resuming_ends_the_same(
     again = outcome(folder)
     assert all(torch.equal(value, weights[name]) for name, value in again[0].items())
     assert again[1] == metrics
+
+
+def test_a_program_keeps_its_own_handlers_of_the_rarer_signals() -> None:
+    """nohup ignores SIGHUP, and a launcher of jobs may handle SIGUSR1; the usual two always end the step first."""
+    own: list[int] = []
+    before = {each: signal.getsignal(each) for each in CODES}
+    try:
+        signal.signal(signal.SIGUSR1, lambda signum, frame: own.append(signum))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGHUP)
+            assert (own, stop.received) == ([signal.SIGUSR1], 0)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.received == signal.SIGTERM
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def test_in_python_an_interruption_names_step_and_checkpoint(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(training={"max_train_steps": 3, "checkpointing_steps": 100}, validation={"num_prompts": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        during_step(2, signal.SIGUSR1)(patch)
+        with pytest.raises(dfb.Interrupted) as stopped:
+            dfb.train(dfb.load_recipe(recipe))
+    folder = recipe.with_suffix("") / "checkpoints" / "step-000002"
+    assert (stopped.value.step, stopped.value.checkpoint, stopped.value.signum) == (2, folder, signal.SIGUSR1)
+    assert folder.is_dir()
 
 
 def test_other_threads_leave_signals_alone() -> None:
@@ -180,7 +212,7 @@ def test_real_processes_at_random_moments(make_recipe: MakeRecipe) -> None:
     }
     recipe = make_recipe("broken", **settings)
     folder, moments = recipe.with_suffix(""), random.Random(0)
-    for signum in CODES:
+    for signum in (signal.SIGTERM, signal.SIGHUP):
         command = [sys.executable, "-m", "diffusion_feedback", "train", "--config", str(recipe), "--resume"]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)

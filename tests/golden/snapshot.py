@@ -19,6 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_feedback.runs import CHECKPOINTS, checkpoint_steps
+from diffusion_feedback.training.checkpoints import load_checkpoint
+
 # Tell of the process, of its versions and of time; or are pages for people, which other tests read.
 LEFT_OUT_FILES = ("environment.json", "README.md", "report.html", "recipe.yaml")
 LEFT_OUT_FOLDERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -56,14 +59,17 @@ def _weights(path: Path) -> dict[str, Any]:
 
     Of checkpoints and of the merged models of rounds the hash alone: the run's own result stands beside them.
     """
+    values = _tensors(load_file(path))
+    return {"sha256": values["sha256"]} if "model" in path.parts else values
+
+
+def _tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
     digest, tensors = hashlib.sha256(), {}
-    for name, value in sorted(load_file(path).items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         wide = value.double()
         tensors[name] = [str(value.dtype), list(value.shape), float(wide.norm()), _mean(wide)]
-    if {"checkpoints", "model"} & set(path.parts):
-        return {"sha256": digest.hexdigest()}
     return {"sha256": digest.hexdigest(), "tensors": tensors}
 
 
@@ -117,8 +123,6 @@ def _recorded(path: Path) -> bool:
     """Results: metrics, tables, weights, samples; but not what is copied from the base model."""
     if path.name in LEFT_OUT_FILES or set(path.parts) & set(LEFT_OUT_FOLDERS):
         return False
-    if "checkpoints" in path.parts:
-        return path.name == "policy.safetensors"
     copied = ("config.json", "tokenizer", "generation_config", "model_index", "special_tokens", "preprocessor")
     return not path.name.startswith(copied) and not path.name.endswith("_config.json")
 
@@ -133,11 +137,23 @@ def _is_of_a_page(path: Path) -> bool:
 
 
 def snapshot(folder: Path, places: Mapping[str, str]) -> dict[str, Any]:
-    """The names of all files in ``folder``, and the values of those that hold results."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_of_a_page(path))
+    """The names of all files in ``folder``, and the values of those that hold results.
+
+    A checkpoint is told by what training goes on from, wherever in it that stands.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_of_a_page(path))
+    files = [path for path in found if CHECKPOINTS not in path.relative_to(folder).parts]
     names = {path: path.relative_to(folder).as_posix() for path in files}
     values = {names[path]: _content(path, places) for path in files if _recorded(path.relative_to(folder))}
-    return {"files": list(names.values()), "values": values}
+    listed = list(names.values())
+    for place in folder.rglob(CHECKPOINTS):
+        for checkpoint in checkpoint_steps(place.parent).values():
+            name = checkpoint.relative_to(folder).as_posix()
+            states = load_checkpoint(checkpoint)[1]
+            values[f"{name}/policy.safetensors"] = {"sha256": _tensors(states["policy"])["sha256"]}
+            listed += [f"{name}/{part}" for part in ("checksums.json", "optimizer.pt")]
+            listed += [f"{name}/{state}.safetensors" for state in states]
+    return {"files": sorted(listed, key=lambda name: Path(name)), "values": values}
 
 
 def differences(recorded: Any, got: Any, tolerance: float | None, place: str = "") -> Iterator[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.runs import checkpoint_steps
+from diffusion_feedback.training.checkpoints import load_checkpoint
 
 SGD = {"name": "adamw", "epsilon": 1.0}  # plain gradient descent in effect: AdamW's first steps only see signs
 
@@ -23,8 +24,13 @@ def train(recipe: Path, *flags: str) -> Path:
 
 def policy(folder: Path) -> dict[str, Tensor]:
     """The trained weights of the newest checkpoint."""
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "policy.safetensors")
+    newest = max(checkpoint_steps(folder))
+    return policy_at(folder, newest)
+
+
+def policy_at(folder: Path, step: int) -> dict[str, Tensor]:
+    """The trained weights of the checkpoint of ``step``, as training goes on from them."""
+    return load_checkpoint(checkpoint_steps(folder)[step])[1]["policy"]
 
 
 def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:

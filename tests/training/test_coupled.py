@@ -16,7 +16,7 @@ import coupled_run
 import pytest
 import torch
 from coupled_run import OBJECTIVES, build_parts, build_source, model
-from safetensors.torch import load_file
+from run_results import policy
 from torch import Tensor, nn
 
 from diffusion_feedback.errors import UserError
@@ -61,7 +61,7 @@ def test_processes_do_not_matter(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for name in OBJECTIVES:
         alone = coupled_run.run(name, tmp_path / "alone" / name, 1)
-        both = load_file(next((tmp_path / "both" / name / "checkpoints").glob("*")) / "policy.safetensors")
+        both = policy(tmp_path / "both" / name)
         assert_same_run(tmp_path / "alone" / name, tmp_path / "both" / name, alone, both)
 
 

@@ -166,7 +166,8 @@ def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.load_checkpoint() is None
     for step in (1, 2, 3):
-        folder.save_checkpoint(step, {"policy": {"w": torch.tensor([float(step)])}}, {"optimizer": {}}, keep=2)
+        folder.save_checkpoint(step, {"policy": {"w": torch.tensor([float(step)])}}, {"optimizer": {}})
+    folder.prune(2)
     (tmp_path / "checkpoints" / ".step-000004.tmp").mkdir()
     assert [path.name for path in folder.checkpoints()] == ["step-000002", "step-000003"]
     found = folder.load_checkpoint()
@@ -175,11 +176,11 @@ def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
     assert found[1]["policy"]["w"].item() == 3.0
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "policy.safetensors"])
+@pytest.mark.parametrize("name", ["resume/optimizer.pt", "resume/policy.safetensors", "resume/weights.json"])
 def test_damaged_checkpoints_are_named(tmp_path: Path, name: str) -> None:
     folder = RunFolder(tmp_path)
     for step in (1, 2):
-        folder.save_checkpoint(step, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+        folder.save_checkpoint(step, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
     damaged = tmp_path / "checkpoints" / "step-000002"
     (damaged / name).write_bytes(b"xx")
     with pytest.raises(UserError, match=r"step-000002: the checkpoint cannot be read(.|\n)*remove the folder"):
@@ -199,10 +200,10 @@ def test_damaged_metrics_are_named(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.save_checkpoint(1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+    folder.save_checkpoint(1, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
     (tmp_path / "checkpoints" / ".step-000002.tmp").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"step-000002: the checkpoint could not be written(.|\n)*`resume`"):
-        folder.save_checkpoint(2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}}, keep=2)
+        folder.save_checkpoint(2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
     assert [path.name for path in folder.checkpoints()] == ["step-000001"]
 
 

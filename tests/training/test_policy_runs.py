@@ -16,6 +16,7 @@ import tiny_text
 import torch
 from accelerate import Accelerator
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from run_results import policy
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -96,7 +97,7 @@ def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """Policy and value head of the newest checkpoint."""
-    return load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "policy.safetensors")
+    return policy(folder)
 
 
 def refusal(recipe: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,9 +12,8 @@ import text_recipes
 import tiny_text
 import torch
 from peft import AutoPeftModelForSequenceClassification
-from safetensors.torch import load_file
+from run_results import policy
 from text_recipes import MakeTextRecipe
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from diffusion_feedback.catalog import objective_row
@@ -42,10 +41,6 @@ def train(recipe: Path, *flags: str) -> Path:
 
 def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
     return [row for line in (folder / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
-
-
-def policy(folder: Path) -> dict[str, Tensor]:
-    return load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "policy.safetensors")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

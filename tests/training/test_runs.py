@@ -18,7 +18,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
-from run_results import assert_close, policy, rows, train
+from run_results import assert_close, policy, policy_at, rows, train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -187,9 +187,7 @@ def test_variants_train(make_recipe: MakeRecipe, name: str, changes: dict[str, A
     changes = {**changes, "training": {"max_train_steps": 2, "checkpointing_steps": 1, **changes.get("training", {})}}
     folder = train(make_recipe(name, **changes))
     assert all(math.isfinite(row["loss"]) for row in rows(folder))
-    before, after = (
-        load_file(folder / "checkpoints" / step / "policy.safetensors") for step in ("step-000001", "step-000002")
-    )
+    before, after = (policy_at(folder, step) for step in (1, 2))
     assert any(not torch.equal(value, after[key]) for key, value in before.items()), "the weights move"
 
 

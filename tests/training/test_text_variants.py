@@ -10,8 +10,7 @@ import pytest
 import text_recipes
 import tiny_text
 import torch
-from run_results import SGD, assert_close, policy, rows, train
-from safetensors.torch import load_file
+from run_results import SGD, assert_close, policy, policy_at, rows, train
 from text_recipes import MakeTextRecipe
 from transformers import AutoTokenizer
 
@@ -43,9 +42,7 @@ def test_variants_train(make_text_recipe: MakeTextRecipe, name: str, changes: di
     training = {"max_train_steps": 2, "checkpointing_steps": 1, **changes.get("training", {})}
     folder = train(make_text_recipe(name, **{**changes, "training": training}))
     assert all(math.isfinite(row["loss"]) for row in rows(folder))
-    first, second = (
-        load_file(folder / "checkpoints" / step / "policy.safetensors") for step in ("step-000001", "step-000002")
-    )
+    first, second = (policy_at(folder, step) for step in (1, 2))
     assert any(not torch.equal(value, second[key]) for key, value in first.items()), "the weights move"
 
 

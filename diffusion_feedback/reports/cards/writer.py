@@ -37,7 +37,7 @@ def render_card(
     ``recipe`` is the resolved one, ``metrics`` are the lines of metrics.jsonl. ``facts``: ``effective_batch`` (but for
     policy gradients, which count completions); of a scorer its ``logit_scale``; of texts ``is_chat`` and ``tokenizer``
     (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out. ``steps`` is their number, the
-    recipe's where it is not said; ``history`` are lines on what changed while the run went on.
+    recipe's where it is not said; ``history`` are lines on what changed while the run went on, ``outcomes`` on the best step and on why it ended early.
     """
     filters: dict[str, Callable[..., str]] = {"literal": code_text, "path": code_path, "table": _table}
     filters["data_sets"] = named
@@ -51,6 +51,7 @@ def render_card(
         base=recipe["model"]["pretrained_model_name_or_path"],
         objective=recipe["objective"]["name"],
         history=facts.pop("history", ()),
+        outcomes=facts.pop("outcomes", ()),
         steps=facts.pop("steps", recipe["training"]["max_train_steps"]),
         # A result that was trained over another adapter is merged, and is none itself.
         is_adapter=(folder / "adapter_config.json").is_file(),

@@ -126,15 +126,15 @@ class DiffusionEvaluation:
     samples: ImageSamples
 
     def __call__(self, step: int, network: nn.Module, folder: RunFolder) -> Mapping[str, float]:
-        """The accuracy; the samples are written to ``folder``."""
-        self.samples.draw(step, network, folder)
+        """The accuracy, and what scorers say of the samples, which are written to ``folder``."""
+        of_samples = self.samples.draw(step, network, folder)
         if self.heldout is None:
-            return {}
+            return of_samples
         passes = even_passes(len(self.heldout), self.steps.setup.recipe.training.train_batch_size)
         sums = implicit_sums(self.steps.heldout(), network, self.heldout.batch, passes)
         errors = {name: mean for name, mean in sums.means().items() if name.startswith("error/")}
         folder.log_heldout(step, [pair.example_id for pair in self.heldout.pairs], sums.of_each(passes))
-        return sums.accuracy() | errors
+        return sums.accuracy() | errors | of_samples
 
 
 def check_prediction(likelihood: DenoisingLikelihood, network: nn.Module, batch: PreferenceBatch) -> None:

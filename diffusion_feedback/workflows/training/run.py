@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn, optim
 
 from ...catalog import family_row, resolve
+from ...catalog.heldout import heldout_metric
 from ...config.data_lists import data_parts
 from ...config.parsing import require_recipe
 from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
@@ -28,6 +29,7 @@ from ...training.checkpoints import fingerprint
 from ...training.history import read_history
 from ...training.loop import Trainer
 from ...training.run_folder import RunFolder
+from ...training.selection import Selection, best_line
 from ...types.models import Tokenizer
 from ...types.texts import TextScorer
 from .accelerator import make_accelerator, own_accelerate, start_trackers, track_samples
@@ -226,9 +228,32 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
         metrics_of=data.metrics_of,
         name_of=data.name_of,
         unit=data.unit,
+        selection=_selection(session),
+        save_weights=session.save,
     )
     trainer.fit()
     return trainer
+
+
+def _outcomes(trainer: Trainer) -> list[str]:
+    """Lines on why the run ended before its last step, and on its best one, where there is something to say."""
+    return [line for line in (trainer.stopped_early, best_line(trainer.folder)) if line is not None]
+
+
+def _selection(session: Session) -> Selection:
+    """What is kept or ended by evaluations. Raises UserError for metrics of held-out examples where there are none."""
+    validation = session.setup.recipe.validation
+    for name in ("keep_best", "early_stopping"):
+        metric = getattr(validation, name)
+        if metric is not None and session.data.heldout is None and not heldout_metric(metric).from_samples:
+            problem = f"validation.{name}: {heldout_metric(metric).words} needs held-out examples, and none are given"
+            raise UserError(problem, "set data.validation, or leave it out")
+    return Selection(
+        keep_best=validation.keep_best,
+        early_stopping=validation.early_stopping,
+        patience=validation.early_stopping_patience,
+        min_delta=validation.early_stopping_min_delta,
+    )
 
 
 def _finish(session: Session, trainer: Trainer) -> None:
@@ -254,11 +279,13 @@ def _write_result(session: Session, trainer: Trainer) -> None:
     if accelerator.is_main_process:
         with trainer.result() as network:
             session.save(network, folder.path)
-            length = {"steps": trainer.max_steps, "effective_batch": trainer.effective_batch}
+            length = {"steps": folder.last_step, "effective_batch": trainer.effective_batch}
             history = [str(each) for each in read_history(folder.path)]
-            facts = {**session.card_facts(), **length, "history": history}
+            facts = {**session.card_facts(), **length, "history": history, "outcomes": _outcomes(trainer)}
         recipe = to_dict(recorded(session.setup.recipe))
         card = render_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)
+        for outcome in _outcomes(trainer):
+            log.info(outcome)
         log.info("done: %s", closing_line(write_page(folder.path, card)))
         write_text(folder.path / "README.md", card)  # last: it marks the run as complete
     accelerator.wait_for_everyone()

@@ -10,11 +10,16 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from ...catalog.heldout import SCORES, WINS
 from ...config.recipe import Recipe
 from ...documents import read_object
+from ...errors import UserError
+from ...evaluation.statistics import proportion_interval
 from ...evaluation.trained import DrawnSamples
 from ...records import atomic_write, write_json
 from ...reports.figures import image_grid, open_picture
+from ...scorers.function import ImageScorer
+from ...scorers.loading import load_scorers
 from ...training.run_folder import RunFolder
 from ...types.models import Denoiser
 from ...types.training import Reference
@@ -33,25 +38,32 @@ class ImageSamples:
     side: int
     prompts: Sequence[str]
     source: str
+    scorers: Sequence[ImageScorer] = ()
 
     @classmethod
     def of(cls, recipe: Recipe, denoiser: Denoiser, reference: Reference, side: int, pairs: ImagePairs) -> ImageSamples:
-        """Images of the recipe's prompts, else of held-out ones, else of training prompts, spread evenly over all."""
+        """Images of the recipe's prompts, else of held-out ones, else of training prompts, spread evenly over all.
+
+        Raises UserError for scorers that cannot be loaded, or have nothing to judge.
+        """
         validation, prompts = recipe.validation, list(recipe.validation.prompts)
         if not prompts and validation.num_prompts:
             index = pairs.train if pairs.heldout is None else pairs.heldout
             prompts = evenly_spread(sorted({pair.prompt for pair in index.pairs}), validation.num_prompts)
         source = source_of_prompts(recipe, has_heldout=pairs.heldout is not None)
-        return cls(recipe, denoiser, reference, side, prompts, source)
+        scorers = _load_judges(recipe, pairs.setup.accelerator.device) if validation.scorers else []
+        if scorers and not prompts:
+            raise UserError("validation.scorers: no samples are drawn", "set validation.num_prompts, or leave it out")
+        return cls(recipe, denoiser, reference, side, prompts, source, scorers)
 
     def notes(self) -> list[str]:
         """What is drawn, in a line."""
         return [f"samples          of {len(self.prompts)} {self.source}"] if self.prompts else []
 
-    def draw(self, step: int, network: nn.Module, run: RunFolder) -> None:
-        """Draw all prompts with ``network``; nothing is done where there are none."""
+    def draw(self, step: int, network: nn.Module, run: RunFolder) -> dict[str, float]:
+        """Draw all prompts with ``network``, and say what the scorers make of it; nothing is done where there are none."""
         if not self.prompts:
-            return
+            return {}
         steps, first = self.recipe.validation.num_inference_steps, self.recipe.validation.seed
         before = self._before(network, run.path / SAMPLES / "before")
         images = self._sample(network, self.prompts, steps)
@@ -62,6 +74,19 @@ class ImageSamples:
             grid.save(file, format="PNG")
         seeds = [first + number for number in range(len(self.prompts))]
         write_samples(run.path, DrawnSamples(step, self.source, self.prompts, seeds, before, after))
+        return self._judge([old for old, _ in rows], images)
+
+    @torch.no_grad()
+    def _judge(self, before: Sequence[Image], after: Sequence[Image]) -> dict[str, float]:
+        """By scorer: the mean score of ``after``, and how often it beats ``before``, ties half, with the Wilson interval."""
+        metrics: dict[str, float] = {}
+        for scorer in self.scorers:
+            old, new = (scorer.score(list(images), list(self.prompts)) for images in (before, after))
+            wins = float((new > old).sum()) + 0.5 * float((new == old).sum())
+            rate, name = proportion_interval(wins, len(new)), scorer.name
+            metrics[SCORES + name] = float(new.double().mean())
+            metrics |= {WINS + name: rate.value, f"{WINS}{name}_low": rate.low, f"{WINS}{name}_high": rate.high}
+        return metrics
 
     def _before(self, network: nn.Module, folder: Path) -> list[Path]:
         """The images of the reference, drawn once; and once more where they were of other prompts or settings."""
@@ -105,6 +130,19 @@ class ImageSamples:
         with torch.no_grad(), PeakMemory() as peak:
             self._sample(self.denoiser.network, prompts, 2)
         return int(peak.bytes)
+
+
+def _load_judges(recipe: Recipe, device: torch.device) -> list[ImageScorer]:
+    """The recipe's scorers of samples. Raises UserError where a metric is watched of one that is not among them."""
+    validation = recipe.validation
+    scorers = load_scorers(validation.scorers, device=device)
+    names = [scorer.name for scorer in scorers]
+    for key in ("keep_best", "early_stopping"):
+        metric = getattr(validation, key) or ""
+        if metric.startswith((SCORES, WINS)) and metric.partition("/")[2] not in names:
+            problem = f"validation.{key}: got {metric!r}, and the scorers are {', '.join(names)}"
+            raise UserError(problem, f"use {metric.partition('/')[0]}/{names[0]}, or add it to validation.scorers")
+    return scorers
 
 
 def _save(images: Sequence[Image], folder: Path) -> list[Path]:
