@@ -159,7 +159,8 @@ def test_a_cut_last_line_of_metrics_is_forgotten(tmp_path: Path) -> None:
         file.write('{"step": 4, "lo')
     assert [row["step"] for row in folder.read_metrics()] == [0, 1, 2, 3]
     folder.forget_after(2)
-    assert folder.metrics_path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    assert [row["step"] for row in folder.read_metrics()] == [0, 1, 2]
+    assert folder.metrics_path.read_text().endswith("}\n")
 
 
 def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
