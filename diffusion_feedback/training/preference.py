@@ -257,11 +257,11 @@ class PreferenceStep:
     def gate(self, network: nn.Module, batch: object) -> dict[str, float]:
         """Check that policy and reference agree before the first update. Raises UserError when they do not.
 
-        Where the policy starts elsewhere, the reference has to agree with itself instead: on the same draws its second
+        Where the policy starts elsewhere on purpose, the reference has to agree with itself instead: on the same draws its second
         pass gives what the first one did.
         """
         with torch.no_grad():
-            repeats = {} if self.parts.starts_at_reference else self._check_reference(network, batch)
+            repeats = self._check_reference(network, batch) if self.parts.starts_elsewhere else {}
             return repeats | self._gate(network, batch)
 
     def _check_reference(self, network: nn.Module, batch: object) -> dict[str, float]:

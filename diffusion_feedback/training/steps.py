@@ -27,7 +27,7 @@ class StepParts:
     ``likelihood`` is a ``types.Likelihood``, or the ``types.SampleJudge`` of a step that teaches one. ``reference`` is None for
     objectives that know no reference, and where ``reference_logps`` looks up what the reference says of a
     batch, (2B,), where that was computed before. ``starts_at_reference``: policy and reference must agree before the
-    first update. ``pair_metrics_of`` are what is watched besides the rewards.
+    first update; ``starts_elsewhere``: it begins with weights of its own. ``pair_metrics_of`` are what is watched besides the rewards.
     """
 
     likelihood: Any
@@ -40,6 +40,7 @@ class StepParts:
     unwrap: Callable[[nn.Module], nn.Module] = lambda network: network
     reference_logps: Callable[[Any], Tensor] | None = None
     starts_at_reference: bool = True
+    starts_elsewhere: bool = False
     pair_metrics_of: Callable[[PairLogps], Mapping[str, Tensor]] = denoising_metrics
 
     def total(self, losses: Tensor, batch: Batch) -> Tensor:
@@ -61,15 +62,16 @@ def gate_against_reference(
 
     The largest difference in logit units, beta * |log-probability difference|, must stay below 1e-2: then dpo's
     loss is ln 2 and the accuracy one half, up to rounding. Raises UserError where it does not, and for a loss that is
-    not finite; without a reference that is all that is checked. With one that policy does not start from, loss and
-    difference are what they are, and are reported beside the loss of equal models. Of a denoiser the mean squared error
-    is reported too.
+    not finite; without a reference, or with one that policy does not start from, that is all that is checked. Where policy
+    starts elsewhere on purpose, loss and difference are what they are, and are reported beside the loss of equal models.
+    Of a denoiser the mean squared error is reported too.
     """
     loss = float(losses(logps).mean())
     error = {}
     if parts.pair_metrics_of is denoising_metrics:
         error = {"error": float(-2 * torch.cat([logps.policy_chosen, logps.policy_rejected]).float().mean())}
-    if logps.reference_chosen is None or logps.reference_rejected is None:
+    is_compared = parts.starts_at_reference or parts.starts_elsewhere
+    if logps.reference_chosen is None or logps.reference_rejected is None or not is_compared:
         return {**check_first_loss(loss), **error}
     differences = torch.cat(
         [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]

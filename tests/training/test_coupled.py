@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -231,7 +232,8 @@ def test_the_gate_lets_equal_networks_pass_and_no_others(name: str) -> None:
     away = build(build_parts(OBJECTIVES[name], model(2), starts_at_reference=True))
     with pytest.raises(UserError, match="policy and reference differ"):
         away.gate(policy, batch)
-    elsewhere = build(build_parts(OBJECTIVES[name], model(2))).gate(policy, batch)
+    assert set(build(build_parts(OBJECTIVES[name], model(2))).gate(policy, batch)) == {"loss"}
+    elsewhere = build(replace(build_parts(OBJECTIVES[name], model(2)), starts_elsewhere=True)).gate(policy, batch)
     assert set(elsewhere) == {"loss", "expected_loss", "max_logit_gap", "max_reference_gap"}
     assert elsewhere["max_logit_gap"] > elsewhere["max_reference_gap"] == 0
 

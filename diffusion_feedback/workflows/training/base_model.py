@@ -25,7 +25,7 @@ from ...types.training import Reference
 from ..settings import ModelSource
 from .given import Setup
 from .memory import weight_bytes
-from .starting import start_from_run, trained_adapters, trained_as_a_whole
+from .starting import start_from_run, starts_elsewhere, trained_adapters, trained_as_a_whole
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,7 @@ class FrozenReference:
 
     def is_start_of(self, recipe: Recipe, base_hash: str) -> bool:
         """Whether the policy of ``recipe``, over a base of ``base_hash``, is this before the first update."""
-        has_own_adapters = recipe.model.tuning == "lora" and bool(recipe.model.init_from or recipe.model.init_lora)
-        return self.weights_hash == base_hash and not has_own_adapters
+        return self.weights_hash == base_hash and not starts_elsewhere(recipe)
 
     def identity(self) -> dict[str, str]:
         """The hash of the weights under its name."""

@@ -17,6 +17,7 @@ from ...training.steps import PointwiseStep, StepParts
 from ...types.training import BatchSource, Likelihood, Reference, SampleJudge, Step
 from .examples import RunData
 from .given import Setup
+from .starting import starts_elsewhere
 
 Evaluate = Callable[[int, nn.Module, RunFolder], Mapping[str, float]]
 """(Step, network, the run's folder) to metrics of the network after that step; may write samples to the folder."""
@@ -94,6 +95,7 @@ def step_parts(
         weighted=setup.recipe.data.prompt_weights,
         autocast=setup.accelerator.autocast,
         unwrap=setup.accelerator.unwrap_model,
+        starts_elsewhere=starts_elsewhere(setup.recipe),
         **more,
     )
 

@@ -43,6 +43,11 @@ def checkpoint_of(reference: str) -> str:
     return str(checkpoint)
 
 
+def starts_elsewhere(recipe: Recipe) -> bool:
+    """Whether the adapters of ``recipe`` change the base before the first update."""
+    return recipe.model.tuning == "lora" and bool(recipe.model.init_from or recipe.model.init_lora)
+
+
 def start_of(recipe: Recipe) -> str | None:
     """A line on where the run of ``recipe`` starts and what it is compared with; None where it starts at its base."""
     model = recipe.model
