@@ -8,9 +8,11 @@ import pytest
 
 from diffusion_feedback.evaluation.judged import JudgeMeasurements, Verdict
 from diffusion_feedback.evaluation.judging import clustered_mean, clustered_win_rate
+from diffusion_feedback.evaluation.leakage import Leakage
 from diffusion_feedback.records import CompletionRecord
 from diffusion_feedback.reports.html import render_report
-from diffusion_feedback.reports.pages.judge import judge_report, short_names
+from diffusion_feedback.reports.pages.judge import judge_report
+from diffusion_feedback.reports.results import short_names
 
 SPEC = "function=diffusion_feedback.scorers.texts.captions:reward"
 
@@ -48,7 +50,12 @@ def test_wins_losses_and_ties_stand_apart_the_clearest_first() -> None:
 
 
 def test_the_page_leads_with_what_was_compared_and_says_what_was_repeated() -> None:
-    report = judge_report(judged([3.0, 0.0, -1.0], num_given=5))
+    leakage = {"dpo": Leakage((0,), (SPEC,)), "sft": Leakage()}
+    report = judge_report(judged([3.0, 0.0, -1.0], num_given=5, leakage=leakage))
+    assert [each.title for each in report.notices if each.tone == "alarm"] == [
+        "dpo was trained on these prompts",
+        "captions:reward made the labels that dpo was trained on",
+    ]
     assert report.summary == "Completions of dpo and sft for the same 3 prompts, judged by captions:reward."
     assert report.facts["prompts"] == "5, 3 different"
     page = render_report(report)

@@ -55,7 +55,7 @@ def test_every_part_is_shown() -> None:
         "said words",
     ):
         assert said in text
-    assert [attributes["class"] for tag, attributes in page.tags if tag == "div" and "role" in attributes] == [
+    assert [attributes["class"] for tag, attributes in page.tags if attributes.get("role") == "alert"] == [
         "notice alarm"
     ]
     assert sum(tag == "mark" for tag, _ in page.tags) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from dataclasses import replace
 
 import yaml
 
@@ -12,7 +12,16 @@ from ...records import Text
 from ..content import Cell, Group, Mark, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
 from ..rendering import plural
-from ..results import completions_table, explanations, interval_cell, leakage_notices, notice, share_cell
+from ..results import (
+    completions_table,
+    explanations,
+    interval_cell,
+    leakage_notices,
+    notice,
+    share_cell,
+    short_name,
+    short_names,
+)
 
 _SHOWN = 6  # completions of each: wins, losses
 _SHOWN_TIES = 3
@@ -64,24 +73,6 @@ def _lead(judged: JudgeMeasurements, judges: Sequence[str]) -> str:
     each = f", {plural(num, 'completion')} of each" if num > num_prompts else ""
     by = f", judged by {' and '.join(judges)}" if judges else ""
     return f"Completions of {a} and {b} for the same {plural(num_prompts, 'prompt')}{each}{by}."
-
-
-def short_names(specs: Sequence[str]) -> dict[str, str]:
-    """Judges by their specs, called by what is particular to each; whole where two would be called alike.
-
-    "function=package.module:reward" is module:reward, "llm=Qwen/Qwen2.5-7B-Instruct,template=x.txt" llm Qwen2.5-7B-Instruct.
-    """
-    shorts = {spec: _short_name(spec) for spec in specs}
-    return {spec: short if list(shorts.values()).count(short) == 1 else spec for spec, short in shorts.items()}
-
-
-def _short_name(spec: str) -> str:
-    kind, separator, rest = spec.partition("=")
-    source = PurePath((rest if separator else spec).split(",")[0]).name
-    module, colon, attribute = source.partition(":")
-    if colon:
-        source = f"{module.removesuffix('.py').rpartition('.')[2]}:{attribute}"
-    return f"{kind} {source}" if separator and kind != "function" else source
 
 
 def _bias_table(verdicts: Sequence[Verdict], shown: Mapping[str, str]) -> Table:
@@ -150,10 +141,19 @@ def _row(judged: JudgeMeasurements, verdict: Verdict, place: int) -> tuple[Text,
 
 def _notices(judged: JudgeMeasurements) -> list[Notice]:
     biased = [
-        notice("favours_a_place", judge=_short_name(verdict.spec), bias=verdict.bias)
+        notice("favours_a_place", judge=short_name(verdict.spec), bias=verdict.bias)
         for verdict in judged.verdicts
         if verdict.bias is not None
         and (verdict.bias.first_share.low > 0.5 + _BIASED or verdict.bias.first_share.high < 0.5 - _BIASED)
     ]
-    leaked = [each for name, own in judged.leakage.items() for each in leakage_notices(name, own, judged.prompts)]
+    shown = short_names([verdict.spec for verdict in judged.verdicts])
+    leaked = [
+        each
+        for name, own in judged.leakage.items()
+        for each in leakage_notices(name, replace(own, judges=_named(own.judges, shown)), judged.prompts)
+    ]
     return [*leaked, *biased, *(Notice("Note", note) for note in judged.notes)]
+
+
+def _named(judges: Sequence[str] | None, shown: Mapping[str, str]) -> tuple[str, ...] | None:
+    return None if judges is None else tuple(shown.get(spec, spec) for spec in judges)
