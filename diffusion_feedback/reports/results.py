@@ -66,17 +66,17 @@ def case_groups(
     return [Group(title, list(map(case_of, chosen)), detail, after_name) for title, chosen in named.items() if chosen]
 
 
-def short_names(specs: Sequence[str]) -> dict[str, str]:
+def judge_names(specs: Sequence[str]) -> dict[str, str]:
     """Judges by their specs, called by what is particular to each; whole where two would be called alike.
 
     "function=package.module:reward" is module:reward, "llm=Qwen/Qwen2.5-7B-Instruct,template=x.txt" llm Qwen2.5-7B-Instruct.
     """
-    shorts = {spec: short_name(spec) for spec in specs}
+    shorts = {spec: judge_name(spec) for spec in specs}
     return {spec: short if list(shorts.values()).count(short) == 1 else spec for spec, short in shorts.items()}
 
 
-def short_name(spec: str) -> str:
-    """What is particular to the judge of a spec: see ``short_names``."""
+def judge_name(spec: str) -> str:
+    """What is particular to the judge of a spec: see ``judge_names``."""
     kind, separator, rest = spec.partition("=")
     source = PurePath((rest if separator else spec).split(",")[0]).name
     module, colon, attribute = source.partition(":")

@@ -12,7 +12,7 @@ from diffusion_feedback.evaluation.leakage import Leakage
 from diffusion_feedback.records import CompletionRecord
 from diffusion_feedback.reports.html import render_report
 from diffusion_feedback.reports.pages.judge import judge_report
-from diffusion_feedback.reports.results import short_names
+from diffusion_feedback.reports.results import judge_names
 
 SPEC = "function=diffusion_feedback.scorers.texts.captions:reward"
 
@@ -77,6 +77,6 @@ def test_the_page_leads_with_what_was_compared_and_says_what_was_repeated() -> N
     ],
 )
 def test_judges_are_called_by_what_is_particular_to_them(spec: str, short: str) -> None:
-    assert short_names([spec]) == {spec: short}
+    assert judge_names([spec]) == {spec: short}
     other = spec.replace("=", "=elsewhere/") if "=" in spec and ":" not in spec else spec
-    assert len(set(short_names(list(dict.fromkeys([spec, other]))).values())) == len({spec, other})
+    assert len(set(judge_names(list(dict.fromkeys([spec, other]))).values())) == len({spec, other})

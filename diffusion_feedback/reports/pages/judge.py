@@ -16,11 +16,11 @@ from ..results import (
     completions_table,
     explanations,
     interval_cell,
+    judge_name,
+    judge_names,
     leakage_notices,
     notice,
     share_cell,
-    short_name,
-    short_names,
 )
 
 _SHOWN = 6  # completions of each: wins, losses
@@ -36,7 +36,7 @@ def judge_report(judged: JudgeMeasurements) -> Report:
     repeated = judged.num_given is not None and judged.num_given > num_prompts
     facts = {"prompts": f"{judged.num_given}, {num_prompts} different" if repeated else str(num_prompts)}
     facts["completions of each"] = str(num)
-    shown = short_names([verdict.spec for verdict in verdicts])
+    shown = judge_names([verdict.spec for verdict in verdicts])
     by_judge = [Rate(shown[verdict.spec], verdict.win_rate, num_prompts=num_prompts) for verdict in verdicts]
     return Report(
         title=f"{a} against {b}",
@@ -141,12 +141,12 @@ def _row(judged: JudgeMeasurements, verdict: Verdict, place: int) -> tuple[Text,
 
 def _notices(judged: JudgeMeasurements) -> list[Notice]:
     biased = [
-        notice("favours_a_place", judge=short_name(verdict.spec), bias=verdict.bias)
+        notice("favours_a_place", judge=judge_name(verdict.spec), bias=verdict.bias)
         for verdict in judged.verdicts
         if verdict.bias is not None
         and (verdict.bias.first_share.low > 0.5 + _BIASED or verdict.bias.first_share.high < 0.5 - _BIASED)
     ]
-    shown = short_names([verdict.spec for verdict in judged.verdicts])
+    shown = judge_names([verdict.spec for verdict in judged.verdicts])
     leaked = [
         each
         for name, own in judged.leakage.items()

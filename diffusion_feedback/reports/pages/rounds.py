@@ -12,7 +12,7 @@ from ...evaluation.rounds import RoundMetrics
 from ...records import Text
 from ..content import Case, Cell, Group, Rate, Report, Table
 from ..figures import CurveFigure, Point, PointsFigure
-from ..results import case_groups, completions_table, explanations, interval_cell, share_cell, short_name
+from ..results import case_groups, completions_table, explanations, interval_cell, judge_name, share_cell
 from .folder import read_environment
 
 DrawnSamples = Sequence[tuple[Text, str | Path]]
@@ -52,7 +52,7 @@ def rounds_report(
         headline=Rate(name, last.against_initial, num_prompts=num_prompts) if last.against_initial else None,
         facts={
             "held-out prompts": str(num_prompts),
-            "judged by": short_name(
+            "judged by": judge_name(
                 settings.heldout_judge or settings.labels_from or recipe.rollouts.reward or settings.scorer
             ),
             "reference": _reference(recipe),
