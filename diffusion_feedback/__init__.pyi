@@ -31,6 +31,8 @@ from .workflows.exporting import export as export
 from .workflows.generating import generate as generate
 from .workflows.judging import judge as judge
 from .workflows.labeling import label as label
+from .workflows.pushing import Pushed as Pushed
+from .workflows.pushing import push as push
 from .workflows.reporting import report as report
 from .workflows.rounds.run import rounds as rounds
 from .workflows.scoring import score as score
@@ -48,6 +50,7 @@ from .workflows.settings import ImageSettings as ImageSettings
 from .workflows.settings import JudgeSettings as JudgeSettings
 from .workflows.settings import LabelingSettings as LabelingSettings
 from .workflows.settings import ModelSource as ModelSource
+from .workflows.settings import PushSettings as PushSettings
 from .workflows.settings import ReportSettings as ReportSettings
 from .workflows.settings import ScoringSettings as ScoringSettings
 from .workflows.settings import ViewSettings as ViewSettings

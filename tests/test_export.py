@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_the_command_prints_the_error_and_writes_a_card(
     assert "models/Lora" in card
     assert facts["base"] in card
     assert "Licence" in card
+
+
+def test_the_code_of_the_cards_runs_as_it_stands(lora_run: Path, single_file: Path, tmp_path: Path) -> None:
+    config = str(single_file.with_name("config"))
+    cards = [dfb.export(lora_run, tmp_path / name, format=name).path for name in EXPORT_FORMATS]
+    on_file = {"lora": str(lora_run), "model_config": config}
+    cards.append(dfb.export(single_file, tmp_path / "on file", format="kohya", **on_file).path)
+    for place in cards:
+        (code,) = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+        exec(compile(code, str(place), "exec"), {})
 
 
 @pytest.mark.parametrize("name", [name for name, row in EXPORT_FORMATS.items() if row.texts])

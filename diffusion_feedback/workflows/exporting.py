@@ -180,6 +180,7 @@ def _facts(exported: Exported, run: str, path: str, source: ModelSource) -> dict
         "of": run,
         "base": base,
         "base_is_hub_id": is_hub_id(base),
+        "config": source.model_config,
         "lora": source.lora,
         "lora_scale": source.lora_scale,
         "family": source.family or recorded_family(path),

@@ -389,6 +389,20 @@ class ExportSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @checked_by_type
+class PushSettings:
+    """How a result goes to the hub: ``revision`` is the branch that is written, main by default.
+
+    ``private``: a repository that is made is private. ``dry_run`` lists the files and sends nothing.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    message: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_by_type
 class ReportSettings:
     """How benchmark runs are shown: ``names``, one a run, the baseline first, are their folders' by default."""
 

@@ -9,14 +9,14 @@ from typing import cast
 from ...catalog.formats import ExportFormat
 from ...records import write_text
 from ..rendering import load_template
-from .writer import code_path, code_text
+from .writer import CODE
 
 
 def write_export_card(
     folder: Path, facts: Mapping[str, object], row: ExportFormat, *, title: str, place: Path, is_text: bool
 ) -> None:
     """Write README.md into ``folder``, which becomes ``place``: ``facts`` are those of export.json."""
-    template = load_template("cards/export.md.j2", {"literal": code_text, "path": code_path})
+    template = load_template("cards/export.md.j2", CODE)
     files = cast(Mapping[str, int], facts["files"])
     weights = [name for name in files if name.endswith(".safetensors")]
     card = template.render(

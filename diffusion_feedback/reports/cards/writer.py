@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ...catalog.families import pipeline_classes
 from ...config.data_lists import named
 from ..rendering import load_template
 
@@ -39,9 +40,7 @@ def render_card(
     (``TokenizerFacts``); of policy gradients ``is_heldout``, whether prompts were held out. ``steps`` is their number, the
     recipe's where it is not said; ``history`` are lines on what changed while the run went on, ``outcomes`` on the best step and on why it ended early.
     """
-    filters: dict[str, Callable[..., str]] = {"literal": code_text, "path": code_path, "table": _table}
-    filters["data_sets"] = named
-    template = load_template(f"cards/{kind}.md.j2", filters)
+    template = load_template(f"cards/{kind}.md.j2", {**CODE, "table": _table, "data_sets": named})
     return template.render(
         folder=str(folder),
         title=folder.name,
@@ -53,6 +52,7 @@ def render_card(
         history=facts.pop("history", ()),
         outcomes=facts.pop("outcomes", ()),
         steps=facts.pop("steps", recipe["training"]["max_train_steps"]),
+        pipeline=pipeline_classes().get(recipe["model"].get("family", "")),
         # A result that was trained over another adapter is merged, and is none itself.
         is_adapter=(folder / "adapter_config.json").is_file(),
         samples=sorted(path.name for path in (folder / "samples").glob("step-*") if path.suffix in (".png", ".md")),
@@ -69,6 +69,14 @@ def code_path(path: str) -> str:
     """``path`` as code that finds it from any working folder; a hub id as it is."""
     place = Path(path).expanduser()
     return code_text(str(place.resolve()) if place.exists() else path)
+
+
+def is_file(path: str) -> bool:
+    """Whether ``path`` is a file on this disk: a whole model in one."""
+    return Path(path).expanduser().is_file()
+
+
+CODE: Mapping[str, Callable[..., object]] = {"literal": code_text, "path": code_path, "is_file": is_file}
 
 
 def _table(metrics: Sequence[Mapping[str, object]], evaluated: str, columns: Mapping[str, tuple[str, str]]) -> str:
