@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..catalog.formats import EXPORT_FORMATS
-from ..workflows.settings import ExportSettings, ModelSource
+from ..workflows.settings import ModelSource
+from ..workflows.sharing_settings import ExportSettings
 from .flags import Flags
 from .sampling import SOURCE
 from .settings import add_flags

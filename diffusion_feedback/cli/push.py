@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..workflows.settings import PushSettings
+from ..workflows.sharing_settings import PushSettings
 from .flags import Flags
 from .settings import add_flags
 

@@ -26,7 +26,8 @@ from ..reports.cards.export import write_export_card
 from ..runs import recorded_model
 from ..text_folders import adapter_config, base_of, is_adapter
 from .sampling import base_of_lora_run, folder_or_id, writes_texts
-from .settings import ExportSettings, ModelSource, made_of_keywords, shows
+from .settings import ModelSource, made_of_keywords, shows
+from .sharing_settings import ExportSettings
 from .training.base_model import load_named_model, recorded_family
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from ..errors import UserError, first_line
 from ..runs import run_of
 from .sampling import folder_or_id
-from .settings import PushSettings, made_of_keywords, shows
+from .settings import made_of_keywords, shows
+from .sharing_settings import PushSettings
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The settings of what a user does: the only place of their defaults. The command line makes its flags of them.
 
-Each class checks its own values by their types when it is made, and raises UserError naming the parameter.
-``device`` is a name, such as "cuda:1", or a ``torch.device``.
+Those of exports and of the hub stand in ``sharing_settings``. Each class checks its own values by their types when it is
+made, and raises UserError naming the parameter. ``device`` is a name, such as "cuda:1", or a ``torch.device``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from ..catalog.formats import EXPORT_FORMATS
 from ..errors import UserError, nearest
 from ..folders import at_home
 from ..labeling.panel import LabelPolicy
@@ -369,36 +368,6 @@ class JudgeSettings:
     def generation(self) -> GenerationSettings:
         """How completions are drawn."""
         return GenerationSettings(seeds=(self.seed,), dtype=self.dtype, device=self.device, batch_size=self.batch_size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-@checked_by_type
-class ExportSettings:
-    """The form that a result is written in, and its precision; it is read back on ``device``."""
-
-    format: str = "diffusers"
-    dtype: DType = "float32"
-    device: Any = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a form that is not known."""
-        if self.format not in EXPORT_FORMATS:
-            raise UserError(f"`format`: got {self.format!r}", nearest(self.format, list(EXPORT_FORMATS)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-@checked_by_type
-class PushSettings:
-    """How a result goes to the hub: ``revision`` is the branch that is written, main by default.
-
-    ``private``: a repository that is made is private. ``dry_run`` lists the files and sends nothing.
-    """
-
-    private: bool = False
-    revision: str | None = None
-    message: str | None = None
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
