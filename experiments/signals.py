@@ -26,9 +26,9 @@ from diffusion_feedback.training.checkpoints import load_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK = ("time", "seconds")  # of a line of metrics
 SETTINGS = (
-    "--training.max_train_steps", "60", "--training.checkpointing_steps", "1000", "--training.train_batch_size", "4",
+    "--training.max_train_steps", "40", "--training.checkpointing_steps", "1000", "--training.train_batch_size", "2",
     "--training.gradient_accumulation_steps", "1", "--training.ema_decay", "0.9", "--data.max_train_pairs", "48",
-    "--data.max_validation_pairs", "8", "--validation.steps", "15", "--validation.num_prompts", "0",
+    "--data.max_validation_pairs", "8", "--validation.steps", "10", "--validation.num_prompts", "0",
     "--validation.prompts", "[]", "--validation.keep_best", "error/chosen",
 )  # fmt: skip
 
@@ -55,7 +55,7 @@ def finished_steps(folder: Path) -> int:
 
 def interrupt(folder: Path, cache: Path, moments: random.Random) -> str:
     """One process that is stopped at a random moment; says what came of it. Raises AssertionError where a step is lost."""
-    before, later, delay = finished_steps(folder), moments.randint(1, 4), moments.uniform(0, 0.5)
+    before, later, delay = finished_steps(folder), moments.randint(1, 3), moments.uniform(0, 0.5)
     process = subprocess.Popen(command(folder, cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
     while process.poll() is None and finished_steps(folder) < before + later:
         time.sleep(0.01)
@@ -82,7 +82,7 @@ def main() -> None:
     for number in range(given.signals):
         print(f"signal {number + 1:2}: {interrupt(broken, cache, moments)}", flush=True)
     subprocess.run(command(broken, cache), check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    states = [load_checkpoint(checkpoint_steps(folder)[60])[1] for folder in (whole, broken)]
+    states = [load_checkpoint(checkpoint_steps(folder)[40])[1] for folder in (whole, broken)]
     tensors = [{(name, key): value for name, state in each.items() for key, value in state.items()} for each in states]
     assert tensors[0].keys() == tensors[1].keys()
     differing = [key for key, value in tensors[0].items() if not torch.equal(value, tensors[1][key])]
