@@ -26,6 +26,11 @@ from .workflows.benchmarking import benchmark as benchmark
 from .workflows.calibrating import calibrate as calibrate
 from .workflows.checking import check as check
 from .workflows.converting import convert as convert
+from .workflows.data_settings import AuditSettings as AuditSettings
+from .workflows.data_settings import CheckSettings as CheckSettings
+from .workflows.data_settings import ConvertSettings as ConvertSettings
+from .workflows.data_settings import DataSource as DataSource
+from .workflows.data_settings import ViewSettings as ViewSettings
 from .workflows.exporting import Exported as Exported
 from .workflows.exporting import export as export
 from .workflows.generating import generate as generate
@@ -36,13 +41,9 @@ from .workflows.pushing import push as push
 from .workflows.reporting import report as report
 from .workflows.rounds.run import rounds as rounds
 from .workflows.scoring import score as score
-from .workflows.settings import AuditSettings as AuditSettings
 from .workflows.settings import BenchmarkSettings as BenchmarkSettings
 from .workflows.settings import CalibrationSettings as CalibrationSettings
-from .workflows.settings import CheckSettings as CheckSettings
 from .workflows.settings import CompletionSampling as CompletionSampling
-from .workflows.settings import ConvertSettings as ConvertSettings
-from .workflows.settings import DataSource as DataSource
 from .workflows.settings import GenerationSettings as GenerationSettings
 from .workflows.settings import ImageSampling as ImageSampling
 from .workflows.settings import ImageSettings as ImageSettings
@@ -51,7 +52,6 @@ from .workflows.settings import LabelingSettings as LabelingSettings
 from .workflows.settings import ModelSource as ModelSource
 from .workflows.settings import ReportSettings as ReportSettings
 from .workflows.settings import ScoringSettings as ScoringSettings
-from .workflows.settings import ViewSettings as ViewSettings
 from .workflows.sharing_settings import ExportSettings as ExportSettings
 from .workflows.sharing_settings import PushSettings as PushSettings
 from .workflows.training.result import Run as Run

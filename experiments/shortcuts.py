@@ -102,10 +102,10 @@ def main() -> None:
 
     embedded = measure_images(PAIRS, 10**9).compared()
     records = list(open_pairs(PAIRS))
-    for name, change in PLANTED.items():
+    for seed, (name, change) in enumerate(PLANTED.items()):
         for strength in (0.55, 0.69, 0.9):
             with TemporaryDirectory() as folder:
-                write_pickapic(plant(records[:1500], change, strength, seed=0), Path(folder) / "planted.parquet")
+                write_pickapic(plant(records[:1500], change, strength, seed), Path(folder) / "planted.parquet")
                 shortcuts = dfb.audit(Path(folder) / "planted.parquet").shortcuts
             share = next(each.accuracy for each in shortcuts if each.name == name)
             level = next(each.level for each in shortcuts if each.name == name)

@@ -1,10 +1,10 @@
-"""``dfb data``: check preference pairs or texts of any form, and convert them to one file of the field's form."""
+"""``dfb data``: check, view and audit preference pairs or texts, and convert them to one file of the field's form."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..workflows.settings import AuditSettings, CheckSettings, ConvertSettings, DataSource, ViewSettings
+from ..workflows.data_settings import AuditSettings, CheckSettings, ConvertSettings, DataSource, ViewSettings
 from .flags import Flags
 from .settings import NAMES, add_flags
 
@@ -15,6 +15,7 @@ WHERE = {
     "columns": NAMES,
 }
 CHECK = {
+    "resolution": "images: resolution of the training, px (default: says it for 512 and 1024)",
     "tokenizer": "texts: count in this tokenizer's tokens, and try its template",
     "max_length": "texts: longest example in tokens (default: its own)",
     "max_completion_length": "texts: longest completion in tokens",
@@ -47,8 +48,8 @@ CONVERT = {
 
 
 def build_parser() -> Flags:
-    """All flags of both commands."""
-    parser = Flags(prog="dfb data", description="Check and convert preference pairs and texts.")
+    """All flags of the four commands."""
+    parser = Flags(prog="dfb data", description="Check, view, audit and convert preference pairs and texts.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,view,audit,convert}")
     says = "Say what a data set holds and what is wrong with it."
     check = commands.add_parser("check", description=says, help=says)
@@ -66,6 +67,8 @@ def build_parser() -> Flags:
     for command in (check, convert):
         add_flags(command, DataSource, WHERE, columns=own)
     add_flags(check, CheckSettings, CHECK, **metavars)
+    says = "other data, or split=NAME: what prompts, images and completions stand in both"
+    check.add_argument("--against", nargs="+", action="extend", default=[], metavar="DATA", help=says)
     add_flags(audit, AuditSettings, AUDIT, tokenizer=metavars["tokenizer"], columns=own)
     view.add_argument("--output", required=True, metavar="SHEET.html", help="page to write")
     add_flags(view, ViewSettings, VIEW, search={"metavar": "WORDS"}, columns=own)
@@ -77,7 +80,7 @@ def build_parser() -> Flags:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Check or convert as ``argv`` says. Raises UserError for bad input, and for data that is not ready to train."""
+    """Check, view, audit or convert as ``argv`` says. Raises UserError for bad input, and for data that is not ready to train."""
     given = vars(build_parser().parse_args(argv))
     command, path = given.pop("command"), given.pop("path")
     if command == "check":

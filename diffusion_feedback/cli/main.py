@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "a result to the form of another tool: kohya, ComfyUI, peft, diffusers, one file",
     "push": "a run, a step of it, or an export to the hub, with its card",
     "report": "several benchmark runs on one page, side by side",
-    "data": "check preference pairs, convert them to one parquet file",
+    "data": "check, view and audit preference pairs, convert them to one parquet file",
     "demo": "the whole story on the embedded model, with a report",
 }
 

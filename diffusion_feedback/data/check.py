@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..records import content_hash
 from .annotators import AnnotatorVotes
 from .columns import Columns
-from .findings import Votes, square_notes
+from .findings import Votes, shape_of, square_notes
 from .image_index import image_index
 from .readers import KnownPair, PairReader, open_pairs
 
 if TYPE_CHECKING:
     from .places import Dataset
 
-_RESOLUTIONS = (512, 1024)  # what most models are trained at
 _PREFERENCES = {1.0: "image 0 preferred", 0.0: "image 1 preferred", 0.5: "tie"}
 
 
@@ -27,7 +27,8 @@ class CheckReport:
 
     ``votes`` join those of the same pair, ``annotators`` are those of people who are named. ``labels`` counts image 0 preferred, image 1 preferred, tie, and vote shares in between (soft); ``unused`` are the
     columns that nothing is read from; ``images`` are known by their content; each is counted once, and ``sizes`` lists its width
-    and height, px.
+    and height, px, which are held against the ``resolutions`` of training, px. ``both_ways`` are rows that prefer the other
+    one of two images than a row before, under any prompt.
     """
 
     template: ClassVar[str] = "pairs"
@@ -46,6 +47,9 @@ class CheckReport:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     num_animated: int = 0
     long_captions: int = 0
+    resolutions: Sequence[int] = (512, 1024)
+    directions: dict[int, int] = field(default_factory=dict)
+    both_ways: list[str] = field(default_factory=list)
 
     @property
     def is_ready(self) -> bool:
@@ -60,7 +64,12 @@ class CheckReport:
     @property
     def square_notes(self) -> list[str]:
         """What training on squares of the usual resolutions takes away."""
-        return square_notes(self.sizes, _RESOLUTIONS)
+        return square_notes(self.sizes, self.resolutions)
+
+    @property
+    def shapes(self) -> Counter[str]:
+        """Images by their aspect ratio."""
+        return Counter(map(shape_of, self.sizes))
 
     def add(self, record: KnownPair) -> None:
         """Take in a usable pair."""
@@ -80,6 +89,12 @@ class CheckReport:
         example = content_hash(record.prompt, *sorted(keys))
         self.votes.add(example, record.source, share)
         self.annotators.add(example, record.ballot.annotator, share)
+        # Under whatever prompt; a number for each pair, as there may be many.
+        pair = hash(tuple(sorted(keys)))
+        before = self.directions.get(pair, 0)
+        self.directions[pair] = before | (share > 0.5) | (share < 0.5) << 1
+        if self.directions[pair] == 3 != before:
+            self.both_ways.append(record.source)
 
 
 def check_pairs(
@@ -89,6 +104,7 @@ def check_pairs(
     revision: str | None = None,
     streaming: bool = False,
     columns: Columns = None,
+    resolutions: Sequence[int] = (512, 1024),
 ) -> CheckReport:
     """Read all pairs of ``path`` (as ``open_pairs``), decode every image, and say what is there and what is wrong.
 
@@ -96,7 +112,7 @@ def check_pairs(
     """
     where: dict[str, Any] = {"split": split, "revision": revision, "streaming": streaming, "columns": columns}
     reader = open_pairs(path, on_bad_row="skip", ties="soft", **where)
-    report = CheckReport(reader)
+    report = CheckReport(reader, resolutions=resolutions)
     with image_index(None, reader.identity) as images:  # what was known before is read too: this is the check
         for record, _ in reader.log.watched(reader.scan_facts(images), "checking", reader.num_rows):
             report.add(record)

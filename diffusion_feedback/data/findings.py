@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
+
+_RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (8, 5), (16, 9), (2, 1), (21, 9))
+_MUCH = 0.2  # of the area, left out of an image
 
 
 class Votes:
@@ -42,17 +46,28 @@ def lost_area(size: tuple[int, int]) -> float:
     return 1 - min(size) / max(size)
 
 
+def shape_of(size: tuple[int, int]) -> str:
+    """The aspect ratio of an image of this width and height by its usual name, within 3 %, else "wider" or "taller"."""
+    long, short = max(size), min(size)
+    for ratio in _RATIOS:
+        if abs(long * ratio[1] / (short * ratio[0]) - 1) <= 0.03:
+            first, second = ratio if size[0] >= size[1] else ratio[::-1]
+            return f"{first}:{second}"
+    return "otherwise wide" if size[0] > size[1] else "otherwise tall"
+
+
 def square_notes(sizes: Sequence[tuple[int, int]], resolutions: Sequence[int]) -> list[str]:
     """Lines on how many images of ``sizes`` (width, height; px) are cut, and enlarged to each of ``resolutions``."""
     lines = []
     lost = {size: lost_area(size) for size in set(sizes)}
-    cut = [size for size in sizes if lost[size] > 0]
+    cut = sorted((size for size in sizes if lost[size] > 0), key=lambda size: lost[size])
     if cut:
-        mean, worst = sum(lost[size] for size in cut) / len(cut), max(cut, key=lambda size: lost[size])
-        note = f"{len(cut):,} of {len(sizes):,} images are not square: a square of each is trained on"
+        median, worst = statistics.median(lost[size] for size in cut), cut[-1]
+        much = sum(lost[size] > _MUCH for size in cut)
         lines.append(
-            f"{note}, which leaves out {mean:.1%} of their area on average, {lost[worst]:.1%} at worst"
-            f" ({worst[0]} x {worst[1]})"
+            f"{len(cut):,} of {len(sizes):,} images are not square: a square from their middle is trained on, which leaves"
+            f" out {median:.1%} of their area (median), {lost[worst]:.1%} at worst ({worst[0]} x {worst[1]}); {much:,} lose"
+            f" more than {_MUCH:.0%}"
         )
     for resolution in resolutions:
         small = [size for size in sizes if min(size) < resolution]

@@ -80,8 +80,11 @@ class ImageFolderSource:
         images = [os.path.relpath(path, folder) for each in listings for path in each.paths]
         unnamed = natural_order(name for name in images if name not in named)
         tables = [name for name in METADATA_NAMES if name != self.metadata.name and (folder / name).is_file()]
+        for each in listings:
+            each.hidden, each.subfolders = [], []  # what lies in other folders was never meant
+        others = [each.note for each in listings if each.note]
         left = [(unnamed, f"images that no row of {self.metadata.name} names"), (tables, "other metadata tables")]
-        return [f"{folder}: passed over {len(names)} {what}: {listed(names)}" for names, what in left if names]
+        return [f"{folder}: passed over {len(names)} {what}: {listed(names)}" for names, what in left if names] + others
 
     def rows(self, is_known: Callable[[Part], bool] | None = None) -> Iterator[PairRow]:
         """Every row of the metadata table. Raises UserError for a broken line, or a column that no row has."""

@@ -45,9 +45,9 @@ def image_statistics(data: bytes, source: str) -> dict[str, float]:
     width, height = image.size
     scale = min(1.0, _LARGEST_SIDE / max(image.size))
     small = resample(image, (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
-    colors = np.asarray(small, np.float32) / 255
-    luma = colors @ np.array([0.299, 0.587, 0.114], np.float32)
-    highest, lowest = colors.max(axis=2), colors.min(axis=2)
+    colors = np.ascontiguousarray(np.asarray(small, np.float32).transpose(2, 0, 1)) / 255
+    luma = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), colors, 1)
+    highest, lowest = colors.max(axis=0), colors.min(axis=0)
     return {
         "size": math.log(width * height),
         "aspect ratio": math.log(width / height),

@@ -16,12 +16,13 @@ from ..errors import UserError
 from ..prompts.rows import read_rows
 from ..prompts.tabular import open_text
 from .image_folders import is_image_name
-from .rows import BadRow, Location, PairRow, Part, read_path
+from .rows import MODELS, BadRow, Location, PairRow, Part, read_path
 
 _IMAGES = ("image_path", "file_path", "generations")
 _ORDERS: Mapping[str, int] = {"rank": -1, "ranking": -1, "human_preference": 1}
 """Keys of the order, and whether more is better: ranks count from the best, preferences are votes."""
 _PREFERRED = ("path1", "path2")
+_MODELS = ("model1", "model2")  # beside _PREFERRED: what drew the two
 _HEAD = 2**20
 _FORMATS_HELP = (
     "give prompt with image_path and rank (HPDv2 test), file_path and human_preference (HPDv2 train), generations and"
@@ -92,7 +93,8 @@ class RankingSource:
     @property
     def unused(self) -> Sequence[str]:
         """Keys that nothing is read from."""
-        return sorted(self._first.keys() - {"prompt", *self._keys})
+        models = _MODELS if self._keys == _PREFERRED else ()
+        return sorted(self._first.keys() - {"prompt", *self._keys, *models})
 
     @property
     def notes(self) -> Sequence[str]:
@@ -133,6 +135,8 @@ class RankingSource:
             for a, b in combinations(range(len(paths)), 2):
                 label = 0.5 if order[a] == order[b] else float(order[a] > order[b])
                 values = {"prompt": cells.get("prompt"), "image_0": paths[a], "image_1": paths[b], "label_0": label}
+                if self._keys == _PREFERRED:
+                    values |= {ours: cells.get(theirs) for ours, theirs in zip(MODELS, _MODELS, strict=True)}
                 source = f"{where}, images {a} and {b}"
                 location = (item, str(self._root / paths[a]), str(self._root / paths[b]))
                 yield PairRow(source, values, columns, location, self._root)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..records import Text, TextRecord, content_hash
@@ -86,7 +86,10 @@ class TextPairs:
         return [*self._reader.notes, *([f"{self.log.name}: {left:,} bad rows are left out"] if left else [])]
 
     def first(
-        self, number: int, key: Callable[[TextPair], Any], where: Callable[[TextPair], bool] = lambda _: True
+        self,
+        number: int,
+        key: Callable[[TextPair], tuple[float | str, ...]],
+        where: Callable[[TextPair], bool] = lambda _: True,
     ) -> tuple[list[TextPair], int]:
         """The ``number`` pairs that come first by ``key`` among those ``where`` it holds, and how many these are."""
         counter = count()

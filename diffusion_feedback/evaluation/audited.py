@@ -50,7 +50,7 @@ class AuditResult:
             return " ".join(map(self.sentence, said if said[0].name == JOINT else said[:1]))
         if not any(each.accuracy for each in self.shortcuts):
             return f"Too few prompts to say anything: {FEWEST_PROMPTS} with pairs that differ are needed."
-        return "No property predicts the labels better than chance."
+        return f"No property is shown to predict the labels of {self.num_audited:,} pairs over {self.num_prompts:,} prompts."
 
     @property
     def tone(self) -> str:
@@ -62,7 +62,7 @@ class AuditResult:
     def advice(self) -> str:
         """What to do about it."""
         if self.tone == "calm":
-            return "Nothing measured here stands between the labels and what they were meant to say."
+            return "The intervals say how much may have gone unseen: more pairs narrow them."
         return (
             "A model learns it before anything else. If that is not what the labels were meant to say: balance it, by"
             " leaving out pairs that differ much in it, or by adding pairs that go against it."

@@ -16,9 +16,10 @@ from ..folders import at_home
 from ..reports.console import summarize
 from ..reports.pages.audit import AuditExamples, write_audit
 from ..text_folders import load_tokenizer
+from .data_settings import AuditSettings
 from .measured_pairs import Count, MeasuredPairs, measure_images, measure_texts
 from .outputs import output_file
-from .settings import AuditSettings, made_of_keywords, refuse, shows
+from .settings import made_of_keywords, refuse, shows
 
 if TYPE_CHECKING:
     from ..data.places import Dataset

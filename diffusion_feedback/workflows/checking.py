@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..data.check import CheckReport, check_pairs
 from ..data.columns import ColumnNames, spelt_out
+from ..data.overlap import Overlap, find_overlap
 from ..data.text_check import TextReport, check_texts
 from ..data.texts import find_texts, holds_texts
 from ..data.trajectories import open_trajectories
@@ -15,21 +17,30 @@ from ..errors import UserError
 from ..folders import at_home
 from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
-from .settings import CheckSettings, DataSource, made_of_keywords, shows
+from .data_settings import CheckSettings, DataSource
+from .settings import as_list, made_of_keywords, shows
 from .token_check import TokenCheck
 
 if TYPE_CHECKING:
     from ..data.places import Dataset
 
+Data: TypeAlias = "str | Path | Dataset"
+"""Pairs or texts: a path, glob or hub id, or a ``datasets.Dataset``."""
+
+_RESOLUTIONS = (512, 1024)  # px; what most models are trained at
 _OF_TOKENS = ("tokenizer", "max_length", "max_completion_length", "chat_template")
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """``report`` says what was found; ``rewards`` what ILQL would learn from, "" where there are none."""
+    """``report`` says what was found; ``rewards`` what ILQL would learn from, "" where there are none.
+
+    ``overlaps`` say what stands in other data too.
+    """
 
     report: CheckReport | TextReport
     rewards: str = ""
+    overlaps: Sequence[Overlap] = ()
 
     @property
     def is_ready(self) -> bool:
@@ -38,19 +49,19 @@ class Checked:
 
     def __str__(self) -> str:
         """The report in plain text."""
-        return "\n".join(filter(None, (check_summary(self.report), self.rewards)))
+        return "\n".join(filter(None, (check_summary(self.report), self.rewards, *map(str, self.overlaps))))
 
 
 _KINDS = (CheckSettings, DataSource)
 
 
 @shows(*_KINDS)
-def check(path: str | Path | Dataset, **settings: object) -> Checked:
+def check(path: Data, *, against: Data | Sequence[Data] = (), **settings: object) -> Checked:
     """Read all of the data set ``path``, pairs of images or texts in any form, and say what it holds and what is wrong.
 
-    ``path``: a file, glob, folder or hub id, or a ``datasets.Dataset``.
-    ``settings`` are the fields of CheckSettings and DataSource. Raises UserError for what cannot be read at all, and for a trajectory
-    that training would refuse.
+    ``path``: a file, glob, folder or hub id, or a ``datasets.Dataset``; ``against`` are others, or "split=NAME" of ``path``,
+    of which is said what stands in both: prompts, images, completions. ``settings`` are the fields of CheckSettings and
+    DataSource. Raises UserError for what cannot be read at all, and for a trajectory that training would refuse.
     """
     given, source = made_of_keywords(settings, *_KINDS)
     path, where = at_home(path), asdict(source)
@@ -60,15 +71,25 @@ def check(path: str | Path | Dataset, **settings: object) -> Checked:
             if getattr(given, name) is not None:
                 what = "means nothing for images" if given.tokenizer else "means nothing without `tokenizer`"
                 raise UserError(f"`{name}`: {what}", "leave it out, or check texts with a `tokenizer`")
-    if not is_text:
-        return Checked(check_pairs(path, **where))
-    report = check_texts(path, tokens=_token_check(given), **where)
-    if not report.is_ready or not reward_columns(path, where):
-        return Checked(report)
+    if is_text and given.resolution is not None:
+        raise UserError("`resolution`: means nothing for texts", "leave it out")
+    if is_text:
+        texts = check_texts(path, tokens=_token_check(given), **where)
+        checked = Checked(texts, _rewards(path, source) if texts.is_ready else "")
+    else:
+        resolutions = _RESOLUTIONS if given.resolution is None else (given.resolution,)
+        checked = Checked(check_pairs(path, resolutions=resolutions, **where))
+    part = {"split": source.split, "revision": source.revision, "columns": source.columns}
+    return replace(checked, overlaps=[find_overlap(path, at_home(other), **part) for other in as_list(against)])
+
+
+def _rewards(path: Data, source: DataSource) -> str:
+    """What ILQL would learn from; "" where there are no rewards. Raises UserError for a trajectory that it would refuse."""
+    if not reward_columns(path, asdict(source)):
+        return ""
     trajectories = list(open_trajectories(path, split=source.split, revision=source.revision, columns=source.columns))
     rewards = [reward for each in trajectories for reward in each.rewards]
-    summary = f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
-    return Checked(report, summary)
+    return f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
 
 
 def reward_columns(path: str | Path | Dataset, where: dict[str, Any]) -> list[str]:

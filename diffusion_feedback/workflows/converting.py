@@ -17,8 +17,9 @@ from ..errors import UserError
 from ..folders import at_home, expand
 from ..progress import progress
 from .checking import reward_columns
+from .data_settings import ConvertSettings, DataSource
 from .outputs import output_file
-from .settings import ConvertSettings, DataSource, made_of_keywords, shows
+from .settings import made_of_keywords, shows
 
 if TYPE_CHECKING:
     from ..data.places import Dataset

@@ -18,8 +18,9 @@ from ..folders import at_home
 from ..progress import progress
 from ..reports.pages.sheet import Sheet, write_sheet
 from ..reports.shown_pairs import ShownPair
+from .data_settings import ViewSettings
 from .outputs import output_file
-from .settings import ViewSettings, made_of_keywords, refuse, shows
+from .settings import made_of_keywords, refuse, shows
 from .showing import show_images, show_texts
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def _image_order(
 
 
 def _texts(pairs: TextPairs, given: ViewSettings) -> Sheet:
-    keys: dict[str, Callable[[TextPair], object]] = {
-        "random": lambda pair: pair.key,
+    keys: dict[str, Callable[[TextPair], tuple[float | str, ...]]] = {
+        "random": lambda pair: (pair.key,),
         "size": lambda pair: (min(len(pair.chosen), len(pair.rejected)), pair.key),
         "contradiction": lambda pair: (pair.chosen_probability, pair.key),
         "prompt": lambda pair: (pair.prompt.casefold(), pair.key),
@@ -145,6 +146,8 @@ def _sheet(
     if not num_rows:
         problem = f"{source}: no pair to show ({num_meant:,} of {num_pairs:,} are meant)"
         raise UserError(problem, "choose an earlier `page`, or another `search` or `only`")
+    if given.sort == "contradiction" and not any("contested" in pair.kinds for pair in shown):
+        notes = [*notes, "votes disagree on none of these pairs"]
     selection = [f"with {given.search!r} in the prompt"] * bool(given.search)
     selection += [f"{given.only} ones"] * (given.only != "all")
     meant = f"{num_meant:,} of {num_pairs:,} pairs ({', '.join(selection)})" if selection else f"{num_pairs:,} pairs"

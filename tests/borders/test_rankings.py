@@ -117,7 +117,9 @@ def test_hpdv3(tmp_path: Path) -> None:
     """The first path is the preferred one; how sure people were is not read."""
     reader = open_pairs(hpdv3(tmp_path, confidence=0.9, choice_dist=[9, 1], model1="a", model2="b"))
     assert told(list(reader)) == [("prompt 0", 5, 15, 1.0), ("prompt 1", 55, 65, 1.0)]
-    assert reader.source.unused == ["choice_dist", "confidence", "model1", "model2"]
+    assert reader.source.unused == ["choice_dist", "confidence"]
+    pairs = PairIndex.build(reader).pairs
+    assert [pair.models[::-1] if pair.swapped else pair.models for pair in pairs] == [("a", "b")] * 2
 
 
 GOOD = {"prompt": "x", "image_path": ["0/0.png", "0/1.png"], "rank": [1, 2]}
