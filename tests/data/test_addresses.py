@@ -18,7 +18,8 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.folders import at_home, expand
 from diffusion_feedback.prompts import prompt_file, read_prompts
 from diffusion_feedback.workflows.checking import check
-from diffusion_feedback.workflows.settings import CheckSettings, ModelSource
+from diffusion_feedback.workflows.data_settings import CheckSettings
+from diffusion_feedback.workflows.settings import ModelSource
 
 ADDRESSES = {
     "https://example.org/a/votes.csv?raw=1": "curl -L -o votes.csv https://example.org/a/votes.csv?raw=1",
