@@ -33,7 +33,7 @@ def training_report(run: TrainedRun) -> Report:
         facts=facts_of(run),
         notices=_notices(run),
         metrics=_metrics(run),
-        tables=[*_text_samples(run), _evaluations_table(run), changed_settings(run)],
+        tables=[*_text_samples(run), _evaluations_table(run), *_said(run), changed_settings(run)],
         strips=_image_samples(run),
         curves=training_curves({"": run}),
         code=run.code,
@@ -70,8 +70,11 @@ def claim_of(run: TrainedRun) -> Claim:
         words = {"scores": "prompts", "accuracy": "pairs"}
         label += f", {estimate.num:,} {words.get(measure.key, run.unit)}"
     if measure.even is not None:
-        return Claim(percent(estimate.value), label, _sentence_of_share(run, estimate), share=estimate)
-    return Claim(significant(estimate.value), label, _sentence_of_change(run, measure, last, estimate))
+        sentence = _sentence_of_share(run, estimate) + _cost(run, last)
+        return Claim(percent(estimate.value), label, sentence, share=estimate)
+    return Claim(
+        significant(estimate.value), label, _sentence_of_change(run, measure, last, estimate) + _cost(run, last)
+    )
 
 
 def held_out_name(run: TrainedRun, measure: Measure) -> str:
@@ -80,6 +83,13 @@ def held_out_name(run: TrainedRun, measure: Measure) -> str:
     if measure.key != "scores" or recipe["data"].get("validation"):
         return f"held-out {measure.name}"
     return f"{measure.name} on {'the recipe' if recipe['validation']['prompts'] else 'training'} prompts"
+
+
+def _cost(run: TrainedRun, last: int) -> str:
+    """What a loss on pairs hides: it falls too where the chosen samples become less likely, if the rejected ones do faster."""
+    if any(change.side == "chosen" and _got_worse(change) for change in run.changes(last)):
+        return " The chosen samples became less likely too: lower the learning rate, or raise the batch."
+    return ""
 
 
 def _sentence_of_share(run: TrainedRun, estimate: Interval) -> str:
@@ -144,7 +154,7 @@ def facts_of(run: TrainedRun) -> dict[str, str]:
     facts = {"Steps": f"{last:,}" if last >= planned else f"{last:,} of {planned:,}"}
     for line in run.plan:
         name, _, said = line.partition("  ")
-        if name in ("examples", "prompts", "effective batch", "iteration"):
+        if name in ("examples", "prompts", "batch", "iteration"):
             facts[name.capitalize()] = said.strip()
     measure, best = run.measure, run.best
     if measure is not None and best is not None and len([step for step in run.evaluations if step]) > 1:
@@ -171,16 +181,13 @@ def _notices(run: TrainedRun) -> list[Notice]:
     if not run.is_finished:
         text = "Everything below is of the part that was done; training goes on from the last checkpoint."
         notices.append(Notice(f"Stopped after step {run.last_step} of {run.planned_steps}", text))
-    if run.last:
-        rising = [change for change in run.changes(run.last) if change.side == "chosen" and _got_worse(change)]
-        if rising:
-            text = "A loss on pairs falls even so, as long as the rejected ones lose more. Lower the learning rate, raise the batch, or take the step before it."
-            notices.append(Notice("The chosen samples became less likely too", text))
-    if run.history:
-        notices.append(Notice("Settings changed while it ran", "\n".join(run.history)))
-    if run.warnings:
-        notices.append(Notice("Said while it ran", "\n".join(run.warnings)))
     return notices
+
+
+def _said(run: TrainedRun) -> list[Table]:
+    """What changed, and what was warned of, a row a line."""
+    said = {"Settings changed while it ran": run.history, "Said while it ran": run.warnings}
+    return [Table(title, [], [(Cell(line), []) for line in lines], is_text=True) for title, lines in said.items()]
 
 
 def _got_worse(change: Change) -> bool:
