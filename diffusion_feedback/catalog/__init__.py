@@ -73,9 +73,14 @@ def _entry(kind: str, named: Named) -> Named:
         return named
     if is_reference(named):
         return load_named(named, f"{kind} {named!r}", also=Family)  # type: ignore[no-any-return]
-    if named not in CATALOG[kind]:
-        raise UserError(f"unknown {kind} {named!r}", nearest(named, names(kind)))
+    check_name(kind, named)
     return CATALOG[kind][named]
+
+
+def check_name(kind: str, named: str) -> None:
+    """Raise UserError where ``named`` is neither a name of the catalog nor the user's own code; loads neither."""
+    if not is_reference(named) and named not in CATALOG[kind]:
+        raise UserError(f"unknown {kind} {named!r}", nearest(named, names(kind)))
 
 
 def objective_row(named: Named) -> ObjectiveRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..catalog import names
+from ..catalog import check_name, names
 from ..folders import is_main_process
 from ..workflows.settings import BenchmarkSettings
 from .flags import Flags
@@ -50,6 +50,8 @@ def build_parser() -> Flags:
 def run(argv: Sequence[str]) -> None:
     """Run a benchmark as ``argv`` says. Raises UserError for bad input."""
     given = vars(build_parser().parse_args(argv))
+    check_name("benchmark", given["name"])
+    check_name("family", given.get("family") or "sd")
 
     from ..workflows.benchmarking import benchmark
 

@@ -16,6 +16,7 @@ from ..catalog.formats import EXPORT_FORMATS
 from ..config.wording import among
 from ..errors import UserError
 from ..values import described, one_of
+from .settings import check_settings_of
 
 _MOST = 2**63  # what torch and files of numbers can hold
 
@@ -46,6 +47,7 @@ class Flags(argparse.ArgumentParser):
         parsed = super().parse_args(given, namespace)
         for name, value in vars(parsed).items():
             _check_number(name, value)
+        check_settings_of(self, vars(parsed))
         return parsed
 
     def error(self, message: str) -> NoReturn:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..catalog import check_name
+from ..folders import expand
+from ..prompts.rows import read_rows
 from ..workflows.settings import GenerationSettings
 from .flags import Flags
 from .sampling import add_completion_flags, add_sampling_flags
@@ -36,6 +39,10 @@ def build_parser() -> Flags:
 def run(argv: Sequence[str]) -> None:
     """Generate as ``argv`` says. Raises UserError for bad input."""
     given = vars(build_parser().parse_args(argv))
+    check_name("family", given.get("family") or "sd")
+    next(
+        iter(read_rows(expand(given["prompts"]))), None
+    )  # says what is wrong with the file, before anything heavy is loaded
 
     from ..workflows.generating import generate
 

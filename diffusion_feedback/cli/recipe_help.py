@@ -123,7 +123,9 @@ def _first_sentence(key: str) -> str:
     default = _default(key).replace("default ", "").replace("; required", "")
     first = re.split(r"[;.](?: |$)", text_of(key))[0]
     names = f": {allowed(key)}" if choices_of(key) else ""
-    return first + names * (_COLUMN + len(first + names + default) <= WIDTH) + default
+    room = WIDTH + 8 - _COLUMN - len(default)
+    first += names * (len(first + names) <= room)
+    return textwrap.shorten(first, room, placeholder=" ...") + default
 
 
 def _texts(kind: type[object]) -> dict[str, str]:

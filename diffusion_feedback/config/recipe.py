@@ -32,7 +32,8 @@ class ModelConfig:
     """Which model is tuned, and how.
 
     Args:
-        pretrained_model_name_or_path: Diffusers folder or whole model in one .safetensors file, CLIPModel folder, transformers folder, or hub id.
+        pretrained_model_name_or_path: Folder, one .safetensors file of a whole model, or hub id; the folder is one of diffusers,
+            transformers or a CLIPModel.
         family: Kind of model: sd, sdxl, clip, causal_lm or reward_model; clip is a scorer, reward_model a judge of texts.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant, such as fp16.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,3 +122,29 @@ def test_keys_without_their_section(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "learning_rate: 0.0003" in printed
     assert "lora_targets:\n  - attention\n  lora_modules" in printed
+
+
+EARLY = {
+    "generate m --prompts {prompts} --output_dir {out} --num_inference_steps 0": "--num_inference_steps: got 0",
+    "generate m --prompts {prompts} --output_dir {out} --seeds 1 1": "--seeds: got [1, 1]",
+    "generate m --prompts {out}/none.txt --output_dir {out}": "no such file",
+    "generate m --prompts {prompts} --output_dir {out} --family sdd": "unknown family 'sdd'",
+    "benchmark hpsv22 --output_dir {out} --images x --scorer shapes": "unknown benchmark 'hpsv22'",
+    "label x --output {out}/a.parquet --scorer shapes --min_probability 3": "--min_probability: got 3.0",
+    "judge a b --output_dir {out} --temperature -1": "--temperature: got -1.0",
+    "train --config configs/shapes_dpo_lora.yaml --model.tuning qlora": "--model.tuning: got 'qlora'",
+    "train --config configs/shapes_dpo_lora.yaml --objective.name dpoo": "unknown objective 'dpoo'",
+}
+
+
+def test_what_needs_no_model_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    """All in one fresh process, which has loaded nothing heavy after them."""
+    lines = [line.format(prompts="assets/prompts/heldout.txt", out=tmp_path) for line in EARLY]
+    program = (
+        "import sys; from diffusion_feedback.cli.main import main\n"
+        f"codes = [main(line.split()) for line in {lines!r}]\n"
+        "print(codes, [name for name in ('torch', 'diffusers', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{[2] * len(EARLY)} []"
+    assert all(problem in done.stderr for problem in EARLY.values())
