@@ -27,7 +27,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-RECIPES = {"images": "configs/shapes_dpo_lora.yaml", "texts": "configs/text_dpo_tiny.yaml"}
+RECIPES = {"images": "configs/shapes_dpo_lora.yaml", "texts": "configs/captions_dpo_lora.yaml"}
 COMMON = {
     "training.lr_scheduler": "constant",
     "training.lr_warmup_steps": "0",

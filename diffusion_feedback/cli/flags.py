@@ -60,7 +60,7 @@ class Flags(argparse.ArgumentParser):
         problem = re.sub(r"^unrecognized arguments: ", "one argument too many: ", problem)
         missing = re.search(r"arguments are required: (.+)", problem)
         if missing:
-            names = [name.partition("/")[0] for name in missing[1].split(", ")]
+            names = [name.partition("/")[0] if name[:2] == "--" else name for name in missing[1].split(", ")]
             raise UserError(f"missing: {', '.join(names)}", self._remedy())
         no_value = re.search(r"^(--\w+): expected (?:one|at least one|\d+) arguments?$", problem)
         if no_value:
