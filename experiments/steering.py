@@ -24,8 +24,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
+
+from diffusion_feedback.training.checkpoints import load_checkpoint
 
 RECIPES = {"images": "configs/shapes_dpo_lora.yaml", "texts": "configs/captions_dpo_lora.yaml"}
 COMMON = {
@@ -66,7 +67,7 @@ def train(recipe: str, folder: Path, settings: Mapping[str, str], *, processes: 
 def weights(folder: Path) -> dict[str, Tensor]:
     """The trained weights of the newest checkpoint in ``folder``."""
     newest = max((folder / "checkpoints").glob("step-*"))
-    return load_file(newest / "policy.safetensors")
+    return load_checkpoint(newest)[1]["policy"]
 
 
 def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 from diffusers.utils import convert_state_dict_to_kohya
-from run_results import policy, rows, train
+from run_results import policy, policy_at, rows, train
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.training.checkpoints import load_checkpoint
 
 Make = Callable[..., Path]
 LORA = {"tuning": "lora", "lora_rank": 2, "lora_alpha": 8.0}
@@ -28,10 +29,6 @@ STILL = {"max_train_steps": 1, "learning_rate": 0.0}  # an update that changes n
 def source(make: Make, tuning: dict[str, Any], **changes: Any) -> Path:
     training = {"max_train_steps": 4, "learning_rate": 1e-2}
     return train(make("source", model=tuning, training=training, validation=QUIET, **changes))
-
-
-def weights_at(run: Path, step: int) -> dict[str, Tensor]:
-    return load_file(run / "checkpoints" / f"step-{step:06d}" / "policy.safetensors")
 
 
 @pytest.mark.parametrize("modality", ["images", "texts"])
@@ -51,7 +48,7 @@ def test_a_run_starts_with_the_weights_of_another(
         out = capsys.readouterr().out
         assert [row["step"] for row in rows(new)] == [1]
         assert yaml.safe_load((new / "recipe.yaml").read_text())["model"]["init_from"].endswith(f"step-{step:06d}")
-        start = weights_at(run, step)
+        start = policy_at(run, step)
         assert policy(new).keys() == start.keys()
         for name, value in policy(new).items():
             assert torch.equal(value, start[name]), name
@@ -71,7 +68,7 @@ def test_the_average_is_what_a_run_gives(make_text_recipe: Make) -> None:
     run = train(make_text_recipe("source", training=training, validation=QUIET))
     recipe = dfb.load_recipe(make_text_recipe("new", training=STILL, validation=QUIET))
     new = dfb.train(recipe, init_from=dfb.Run(recipe, run))
-    average = load_file(run / "checkpoints" / "step-000004" / "average.safetensors")
+    average = load_checkpoint(run / "checkpoints" / "step-000004")[1]["average"]
     for name, value in policy(new.path).items():
         assert torch.equal(value, average[name]), name
 
@@ -131,7 +128,7 @@ def test_adapters_start_at_a_lora_of_images(
     for number, (place, step) in enumerate(((run, 4), (f"{run}@2", 2), (as_kohya(run, tmp_path), 4))):
         model = {**LORA, "lora_alpha": 2.0, "init_lora": str(place)}
         new = train(make_recipe(f"new{number}", model=model, training=STILL, validation=QUIET))
-        old, now = change_of_layers(weights_at(run, step), 4.0), change_of_layers(policy(new), 1.0)
+        old, now = change_of_layers(policy_at(run, step), 4.0), change_of_layers(policy(new), 1.0)
         assert old.keys() == now.keys()
         for name, value in now.items():
             torch.testing.assert_close(value, old[name], rtol=1e-4, atol=1e-7)
@@ -158,7 +155,7 @@ def test_adapters_start_at_a_lora_of_texts(make_text_recipe: Make, tmp_path: Pat
         "new", model={**LORA, "lora_alpha": 2.0, "init_lora": str(run)}, training=STILL, validation=QUIET
     )
     folder = train(new)
-    old, now = change_of_layers(weights_at(run, 4), 4.0), change_of_layers(policy(folder), 1.0)
+    old, now = change_of_layers(policy_at(run, 4), 4.0), change_of_layers(policy(folder), 1.0)
     assert old.keys() == now.keys()
     for name, value in now.items():
         torch.testing.assert_close(value, old[name], rtol=1e-4, atol=1e-7)
