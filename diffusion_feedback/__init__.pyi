@@ -25,6 +25,7 @@ from .workflows.auditing import audit as audit
 from .workflows.benchmarking import benchmark as benchmark
 from .workflows.calibrating import calibrate as calibrate
 from .workflows.checking import check as check
+from .workflows.checking import check_together as check_together
 from .workflows.converting import convert as convert
 from .workflows.data_settings import AuditSettings as AuditSettings
 from .workflows.data_settings import CheckSettings as CheckSettings

@@ -59,8 +59,11 @@ def build_parser() -> Flags:
     audit = commands.add_parser("audit", description=says, help=says)
     says = "Write pairs of any form as one parquet file with Pick-a-Pic's columns, texts as one file with TRL's."
     convert = commands.add_parser("convert", description=says, help=says)
-    for command in (check, view, audit, convert):
+    for command in (view, audit, convert):
         command.add_argument("path", metavar="PATH", help="file, glob, folder or hub id")
+    check.add_argument(
+        "path", metavar="PATH", nargs="+", help="file, glob, folder or hub id; several: each and together"
+    )
     convert.add_argument("output", metavar="OUTPUT", help="file to write: .parquet; .jsonl too for texts")
     metavars = {"tokenizer": {"metavar": "FOLDER"}, "chat_template": {"metavar": "FILE"}}
     own = {"metavar": "OURS=THEIRS,..."}
@@ -84,9 +87,9 @@ def run(argv: Sequence[str]) -> None:
     given = vars(build_parser().parse_args(argv))
     command, path = given.pop("command"), given.pop("path")
     if command == "check":
-        from ..workflows.checking import check
+        from ..workflows.checking import check, check_together
 
-        checked = check(path, **given)
+        checked = check(path[0], **given) if len(path) == 1 else check_together(path, **given)
         print(checked)
         if not checked.is_ready:
             raise SystemExit(2)  # everything has been said, so no message on top

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (8, 5), (16, 9), (2, 1), (21, 9))
 _MUCH = 0.2  # of the area, left out of an image
@@ -19,6 +19,20 @@ class Votes:
     def add(self, example: str, source: str, share: float) -> None:
         """Take in the row at ``source``, which says ``share`` of ``example``."""
         self._shares.setdefault(example, (source, []))[1].append(share)
+
+    @classmethod
+    def joined(cls, several: Iterable[Votes]) -> Votes:
+        """What several data sets say together."""
+        together = cls()
+        for votes in several:
+            for example, (source, shares) in votes._shares.items():
+                for share in shares:
+                    together.add(example, source, share)
+        return together
+
+    def shared_with(self, other: Votes) -> int:
+        """Examples that stand in both."""
+        return len(self._shares.keys() & other._shares.keys())
 
     @property
     def ties(self) -> int:

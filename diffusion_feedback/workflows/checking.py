@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..data.check import CheckReport, check_pairs
 from ..data.columns import ColumnNames, spelt_out
+from ..data.findings import Votes
 from ..data.overlap import Overlap, find_overlap
 from ..data.text_check import TextReport, check_texts
 from ..data.texts import find_texts, holds_texts
@@ -52,7 +54,54 @@ class Checked:
         return "\n".join(filter(None, (check_summary(self.report), self.rewards, *map(str, self.overlaps))))
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedTogether:
+    """``each`` of several data sets, and what they are as one."""
+
+    each: Sequence[Checked]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a run can be trained on all of them together as they are."""
+        return all(one.is_ready for one in self.each) and self._are_alike
+
+    @property
+    def _are_alike(self) -> bool:
+        return len({type(one.report) for one in self.each}) == 1
+
+    def __str__(self) -> str:
+        """The reports in plain text, and that of all together."""
+        if not self._are_alike:
+            together = "Not ready together: some are of images, others of texts."
+        else:
+            votes = [one.report.votes for one in self.each]
+            joined = Votes.joined(votes)
+            shared = [(a, b, votes[a].shared_with(votes[b])) for a, b in combinations(range(len(votes)), 2)]
+            names = [one.report.reader.log.name for one in self.each]
+            notes = [f"{count:,} stand in {names[a]} and in {names[b]}" for a, b, count in shared if count]
+            if against := len(joined.contradicting):
+                notes.append(f"{against:,} have rows that contradict each other")
+            more = f" ({'; '.join(notes)}; their labels are joined)" if notes else ""
+            together = f"Together: {joined.num_usable:,} {'pairs' if self._are_pairs else 'examples'}{more}."
+        return "\n\n".join([*map(str, self.each), together])
+
+    @property
+    def _are_pairs(self) -> bool:
+        return isinstance(self.each[0].report, CheckReport)
+
+
 _KINDS = (CheckSettings, DataSource)
+
+
+@shows(*_KINDS)
+def check_together(paths: Sequence[str | Path | Dataset], **settings: object) -> CheckedTogether:
+    """``check`` of each of ``paths``, and what they are as the list that training takes.
+
+    Raises UserError as it does, and for an empty list.
+    """
+    if not paths:
+        raise UserError("`paths`: is empty", "give at least one data set")
+    return CheckedTogether([check(path, **settings) for path in paths])
 
 
 @shows(*_KINDS)

@@ -309,3 +309,21 @@ def test_a_csv_of_votes_from_first_try_to_pairs(
     assert main(["data", "check", path, *flag]) == 0
     assert main(["data", "convert", path, str(tmp_path / "pairs.parquet"), *flag]) == 0
     assert "Ready to train: 3 pairs" in capsys.readouterr().out
+
+
+def test_several_data_sets_are_checked_each_and_together(
+    images: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = str(write(tmp_path / "one.csv", votes_on(images, ["a", "a"])))
+    two = str(write(tmp_path / "two.jsonl", votes_on(images, ["b", "a", "b"])))
+    assert main(["data", "check", one, two]) == 0
+    said = capsys.readouterr().out
+    assert "Ready to train: 2 pairs." in said
+    assert "Ready to train: 3 pairs." in said
+    joint = f"2 stand in {one} and in {two}; 1 have rows that contradict each other; their labels are joined"
+    assert f"Together: 2 pairs ({joint})." in said
+    texts = str(write(tmp_path / "texts.jsonl", [{"prompt": "p", "chosen": "x", "rejected": "y"}]))
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "check", one, texts])
+    assert stopped.value.code == 2
+    assert "Not ready together: some are of images, others of texts." in capsys.readouterr().out
