@@ -106,6 +106,8 @@ def prepare(folder: Path) -> None:
     """Write what a user brings: images in pairs with a csv of votes, prompts, texts, and an own reward."""
     rows = pq.read_table(ASSETS / "pairs" / "validation-00000.parquet").slice(0, 60).to_pylist()
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    heldout_pairs = pq.read_table(ASSETS / "pairs" / "validation-00000.parquet").slice(300, 24)
+    pq.write_table(heldout_pairs, folder / "heldout.parquet")
     with atomic_write(folder / "votes.csv") as file, file.open("w", newline="", encoding="utf-8") as opened:
         votes = csv.writer(opened)
         votes.writerow(["user_id", "prompt", "image_a", "image_b", "vote"])
@@ -132,11 +134,11 @@ def image_run(walk: Walk, output: str, *more: object, **how: object) -> str:
     """A short LoRA run on the embedded model."""
     recipe = ROOT / "configs" / "shapes_dpo_lora.yaml"
     common = ("--pretrained_model_name_or_path", MODEL, "--cache_dir", "cache", "--output_dir", output)
-    return walk.run("train", "--config", recipe, *common, *more, **how)  # type: ignore[arg-type]
+    heldout = ("--data.validation", "heldout.parquet", "--validation.num_inference_steps", 4)
+    return walk.run("train", "--config", recipe, *common, *heldout, *more, **how)  # type: ignore[arg-type]
 
 
 PAIRS = ("--data.train", ASSETS / "pairs" / "train-00000.parquet")
-HELDOUT = ("--data.validation", ASSETS / "pairs" / "validation-00000.parquet", "--validation.max_examples", "32")
 
 
 def own_votes(walk: Walk) -> None:
@@ -165,12 +167,12 @@ def tune_and_prove(walk: Walk) -> None:
 
 def steer(walk: Walk) -> None:
     """C: Ctrl-C, resume, lengthen, another learning rate, branch, compare, follow."""
-    run = (*PAIRS, *HELDOUT, "--train_batch_size", 4, "--validation.num_prompts", 2, "--validation.steps", 6)
+    run = (*PAIRS, "--train_batch_size", 4, "--validation.num_prompts", 2, "--validation.steps", 6)
     image_run(walk, "c/run", *run, "--max_train_steps", 400, expected=130, interrupt_at="step", says="--resume")
-    image_run(walk, "c/short", *run, "--max_train_steps", 6, "--checkpoint_steps", 3, "--report_to", "tensorboard")
+    image_run(walk, "c/short", *run, "--max_train_steps", 6, "--checkpointing_steps", 3, "--report_to", "tensorboard")
     longer = ("--max_train_steps", 12, "--learning_rate", "5e-5", "--resume")
     image_run(
-        walk, "c/short", *run, "--checkpoint_steps", 3, "--report_to", "tensorboard", *longer, says="learning_rate"
+        walk, "c/short", *run, "--checkpointing_steps", 3, "--report_to", "tensorboard", *longer, says="learning_rate"
     )
     image_run(walk, "c/short", *run, *longer, "--model.lora_rank", 4, expected=2, says="init_from")
     image_run(walk, "c/branch", *run, "--max_train_steps", 6, "--init_from", "c/short@6")
