@@ -3,13 +3,13 @@
     python -m experiments.users_day                     # all jobs, about 15 minutes on two CPU cores
     python -m experiments.users_day --jobs A C          # some of them
 
-    A  own images in pairs and a csv of votes -> looked at, audited, trained on
+    A  own images in pairs and a csv of votes -> viewed, audited, trained on
     B  a base model and prompts -> generated, scored, labelled, tuned, benchmarked against the base, reported
     C  training, Ctrl-C, resumed, lengthened with another learning rate, branched, compared, followed in TensorBoard
     D  the result in plain diffusers, and in the forms of peft, kohya, ComfyUI, merged and as a single file
     E  texts: SFT, DPO, judged, exported
     F  the same from Python: three images, an own reward, an own Dataset
-    G  pairs looked at before anyone votes on them
+    G  pairs viewed and audited before anyone votes on them
     H  SDXL and families to come: what a dry run says without weights
     I  a benchmark on own images, and on own prompts
 
@@ -240,7 +240,7 @@ def from_python(walk: Walk) -> None:
 
 
 def look_first(walk: Walk) -> None:
-    """G: pairs looked at before anyone votes on them."""
+    """G: pairs viewed and audited before anyone votes on them."""
     walk.run("data", "view", PAIRS[1], "--count", 40, "--output", "g/sheet.html", says="sheet.html")
     walk.run("data", "audit", PAIRS[1], "--output", "g/audit.html", says="label")
 
