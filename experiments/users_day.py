@@ -205,7 +205,7 @@ def texts(walk: Walk) -> None:
     data = ("--data.train", "train.jsonl", "--data.validation", "validation.jsonl", "--max_train_steps", 12)
     model = ("--pretrained_model_name_or_path", LANGUAGE_MODEL)
     for name in ("sft", "dpo"):
-        recipe = ROOT / "configs" / f"text_{name}_tiny.yaml"
+        recipe = ROOT / "configs" / f"captions_{name}_lora.yaml"
         walk.run("train", "--config", recipe, *data, *model, "--output_dir", f"e/{name}", says="report.html")
     judge = ("--judge", "function=diffusion_feedback.shapes.captions:reward", "--max_new_tokens", 24)
     walk.run(

@@ -26,7 +26,6 @@ from ..weights import check_finite
 from .single_files import family_of_file, is_single_file, load_single_file
 
 FOLDER = "give the folder that DiffusionPipeline.save_pretrained wrote, or a hub id"
-_PATH = "check model.pretrained_model_name_or_path"
 _KINDS: Mapping[str, type[ModelMixin | PreTrainedModel]] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -130,7 +129,7 @@ def family_at(path: str, revision: str | None) -> str:
 
 def _place(path: str) -> Path | None:
     """The folder at ``path``; None for a hub id. Raises UserError for other things, and says what they are."""
-    check_exists(path, f"no such folder; {_PATH}")
+    check_exists(path, "no such folder; check the path or the hub id")
     folder = Path(path).expanduser()
     if not folder.exists():
         return None
