@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
+ValueT = TypeVar("ValueT")
 # How launchers tell the number of processes; accelerate asks the same variables.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 # What accelerate takes from its environment, or `accelerate launch` from its configuration, and this loop cannot do.
@@ -81,6 +82,24 @@ def leave_at_exit(state: PartialState) -> None:
     """
     if state.num_processes > 1:
         atexit.register(state.destroy_process_group)
+
+
+def agreed(accelerator: Accelerator, failure: BaseException | None, value: ValueT, what: str) -> ValueT:
+    """The ``value`` of the main process, in every process once that is done with its work.
+
+    Raises the ``failure`` of the main process there, and a UserError that says ``what`` failed in all others.
+    """
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        shared: list[Any] = [None if failure is None else str(failure), value]
+        broadcast_object_list(shared)
+        value = shared[1]
+        if failure is None and shared[0] is not None:
+            failure = UserError(f"{what} failed in the main process: {shared[0]}")
+    if failure is not None:
+        raise failure
+    return value
 
 
 def check_alike(accelerator: Accelerator, own: Mapping[str, object]) -> None:

@@ -50,6 +50,12 @@ def weights_of(reference: str) -> str:
     return str(steps[step])
 
 
+def moving_run(reference: str) -> Path | None:
+    """The folder of the run whose best or last step ``reference`` means, which may be another one later; None of others."""
+    match = _REFERENCE.fullmatch(reference)
+    return None if match is None or match["which"].isdigit() else expand(match["run"])
+
+
 def checkpoint_steps(run: Path) -> dict[int, Path]:
     """The checkpoints in the folder ``run`` by their steps, oldest first; what else lies beside them is left aside."""
     matches = [(path, _STEP.fullmatch(path.name)) for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()]

@@ -177,7 +177,8 @@ class TrainingConfig:
         """Number of optimizer steps, of a run whose data give ``steps_per_epoch`` in one pass."""
         if self.max_train_steps is not None:
             return self.max_train_steps
-        return max(1, math.ceil((self.num_train_epochs or 0) * steps_per_epoch))
+        # Rounded first: 0.07 * 100 is a little more than 7 as a float.
+        return max(1, math.ceil(round((self.num_train_epochs or 0) * steps_per_epoch, 6)))
 
 
 @dataclass(frozen=True)

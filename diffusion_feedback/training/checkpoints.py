@@ -98,7 +98,11 @@ def prune(run: Path, keep: int, spared: Collection[int] = ()) -> None:
     steps = checkpoint_steps(run)
     for step in list(steps)[:-keep]:
         if step not in spared:
-            shutil.rmtree(steps[step])
+            # Under a name that no checkpoint has, so that half of one is never taken for a whole one.
+            leaving = steps[step].with_name(f".{steps[step].name}.tmp")
+            shutil.rmtree(leaving, ignore_errors=True)
+            steps[step].rename(leaving)
+            shutil.rmtree(leaving)
 
 
 def fingerprint(checkpoint: Path) -> str:

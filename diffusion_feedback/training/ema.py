@@ -33,11 +33,15 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Put the average in the place of the weights for the length of the ``with`` block."""
         kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        self._copy(self.average)
         try:
+            self._copy(self.average)
             yield
         finally:
-            self._copy(kept)
+            try:
+                self._copy(kept)
+            except BaseException:  # a signal that came meanwhile: a mixture of both must not be left
+                self._copy(kept)
+                raise
 
     @torch.no_grad()
     def _copy(self, values: Mapping[str, Tensor]) -> None:

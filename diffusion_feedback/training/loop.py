@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..config.recipe import TrainingConfig
 from ..errors import Interrupted, UserError, within_memory
+from ..processes import agreed
 from ..runs import RAW
 from ..types.training import BatchSource, Coupled, Gated, Observer, Step
 from .averages import weighted_means, weighted_sums
@@ -26,8 +27,8 @@ from .finite import MAX_SKIPPED, START_OVER, Watch, culprits_named
 from .optimizers import scheduled_rate
 from .progress_line import ProgressLine
 from .resuming import check_identity, take_over, take_over_optimizer
-from .run_folder import RunFolder
-from .selection import PREFIX, Evaluations, Selection
+from .run_folder import PREFIX, RunFolder
+from .selection import Evaluations, Selection
 from .stopping import StopSignals
 
 Evaluate = Callable[[int, nn.Module], Mapping[str, float]]
@@ -102,7 +103,8 @@ class Trainer:
             self._begin()
         elif self._is_evaluation_due(start):
             self._evaluate(start)  # unless that was done before the run broke off
-            self._select(start)
+            if self.evaluations.can_judge(start):
+                self._select(start)
         with self._stop:
             self._train(start)
 
@@ -115,6 +117,7 @@ class Trainer:
             self._log({"step": 0, **{f"gate/{name}": value for name, value in gate.items()}})
         if self.evaluate_first:
             self._evaluate(0)
+            self.evaluations.check_first()
 
     def _gate(self, step: Gated[object], batch: object) -> Mapping[str, float]:
         try:
@@ -153,7 +156,12 @@ class Trainer:
     def _select(self, done: int) -> None:
         """Keep step ``done`` where its evaluation is the best, and end the run where it gets no better."""
         is_main = self.accelerator.is_main_process
-        is_best, reason = self.evaluations.is_best(done), self.evaluations.stop()
+        try:
+            is_best, reason = self.evaluations.is_best(done), self.evaluations.stop()
+        except UserError:  # a metric that there is none of: no step is lost by that
+            if self._saved != done:
+                self._save(done)
+            raise
         if (is_best or reason is not None) and self._saved != done:
             self._save(done)
         if is_best:
@@ -285,28 +293,22 @@ class Trainer:
         failure: BaseException | None = None
         metrics: Mapping[str, float] | None = None
         if self.accelerator.is_main_process and not self._was_evaluated(done):
-            # Other processes wait and cannot be notified: with them, the evaluation is finished first.
-            self._stop.at_once = self.accelerator.num_processes == 1
             try:
                 metrics = self._evaluate_alone(done)
             except BaseException as error:
                 failure = self._explained(done, error)
-            finally:
-                self._stop.at_once = False
-        if self.accelerator.num_processes > 1:
-            shared: list[Any] = [None if failure is None else str(failure), metrics]
-            broadcast_object_list(shared)
-            metrics = shared[1]
-            if failure is None and shared[0] is not None:
-                failure = UserError(f"evaluation failed in the main process: {shared[0]}")
-        if failure is not None:
-            raise failure
+        metrics = agreed(self.accelerator, failure, metrics, "evaluation")
         if metrics is not None:
             self.evaluations.note(done, metrics)
 
     def _evaluate_alone(self, done: int) -> Mapping[str, float]:
         with self.result() as network:
-            metrics = self.evaluate(done, network)
+            # Other processes wait and cannot be notified: with them, the evaluation is finished first.
+            self._stop.at_once = self.accelerator.num_processes == 1
+            try:
+                metrics = self.evaluate(done, network)
+            finally:
+                self._stop.at_once = False
         if metrics:
             self._log({"step": done, **{PREFIX + name: value for name, value in metrics.items()}})
         return metrics
@@ -333,8 +335,14 @@ class Trainer:
         """Write the checkpoint of ``done``. Raises UserError in every process where a weight is no number."""
         self._check_weights(done)
         self.accelerator.wait_for_everyone()
+        failure: BaseException | None = None
         if self.accelerator.is_main_process:
-            self._write(done)
+            try:
+                self._write(done)
+            except BaseException as error:
+                failure = error
+        # A process that ends before the checkpoint stands may get the others ended, the one that writes it too.
+        agreed(self.accelerator, failure, None, "saving")
         self._saved = done
 
     def _check_weights(self, done: int) -> None:
@@ -379,10 +387,13 @@ class Trainer:
             take_over_optimizer(checkpoint, state, self.optimizer, self.accelerator.scaler)
         is_main = self.accelerator.is_main_process
         if is_main:
+            self.folder.go_on()
+            if not self._is_evaluation_due(self._saved):
+                self.folder.forget_evaluation(self._saved)  # it was that of the end, before the run was lengthened
             self.folder.forget_after(self._saved)
             if self._saved < self.max_steps:
                 self.folder.forget_result()  # that of a run which is lengthened
         self.accelerator.wait_for_everyone()
         known = saved_state[2].get("evaluations") if saved_state is not None else None
-        self.evaluations.restore(self._saved, known, writes=is_main)
+        self.evaluations.restore(self._saved, known, writes=is_main, is_due=self._is_evaluation_due)
         return max(0, self._saved)

@@ -50,6 +50,7 @@ _NOTES = "notes.json"
 _START_OVER = "start over with `overwrite`, or choose another output_dir"
 _CODE = "code"  # of the user's own, in environment.json
 _FILE_PATTERN = re.compile(r"[\w-][\w.*-]*")
+PREFIX = "validation/"  # of what an evaluation measured, in metrics.jsonl
 TRACKED = "diffusion-feedback"  # project of the trackers, and the folder in which TensorBoard's files stand
 _RUNS = OutputKind(
     mark="recipe.yaml",
@@ -67,6 +68,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._going_on: tuple[Changes, str, int] | None = None  # what changes, the recipe, and the number of processes
         self._clock_start = time.monotonic()  # the seconds that an earlier part of the run took are counted in
 
     @property
@@ -122,7 +124,7 @@ class RunFolder:
         """Start or continue a run here, whose result is written in ``written_files`` (patterns, as of ``Path.glob``).
 
         A new run removes what the one before it says that it wrote, and what might be taken for its own result. One that
-        goes on records what it changes. Raises UserError for a folder that holds something else, or cannot be written.
+        goes on changes nothing before ``go_on``. Raises UserError for a folder that holds something else, or cannot be written.
         """
         changes = self.check_free(recipe, resume=resume, overwrite=overwrite, processes=processes)
         content = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
@@ -139,13 +141,27 @@ class RunFolder:
                 facts = {**environment(), **begun, **code, "written_files": list(written_files)}
                 write_json(self.path / _ENVIRONMENT, facts)
             else:
-                if changes.is_longer_or_shorter:
-                    for name in ("README.md", "report.html"):  # it is complete no more
-                        (self.path / name).unlink(missing_ok=True)
-                record_changes(self.path, self.last_step, changes.accepted, processes)
-                _RUNS.write_mark(self.path, content)
+                self._going_on = (changes, content, processes)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}", "choose another output_dir") from error
+            raise _unwritable(self.path, error) from error
+
+    def go_on(self) -> None:
+        """Record what a run that was opened to go on changes; nothing for a new one. To be called once its checkpoint fits.
+
+        Raises UserError where the folder cannot be written.
+        """
+        if self._going_on is None:
+            return
+        changes, content, processes = self._going_on
+        try:
+            if changes.is_longer_or_shorter:
+                for name in ("README.md", "report.html"):  # it is complete no more
+                    (self.path / name).unlink(missing_ok=True)
+            record_changes(self.path, self.last_step, changes.accepted, processes)
+            _RUNS.write_mark(self.path, content)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._going_on = None
 
     def forget_result(self) -> None:
         """Remove the weights that the run has given out: it goes on, and they would be taken for those of its end."""
@@ -253,16 +269,29 @@ class RunFolder:
             rows.append(row)
         return rows
 
+    def forget_evaluation(self, step: int) -> None:
+        """Drop what was evaluated after ``step``, above 0; the metrics of its update stay."""
+        if step > 0:
+            is_update = [
+                row
+                for row in self.read_metrics()
+                if row["step"] != step or not any(name.startswith(PREFIX) for name in row)
+            ]
+            self._keep(self.metrics_path, is_update)
+            self._keep(self.heldout_path, [row for row in self._rows(self.heldout_path) if row["step"] != step])
+
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps beyond ``step``, which a continued run will write again."""
         for path in (self.metrics_path, self.heldout_path):
-            rows = [row for row in self._rows(path) if row["step"] <= step]
-            if rows or path == self.metrics_path:
-                write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-            else:
-                path.unlink(missing_ok=True)
+            self._keep(path, [row for row in self._rows(path) if row["step"] <= step])
         spent = max((float(row.get("seconds", 0.0)) for row in self.read_metrics()), default=0.0)
         self._clock_start = time.monotonic() - spent
+
+    def _keep(self, path: Path, rows: Sequence[Row]) -> None:
+        if rows or path == self.metrics_path:
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            path.unlink(missing_ok=True)
 
     def save_checkpoint(
         self,
@@ -307,6 +336,10 @@ class RunFolder:
         """The newest checkpoint: step, tensors by state and name, state of optimizer and run; None where there is none."""
         saved = self.checkpoints()
         return checkpoints.load_checkpoint(saved[-1]) if saved else None
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written: {error.strerror}", "choose another output_dir")
 
 
 def _append(path: Path, row: Mapping[str, object]) -> None:

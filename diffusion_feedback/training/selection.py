@@ -6,16 +6,15 @@ What is decided depends on the metrics of the steps so far, so that a run that g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..catalog.heldout import heldout_metric
 from ..errors import UserError
 from ..runs import checkpoint_steps
-from .run_folder import RunFolder
+from .run_folder import PREFIX, RunFolder
 
-PREFIX = "validation/"  # of these metrics, in metrics.jsonl
 MetricsByStep = Mapping[int, Mapping[str, float]]
 """By step, the metrics of its evaluation."""
 
@@ -32,6 +31,11 @@ class Selection:
     early_stopping: str | None = None
     patience: int = 3
     min_delta: float = 0.0
+
+    @property
+    def watched(self) -> set[str]:
+        """The metrics that are watched."""
+        return {name for name in (self.keep_best, self.early_stopping) if name is not None}
 
     def best(self, evaluations: MetricsByStep) -> tuple[int, float] | None:
         """Step and value of the best of ``evaluations``, the earliest of equal ones; None without one of a trained model."""
@@ -75,6 +79,17 @@ class Evaluations:
         """Take in the ``metrics`` of ``step``."""
         self.metrics[step] = dict(metrics)
 
+    def can_judge(self, step: int) -> bool:
+        """Whether the evaluation of ``step`` has what is watched: one that an earlier part of the run made may not."""
+        return self.selection.watched <= self.metrics.get(step, {}).keys()
+
+    def check_first(self) -> None:
+        """Raise UserError where the evaluation before the first update lacks a metric of held-out examples."""
+        metrics = self.metrics.get(0)
+        for name in sorted(self.selection.watched) if metrics else ():
+            if not heldout_metric(name).from_samples:  # which compare samples with those of this moment
+                _values({0: metrics or {}}, name)
+
     def is_best(self, step: int) -> bool:
         """Whether ``step``, which was just evaluated, is better than the best so far."""
         metric = self.selection.keep_best
@@ -101,9 +116,12 @@ class Evaluations:
         """Why the run ends here, in words; None where it goes on."""
         return self.selection.stop(self.metrics)
 
-    def restore(self, step: int, saved: object, *, writes: bool) -> None:
+    def restore(
+        self, step: int, saved: object, *, writes: bool, is_due: Callable[[int], bool] = lambda step: True
+    ) -> None:
         """Take up what was known after ``step``: by the state of its checkpoint, and by what was evaluated after that was written.
 
+        The evaluation of ``step`` itself is left out where none ``is_due`` there: the run had its end there, and has no more.
         The mark is put right: a process may have been killed between an evaluation and what follows from it.
         """
         before: Mapping[Any, Any] = saved if isinstance(saved, Mapping) else {}
@@ -113,9 +131,13 @@ class Evaluations:
             own = {name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX)}
             if own:
                 known[row["step"]] = own
+        if step > 0 and not is_due(step):
+            known.pop(step, None)
         self.metrics = known
         kept = checkpoint_steps(self.folder.path)
-        self.best = self.selection.best({at: metrics for at, metrics in known.items() if at in kept})
+        # What is watched may be another metric than before, which earlier evaluations lack.
+        has_it = {at: metrics for at, metrics in known.items() if at in kept and self.selection.keep_best in metrics}
+        self.best = self.selection.best(has_it)
         if self.best is not None:
             self.mark(self.best[0], writes=writes)
         elif writes and self.selection.keep_best is not None:

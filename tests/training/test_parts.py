@@ -83,6 +83,26 @@ def test_average_by_hand() -> None:
     assert torch.equal(copy.average["w"], average.average["w"])
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_weights_are_as_they_were_whenever_a_signal_came(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weights are put in place and two back; the signal comes before the one of that ``number``."""
+    weights = {name: nn.Parameter(torch.tensor([1.0])) for name in ("v", "w")}
+    average = WeightAverage(weights, decay=0.5)
+    average.average = {name: torch.tensor([3.0]) for name in weights}
+    calls, copy = iter(range(1, 9)), nn.Parameter.copy_
+
+    def interrupted(weight: Tensor, value: Tensor) -> Tensor:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return copy(weight, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Parameter, "copy_", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt), average.applied():
+            pass
+    assert [weight.item() for weight in weights.values()] == [1.0, 1.0]
+
+
 class Constant:
     """A likelihood that returns what it was made with; the network is not asked."""
 
@@ -190,6 +210,52 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, name: str) -> None:
     found = folder.load_checkpoint()
     assert found is not None
     assert found[0] == 1
+
+
+def test_a_checkpoint_that_is_half_removed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2):
+        folder.save_checkpoint(step, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.prune(1)
+    assert [path.name for path in folder.checkpoints()] == ["step-000002"]
+    folder.save_checkpoint(3, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
+    assert not (tmp_path / "checkpoints" / ".step-000001.tmp").exists()
+
+
+def test_what_is_refused_later_changes_nothing_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Before its checkpoint is known to fit, a lengthened run keeps its recipe, card, page and history."""
+    recipe = {"training": {"max_train_steps": 2}}
+    RunFolder(tmp_path).open(recipe, resume=False, overwrite=False)
+    folder = RunFolder(tmp_path)
+    folder.save_checkpoint(2, {"policy": {"w": torch.zeros(2)}}, {"optimizer": {}})
+    for name in ("README.md", "report.html"):
+        (tmp_path / name).write_text("x")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folder.open({"training": {"max_train_steps": 4}}, resume=True, overwrite=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    folder.go_on()
+    assert not (tmp_path / "README.md").exists()
+    assert "max_train_steps: 4" in (tmp_path / "recipe.yaml").read_text()
+    assert (tmp_path / "history.jsonl").exists()
+
+
+def test_the_evaluation_of_an_end_that_is_none_any_more(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (2, 3):
+        folder.log({"step": step, "loss": 0.5})
+        folder.log({"step": step, "validation/accuracy": 0.5})
+        folder.log_heldout(step, ["a"], {"accuracy": [1.0]})
+    folder.forget_evaluation(3)
+    assert [(row["step"], "loss" in row) for row in folder.read_metrics()] == [(2, True), (2, False), (3, True)]
+    assert list(folder.read_heldout()) == [2]
 
 
 def test_damaged_metrics_are_named(tmp_path: Path) -> None:

@@ -82,6 +82,46 @@ def test_after_a_kill_the_mark_is_that_of_a_run_without_one(
     assert expected is None or folder.place_of(expected[0]).is_dir()
 
 
+def logged(folder: RunFolder, evaluations: dict[int, dict[str, float]]) -> None:
+    for step, metrics in evaluations.items():
+        folder.place_of(step).mkdir(parents=True)
+        folder.log({"step": step, **{f"validation/{name}": value for name, value in metrics.items()}})
+
+
+def test_the_evaluation_of_an_end_that_is_none_any_more_counts_for_nothing(tmp_path: Path) -> None:
+    """Evaluated every 2 steps and at its end, 3, a run goes on to 8: one without that break has nothing at step 3."""
+    folder = RunFolder(tmp_path)
+    logged(folder, {2: {"accuracy": 0.5}, 3: {"accuracy": 0.75}})
+    evaluations = Evaluations(folder, Selection(keep_best="accuracy"))
+    evaluations.restore(3, {}, writes=True, is_due=lambda step: step % 2 == 0)
+    assert (evaluations.best, list(evaluations.metrics)) == ((2, 0.5), [2])
+    evaluations.restore(3, {}, writes=True, is_due=lambda step: step == 3)
+    assert evaluations.best == (3, 0.75)
+
+
+def test_a_metric_may_be_watched_from_a_later_step_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    logged(folder, {2: {"accuracy": 0.5}, 4: {"accuracy": 0.75}})
+    evaluations = Evaluations(folder, Selection(keep_best="wins/pickscore", early_stopping="wins/pickscore"))
+    evaluations.restore(4, {}, writes=True)
+    assert evaluations.best is None
+    assert not evaluations.can_judge(4)
+    evaluations.note(6, {"wins/pickscore": 0.5})
+    assert evaluations.can_judge(6)
+    assert evaluations.is_best(6)
+    assert evaluations.stop() is None
+
+
+def test_a_metric_of_held_out_examples_is_missed_before_the_first_update(tmp_path: Path) -> None:
+    def of(name: str) -> Evaluations:
+        return Evaluations(RunFolder(tmp_path), Selection(keep_best=name), {0: {"nll": 1.0}})
+
+    with pytest.raises(UserError, match=r"'accuracy' is no metric .*\n  -> they have nll"):
+        of("accuracy").check_first()
+    of("nll").check_first()
+    of("wins/pickscore").check_first()  # of samples there are none to compare with yet
+
+
 def test_the_line_says_how_the_best_is_given(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
     assert best_line(folder) is None

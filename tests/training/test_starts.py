@@ -162,3 +162,37 @@ def test_adapters_start_at_a_lora_of_texts(make_text_recipe: Make, tmp_path: Pat
     shutil.copytree(run, tmp_path / "copy")
     train(new, "--resume", "--training.max_train_steps", "2")
     assert [row["step"] for row in rows(folder)] == [1, 2]
+
+
+def test_a_run_goes_on_without_what_it_started_at(
+    make_text_recipe: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It keeps the step that RUN@last meant when it began; adapters need it no more, full tuning says that it is gone."""
+    run = source(make_text_recipe, LORA)
+    start = {"init_from": f"{run}@last"}
+    recipe = make_text_recipe("new", model={**LORA, **start}, training=STILL, validation=QUIET)
+    folder = train(recipe)
+    train(make_text_recipe("source", model=LORA, training={"max_train_steps": 5}, validation=QUIET), "--overwrite")
+    train(recipe, "--resume", "--training.max_train_steps", "2")
+    shutil.rmtree(run)
+    train(recipe, "--resume", "--training.max_train_steps", "3")
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+    capsys.readouterr()
+    flags = ["--output_dir", str(tmp_path / "another"), "--model.init_from", str(run / "checkpoints" / "step-000004")]
+    assert main(["train", "--config", str(recipe), *flags]) == 2
+    assert "is no run" in capsys.readouterr().err
+
+
+def test_adapters_of_another_base_are_refused(
+    make_text_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = source(make_text_recipe, LORA)
+    base = tmp_path / "changed"
+    shutil.copytree(yaml.safe_load((run / "recipe.yaml").read_text())["model"]["pretrained_model_name_or_path"], base)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    model = {**LORA, "init_from": str(run), "pretrained_model_name_or_path": str(base)}
+    recipe = make_text_recipe("new", model=model, training=STILL, validation=QUIET)
+    capsys.readouterr()
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "were trained over another base than the one here" in capsys.readouterr().err

@@ -100,6 +100,13 @@ def test_rates_of_a_recipe() -> None:
     assert scheduled_rate(restarts, 10) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("epochs", "each", "steps"), [(0.07, 100, 7), (1.1, 50, 55), (0.29, 100, 29), (0.5, 5, 3), (0.001, 10, 1)]
+)
+def test_steps_of_epochs(epochs: float, each: int, steps: int) -> None:
+    assert TrainingConfig(num_train_epochs=epochs).steps(each) == steps
+
+
 REFUSED = [
     (["--training.lr_power", "2"], "training.lr_power: got 2.0, which schedule 'constant' does not take"),
     (["--training.lr_num_cycles", "2", "--training.lr_scheduler", "cosine"], "lr_scheduler: cosine_with_restarts"),
@@ -189,6 +196,32 @@ def test_what_makes_another_run_is_named_at_once(make_recipe: Make, capsys: pyte
     assert "learning_rate" not in error
     assert "model.init_from" in error
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == kept
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_what_is_refused_changes_nothing(make_text_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """A best step without held-out texts, over a finished run; and more steps after the texts have changed."""
+    recipe = make_text_recipe(model=LORA, training={"max_train_steps": 2}, validation=QUIET)
+    folder, longer = train(recipe), ["--training.max_train_steps", "4"]
+    kept = files(folder)
+    best = ["--validation.keep_best", "nll", "--validation.steps", "1", "--data.validation", "null"]
+    capsys.readouterr()
+    assert main(["train", "--config", str(recipe), "--overwrite", *best]) == 2
+    assert "needs held-out examples" in capsys.readouterr().err
+    assert files(folder) == kept
+    assert main(["train", "--config", str(recipe), "--resume", "--training.learning_rate", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "not applied, as the run is complete: training.learning_rate: 0.001 -> 0.1; give more steps" in said
+    assert files(folder) == kept
+    place = Path(yaml.safe_load(recipe.read_text())["data"]["train"])
+    text = place.read_text()
+    place.write_text(text.replace("a", "e", 1) if "a" in text else text)
+    assert main(["train", "--config", str(recipe), "--resume", *longer]) == 2
+    assert "another examples" in capsys.readouterr().err
+    assert files(folder) == kept
 
 
 def test_the_history_of_a_run(tmp_path: Path) -> None:

@@ -100,9 +100,13 @@ def recorded_family(path: str) -> str | None:
     return str(recorded["family"]) if recorded else None
 
 
-def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:
-    """Adapters over the frozen ``model``, or the whole of it; returns lines on what the adapters are."""
-    settings = recipe.model
+def make_trainable(setup: Setup, model: Adaptable, base_hash: str | None = None) -> list[str]:
+    """Adapters over the frozen ``model``, or the whole of it; returns lines on what the adapters are.
+
+    ``base_hash``, where it is that of ``model`` alone, is compared with that of the run at which adapters start. What a
+    run that goes on started at is not read again: its checkpoint takes the place of it, and it may be gone.
+    """
+    recipe, settings = setup.recipe, setup.recipe.model
     if settings.tuning == "full":
         make_whole_trainable(recipe, model)
         return []
@@ -113,11 +117,11 @@ def make_trainable(recipe: Recipe, model: Adaptable) -> list[str]:
         seed=recipe.training.seed,
         modules_to_save=settings.lora_modules_to_save,
         revision=settings.revision,
-        start=settings.init_lora,
+        start=None if setup.goes_on else settings.init_lora,
     )
     lines = model.add_adapters(adapters)
-    if settings.init_from is not None:
-        start_from_run(recipe, model, trained_adapters(model))
+    if settings.init_from is not None and not setup.goes_on:
+        start_from_run(recipe, model, trained_adapters(model), base_hash)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return [f"adapters         {line}" for line in lines]

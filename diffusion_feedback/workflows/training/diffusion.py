@@ -41,7 +41,7 @@ def diffusion_session(setup: Setup) -> Session:
     denoiser: Denoiser = base_model(setup)
     base_hash = denoiser.model_hash()
     reference = frozen_reference(recipe, denoiser, base_hash, accelerator.device)
-    adapters = make_trainable(recipe, denoiser)
+    adapters = make_trainable(setup, denoiser, base_hash)
     encoders = build_encoders(recipe, denoiser)
     assert reference.give is not None
     starts_at_reference = reference.is_start_of(recipe, base_hash)

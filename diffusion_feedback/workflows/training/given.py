@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,8 +22,9 @@ from ...config.recipe import Recipe
 from ...config.sources import is_object, object_name
 from ...data.places import check_dataset
 from ...errors import UserError
+from ...folders import expand
 from ...models.loaded import as_it_came, family_of, from_loaded, has_adapters
-from ...runs import weights_of
+from ...runs import moving_run, recorded_model, run_of, weights_of
 from ...scorers.texts.function import from_function
 from ...types.models import Tokenizer, Tuned
 from ...types.texts import TextScorer
@@ -61,6 +64,7 @@ class Setup:
     recipe: Recipe
     accelerator: Accelerator
     given: Given = NOTHING
+    goes_on: bool = False  # from a checkpoint, which holds all that is trained
 
     def model(self) -> Tuned | None:
         """What is tuned over the model that was given, in the recipe's precision; None where none was."""
@@ -126,10 +130,13 @@ class Setup:
         return training.train_batch_size * training.gradient_accumulation_steps * num_processes
 
 
-def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tuple[Recipe, Given]:
+def accept(
+    recipe: Recipe, objective: object, given: Mapping[str, object], *, resume: bool = False
+) -> tuple[Recipe, Given]:
     """``recipe`` with all that was handed in by name or as a path, checked, and the rest as objects.
 
-    Where an object takes the place of a name, the recipe says what it was, in angle brackets. Raises UserError for objects
+    Where an object takes the place of a name, the recipe says what it was, in angle brackets. With ``resume`` the steps of
+    other runs are those that the run in the recipe's folder began with. Raises UserError for objects
     of the wrong kind, and as a recipe file does.
     """
     objects: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -151,24 +158,39 @@ def accept(recipe: Recipe, objective: object, given: Mapping[str, object]) -> tu
     if objective is not None:
         whole = objective if isinstance(objective, Mapping) else {"name": objective}
         recipe = replace(recipe, objective=dict(whole))
-    return pinned(checked(recipe)), Given(**objects)
+    recipe = checked(recipe)
+    return pinned(recipe, _began_with(expand(recipe.output_dir)) if resume else {}), Given(**objects)
 
 
-def pinned(recipe: Recipe) -> Recipe:
+def pinned(recipe: Recipe, before: Mapping[str, object] = MappingProxyType({})) -> Recipe:
     """``recipe`` with the folders of models that are named as steps of runs: what is the best step later changes no run.
 
+    ``before``: the model section with which the run began, whose steps are kept where the same runs are named.
     Raises UserError for a step that is not there.
     """
-    start, adapters = recipe.model.init_from, recipe.model.init_lora
-    base, reference = recipe.model.pretrained_model_name_or_path, recipe.model.reference_model_name_or_path
-    model = replace(
-        recipe.model,
-        pretrained_model_name_or_path=weights_of(base),
-        reference_model_name_or_path=None if reference is None else weights_of(reference),
-        init_from=None if start is None else checkpoint_of(start),
-        init_lora=None if adapters is None else weights_of(adapters),
-    )
-    return replace(recipe, model=model)
+    places: dict[str, Any] = {}
+    for name, resolve in _PINNED.items():
+        reference, old = getattr(recipe.model, name), before.get(name)
+        if reference is not None:
+            is_kept = isinstance(old, str) and _is_still(reference, old, is_newest=name == "init_from")
+            places[name] = old if is_kept else resolve(reference)
+    return replace(recipe, model=replace(recipe.model, **places))
+
+
+def _is_still(reference: str, old: str, *, is_newest: bool) -> bool:
+    """Whether ``old``, which was recorded, is what ``reference`` meant then; ``is_newest``: a run itself means its newest step."""
+    run = moving_run(reference)
+    if run is None and is_newest:
+        run = expand(reference)
+    return reference == old or (run is not None and run.resolve() == run_of(expand(old)).resolve())
+
+
+def _began_with(run: Path) -> Mapping[str, object]:
+    """The model section of the recipe in the folder ``run``; nothing where none can be read, which is said elsewhere."""
+    try:
+        return recorded_model(run, "") or {}
+    except UserError:
+        return {}
 
 
 def recorded(recipe: Recipe) -> Recipe:
@@ -228,6 +250,13 @@ def _mark_of_reward(objects: dict[str, object], name: str) -> str:
     return object_name("reward", getattr(reward, "recipe_id", ""))
 
 
+# Keys of the model section that may name a step of a run, and what finds its folder.
+_PINNED: Mapping[str, Callable[[str], str]] = {
+    "pretrained_model_name_or_path": weights_of,
+    "reference_model_name_or_path": weights_of,
+    "init_from": checkpoint_of,
+    "init_lora": weights_of,
+}
 # By parameter, the key of the recipe that an object stands for, and what names the object there.
 _PLACES: Mapping[str, tuple[str, Callable[[dict[str, object], str], str]]] = {
     "train_data": ("data.train", _mark_of_data),

@@ -38,7 +38,7 @@ def language_model_session(setup: Setup) -> Session:
     reference = FrozenReference.none("the objective knows no reference")
     if needs_reference(recipe.objective):  # of a sum, where a term does
         reference = frozen_reference(recipe, model, base_hash, accelerator.device, model.tokenizer)
-    adapters = make_trainable(recipe, model)
+    adapters = make_trainable(setup, model, base_hash)
     likelihood = TokenLikelihood(
         accelerator.device, share_prompt=recipe.text.share_prompt, tail_weight=recipe.text.tail_weight
     )

@@ -108,7 +108,7 @@ def policy_gradient_session(setup: Setup) -> Session:
     reference = FrozenReference.none("the KL has no weight")
     if algorithm.kl_coef > 0:
         reference = frozen_reference(recipe, model, base_hash, device, model.tokenizer)
-    adapters = make_trainable(recipe, model)
+    adapters = make_trainable(setup, model, base_hash)
     judge = CompletionJudge(setup, model)
     network: nn.Module = model.network
     if algorithm.learns_values:

@@ -24,7 +24,7 @@ def reward_model_session(setup: Setup) -> Session:
     model: RewardModel = base_model(setup, seed=recipe.training.seed)
     base_hash = model.model_hash()
     texts = TokenBatches.load(setup, model, share_prompt=False)
-    adapters = make_trainable(recipe, model)
+    adapters = make_trainable(setup, model)
     step = JudgingStep(step_parts(setup, SequenceRewards(setup.accelerator.device)))
     step.check()
 

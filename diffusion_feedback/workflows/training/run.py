@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn, optim
 
 from ...catalog import family_row, resolve
 from ...catalog.heldout import heldout_metric
+from ...config.continuing import Changes
 from ...config.data_lists import data_parts
 from ...config.parsing import require_recipe
 from ...config.recipe import Recipe, RoundsConfig, to_dict, to_yaml
@@ -89,7 +90,9 @@ def train(
         recipe = replace(recipe, model=replace(recipe.model, init_from=place))
     names = {"model": model, "tokenizer": tokenizer, "train_data": train_data}
     with as_it_came(model, is_trained=recipe.model.tuning == "full"):
-        recipe, given = accept(recipe, objective, names | {"validation_data": validation_data, "reward": reward})
+        recipe, given = accept(
+            recipe, objective, names | {"validation_data": validation_data, "reward": reward}, resume=resume
+        )
         if recipe.rounds != RoundsConfig():
             raise UserError("rounds: means nothing for one training run", "run it as rounds, or leave the section out")
         path = expand(recipe.output_dir)
@@ -147,19 +150,21 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
         folder.check_length(recipe.training.max_train_steps)
     is_done = resume and folder.is_complete() and not changes.is_longer_or_shorter
     if is_done and num_launched() == 1:
-        log.info("%s: already complete", folder.path)
+        _say_complete(folder, changes)
         return
     accelerator = make_accelerator(recipe)
     check_alike(accelerator, _beginning(written, folder, resume=resume, overwrite=overwrite))
     if is_done:
-        log.info("%s: already complete", folder.path)
+        _say_complete(folder, changes)
         return
-    with kept_warnings() as warnings, closing(open_session(Setup(recipe, accelerator, given))) as session:
+    setup = Setup(recipe, accelerator, given, goes_on=resume and bool(folder.checkpoints()))
+    with kept_warnings() as warnings, closing(open_session(setup)) as session:
         optimizer = build_optimizer(recipe, session.parameters())
         if warning := batch_warning(session.setup):
             log.warning(warning)
         if resume:
             folder.check_length(session.data.max_train_steps)
+        selection = _selection(session)  # before anything is written or removed
         for line in describe_changes(changes, session.data, folder.last_step):
             log.info(line)
         if accelerator.is_main_process:
@@ -169,17 +174,35 @@ def run_training(recipe: Recipe, given: Given = NOTHING, *, resume: bool = False
         accelerator.wait_for_everyone()
         start_trackers(written, accelerator, folder)
         try:
-            trainer = _fit(session, optimizer, folder)
+            trainer = _fit(session, optimizer, folder, selection)
         except Interrupted:
             if accelerator.is_main_process:
-                _note(session, folder, warnings)
-                write_page(folder.path)
+                with _or_warn(folder):  # the signal is what is to be said
+                    _note(session, folder, warnings)
+                    write_page(folder.path)
             raise
         if accelerator.is_main_process:
             _note(session, folder, warnings)
         _finish(session, trainer)
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _say_complete(folder: RunFolder, changes: Changes) -> None:
+    log.info("%s: already complete", folder.path)
+    left = [str(each) for each in changes.accepted if each.name not in ("output_dir", "processes")]
+    if left:
+        how = "give more steps, and it goes on with them"
+        log.warning("%s: not applied, as the run is complete: %s; %s", folder.path, "; ".join(left), how)
+
+
+@contextmanager
+def _or_warn(folder: RunFolder) -> Iterator[None]:
+    """Warn where the page of the run cannot be written: the run does not depend on it."""
+    try:
+        yield
+    except (UserError, OSError, ValueError) as error:
+        log.warning("%s: its page could not be written: %s", folder.path, first_line(error))
 
 
 def _note(session: Session, folder: RunFolder, warnings: Sequence[str]) -> None:
@@ -201,7 +224,7 @@ def _beginning(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bo
     }
 
 
-def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Trainer:
+def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder, selection: Selection) -> Trainer:
     """Train to the end, in ``folder``."""
     recipe, data = session.setup.recipe, session.data
     for line in describe(session):
@@ -228,7 +251,7 @@ def _fit(session: Session, optimizer: optim.Optimizer, folder: RunFolder) -> Tra
         metrics_of=data.metrics_of,
         name_of=data.name_of,
         unit=data.unit,
-        selection=_selection(session),
+        selection=selection,
         save_weights=session.save,
     )
     trainer.fit()
@@ -286,7 +309,8 @@ def _write_result(session: Session, trainer: Trainer) -> None:
         card = render_card(session.card, folder.path, recipe, folder.read_metrics(), **facts)
         for outcome in _outcomes(trainer):
             log.info(outcome)
-        log.info("done: %s", closing_line(write_page(folder.path, card)))
+        with _or_warn(folder):
+            log.info("done: %s", closing_line(write_page(folder.path, card)))
         write_text(folder.path / "README.md", card)  # last: it marks the run as complete
     accelerator.wait_for_everyone()
 

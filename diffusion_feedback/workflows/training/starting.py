@@ -67,17 +67,24 @@ def start_of(recipe: Recipe) -> str | None:
     return f"start            {what} of {start}{compared}"
 
 
-def start_from_run(recipe: Recipe, model: Tuned, wanted: Mapping[str, nn.Parameter]) -> None:
+def start_from_run(
+    recipe: Recipe, model: Tuned, wanted: Mapping[str, nn.Parameter], base_hash: str | None = None
+) -> None:
     """Give ``wanted``, weights of the network of ``model`` by name, the values of the checkpoint that the recipe names.
 
-    The average, where the run has one, as its result does; heads beside the model are left aside. Raises UserError, which
-    names every setting in which the two runs differ, and for tensors that do not fit.
+    The average, where the run has one, as its result does; heads beside the model are left aside. ``base_hash``: that of
+    the model below the adapters, which must be that of the run. Raises UserError, which names every setting in which the
+    two runs differ, and for tensors that do not fit.
     """
     reference = recipe.model.init_from
     assert reference is not None
     checkpoint = Path(reference)
+    if not checkpoint.is_dir():
+        problem = f"model.init_from: {reference} is gone, and the run starts with its weights"
+        raise UserError(problem, "bring it back, or begin another run with another start")
     _check_alike(recipe, checkpoint)
-    _, tensors, _ = load_checkpoint(checkpoint)
+    _, tensors, state = load_checkpoint(checkpoint)
+    _check_base(recipe, checkpoint, state.get("identity"), base_hash)
     saved = _own_weights(tensors.get("average") or tensors.get("policy", {}))
     missing, foreign = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
     unlike = sorted(name for name in wanted if name in saved and saved[name].shape != wanted[name].shape)
@@ -129,6 +136,20 @@ def _check_alike(recipe: Recipe, checkpoint: Path) -> None:
     if unlike:
         problem = f"model.init_from: {checkpoint} was trained otherwise: {'; '.join(unlike)}"
         raise UserError(problem, _remedy(own.tuning, before["tuning"], run_of(checkpoint)))
+
+
+def _check_base(recipe: Recipe, checkpoint: Path, identity: object, base_hash: str | None) -> None:
+    """Raise UserError where adapters of the run of ``checkpoint`` were trained over other weights than ``base_hash``."""
+    kept = identity if isinstance(identity, Mapping) else {}
+    there = None if "trajectories" in kept else kept.get("base")  # value learning hashes its heads too
+    before = recorded_model(checkpoint, _REMEDY) or {}
+    # In another precision the same weights have another hash.
+    if None in (there, base_hash) or there == base_hash or before.get("dtype") != recipe.model.dtype:
+        return
+    key = "pretrained_model_name_or_path"
+    problem = f"model.init_from: the adapters of {checkpoint} were trained over another base than the one here"
+    known = f"{before.get(key)} there (hash {there}), {getattr(recipe.model, key)} here ({base_hash})"
+    raise UserError(f"{problem}: {known}", "use the base of that run, as it was")
 
 
 def _comparable(model: Mapping[str, object]) -> dict[str, object]:

@@ -40,7 +40,7 @@ def value_learning_session(setup: Setup) -> Session:
     path = recipe.model.pretrained_model_name_or_path
     network = value_heads.attach(model.network, path, seed=recipe.training.seed)
     base_hash = content_hash(model.model_hash(), value_heads.heads_hash(network.heads))
-    adapters = make_trainable(recipe, model)
+    adapters = make_trainable(setup, model)
     step = ValueLearningStep(step_parts(setup, TokenLikelihood(setup.accelerator.device)), network.heads)
     step.check()
     trajectories = Trajectories.load(setup, model)
