@@ -304,11 +304,8 @@ class Trainer:
     def _evaluate_alone(self, done: int) -> Mapping[str, float]:
         with self.result() as network:
             # Other processes wait and cannot be notified: with them, the evaluation is finished first.
-            self._stop.at_once = self.accelerator.num_processes == 1
-            try:
+            with self._stop.immediate(applies=self.accelerator.num_processes == 1):
                 metrics = self.evaluate(done, network)
-            finally:
-                self._stop.at_once = False
         if metrics:
             self._log({"step": done, **{PREFIX + name: value for name, value in metrics.items()}})
         return metrics

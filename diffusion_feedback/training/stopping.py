@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -41,6 +43,17 @@ class StopSignals:
     ) -> None:
         for signum, before in self._before.items():
             signal.signal(signum, before)
+
+    @contextmanager
+    def immediate(self, *, applies: bool) -> Iterator[None]:
+        """Within this, where it ``applies``, a signal ends at once, and one that was noted before does too."""
+        self.at_once = applies
+        try:
+            if applies and self.received:
+                raise Interrupted(self.received)
+            yield
+        finally:
+            self.at_once = False
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         is_second, self.received = bool(self.received), signum
