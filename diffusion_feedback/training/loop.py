@@ -302,10 +302,9 @@ class Trainer:
             self.evaluations.note(done, metrics)
 
     def _evaluate_alone(self, done: int) -> Mapping[str, float]:
-        with self.result() as network:
-            # Other processes wait and cannot be notified: with them, the evaluation is finished first.
-            with self._stop.immediate(applies=self.accelerator.num_processes == 1):
-                metrics = self.evaluate(done, network)
+        # Other processes wait and cannot be notified: with them, the evaluation is finished first.
+        with self.result() as network, self._stop.immediate(applies=self.accelerator.num_processes == 1):
+            metrics = self.evaluate(done, network)
         if metrics:
             self._log({"step": done, **{PREFIX + name: value for name, value in metrics.items()}})
         return metrics
