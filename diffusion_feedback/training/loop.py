@@ -331,14 +331,8 @@ class Trainer:
         """Write the checkpoint of ``done``. Raises UserError in every process where a weight is no number."""
         self._check_weights(done)
         self.accelerator.wait_for_everyone()
-        failure: BaseException | None = None
         if self.accelerator.is_main_process:
-            try:
-                self._write(done)
-            except BaseException as error:
-                failure = error
-        # A process that ends before the checkpoint stands may get the others ended, the one that writes it too.
-        agreed(self.accelerator, failure, None, "saving")
+            self._write(done)
         self._saved = done
 
     def _check_weights(self, done: int) -> None:
