@@ -63,6 +63,12 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """``number`` with its noun, and its verb where ``many`` is given: "1 tie", "1,632 prompts", "2 passes", "1 row repeats"."""
+    several = many or one + ("es" if one.endswith("s") else "s")
+    return f"{number:,} {one if number == 1 else several}"
+
+
 def visible(text: str) -> str:
     r"""``text`` with its control characters written out: ESC as \x1b, a right-to-left override as \u202e.
 

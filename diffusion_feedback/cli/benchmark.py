@@ -25,7 +25,8 @@ def build_parser() -> Flags:
         "--images",
         help="folder of images that are there: by place (<style>/00000.png; 00000_0.png for several) or with metadata",
     )
-    add("--model", help="diffusers folder or hub id to generate the images from, in place of --images")
+    of_what = "run, one of its steps (RUN@STEP, RUN@last, RUN@best), diffusers folder, .safetensors file of a whole model, or hub id"
+    add("--model", help=f"what generates the images, in place of --images: {of_what}")
     add("--baseline", metavar="RUN", help="folder of another run of this benchmark, to compare with prompt by prompt")
     helps = {
         "prompts": "file, folder or hub id of the prompts; the benchmark's own by default",

@@ -18,7 +18,11 @@ def build_parser() -> Flags:
     """All flags of the command."""
     parser = Flags("dfb generate", "Generate one image, or some completions, for each prompt under each seed.")
     add = parser.add_argument
-    add("model", metavar="MODEL", help="diffusers or transformers folder, hub id, or folder of a run (LoRA runs too)")
+    add(
+        "model",
+        metavar="MODEL",
+        help="run (LoRA runs too), one of its steps (RUN@STEP, RUN@last, RUN@best), diffusers or transformers folder, .safetensors file of a whole model, or hub id",
+    )
     forms = ".txt (one per line), .json, .jsonl, .csv, .tsv or .parquet (column prompt, prompts, caption or text)"
     add("--prompts", type=Path, required=True, help=forms)
     add("--output_dir", "--output-dir", required=True, help="folder to write")

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..catalog import names
 from ..config.meaning import default_of, is_required, keys_for, keys_of
 from ..config.recipe import ESSENTIAL, SECTIONS, Recipe
 from ..config.wording import allowed, choices_of, key_notes
@@ -14,6 +15,7 @@ from ..errors import UserError, nearest
 from ..values import Range
 
 WIDTH = 100  # characters of a line
+_SPECS = ("objective", "optimizer")  # whose keys depend on the name that is given
 _COLUMN = 42  # where the texts of the short help begin
 
 _SHORT = """\
@@ -58,8 +60,11 @@ def answer_help(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def _help_of(parser: argparse.ArgumentParser, topic: str) -> str:
     if topic in SECTIONS:
         return _section(topic) + "\n"
+    if topic in _SPECS:
+        known = ", ".join(names(topic))
+        return "\n".join([_explained(topic), *_wrapped(f"      Names: {known}", "      ")]) + "\n"
     if topic not in ("", "all"):
-        raise UserError(f"--help: got {topic!r}", nearest(topic, ["all", *SECTIONS]))
+        raise UserError(f"--help: got {topic!r}", nearest(topic, ["all", *SECTIONS, *_SPECS]))
     about, examples = str(parser.description), str(parser.epilog or "")
     keys = (*(key.partition(".")[0] for key in key_notes()), "help")
     actions = [action for action in parser._actions if action.dest.partition(".")[0] not in keys]
@@ -73,7 +78,7 @@ def _help_of(parser: argparse.ArgumentParser, topic: str) -> str:
     hidden = "" if parser.prog.endswith("rounds") else "rounds."
     essential = [key for key in keys_for(ESSENTIAL) if not (hidden and key.startswith(hidden))]
     said = "\n".join(f"  --{key:<{_COLUMN - 5}} {_first_sentence(key)}" for key in essential)
-    first, sections = "\n".join(examples.splitlines()[:3]), ", ".join(SECTIONS)
+    first, sections = "\n".join(examples.splitlines()[:3]), ", ".join([*SECTIONS, *_SPECS])
     shown = _SHORT.format(prog=parser.prog, about=about, options=own, keys=said, sections=sections, examples=first)
     return shown.rstrip() + "\n"
 

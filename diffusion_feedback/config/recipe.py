@@ -187,9 +187,10 @@ class ValidationConfig:
 
     Args:
         steps: Steps between two evaluations; 0 evaluates only at the end.
-        prompts: Prompts of the samples; the first held-out ones when empty. Images are drawn at data.resolution,
-            training.train_batch_size at once.
-        num_prompts: How many held-out prompts are taken when prompts is empty; 0 for no samples.
+        prompts: Prompts of the samples; when empty they are taken from the data, see num_prompts. Images are drawn at
+            data.resolution, training.train_batch_size at once.
+        num_prompts: How many prompts are taken when prompts is empty, spread evenly over the held-out ones, or over those of
+            training where none are held out; 0 for no samples.
         seed: Seed of the first sample, and of the held-out draws.
         num_inference_steps: Steps of the sampler.
         guidance_scale: Classifier-free guidance.

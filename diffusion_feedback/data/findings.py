@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from ..errors import plural
+
 _RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (8, 5), (16, 9), (2, 1), (21, 9))
 _MUCH = 0.2  # of the area, left out of an image
 
@@ -79,14 +81,15 @@ def square_notes(sizes: Sequence[tuple[int, int]], resolutions: Sequence[int]) -
         median, worst = statistics.median(lost[size] for size in cut), cut[-1]
         much = sum(lost[size] > _MUCH for size in cut)
         lines.append(
-            f"{len(cut):,} of {len(sizes):,} images are not square: a square from their middle is trained on, which leaves"
-            f" out {median:.1%} of their area (median), {lost[worst]:.1%} at worst ({worst[0]} x {worst[1]}); {much:,} lose"
+            f"{len(cut):,} of {plural(len(sizes), 'image')} {'is' if len(cut) == 1 else 'are'} not square: a square from"
+            f" the middle is trained on, which leaves out {median:.1%} of the area (median), {lost[worst]:.1%} at worst ({worst[0]} x {worst[1]}); {much:,} lose"
             f" more than {_MUCH:.0%}"
         )
     for resolution in resolutions:
         small = [size for size in sizes if min(size) < resolution]
         if small:
             least = min(small, key=min)
-            note = f"{len(small):,} of {len(sizes):,} images are enlarged when trained at {resolution} px"
+            of = f"{len(small):,} of {plural(len(sizes), 'image')} {'is' if len(small) == 1 else 'are'}"
+            note = f"{of} enlarged when trained at {resolution} px"
             lines.append(f"{note}, the smallest from {least[0]} x {least[1]}")
     return lines

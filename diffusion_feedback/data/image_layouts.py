@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..prompts import prompt_column
 from ..prompts.rows import read_lines
 from .image_folders import FolderImages, list_images, natural_order
@@ -43,7 +43,7 @@ def read_geneval(folder: Path) -> FolderLayout | None:
         pairs += [((root / name).as_posix(), prompt) for name in list_images(place / _SAMPLES).names]
     taken = {name for name, _ in pairs}
     left = [name for name in list_images(folder).names if name not in taken]
-    rest = f"; {len(left)} images outside of {_SAMPLES}/ are left out, the first: {left[0]}" if left else ""
+    rest = f"; {plural(len(left), 'image')} outside of {_SAMPLES}/ left out, the first: {left[0]}" if left else ""
     return FolderLayout(pairs, f"{folder}: GenEval's layout, {len(places)} prompts{rest}")
 
 
@@ -73,7 +73,7 @@ def prompts_in_names(images: FolderImages) -> FolderLayout | None:
     pairs = [(name, match["prompt"].strip()) for name, match in zip(names, matches, strict=True) if match is not None]
     if not names or len(pairs) < len(names):
         return None
-    rest = f"; {len(grids)} grids are left out" if grids else ""
+    rest = f"; {plural(len(grids), 'grid is', 'grids are')} left out" if grids else ""
     example = f"{pairs[0][0]} -> {pairs[0][1]!r}"
     return FolderLayout(pairs, f"{images.folder}: prompts read from the names of the files, as {example}{rest}")
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..records import PromptRecord
 from .image_folders import natural_order
 from .image_metadata import FILE_COLUMNS
@@ -79,7 +79,11 @@ def _by_file(
         )
         raise UserError(problem, "name every image once, or take the others out of the folder")
     pairs = [(name, prompt) for name in names for prompt in by_name[name]]
-    left = f"; {len(unknown)} prompts are of no image here, the first: {unknown[0]}" if unknown else ""
+    left = (
+        f"; {plural(len(unknown), 'prompt is', 'prompts are')} of no image here, the first: {unknown[0]}"
+        if unknown
+        else ""
+    )
     return pairs, f"{folder}: prompts joined by the file names in column {column!r}{left}"
 
 
@@ -99,7 +103,7 @@ def _by_id(
     pairs = [(name, texts[str(own)]) for name, own in zip(names, ids, strict=True)]
     there = set(ids)
     left = [own for own in texts if own not in there]
-    rest = f"; {len(left)} prompts have no image, the first: {left[0]}" if left else ""
+    rest = f"; {plural(len(left), 'prompt has', 'prompts have')} no image, the first: {left[0]}" if left else ""
     return pairs, f"{folder}: prompts joined by their {column}{rest}:\n{_first(pairs)}"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..progress import progress
 from ..records import PromptRecord, content_hash
 from ..types.images import ImageItem
@@ -221,7 +221,7 @@ def _of_subfolders(folder: Path, subfolders: Sequence[Path], contents: FolderIma
     loose = [name for name in contents.names if name.partition("/")[0] not in inside]
     note = f"{folder}: {len(subfolders)} folders with metadata of their own"
     if loose:
-        note += f"; {len(loose)} images outside of them are left out, the first: {loose[0]}"
+        note += f"; {plural(len(loose), 'image')} outside of them left out, the first: {loose[0]}"
     groups = [place.name for place, one in zip(subfolders, sets, strict=True) for _ in one.items]
     return ImageSet(items, (note, *(n for one in sets for n in one.notes)), tuple(groups if len(sets) > 1 else ()))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..records import PairRecord, content_hash
 from ..types.images import PreferenceBatch
 from .image_index import image_index, inspect
@@ -139,18 +139,20 @@ class PairIndex:
         kept = [pair for pair in merged if pair.label_0 != 0.5 or ties != "drop"]
         name = ", ".join(reader.log.name for reader in readers)
         if not kept:
-            problem = f"{name}: 0 usable pairs: the labels of all {len(merged)} pairs contradict each other"
+            problem = f"{name}: 0 usable pairs: the labels of {plural(len(merged), 'pair')} contradict each other, and no other pair is there"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
         duplicates = sum(map(len, votes.values())) - len(votes)
         if lost := len(merged) - len(kept):
             notes.append(
-                f"{name}: {lost} pairs are left out, whose rows contradict each other evenly (ties: soft keeps them)"
+                f"{name}: {plural(lost, 'pair is', 'pairs are')} left out, with rows that contradict each other evenly (ties: soft"
+                " keeps them)"
             )
         ids = {pair.example_id for pair in kept}
         sizes = [len(each & ids) for each in members]
         if both := sum(sizes) - len(ids):
             notes.append(
-                f"{name}: {both} pairs stand in several of them: their labels are joined, and the most repeats count"
+                f"{name}: {plural(both, 'pair stands', 'pairs stand')} in several of them: labels are joined, and the most repeats"
+                " count"
             )
         return cls([reader.source for reader in readers], kept, duplicates, notes, sizes)
 

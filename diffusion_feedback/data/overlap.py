@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import UserError, shown
+from ..errors import UserError, plural, shown
 from ..records import content_hash
 from .columns import Columns
 from .image_index import image_index
@@ -54,15 +54,19 @@ class Overlap:
             return f"  against {self.name}: no prompt and no {self.medium} in common"
         lines = []
         if self.shared_prompts:
-            of = f"{len(self.shared_prompts):,} of its {self.num_prompts:,} prompts stand here too"
+            of = f"{len(self.shared_prompts):,} of its {plural(self.num_prompts, 'prompt')} {_stand(self.shared_prompts)} here too"
             lines.append(f"  ! against {self.name}: {of}, in {self.num_rows:,} of its rows")
         if self.shared_contents:
-            of = f"{len(self.shared_contents):,} of its {self.num_contents:,} {self.medium}s stand here too"
+            of = f"{len(self.shared_contents):,} of its {plural(self.num_contents, self.medium)} {_stand(self.shared_contents)} here too"
             lines.append(f"  ! against {self.name}: {of}")
         lines += [f"      {example}" for example in self.examples]
         return "\n".join(
             [*lines, "      -> if one is to test what the other has taught, leave these out of one of them"]
         )
+
+
+def _stand(shared: Sized) -> str:
+    return "stands" if len(shared) == 1 else "stand"
 
 
 def find_overlap(

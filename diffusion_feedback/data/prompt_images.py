@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..records import PromptRecord
 from ..types.images import ImageItem
 from .image_folders import list_images, natural_order
@@ -168,5 +168,9 @@ def _by_prompt(metadata: Path, prompts: Sequence[PromptRecord], read: Sequence[P
     missing += [f"{name} of {prompt!r}" for name, prompt in gone if prompt in named]
     left = natural_order(name for names in by_prompt.values() for name in names)
     unlisted = [name for name in list_images(metadata.parent).names if name not in seen]
-    note = f"{metadata}: does not list {len(unlisted)} images of the folder: {listed(unlisted)}" if unlisted else ""
+    note = (
+        f"{metadata}: does not list {plural(len(unlisted), 'image')} of the folder: {listed(unlisted)}"
+        if unlisted
+        else ""
+    )
     return PromptImages(tuple(images), tuple(missing), tuple(left), note)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..progress import progress
 from .rows import BadRow
 
@@ -38,7 +38,7 @@ class ReadCounts:
 
     def __str__(self) -> str:
         named = [
-            (self.ties, "ties"),
+            (self.ties, "tie" if self.ties == 1 else "ties"),
             (self.both_bad, f"{'of these ' * bool(self.ties)}both bad"),
             (self.unlabelled, "unlabelled (has_label false, or a vote skipped)"),
             (self.not_different, "not different (are_different false)"),
@@ -46,7 +46,7 @@ class ReadCounts:
             (self.bad.total(), "bad"),
         ]
         counts = [f"{count:,} {name}" for count, name in named if count]
-        return f"{self.rows:,} rows" + (f", of which {', '.join(counts)}" if counts else "")
+        return plural(self.rows, "row") + (f", of which {', '.join(counts)}" if counts else "")
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..records import NO_BALLOT, Ballot, PairRecord
 from .columns import AS_THEY_ARE, ColumnNames, Columns, column_names
 from .folders import ImageFolderSource, TwinFolderSource, find_twins
@@ -136,7 +136,8 @@ class PairReader:
         """What one should know of the data as it was read: what was passed over, and what lies elsewhere."""
         outside = self.log.counts.outside
         where = (
-            f"{self.log.name}: {len(outside)} images lie outside its folder (full paths or links): {listed(outside)}"
+            f"{self.log.name}: {plural(len(outside), 'image lies', 'images lie')} outside its folder (full paths or links): "
+            f"{listed(outside)}"
         )
         return [*self.source.notes, *([where] if outside else [])]
 
@@ -144,7 +145,7 @@ class PairReader:
         """Raise UserError where the last pass found no usable pair, saying why."""
         counts = self.log.counts
         if not counts.usable and counts.ties and self.ties == "drop":
-            ties = "all labelled pairs" if not counts.bad else f"{counts.ties} pairs"
+            ties = "all labelled pairs" if not counts.bad else plural(counts.ties, "pair")
             problem = f"{self.log.name}: 0 usable pairs ({counts}): {ties} are ties"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
         self.log.require_usable()

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..records import Text, TextRecord, content_hash
 from .columns import Columns
 from .places import name_of_data
@@ -83,7 +83,10 @@ class TextPairs:
     def notes(self) -> list[str]:
         """What the last pass left aside."""
         left = len(self.log.skipped)
-        return [*self._reader.notes, *([f"{self.log.name}: {left:,} bad rows are left out"] if left else [])]
+        return [
+            *self._reader.notes,
+            *([f"{self.log.name}: {plural(left, 'bad row is', 'bad rows are')} left out"] if left else []),
+        ]
 
     def first(
         self,

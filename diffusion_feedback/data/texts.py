@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ..errors import UserError, visible
+from ..errors import UserError, plural, visible
 from ..prompts import ENDINGS
 from ..prompts.rows import is_list_of_texts
 from ..records import Text, TextRecord
@@ -133,7 +133,7 @@ class TextReader(Generic[Record]):
         """What the last pass left aside: columns that are not read, by the rows that hold something there, and files."""
         tables = [source for source in self.sources if isinstance(source, ParquetTexts | HubTexts)]
         pictures = sorted({name for table in tables for name in {*table.schema.names} - table.columns})
-        named = [f"{visible(name)} ({count:,} rows)" for name, count in self.log.counts.unread.items()]
+        named = [f"{visible(name)} ({plural(count, 'row')})" for name, count in self.log.counts.unread.items()]
         named += [f"{visible(name)} (pictures)" for name in pictures]
         return [*([f"columns not read: {', '.join(named)}"] if named else []), *self._passed_over]
 

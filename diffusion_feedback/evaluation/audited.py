@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import plural
 from .shortcuts import FALSE_ALARMS, FEWEST_PROMPTS, JOINT, STRONG, Shortcut
 
 _FEW = 0.05  # of the pairs that differ in a property: fewer that do not are no matter for its sentence
@@ -50,7 +51,7 @@ class AuditResult:
             return " ".join(map(self.sentence, said if said[0].name == JOINT else said[:1]))
         if not any(each.accuracy for each in self.shortcuts):
             return f"Too few prompts to say anything: {FEWEST_PROMPTS} with pairs that differ are needed."
-        return f"No property is shown to predict the labels of {self.num_audited:,} pairs over {self.num_prompts:,} prompts."
+        return f"No property is shown to predict the labels of {plural(self.num_audited, 'pair')} over {plural(self.num_prompts, 'prompt')}."
 
     @property
     def tone(self) -> str:
@@ -80,7 +81,7 @@ class AuditResult:
             return f"{shortcut.name}: too few prompts have pairs that differ in it."
         is_joint, which = shortcut.name == JOINT, self.preference(shortcut)
         by = "these properties together" if is_joint else f"the {shortcut.name} alone"
-        pairs, of_pairs = f"{share.num:,} pairs", ""
+        pairs, of_pairs = plural(share.num, "pair"), ""
         if shortcut.num_equal:
             pairs = f"{share.num:,} of {share.num + shortcut.num_equal:,} pairs differ in it"
         if shortcut.num_equal > _FEW * share.num:
@@ -104,10 +105,10 @@ class AuditResult:
     @property
     def scope(self) -> str:
         """Which pairs were read, in one line."""
-        whole = f"{self.num_audited:,} pairs over {self.num_prompts:,} prompts"
+        whole = f"{plural(self.num_audited, 'pair')} over {plural(self.num_prompts, 'prompt')}"
         left = self.num_pairs - self.num_unreadable - self.num_audited
         parts = [f"{whole}, a random sample of {self.num_pairs:,}" if left else whole]
-        parts += [f"{self.num_ties:,} ties left out"] * bool(self.num_ties)
+        parts += [f"{plural(self.num_ties, 'tie')} left out"] * bool(self.num_ties)
         parts += [f"{self.num_unreadable:,} could not be read"] * bool(self.num_unreadable)
         return "; ".join(parts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from ..errors import plural
 from .calibration import LABELS, Agreement, LabelledPairs, ScorerCalibration
 from .statistics import Interval
 
@@ -62,7 +63,7 @@ class CalibrationResult:
                 f"prompts that both sets of pairs share: {len(shared)}; results after the fit flatter a little"
             )
         if self.num_left_out:
-            notes.append(f"{self.num_left_out} pairs were left out, for bad rows or images")
+            notes.append(f"{plural(self.num_left_out, 'pair was', 'pairs were')} left out, for bad rows or images")
         return notes
 
     def to_json(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..records import content_hash
 from .bootstrap import Array, cluster_codes, ratio_intervals, share_intervals
 from .statistics import Interval
@@ -166,9 +166,9 @@ class ScorerCalibration:
         words = {
             "fitted": "",
             "capped": "the labels follow it without an exception, so its scale has no finite best value; capped",
-            "no_signal": "no positive scale is better than a coin: it cannot tell, or prefers what people reject",
+            "no_signal": "no positive scale is better than chance: it cannot tell, or prefers what people reject",
         }
-        equal = f"{self.num_equal} pairs with equal scores" if self.num_equal else ""
+        equal = f"{plural(self.num_equal, 'pair')} with equal scores" if self.num_equal else ""
         return "; ".join(filter(None, (words[self.fit.status], equal)))
 
     def to_json(self) -> dict[str, object]:

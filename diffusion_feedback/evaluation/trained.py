@@ -154,7 +154,7 @@ class TrainedRun:
     def best(self) -> int | None:
         """The step that the run keeps as its best, else the one after which the held-out measure is best, the earliest of equals.
 
-        None without evaluations of a step.
+        None without evaluations of a step. Only ``marked_best`` is a step that RUN@best names.
         """
         if self.marked_best in self.evaluations:
             return self.marked_best

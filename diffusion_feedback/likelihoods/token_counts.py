@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import plural
+
 
 @dataclass(slots=True)
 class TokenCounts:
@@ -29,16 +31,41 @@ class TokenCounts:
     def notes(self) -> list[str]:
         """One line for each kind of change that should be known; none where nothing was lost."""
         said = {
-            "cut_prompts": "prompts were cut at their beginning to fit text.max_length",
-            "cut_completions": "completions were cut at their end, and have no end token",
-            "added_stop_tokens": "turns are followed by a stop token that the template leaves out, and that is scored",
-            "own_end_tokens": "completions end by a stop token of their own, and got no end token behind it",
-            "cut_alike": "pairs are no longer different after the cut",
-            "moved_borders": "prompts end inside a token that goes on in the completion: nobody who gives the prompt alone"
-            " is where training was; let the prompt end before the space, and the completion begin with it",
-            "doubled_begins": "texts came with the beginning token that the tokenizer puts there, and it was kept once",
-            "skipped_answers": "earlier answers are not scored, as the chat template rewrites them once others follow;"
-            " converting the data with `each_answer` makes a row of each answer",
-            "other_token_ids": "pairs have token ids that do not spell their texts in this tokenizer: the texts count",
+            "cut_prompts": ("prompt was cut", "prompts were cut", " at the beginning to fit text.max_length"),
+            "cut_completions": ("completion was cut", "completions were cut", " at the end, with no end token"),
+            "added_stop_tokens": (
+                "turn is",
+                "turns are",
+                " followed by a stop token that the template leaves out, and that is scored",
+            ),
+            "own_end_tokens": (
+                "completion ends",
+                "completions end",
+                " by an own stop token, and got no end token behind it",
+            ),
+            "cut_alike": ("pair is", "pairs are", " no longer different after the cut"),
+            "moved_borders": (
+                "prompt ends",
+                "prompts end",
+                " inside a token that goes on in the completion: nobody who gives the prompt alone"
+                " is where training was; let the prompt end before the space, and the completion begin with it",
+            ),
+            "doubled_begins": (
+                "text",
+                "texts",
+                " came with the beginning token that the tokenizer puts there, and it was kept once",
+            ),
+            "skipped_answers": (
+                "earlier answer is",
+                "earlier answers are",
+                " not scored: the chat template rewrites it once others follow;"
+                " converting the data with `each_answer` makes a row of each answer",
+            ),
+            "other_token_ids": (
+                "pair has",
+                "pairs have",
+                " token ids that do not spell the texts in this tokenizer: the texts count",
+            ),
         }
-        return [f"{getattr(self, name)} {words}" for name, words in said.items() if getattr(self, name)]
+        counts = [(getattr(self, name), words) for name, words in said.items()]
+        return [plural(number, one, many) + rest for number, (one, many, rest) in counts if number]

@@ -22,7 +22,7 @@ from .html import significant
 from .pages.benchmark_tables import digits_of
 from .pages.calibration import calibration_verdict
 from .rendering import load_template
-from .results import leakage_notices
+from .results import judge_names, leakage_notices
 
 _MOST_FOLDERS = 30  # a table of more says nothing on a screen
 
@@ -54,7 +54,8 @@ def calibration_summary(result: CalibrationResult) -> str:
 
 def judge_summary(judged: JudgeMeasurements) -> str:
     """Win rates, mean scores and bias by judge; perplexity and divergence by model."""
-    return summarize("judge", judged=judged, leakage_notices=leakage_notices)
+    names = judge_names([verdict.spec for verdict in judged.verdicts])
+    return summarize("judge", judged=judged, judge_names=names, leakage_notices=leakage_notices)
 
 
 def rounds_summary(rounds: Sequence[RoundMetrics]) -> str:

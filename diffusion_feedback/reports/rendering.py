@@ -8,12 +8,9 @@ from typing import Any
 
 import jinja2
 
+from ..errors import plural
+
 TEMPLATES = files(__package__).joinpath("templates")
-
-
-def plural(number: int, noun: str) -> str:
-    """``number`` with its noun: "1 tie", "1,632 prompts"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def load_template(name: str, filters: Mapping[str, Callable[..., Any]] | None = None) -> jinja2.Template:

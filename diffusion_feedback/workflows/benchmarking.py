@@ -17,7 +17,7 @@ from ..data.prompt_images import PromptImages, find_images
 from ..data.prompt_sets import PromptSet, read_prompt_set
 from ..data.tabular import find_metadata
 from ..devices import find_device
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..evaluation.benchmarks.benchmark import Benchmark, prompts_hash, style_of
 from ..evaluation.benchmarks.run import (
     BenchmarkRun,
@@ -33,7 +33,6 @@ from ..records import PromptRecord, ScoreRecord
 from ..reports.console import benchmark_summary
 from ..reports.pages.benchmark import benchmark_report
 from ..reports.pages.folder import write_pages
-from ..reports.rendering import plural
 from ..scorers.loading import AnyScorer, parse_spec
 from .benchmark_folder import REPORT, RUNS, benchmark_of, check_scored, image_names, load_run, write_run
 from .generating import draw_images
@@ -226,9 +225,7 @@ class _Work:
             unique=chosen.unique,
         )
         if read.duplicates:
-            notice = (
-                f"{read.duplicates} prompts stand more than once in {source}; each counts once, with all of its images"
-            )
+            notice = f"{plural(read.duplicates, 'prompt stands', 'prompts stand')} more than once in {source}; each counts once, with all of its images"
             logger.warning("note: %s", notice)
         own_file = chosen.own_file(read.files) if self.own.prompts else ""
         if own_file and chosen.has_own_prompts:
@@ -273,7 +270,7 @@ class _Work:
         """
         if matched.unused:
             names = ", ".join(matched.left[:3]) + (", ..." if matched.unused > 3 else "")
-            notice = f"{matched.unused} images of {place} belong to no prompt, or to one that has its image: {names}"
+            notice = f"{plural(matched.unused, 'image')} of {place} {'belongs' if matched.unused == 1 else 'belong'} to no prompt, or to one that has its image: {names}"
             logger.warning("note: %s", notice)
         if matched.note:
             logger.warning("note: %s", matched.note)

@@ -15,7 +15,7 @@ from ..data.overlap import Overlap, find_overlap
 from ..data.text_check import TextReport, check_texts
 from ..data.texts import find_texts, holds_texts
 from ..data.trajectories import open_trajectories
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..folders import at_home
 from ..reports.checks import check_summary
 from ..text_folders import load_tokenizer
@@ -138,7 +138,7 @@ def _rewards(path: Data, source: DataSource) -> str:
         return ""
     trajectories = list(open_trajectories(path, split=source.split, revision=source.revision, columns=source.columns))
     rewards = [reward for each in trajectories for reward in each.rewards]
-    return f"for ilql: {len(trajectories):,} trajectories, rewards from {min(rewards):g} to {max(rewards):g}"
+    return f"for ilql: {plural(len(trajectories), 'trajectory', 'trajectories')}, rewards from {min(rewards):g} to {max(rewards):g}"
 
 
 def reward_columns(path: str | Path | Dataset, where: dict[str, Any]) -> list[str]:

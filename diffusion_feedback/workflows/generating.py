@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..data.samples import image_samples, text_samples
 from ..data.texts import open_prompts
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..generation.completions import COMPLETIONS, complete_prompts
 from ..generation.images import generate_images
 from ..likelihoods.conversations import as_turns
@@ -155,7 +155,9 @@ def complete(
         overwrite=generation.overwrite,
     )
     ended = sum(record.is_finished for record in records)
-    summary = f"{len(records)} completions of {len(prompts)} prompts, {ended} of them came to their end"
+    summary = (
+        f"{plural(len(records), 'completion')} of {plural(len(prompts), 'prompt')}, {ended} of them came to their end"
+    )
     logger.info("%s: %s", path, summary)
     return records
 

@@ -15,7 +15,7 @@ from ..data.pickapic import pickapic_dataset, read_labels, write_pickapic
 from ..data.places import check_not_inside
 from ..data.rows import BadRow, to_record, unlabelled
 from ..data.scores import read_scores
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, plural
 from ..evaluation.calibrated import CalibrationResult
 from ..folders import is_main_process
 from ..labeling.candidates import Candidate, join_scores
@@ -143,7 +143,7 @@ def label_images(
     if settings.relabel and rule is not None:
         raise UserError(f"`relabel`: keeps the pairs, `rule` {rule.name} makes new ones", "leave one of the two out")
     if absent := [item.name for item in items if not item.prompt]:
-        problem = f"{len(absent)} images have no prompt; the first: {absent[0]}"
+        problem = f"{plural(len(absent), 'image has', 'images have')} no prompt; the first: {absent[0]}"
         raise UserError(problem, "give `prompts`, a .txt beside each image, or a metadata.jsonl")
     is_pairs = are_pairs(items)
     if settings.relabel and not is_pairs:

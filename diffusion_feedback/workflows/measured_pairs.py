@@ -15,7 +15,7 @@ from ..data.index import PairIndex
 from ..data.readers import open_pairs
 from ..data.text_pairs import TextPairs
 from ..data.text_statistics import TEXT_STATISTICS, text_statistics
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..evaluation.bootstrap import cluster_codes
 from ..evaluation.shortcuts import ComparedPairs
 from ..progress import progress
@@ -74,7 +74,10 @@ def measure_images(
     reader = open_pairs(path, on_bad_row="skip", ties="soft", decode=False, **where)
     index = PairIndex.build(reader)
     decided = [pair for pair in index.pairs if pair.label_0 != 0.5]
-    notes = [*index.notes, *([f"{len(reader.log.skipped):,} bad rows are left out"] if reader.log.skipped else [])]
+    notes = [
+        *index.notes,
+        *([f"{plural(len(reader.log.skipped), 'bad row is', 'bad rows are')} left out"] if reader.log.skipped else []),
+    ]
     measured = MeasuredPairs(reader.log.name, "image", IMAGE_STATISTICS, len(decided), len(index) - len(decided), notes)
     measured.names = {"source model": [], "file format": []}
     shown = []

@@ -16,7 +16,7 @@ from PIL import Image
 from ..catalog import family_row
 from ..config.recipe import Recipe
 from ..devices import best_device, find_device
-from ..errors import UserError, visible
+from ..errors import UserError, plural, visible
 from ..folders import at_home, expand
 from ..foreign import check_exists
 from ..generation.completions import Completion
@@ -150,7 +150,7 @@ class TextSampler:
         tokenization.encode_prompts(prompts)
         notes = [*plain_note(prompts, tokenizer, "`as_turns`, or "), *tokenization.counts.notes()]
         if ends := open_ended(tokenizer, prompts):
-            words = f"{len(ends):,} prompts end inside what may be one token (the first: {visible(ends[0][-20:])!r})"
+            words = f"{plural(len(ends), 'prompt ends', 'prompts end')} inside what may be one token (the first: {visible(ends[0][-20:])!r})"
             notes.append(f"{words}: a model that learnt it whole cannot write its rest; leave a last space out")
         return notes
 
@@ -172,7 +172,7 @@ def plain_note(prompts: Sequence[Text], tokenizer: Tokenizer, remedy: str) -> li
     plain = sum(isinstance(prompt, str) for prompt in prompts)
     if not plain or not tokenizer.chat_template:
         return []
-    what = f"{plain:,} prompts are plain texts, and go to the model as they are though it has a chat template"
+    what = f"{plural(plain, 'prompt is plain text, and goes to the model as it is', 'prompts are plain texts, and go to the model as they are')} though it has a chat template"
     return [f'{what}: a chat model needs {remedy}turns ({{"prompt": [{{"role": "user", "content": ...}}]}})']
 
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from ..data.image_sets import ImageSet
 from ..data.scores import SCORE_ENDINGS, score_dataset, write_scores
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..folders import is_main_process
 from ..processes import process_state
 from ..prompts import prompt_file
@@ -109,7 +109,7 @@ def score_items(
 def _check_prompts(scorer: ImageScorer, items: Sequence[ImageItem]) -> None:
     absent = [item.name for item in items if not item.prompt]
     if scorer.reads_prompts and absent:
-        problem = f"{len(absent)} images have no prompt, which {scorer.name!r} needs; the first: {absent[0]}"
+        problem = f"{plural(len(absent), 'image has', 'images have')} no prompt, which {scorer.name!r} needs; the first: {absent[0]}"
         raise UserError(problem, "give `prompts` or `prompt`, a .txt beside each image, or a metadata.jsonl")
 
 

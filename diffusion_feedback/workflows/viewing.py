@@ -13,7 +13,7 @@ from ..data.index import IndexedPair, PairIndex
 from ..data.readers import open_pairs
 from ..data.text_pairs import TextPair, TextPairs
 from ..data.texts import holds_texts
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..folders import at_home
 from ..progress import progress
 from ..reports.pages.sheet import Sheet, write_sheet
@@ -70,7 +70,11 @@ def view(path: str | Path | Dataset, output: str | Path, *, overwrite: bool = Fa
         else:
             reader = open_pairs(path, on_bad_row="skip", ties="soft", decode=False, **where)
             index = PairIndex.build(reader)
-            left = [f"{len(reader.log.skipped):,} bad rows are left out"] if reader.log.skipped else []
+            left = (
+                [f"{plural(len(reader.log.skipped), 'bad row is', 'bad rows are')} left out"]
+                if reader.log.skipped
+                else []
+            )
             sheet = _images(index, given, reader.log.name, [*index.notes, *left])
         write_sheet(sheet, page)
     return View(sheet, page)
@@ -150,9 +154,13 @@ def _sheet(
         notes = [*notes, "votes disagree on none of these pairs"]
     selection = [f"with {given.search!r} in the prompt"] * bool(given.search)
     selection += [f"{given.only} ones"] * (given.only != "all")
-    meant = f"{num_meant:,} of {num_pairs:,} pairs ({', '.join(selection)})" if selection else f"{num_pairs:,} pairs"
+    meant = (
+        f"{num_meant:,} of {plural(num_pairs, 'pair')} ({', '.join(selection)})"
+        if selection
+        else plural(num_pairs, "pair")
+    )
     if num_ordered < num_meant:
-        meant = f"{num_ordered:,} pairs that were measured, of {meant}"
+        meant = f"{plural(num_ordered, 'pair')} that could be measured, of {meant}"
     scope = f"pairs {given.first + 1:,} to {given.first + num_rows:,} of {meant}, {_FIRST[given.sort]}"
     pages = -(-num_ordered // given.count)
     if pages > 1:

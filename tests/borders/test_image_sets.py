@@ -316,16 +316,16 @@ def test_notes(tmp_path: Path) -> None:
     told = notes(partly, "partly")
     assert "lists 3 images; 2 of the folder are not listed: 3.png, 10.png" in told
     assert "metadata.jsonl is read, metadata.csv beside it is not" in told
-    assert "11 images outside of samples/ are left out, the first: 00000/grid.png" in notes(geneval, "geneval")
+    assert "11 images outside of samples/ left out, the first: 00000/grid.png" in notes(geneval, "geneval")
     assert "4 grids are left out" in notes(compbench, "compbench")
-    assert "1 prompts are of no image here, the first: 7.png" in notes(named_files, "named")
+    assert "1 prompt is of no image here, the first: 7.png" in notes(named_files, "named")
 
     def loose(root: Path) -> tuple[list[str], dict[str, Any]]:
         paths, settings = models_of_metadata(root)
         draw(root / "set" / "overview.png", 0)
         return paths, settings
 
-    assert "1 images outside of them are left out, the first: overview.png" in notes(loose, "loose")
+    assert "1 image outside of them left out, the first: overview.png" in notes(loose, "loose")
 
 
 # --- one image, several prompts --------------------------------------------------------------------------------------

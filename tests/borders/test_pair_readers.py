@@ -236,11 +236,11 @@ def test_images_that_lie_elsewhere_are_read_counted_and_told(
         path = written_names(form, tmp_path / "set", rows, names)
     for _ in range(2):
         index = PairIndex.build(open_pairs(path), folder=tmp_path / "index", quiet=True)
-        assert any("1 images lie outside its folder (full paths or links): " in note for note in index.notes)
+        assert any("1 image lies outside its folder (full paths or links): " in note for note in index.notes)
     assert main(["data", "check", str(path)]) == 0
-    assert "1 images lie outside its folder" in capsys.readouterr().out
+    assert "1 image lies outside its folder" in capsys.readouterr().out
     assert main(["data", "convert", str(path), str(tmp_path / "out.parquet")]) == 0
-    assert "1 images lie outside its folder" in capsys.readouterr().out
+    assert "1 image lies outside its folder" in capsys.readouterr().out
     assert [record.chosen for record in open_pairs(tmp_path / "out.parquet")][1] == plain(55)
 
 
@@ -653,7 +653,7 @@ def test_images_without_a_partner_are_named(side: str, tmp_path: Path) -> None:
     report = check_pairs(tmp_path)
     assert report.votes.num_usable == 2
     assert f"column '{side}': no image" in check_summary(report)
-    assert "1 rows with a broken or missing image" in check_summary(report)
+    assert "1 row with a broken or missing image" in check_summary(report)
 
 
 @pytest.mark.parametrize("command", ["convert", "label"])

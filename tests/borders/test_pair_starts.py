@@ -55,7 +55,7 @@ def test_starts_say_what_is_left_out_and_open_nothing_twice(
         "passed over 1 of no image ending (1 .heic): other.heic",
         f"note: {folder}: 8 rows, of which 1 bad",
         "it is a web page",
-        "1 rows repeat a pair: each pair is used once",
+        "1 row repeats a pair: each pair is used once",
         "1 of 12 images are not square: a square from their middle is trained on, which leaves out 87.5% of their area",
         "1 of 12 images are enlarged when trained at 16 px, the smallest from 8 x 8",
     ):

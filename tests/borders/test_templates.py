@@ -346,7 +346,7 @@ def test_plain_prompts_of_a_chat_model(
         assert first == "the end"
         assert "2 prompts are plain texts" in said
         assert "--as_turns" in said
-        assert "1 prompts end inside what may be one token (the first: 'answer one ')" in said
+        assert "1 prompt ends inside what may be one token (the first: 'answer one ')" in said
     else:
         assert first == [{"role": "user", "content": "the end"}]
         assert "note" not in said

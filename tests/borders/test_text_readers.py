@@ -273,7 +273,7 @@ def test_other_columns_are_listed_wherever_data_is_read(
     if base == "demonstration":
         rows = [{**row, "prompt": f"{number}"} for number, row in enumerate(rows)]
     path = CONTAINERS["jsonl"](tmp_path, rows)
-    says = "columns not read: id (1 rows), source (1 rows), late (1 rows)"
+    says = "columns not read: id (1 row), source (1 row), late (1 row)"
     reader = open_texts(path)
     list(reader)
     assert reader.notes == [says]
@@ -551,7 +551,7 @@ def test_prompts_say_what_was_left_aside(tmp_path: Path) -> None:
     said: list[str] = []
     path = CONTAINERS["jsonl"](tmp_path, [PAIR | {"id": 1}])
     assert open_prompts(path, say=said.append) == [Q]
-    assert said == [f"{path}: columns not read: id (1 rows)"]
+    assert said == [f"{path}: columns not read: id (1 row)"]
     with pytest.raises(UserError, match="column 'question'"):
         open_prompts(CONTAINERS["jsonl"](tmp_path, [{"prompt": "a", "question": "b"}]))
     assert open_prompts(CONTAINERS["jsonl"](tmp_path, [{"prompt": "a", "system": "b"}])) == [(system("b"), user("a"))]

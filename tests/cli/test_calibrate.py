@@ -211,7 +211,7 @@ def test_scorers_without_signal_and_separated_labels_are_told(
     assert calibrate(labelled(rows, [1 - label for label in better]), "--overwrite") == 0
     scorer = found(tmp_path)["scorers"][RECIPE]
     assert (scorer["fit_status"], scorer["logit_scale"], scorer["accuracy"]["value"]) == ("no_signal", 0.0, 0.0)
-    assert "no positive scale is better than a coin" in capsys.readouterr().out
+    assert "no positive scale is better than chance" in capsys.readouterr().out
 
 
 def test_a_pair_with_a_broken_image_is_left_out_on_demand(

@@ -268,7 +268,7 @@ def test_bad_images_may_be_left_out(
     second = PairRecord(rows[0]["caption"], rows[0]["jpg_0"], rows[0]["jpg_1"], 1.0)
     write_pickapic([first, second], tmp_path / "human.parquet")
     assert len(label(tmp_path / "human.parquet", *SHAPES, "--on_bad_image", "skip", output="b.parquet")) == 1
-    assert "not scored        1 pairs left out" in capsys.readouterr().out
+    assert "not scored        1 pair left out" in capsys.readouterr().out
 
 
 def test_nothing_half_written(
@@ -357,7 +357,7 @@ def test_bad_input(
     fails(capsys, ["label", str(tmp_path / "empty"), *flags], "no pairs in this folder")
     (tmp_path / "plain").mkdir()
     shutil.copy(world / "set" / "images" / "00000-s0.png", tmp_path / "plain" / "a.png")
-    fails(capsys, ["label", str(tmp_path / "plain"), *flags], "1 images have no prompt; the first: a.png")
+    fails(capsys, ["label", str(tmp_path / "plain"), *flags], "1 image has no prompt; the first: a.png")
     (tmp_path / "plain" / "a.txt").write_text("a small red circle on a blue background")
     fails(capsys, ["label", str(tmp_path / "plain"), *flags], "no pairs to write", "at least two different images")
     fails(capsys, ["label", str(pairs[0]), *flags, "--max_pairs_per_prompt", "1"], "kept as they are")

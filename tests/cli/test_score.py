@@ -118,7 +118,7 @@ def test_foreign_and_absent_prompts(arguments: list[str], tmp_path: Path, capsys
     plain.mkdir()
     Image.new("RGB", (64, 64)).save(plain / "a.png")
     argv = [arguments[0], str(plain), *arguments[2:]]
-    fails(capsys, argv, "1 images have no prompt", "a.png")
+    fails(capsys, argv, "1 image has no prompt", "a.png")
     (plain / "a.txt").write_text("an astronaut on a horse")
     fails(capsys, argv, "an astronaut on a horse", "Shapes")
     (tmp_path / "prompts.txt").write_text("\n\na small red circle on a blue background\n\n")

@@ -118,7 +118,7 @@ def test_prompts_longer_than_the_window_are_cut_and_told(
     data = {"train": str(tmp_path / "long.jsonl"), "validation": None}
     assert main(["train", "--config", str(make_text_recipe(data=data, training={"max_train_steps": 1}))]) == 0
     printed = capsys.readouterr().out
-    assert "1 prompts were cut" in printed
+    assert "1 prompt was cut" in printed
     assert "128 in the longest example" in printed
 
 

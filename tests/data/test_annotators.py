@@ -133,4 +133,4 @@ def test_the_check_says_how_people_agree(kind: str, tmp_path: Path, capsys: pyte
         one = "pair" if kind == "images" else "example"
         assert f"annotators: 4, 40 votes each; two or more voted on 40 {one}s" in said
         assert "Krippendorff's alpha 0." in said
-        assert "1 annotators vote at chance: coin -> their votes add noise" in said
+        assert "1 annotator votes at chance: coin -> their votes add noise" in said

@@ -58,11 +58,11 @@ def test_report(table: Table, pickapic_rows: MakeRows) -> None:
     text = check_summary(report)
     for part in (
         "parquet with Pick-a-Pic columns",
-        "1 rows with an empty or missing caption -> give every pair a caption",
+        "1 row with an empty or missing caption -> give every pair a caption",
         f"{path}, row 4, column 'jpg_0': not an image of PNG, JPEG, WebP",
-        "1 pairs have rows that contradict each other",
+        "1 pair has rows that contradict each other",
         "2 rows repeat a pair -> training uses each pair once",
-        "1 pairs have a caption of more than 50 words",
+        "1 pair has a caption of more than 50 words",
         "shorter side 8 px",
         "Not ready: 4 unusable rows stop a run. Correct them, or train on the other 5 pairs with data.on_bad_row: skip.",
     ):

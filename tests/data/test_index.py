@@ -76,7 +76,7 @@ def test_repeated_and_contradicting_rows(table: Table, pickapic_rows: MakeRows) 
     path = table([a, b, swapped(a), a, c, c_against])
     index = PairIndex.build(open_pairs(path))
     assert index.num_duplicates == 3
-    assert "1 pairs are left out, whose rows contradict each other evenly" in "".join(index.notes)
+    assert "1 pair is left out, with rows that contradict each other evenly" in "".join(index.notes)
     assert len(index) == 2  # of c one row says so, one the opposite: a tie
     assert {pair.label_0 for pair in index.pairs} <= {0.0, 1.0}
     soft = PairIndex.build(open_pairs(path, ties="soft"))
@@ -84,7 +84,7 @@ def test_repeated_and_contradicting_rows(table: Table, pickapic_rows: MakeRows) 
     two_to_one = PairIndex.build(open_pairs(table([c, c_against, c])))
     assert two_to_one.batch([0], 0).chosen_probability.tolist() == pytest.approx([2 / 3])
     assert two_to_one.batch([0], 0).chosen[0].key == content_hash(c["jpg_0"] if c["label_0"] else c["jpg_1"])
-    with pytest.raises(UserError, match="the labels of all 1 pairs contradict each other"):
+    with pytest.raises(UserError, match="the labels of 1 pair contradict each other, and no other pair is there"):
         PairIndex.build(open_pairs(table([c, c_against])))
 
 

@@ -74,11 +74,11 @@ def test_two_images_preferred_both_ways_under_two_prompts(tmp_path: Path) -> Non
         PairRow("x", plain(3), plain(4)),
     ]
     text = str(dfb.check(pickapic(tmp_path, rows)))
-    assert "1 times the same two images are preferred one way in one row and the other way in another" in text
+    assert "1 time the same two images are preferred one way in one row and the other way in another" in text
     assert "rows that contradict each other" not in text
     rows[1] = PairRow("a cat", plain(2), plain(1))
     text = str(dfb.check(pickapic(tmp_path, rows)))
-    assert "1 pairs have rows that contradict each other" in text
+    assert "1 pair has rows that contradict each other" in text
     assert "the same two images" not in text
 
 

@@ -70,11 +70,11 @@ def test_report(tmp_path: Path) -> None:
         "chosen: 6 to 15, median 6 characters",
         "the chosen side is the longer one in 17% of the pairs",
         "margins: 2 pairs have one, 1 to 2.5",
-        "! 1 rows with an empty text -> remove them",
+        "! 1 row with an empty text -> remove them",
         f"{path}, line 7, column 'chosen': found '', an empty text",
-        f"1 examples have rows that contradict each other (the first: {path}, line 1)",
+        f"1 example has rows that contradict each other (the first: {path}, line 1)",
         "2 rows repeat an example -> training uses each example once",
-        f"1 examples have texts that begin with their prompt once more (the first: {path}, line 6)",
+        f"1 example has texts that begin with their prompt once more (the first: {path}, line 6)",
         "Not ready: 3 unusable rows stop a run. Correct them, or train on the other 3 examples",
     ):
         assert part in text
@@ -86,12 +86,10 @@ def test_verdicts(tmp_path: Path) -> None:
 
     assert text(PAIR, PAIR | {"prompt": "Snow is"}).endswith("Ready to train: 2 examples.")
     tied = PAIR | {"prompt": "Snow is", "chosen_probability": 0.5}
-    assert text(PAIR, tied).endswith(
-        "Ready to train: 1 examples (1 ties are left out; data.ties: soft keeps tied pairs)."
-    )
+    assert text(PAIR, tied).endswith("Ready to train: 1 example (1 tie is left out; data.ties: soft keeps tied pairs).")
     assert text(tied).endswith("Not ready: all usable examples are ties.")
     assert text("{oops").endswith("Not ready: no usable example.")
-    assert "conversations over 1 prompts" in text(TURNS)
+    assert "conversations over 1 prompt" in text(TURNS)
     assert "1 of them conversations" in text(TURNS, PAIR)
 
 
@@ -134,7 +132,7 @@ def test_tokens_of_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        (tiny_text.DROPS_ASSISTANT, "1 examples cannot become tokens"),
+        (tiny_text.DROPS_ASSISTANT, "1 example cannot become tokens"),
         (None, "the tokenizer has no chat template"),
         (
             tiny_text.CHATML.replace("{{ message['content'] }}<|im_end|>", "{{ message['content'] }}"),
@@ -164,7 +162,7 @@ def test_what_is_cut_and_what_is_refused_is_counted(tmp_path: Path) -> None:
     assert check.tokenization.counts.examples == 8
     assert not report.is_ready
     assert "line 5: 'tokenize' cannot be an argument" in check_summary(report)
-    assert "completions were cut at their end" in check_summary(report)
+    assert "completions were cut at the end" in check_summary(report)
 
 
 def test_rows_beside_a_refused_one_are_counted_once(tmp_path: Path) -> None:
@@ -174,7 +172,7 @@ def test_rows_beside_a_refused_one_are_counted_once(tmp_path: Path) -> None:
     check = TokenCheck(tiny_text.tokenizer(bos=False), "tiny", max_completion_length=1)
     report = check_texts(jsonl(tmp_path / "texts.jsonl", *rows), tokens=check)
     assert (check.tokenization.counts.examples, check.tokenization.counts.cut_completions) == (3, 3)
-    assert "1 examples cannot become tokens" in check_summary(report)
+    assert "1 example cannot become tokens" in check_summary(report)
     assert "line 4: no token of a completion" in check_summary(report)
 
 
@@ -251,7 +249,7 @@ def test_what_parquet_cannot_hold(tmp_path: Path) -> None:
 
 def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["check", str(jsonl(tmp_path / "turns.jsonl", TURNS))])
-    assert "Ready to train: 1 examples." in capsys.readouterr().out
+    assert "Ready to train: 1 example." in capsys.readouterr().out
     folder = tmp_path / "model"
     tiny_text.tokenizer(chat_template=tiny_text.CHATML).save_pretrained(folder)
     run(["check", str(tmp_path / "turns.jsonl"), "--tokenizer", str(folder), "--max-length", "64"])

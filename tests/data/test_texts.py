@@ -290,7 +290,7 @@ def test_rows_that_say_nothing_are_counted(tmp_path: Path) -> None:
     rows = [{"instruction": "a", "output": "b", "ng_translation": value} for value in ("1", "0", "1.0", "", None)]
     reader = open_texts(jsonl(tmp_path / "b.jsonl", *rows))
     assert (len(list(reader)), reader.log.counts.silent) == (3, 2)
-    with pytest.raises(UserError, match=r"0 usable examples \(1 rows, of which 1 without a preference"):
+    with pytest.raises(UserError, match=r"0 usable examples \(1 row, of which 1 without a preference"):
         list(open_texts(jsonl(tmp_path / "c.jsonl", {"instruction": "a", "completions": alike})))
 
 

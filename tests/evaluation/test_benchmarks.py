@@ -202,7 +202,7 @@ def test_only_like_is_compared_with_like() -> None:
 
 def test_missing_prompts_are_left_out_only_when_both_allow_it() -> None:
     before, after = values(1.0, math.nan, 3.0, 1.0), values(2.0, 2.0, math.nan, 0.0)
-    with pytest.raises(UserError, match="1 prompts have no judge score here, 1 in the baseline"):
+    with pytest.raises(UserError, match="1 prompt has no judge score here, 1 in the baseline"):
         compare_scorers(["a"] * 4, [before], [after])
     (found,) = compare_scorers(["a", "b", "b", "c"], [before], [after], allow_missing=True)
     assert (found.overall.win_rate.num, [row.style for row in found.styles]) == (2, ["a", "c"])

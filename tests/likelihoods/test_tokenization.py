@@ -98,7 +98,7 @@ def test_token_ids_of_another_tokenizer_give_way_to_the_texts() -> None:
         example = one(tokenization, pair("the", " cat", " dog", token_ids=ids, template=template))
         assert words(tokenization, example.chosen, scored=True) == ["_cat", "</s>"]
         assert tokenization.counts.other_token_ids == number
-    assert "3 pairs have token ids that do not spell their texts" in "".join(tokenization.counts.notes())
+    assert "3 pairs have token ids that do not spell the texts" in "".join(tokenization.counts.notes())
 
 
 @settings(max_examples=60)
@@ -205,8 +205,8 @@ def test_completions_are_cut_at_their_end_and_lose_their_end_token() -> None:
     counts = tokenization.counts
     assert (counts.cut_prompts, counts.cut_completions) == (1, 1)
     assert counts.notes() == [
-        "1 prompts were cut at their beginning to fit text.max_length",
-        "1 completions were cut at their end, and have no end token",
+        "1 prompt was cut at the beginning to fit text.max_length",
+        "1 completion was cut at the end, with no end token",
     ]
 
 

@@ -173,7 +173,7 @@ def test_the_verdict_comes_first_and_claims_no_more_than_its_interval() -> None:
         "the ceiling is 68.3 %, what shapes reaches on these labels."
     )
     plain, both = result.scorers
-    for bounds, words in (((0.52, 0.45, 0.6), "a coin might too"), ((0.4, 0.35, 0.45), "less often than a coin")):
+    for bounds, words in (((0.52, 0.45, 0.6), "chance might too"), ((0.4, 0.35, 0.45), "less often than chance")):
         said = calibration_verdict(replace(result, scorers=[plain, replace(both, accuracy=interval(*bounds))]))
         assert words in said
 

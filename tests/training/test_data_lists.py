@@ -132,7 +132,7 @@ def test_votes_on_one_pair_are_joined_over_data_sets(tmp_path: Path) -> None:
     strength = {p.prompt: (round(max(p.label_0, 1 - p.label_0), 3), p.times) for p in index.pairs}
     assert strength == {"p1": (0.667, 3.0), "p2": (1.0, 2.0), "p3": (1.0, 3.0)}
     assert index.part_sizes == [2, 2]
-    assert any("1 pairs stand in several of them" in note for note in index.notes)
+    assert any("1 pair stands in several of them" in note for note in index.notes)
 
 
 def test_repeated_texts() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
+from ...errors import UserError, plural
 from ..statistics import Interval, WinRate, mean_interval, permutation_test, win_rate
 from .benchmark import OVERALL, PromptValues
 
@@ -99,9 +99,7 @@ def _compare(
     gaps = [np.isnan(own.values) for own in (before, after)]
     both = ~(gaps[0] | gaps[1])
     if not both.all() and not allow_missing:
-        numbers = (
-            f"{int(gaps[1].sum())} prompts have no {after.scorer} score here, {int(gaps[0].sum())} in the baseline"
-        )
+        numbers = f"{plural(int(gaps[1].sum()), 'prompt has', 'prompts have')} no {after.scorer} score here, {int(gaps[0].sum())} in the baseline"
         remedy = "complete both runs, or make the one that lacks some with `allow_missing`, to compare what they share"
         raise UserError(numbers, remedy)
     if not both.any():

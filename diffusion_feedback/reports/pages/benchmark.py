@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
+from ...errors import plural
 from ...evaluation.benchmarks.paired import Disagreement
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ...evaluation.comparison import CaseRow, pick_cases
 from ..content import Case, Claim, Group, Notice, Rate, Report, Sample
 from ..html import count, decimals, fixed
-from ..rendering import plural
 from ..results import case_groups, explanations, leakage_notices, notice
 from .benchmark_tables import digits_of, has_spread, in_unit, means_table, paired_table, published_table, settings_table
 

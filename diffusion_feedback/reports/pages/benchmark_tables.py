@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ...errors import plural
 from ...evaluation.benchmarks.benchmark import OVERALL, ScorerResult, StyleMetrics
 from ...evaluation.benchmarks.paired import StyleComparison
 from ...evaluation.benchmarks.published import SPREAD, unit_of, version_of
 from ...evaluation.benchmarks.run import BenchmarkRun, RunComparison
 from ..content import Cell, Mark, Table
 from ..html import decimals, fixed, p_value
-from ..rendering import plural
 from ..results import leakage_words, share_cell
 
 ALL_PROMPTS = "all prompts"

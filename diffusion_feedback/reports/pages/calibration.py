@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...errors import plural
 from ...evaluation.calibrated import CalibrationResult
 from ...evaluation.statistics import Interval
 from ..content import Claim, Group, Mistake, Report
 from ..html import percent
-from ..rendering import plural
 from ..results import explanations
 
 
@@ -41,13 +41,13 @@ def calibration_report(result: CalibrationResult, mistakes: Sequence[Group[Mista
 
 
 def calibration_verdict(result: CalibrationResult) -> str:
-    """The best scorer against people, a coin and the ceiling, in one sentence that claims no more than the interval."""
+    """The best scorer against people, chance and the ceiling, in one sentence that claims no more than the interval."""
     first = next((scorer for scorer in result.ranked if scorer.name != result.ceiling), result.ranked[0])
     verdict = f"{first.name} agrees with people on {_share(first.accuracy)}"
     if first.accuracy.low <= 0.5 <= first.accuracy.high:
-        verdict += ", which a coin might too"
+        verdict += ", which chance might too"
     elif first.accuracy.high < 0.5:
-        verdict += ", less often than a coin"
+        verdict += ", less often than chance"
     ceiling = next((scorer for scorer in result.scorers if scorer.name == result.ceiling), None)
     if ceiling is None or ceiling is first:
         return f"{verdict}."

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import yaml
 
+from ...errors import plural
 from ...evaluation.judged import JudgeMeasurements, Verdict
 from ...records import Text
 from ..content import Cell, Group, Mark, Metric, Notice, Rate, Report, Table
 from ..html import fixed, significant
-from ..rendering import plural
 from ..results import (
     completions_table,
     explanations,

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from ...config.recipe import DataConfig, ModelConfig, Recipe, to_dict
+from ...errors import plural
 from ...evaluation.statistics import Interval
 from ...evaluation.trained import Change, DrawnSamples, Measure, TrainedRun
 from ...output_folders import flat
@@ -68,7 +69,8 @@ def claim_of(run: TrainedRun) -> Claim:
     label = f"{held_out_name(run, measure)}, step {last}"
     if estimate.num:
         words = {"scores": "prompts", "accuracy": "pairs"}
-        label += f", {estimate.num:,} {words.get(measure.key, run.unit)}"
+        unit = words.get(measure.key, run.unit)
+        label += f", {plural(estimate.num, unit.removesuffix('s'), unit)}"
     if measure.even is not None:
         sentence = _sentence_of_share(run, estimate) + _cost(run, last)
         return Claim(percent(estimate.value), label, sentence, share=estimate)
@@ -140,8 +142,14 @@ def closing_line(run: TrainedRun) -> str:
         changes = map(change_in_words, run.changes(last))
         figures = ", ".join([f"{held_out_name(run, measure)} {estimate.value:.3g}{bounds}", *changes])
         if run.best not in (None, last):
-            figures += f", best after step {run.best}"
+            figures += f", best after step {run.best}{kept_note(run)}"
     return f"{run.path}, step {run.last_step}: {figures}; report: {run.path / 'report.html'}"
+
+
+def kept_note(run: TrainedRun) -> str:
+    """That the best step may be gone, where it is neither the last evaluation nor one that the run itself has kept."""
+    is_there = run.best in (None, run.last, run.marked_best)
+    return "" if is_there else " (not kept: set validation.keep_best)"
 
 
 # --- facts, notices, tables ------------------------------------------------------------------------------------------
@@ -160,7 +168,8 @@ def facts_of(run: TrainedRun) -> dict[str, str]:
     if measure is not None and best is not None and len([step for step in run.evaluations if step]) > 1:
         value = run.evaluations[best][measure.key]
         shown = percent(value) if measure.is_share else significant(value)
-        facts["Best step"] = f"{best:,}{' (the last)' if best == run.last else ''}, {measure.name} {shown}"
+        last_too = " (the last)" if best == run.last else ""
+        facts["Best step"] = f"{best:,}{last_too}, {measure.name} {shown}{kept_note(run)}"
     facts["Learning rate"] = f"{training['learning_rate']:g}, {training['lr_scheduler']}"
     if run.seconds is not None:
         facts["Time"] = in_words(run.seconds)

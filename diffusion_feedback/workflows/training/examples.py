@@ -10,7 +10,7 @@ from ...catalog import family_row
 from ...config.data_lists import DataPart
 from ...data.places import name_of_data
 from ...data.provenance import prompts_of_texts
-from ...errors import UserError
+from ...errors import UserError, plural
 from ...records import Text
 from ...training.order import EpochOrder
 from .given import Setup
@@ -85,9 +85,7 @@ class RunData(Protocol):
         """Lines on what is learnt from, and in how many steps."""
         training, size = self.setup.recipe.training, self.setup.batch_size
         passes, processes = training.gradient_accumulation_steps, self.setup.accelerator.num_processes
-        split = (
-            f"{training.train_batch_size} per pass x {number_of(passes, 'pass')} x {number_of(processes, 'process')}"
-        )
+        split = f"{training.train_batch_size} per pass x {plural(passes, 'pass')} x {plural(processes, 'process')}"
         return [
             f"examples         {len(self.train)} for training, {self.held_out()}",
             f"batch            {size} {self.unit} per step = {split}",
@@ -97,11 +95,6 @@ class RunData(Protocol):
     def held_out(self) -> str:
         """How many examples are held out, in words."""
         return "none held out" if self.heldout is None else f"{len(self.heldout)} held out"
-
-
-def number_of(number: int, what: str) -> str:
-    """A number of things in words, such as "1 pass" or "2 passes"."""
-    return f"{number} {what if number == 1 else what + ('es' if what.endswith('s') else 's')}"
 
 
 def batch_warning(setup: Setup) -> str | None:

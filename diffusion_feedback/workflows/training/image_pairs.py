@@ -14,6 +14,7 @@ from ...data.findings import square_notes
 from ...data.index import PairIndex
 from ...data.provenance import judges_of_pairs
 from ...data.readers import PairReader, open_pairs
+from ...errors import plural
 from ...folders import expand
 from ...progress import progress
 from ...records import PairRecord, Text, content_hash
@@ -165,7 +166,7 @@ def _note_left_out(readers: Sequence[PairReader], index: PairIndex, resolution: 
         note_skipped(reader.log.name, [reason for _, reason in reader.log.skipped])
     path = ", ".join(reader.log.name for reader in readers)
     if index.num_duplicates:
-        what = f"{index.num_duplicates} rows repeat a pair: each pair is used once, however often it stands there"
+        what = f"{plural(index.num_duplicates, 'row repeats', 'rows repeat')} a pair: each pair is used once, however often it stands there"
         log.warning("note: %s: %s", path, what)
     sizes = {key: size for pair in index.pairs for key, size in zip(pair.keys, pair.sizes, strict=True)}
     for note in square_notes(list(sizes.values()), [resolution]):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 
 from ...config.recipe import Recipe, TrainingConfig
-from ...errors import UserError
+from ...errors import UserError, plural
 from ...folders import expand
 from .accelerator import make_accelerator
-from .examples import batch_warning, number_of
+from .examples import batch_warning
 from .given import Given, Setup
 from .memory import estimate, gibibytes
 from .session import Session
@@ -51,12 +51,12 @@ def _name_of(device: torch.device) -> str:
     if device.type == "cuda":
         size = torch.cuda.get_device_properties(device).total_memory
         return f"{device} ({torch.cuda.get_device_name(device)}, {gibibytes(size)})"
-    return f"{device.type}, {number_of(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
+    return f"{device.type}, {plural(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
 
 
 def _course(training: TrainingConfig) -> str:
     warm = training.lr_warmup_steps
-    return training.lr_scheduler + (f" after {number_of(warm, 'step')} of warm-up" if warm else "")
+    return training.lr_scheduler + (f" after {plural(warm, 'step')} of warm-up" if warm else "")
 
 
 def _time(session: Session, seconds: float) -> Iterator[str]:
@@ -93,8 +93,8 @@ def _evaluations(session: Session) -> Iterator[str]:
     every, last = session.setup.recipe.validation.steps, session.data.max_train_steps
     number = 1 if every == 0 else -(-last // every)
     drawn = session.num_samples()
-    samples = f", {number_of(drawn, 'sample')} drawn before and after" if drawn else ""
-    when = "at the end" if every == 0 or every >= last else f"every {number_of(every, 'step')} and at the end"
+    samples = f", {plural(drawn, 'sample')} drawn before and after" if drawn else ""
+    when = "at the end" if every == 0 or every >= last else f"every {plural(every, 'step')} and at the end"
     yield f"evaluations      {number}, {when}: {session.data.held_out()}{samples}"
 
 
@@ -121,9 +121,7 @@ def plan_without_weights(recipe: Recipe, given: Given, error: UserError) -> list
     accelerator = make_accelerator(recipe)
     setup = Setup(recipe, accelerator, given)
     training = recipe.training
-    passes = (
-        f"{number_of(training.gradient_accumulation_steps, 'pass')} x {number_of(accelerator.num_processes, 'process')}"
-    )
+    passes = f"{plural(training.gradient_accumulation_steps, 'pass')} x {plural(accelerator.num_processes, 'process')}"
     length = (
         f"{training.max_train_steps} steps" if training.max_train_steps else f"{training.num_train_epochs:g} epochs"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...config.recipe import Recipe
+from ...errors import plural
 from ...likelihoods.tokenization import Tokenization
 from ...likelihoods.tokens import TokenLikelihood
 from ...models.actor_critic import ActorCritic
@@ -26,7 +27,7 @@ from ...training.rollout_batches import Pretraining
 from ...types.texts import TokenSequence
 from .base_model import FrozenReference, base_model, frozen_reference, make_trainable
 from .drawn import source_of_prompts
-from .examples import RunData, check_apart, number_of
+from .examples import RunData, check_apart
 from .given import Setup
 from .rollout_evaluation import RolloutEvaluation
 from .rollout_prompts import RolloutPrompts, encode_prompts, load_pretraining, load_prompts, sequences_hash
@@ -84,7 +85,7 @@ class Prompts(RunData):
             f"prompts          {len(self.train)} for training, {self.held_out()}",
             f"iteration        {rollouts.num_prompts} prompts x {rollouts.num_generations} = {completions} completions",
             f"updates          {rollouts.num_ppo_epochs} epochs x {rollouts.num_mini_batches} parts of "
-            f"{completions // rollouts.num_mini_batches} completions, over {number_of(self.setup.accelerator.num_processes, 'process')}",
+            f"{completions // rollouts.num_mini_batches} completions, over {plural(self.setup.accelerator.num_processes, 'process')}",
             f"steps            {self.length}: {iterations} iterations, {iterations * completions:,} completions",
         ]
 
@@ -203,5 +204,5 @@ def _notes(
         texts, size = len(pretraining.samples), pretraining.order.batch_size
         lines.append(f"pretraining      {size} of {texts:,} texts an update, weight {pretraining.coef:g}")
     if cut := prompts.tokenization.counts.cut_prompts:
-        lines.append(f"cut              {cut:,} prompts at their beginning")
+        lines.append(f"cut              {plural(cut, 'prompt')} at the beginning")
     return lines

@@ -11,7 +11,7 @@ from ...config.recipe import Recipe
 from ...data.text_check import repeats_prompt
 from ...data.texts import open_texts
 from ...data.token_index import TokenIndex, unpair
-from ...errors import UserError
+from ...errors import UserError, plural
 from ...likelihoods.tokenization import Tokenization
 from ...records import TextRecord, content_hash
 from ...types.texts import TokenExample
@@ -123,12 +123,18 @@ def _odd_texts(records: Sequence[TextRecord], *, has_template: bool) -> list[str
     """What a check of the data warns of and training goes on with."""
     notes = []
     if repeating := sum(map(repeats_prompt, records)):
-        notes.append(f"{repeating:,} completions begin with their prompt once more: the model learns to repeat it")
+        notes.append(
+            f"{plural(repeating, 'completion begins with its', 'completions begin with their')} prompt once more: the model learns to repeat it"
+        )
     turns = sum(record.is_conversational for record in records)
     if 0 < turns < len(records):
-        notes.append(f"{turns:,} of {len(records):,} examples are conversations, the others plain texts")
+        notes.append(
+            f"{turns:,} of {plural(len(records), 'example')} {'is a conversation' if turns == 1 else 'are conversations'}, the others plain texts"
+        )
     if has_template and turns < len(records):
-        notes.append(f"{len(records) - turns:,} examples are plain texts, which do not go through text.chat_template")
+        notes.append(
+            f"{plural(len(records) - turns, 'example is plain text and does', 'examples are plain texts, which do')} not go through text.chat_template"
+        )
     return notes
 
 
