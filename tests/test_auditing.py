@@ -72,7 +72,7 @@ def test_models_positions_ties_and_what_cannot_be_read(tmp_path: Path) -> None:
     assert shortcuts[POSITION].prefers_more
     assert shortcuts["jpeg quality"].accuracy == shortcuts[POSITION].accuracy
     assert "1 bad rows are left out" in str(audit)
-    assert "57 pairs over 57 prompts; 1 ties left out; 1 could not be read" in str(audit)
+    assert "57 pairs over 57 prompts; 1 tie left out; 1 could not be read" in str(audit)
 
 
 def test_a_sample_is_always_the_same(tmp_path: Path) -> None:

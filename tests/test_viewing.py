@@ -87,7 +87,7 @@ def test_order_and_selection(settings: dict[str, object], expected: list[str] | 
         return
     shown = dfb.view(data, page, **settings)
     assert prompts_of(page) == expected
-    assert "1 bad rows are left out" in str(shown)
+    assert "1 bad row is left out" in str(shown)
 
 
 def test_filters_are_those_that_part_the_page(tmp_path: Path) -> None:

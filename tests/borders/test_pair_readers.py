@@ -483,8 +483,8 @@ def test_pictures_that_are_cut_and_enlarged_are_told(tmp_path: Path) -> None:
         PairRow("small", encoded(Image.new("RGB", (8, 8), (1, 2, 3))), encoded(Image.new("RGB", (1024, 512)))),
     ]
     text = check_summary(check_pairs(pickapic(tmp_path, rows)))
-    lost = "leaves out 68.8% of their area (median), 87.5% at worst (1600 x 200); 2 lose more than 20%"
-    assert f"2 of 4 images are not square: a square from their middle is trained on, which {lost}" in text
+    lost = "leaves out 68.8% of the area (median), 87.5% at worst (1600 x 200); 2 lose more than 20%"
+    assert f"2 of 4 images are not square: a square from the middle is trained on, which {lost}" in text
     assert "shapes: 2 1:1, 1 2:1, 1 otherwise wide" in text
     assert "2 of 4 images are enlarged when trained at 512 px, the smallest from 8 x 8" in text
     assert "4 of 4 images are enlarged when trained at 1024 px" in text

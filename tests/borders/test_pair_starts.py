@@ -56,8 +56,8 @@ def test_starts_say_what_is_left_out_and_open_nothing_twice(
         f"note: {folder}: 8 rows, of which 1 bad",
         "it is a web page",
         "1 row repeats a pair: each pair is used once",
-        "1 of 12 images are not square: a square from their middle is trained on, which leaves out 87.5% of their area",
-        "1 of 12 images are enlarged when trained at 16 px, the smallest from 8 x 8",
+        "1 of 12 images is not square: a square from the middle is trained on, which leaves out 87.5% of the area",
+        "1 of 12 images is enlarged when trained at 16 px, the smallest from 8 x 8",
     ):
         assert any(part in line for line in first), part
     assert len(opened) >= 16  # each of eight rows; then those of the step whose memory is measured

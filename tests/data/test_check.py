@@ -74,7 +74,7 @@ def test_verdicts(table: Table, pickapic_rows: MakeRows) -> None:
     rows = pickapic_rows(3)
     rows[0] |= {"label_0": 0.5, "label_1": 0.5}
     text = check_summary(check_pairs(table(rows)))
-    assert text.endswith("Ready to train: 2 pairs (1 ties are left out; data.ties: soft keeps them).")
+    assert text.endswith("Ready to train: 2 pairs (1 tie is left out; data.ties: soft keeps them).")
     text = check_summary(check_pairs(table(pickapic_rows(3, label_0=0.5, label_1=0.5))))
     assert "Not ready: all 3 usable pairs are ties" in text
     assert check_summary(check_pairs(table(pickapic_rows(3, caption="")))).endswith("Not ready: no usable pair.")

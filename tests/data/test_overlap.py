@@ -34,8 +34,8 @@ def test_shared_prompts_and_images_of_every_form(form: str, tmp_path: Path) -> N
     assert overlap.shared_prompts == {"a cat 1"}
     assert (overlap.num_prompts, overlap.num_rows, overlap.num_contents) == (6, 1, 12)
     assert len(overlap.shared_contents) == 1
-    assert "1 of its 6 prompts stand here too, in 1 of its rows" in str(overlap)
-    assert "1 of its 12 images stand here too" in str(overlap)
+    assert "1 of its 6 prompts stands here too, in 1 of its rows" in str(overlap)
+    assert "1 of its 12 images stands here too" in str(overlap)
     assert f"'a Cat 1 ' in {other}, row 0" in str(overlap)
 
 
@@ -45,7 +45,7 @@ def test_splits_of_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "new").rmdir()
     assert main(["data", "check", str(tmp_path), "--against", "split=validation", "split=test"]) == 0
     text = capsys.readouterr().out
-    assert "! against split=validation: 1 of its 4 prompts stand here too, in 1 of its rows" in text
+    assert "! against split=validation: 1 of its 4 prompts stands here too, in 1 of its rows" in text
     assert "! against split=validation: 2 of its 8 images stand here too" in text
     assert "against split=test: no prompt and no image in common" in text
 
@@ -101,7 +101,7 @@ def test_shapes(size: tuple[int, int], shape: str, lost: float) -> None:
 def test_the_resolution_of_the_training(tmp_path: Path) -> None:
     rows = [PairRow("p", plain(1, (64, 36)), plain(2, (64, 64)))]
     text = str(dfb.check(pickapic(tmp_path, rows), resolution=48))
-    assert "1 of 2 images are enlarged when trained at 48 px, the smallest from 64 x 36" in text
+    assert "1 of 2 images is enlarged when trained at 48 px, the smallest from 64 x 36" in text
     assert "shapes: 1 16:9, 1 1:1" in text
     assert "512 px" not in text
 
