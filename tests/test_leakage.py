@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pairs_data
@@ -20,9 +21,11 @@ from run_results import train
 from text_recipes import pairs, write_jsonl, write_recipe
 
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.evaluation.benchmarks.run import BenchmarkRun
 from diffusion_feedback.evaluation.leakage import Leakage, TrainedOn, find_leakage, prompt_key
 from diffusion_feedback.folders import ROUNDS
-from diffusion_feedback.workflows.leakage import leakage_of, trained_on
+from diffusion_feedback.records import PromptRecord
+from diffusion_feedback.workflows.leakage import leakage_of, leakage_of_run, trained_on
 
 JUDGE = "pickscore.1/crop-224/fp32/0123456789ab"
 BRIGHT = """
@@ -134,6 +137,34 @@ def test_rounds_count_up_to_the_round_and_their_judge_too(tmp_path: Path) -> Non
     for number, places in ((1, (0,)), (2, (0, 1))):
         found = leakage_of([str(rounds / f"round-{number}" / "model")], prompts, judges)
         assert found == Leakage(places, ("function=mine.py:length",))
+
+
+def test_given_images_are_of_the_models_that_their_manifest_names(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", "sd", prompts=["a"], judges={"judge": ""})
+    other = run_folder(tmp_path / "other", "sd", prompts=["b"], judges={})
+    (tmp_path / "images").mkdir()
+
+    def leaked(*rows: dict[str, Any], images: tuple[str, ...] = ("0.png", "1.png")) -> Leakage:
+        manifest = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "images" / "metadata.jsonl").write_text(manifest)
+        prompts, scorer = [PromptRecord("a"), PromptRecord("b")], SimpleNamespace(scorer="judge", recipe_id="")
+        settings = {"images": str(tmp_path / "images")}
+        measured: Any = (None, settings, prompts, [[name] for name in images], tmp_path / "images", [scorer], [])
+        return leakage_of_run(BenchmarkRun("images", tmp_path, *measured))
+
+    drawn = [
+        {"file_name": f"{place}.png", "prompt": prompt, "seed": 0, "settings": {}, "model_hash": "0"}
+        for place, prompt in enumerate("ab")
+    ]
+    by_run = {"model_path": "owner/base", "lora_path": str(run)}
+    assert leaked(*({**row, **by_run} for row in drawn)) == Leakage((0,), ("judge",))
+    assert leaked({**drawn[0], **by_run}, {**drawn[1], "model_path": str(other)}) == Leakage((0, 1), ("judge",))
+    # Images of the manifest that are not measured count for nothing.
+    assert leaked({**drawn[0], **by_run}, {**drawn[1], "model_path": str(other)}, images=("1.png",)) == Leakage(
+        (1,), ()
+    )
+    # An older manifest, one of somebody else, and an empty one say nothing.
+    assert leaked(*drawn) == leaked({"file_name": "0.png"}) == leaked() == Leakage()
 
 
 @pytest.mark.parametrize(

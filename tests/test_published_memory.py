@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import memory_table
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from diffusion_feedback import load_recipe
+from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig, ValidationConfig
 from diffusion_feedback.models import published
 from diffusion_feedback.models.published import PUBLISHED, published_model
+from diffusion_feedback.workflows.training import published_memory
 from diffusion_feedback.workflows.training.memory import PeakMemory
 from diffusion_feedback.workflows.training.published_memory import MemoryNeed, _inputs, _Pass, _peak, memory_need
 
@@ -85,6 +92,71 @@ def test_parts_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two.states == 16 * trained
     assert 1.6 < two.one_pass / one.one_pass < 2.1
     assert one.total >= one.network + one.frozen + one.states
+
+
+@pytest.mark.parametrize(
+    ("prompts", "num_prompts", "batch", "images"),
+    [([], 8, 4, 4), ([], 2, 4, 2), (["a"], 8, 4, 1), ([], 0, 4, 0)],
+    ids=["as many as fit a pass", "fewer", "the recipe's own", "none"],
+)
+def test_samples_are_counted_as_they_are_drawn(
+    prompts: list[str], num_prompts: int, batch: int, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default, too: prompts are taken from the data where the recipe has none."""
+    monkeypatch.setitem(published.PUBLISHED, "small", SMALL)  # type: ignore[arg-type]
+    drawn: list[int] = []
+
+    def peak(module: object, inputs: Sequence[torch.Tensor], *_: object) -> int:
+        if getattr(module, "call", "") == "decode":
+            drawn.append(len(inputs[0]))
+        return 7
+
+    monkeypatch.setattr(published_memory, "_peak", peak)
+    validation = ValidationConfig(prompts=prompts, num_prompts=num_prompts)
+    need = memory_need(replace(recipe(train_batch_size=batch), validation=validation))
+    assert drawn == ([images] if images else [])
+    assert need.samples == (7 if images else 0)
+
+
+def test_the_table_counts_every_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pass takes whatever its pairs are, such as copies of weights, is not multiplied by them."""
+    gib = 2**30
+
+    def need(given: Recipe) -> MemoryNeed:
+        pairs = given.training.train_batch_size
+        return MemoryNeed(
+            network=2 * gib, frozen=gib, states=12 * gib, one_pass=(5 + pairs) * gib, encoding=0, samples=0
+        )
+
+    monkeypatch.setattr(memory_table, "memory_need", need)
+    monkeypatch.setattr(memory_table, "FORMS", [("full", True, 8, ["adamw", "rmsprop"])])
+    first, second = memory_table.rows("sd15")
+    assert first == "| sd15 | 512 | full | on | adamw | 3.0 | 12.0 | 1.0 | 21.0 | 24.0 | 28.0 |"
+    assert second == "| sd15 | 512 | full | on | rmsprop | 3.0 | 8.0 | 1.0 | 17.0 | 20.0 | 24.0 |"
+
+
+def test_recipes_say_what_the_table_says() -> None:
+    """Recipes of Diffusion-DPO whose form stands in the table quote its figure."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in memory_table.PAGE.read_text().splitlines()]
+    table = {tuple(row[:1] + row[2:5]): row[-3:] for row in rows if len(row) == 11}
+    compared = []
+    for path in sorted((memory_table.PAGE.parent.parent / "configs").glob("*.yaml")):
+        quoted = re.search(r"estimated: ([\d.]+) GiB.*docs/memory.md", path.read_text())
+        if quoted is None:
+            continue
+        own = load_recipe(path)
+        form = f"lora, rank {own.model.lora_rank}" if own.model.tuning == "lora" else "full"
+        model = next(
+            name for name, each in PUBLISHED.items() if published_model(own.model.pretrained_model_name_or_path) is each
+        )
+        checkpointing = "on" if own.model.gradient_checkpointing else "off"
+        row = table.get((model, form, checkpointing, str(own.optimizer["name"])))
+        places = {pairs: place for place, pairs in enumerate(memory_table.PAIRS)}
+        pairs = own.training.train_batch_size
+        if row is not None and pairs in places and own.objective["name"] == "dpo":
+            assert quoted[1] == row[places[pairs]], path.name
+            compared.append(path.name)
+    assert {"sd15_dpo_full_8gpu.yaml", "sd15_dpo_lora_24gb.yaml"} <= set(compared)
 
 
 def test_the_most_at_once() -> None:

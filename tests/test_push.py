@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,10 +14,13 @@ from typing import Any
 
 import pytest
 import saved_adapters
+import yaml
 from huggingface_hub import constants
 
 import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, to_dict
+from diffusion_feedback.reports.cards.writer import render_card
 
 CARD = """---
 base_model: {base}
@@ -25,8 +30,27 @@ tags:
 
 # mine
 
+![before and after](samples/step-000004.png)
+
 pipeline.load_lora_weights({run!r})
+
+## What is in this folder
+
+| | |
+|---|---|
+| `pytorch_lora_weights.safetensors` | the result |
+| `recipe.yaml` | every setting |
+| `environment.json` | versions and hardware |
+| `metrics.jsonl` | one line per step |
+| `samples/` | before and after on fixed seeds |
+| `checkpoints/` | weights of steps before the last |
+
+## Recipe
+
+| `environment.json` | this row is no file of the table |
 """
+WEIGHTS = {"pytorch_lora_weights.safetensors", "README.md", "recipe.yaml"}
+SHOWN = {"metrics.jsonl", "samples/step-000004.png", "samples/before/000.png"}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -82,6 +106,9 @@ def run(tiny_pipelines: dict[str, Path], tmp_path: Path) -> Path:
     step.mkdir(parents=True)
     (step / "optimizer.pt").write_bytes(b"state")
     (step / "pytorch_lora_weights.safetensors").write_bytes((folder / "pytorch_lora_weights.safetensors").read_bytes())
+    (folder / "samples" / "before").mkdir(parents=True)
+    for name in SHOWN:
+        (folder / name).write_bytes(b"of the run")
     return folder
 
 
@@ -98,7 +125,7 @@ def test_a_run_goes_in_one_commit(run: Path, hub: Any, capsys: pytest.CaptureFix
     assert main(["push", str(run), "me/mine", "--private"]) == 0
     assert "/me/mine/commit/abc" in capsys.readouterr().out
     files = sent(hub)
-    assert set(files) == {"pytorch_lora_weights.safetensors", "README.md", "recipe.yaml"}
+    assert set(files) == WEIGHTS | SHOWN
     assert files["pytorch_lora_weights.safetensors"] == (run / "pytorch_lora_weights.safetensors").read_bytes()
     # The card's code runs for others, and its base is none that the hub would look for.
     card = files["README.md"].decode()
@@ -114,9 +141,54 @@ def test_a_step_goes_to_a_branch(run: Path, hub: Any) -> None:
     assert any(path.endswith("/branch/step-4") for path, _, _ in hub.seen)
     assert any(path.endswith("/commit/step-4") for path, _, _ in hub.seen)
     files = sent(hub)
-    assert set(files) == {"pytorch_lora_weights.safetensors", "README.md", "recipe.yaml"}
+    assert set(files) == WEIGHTS | SHOWN
     assert "These are the weights of step 000004" in files["README.md"].decode()
     assert pushed.files["pytorch_lora_weights.safetensors"] == len(files["pytorch_lora_weights.safetensors"])
+
+
+@pytest.mark.parametrize("step", ["", "@4"], ids=["run", "step"])
+@pytest.mark.parametrize("are_shown", [True, False], ids=["with samples", "without"])
+def test_the_card_names_what_is_sent(run: Path, hub: Any, are_shown: bool, step: str) -> None:
+    if not are_shown:
+        shutil.rmtree(run / "samples")
+    dfb.push(f"{run}{step}", "me/mine")
+    files = sent(hub)
+    card = files["README.md"].decode()
+    named = re.findall(r"^\| `([^`]+)` \|", card.split("## Recipe")[0], re.MULTILINE)
+    named += re.findall(r"!\[.*\]\((.*)\)", card)
+    assert all(any(file == name or file.startswith(name) for file in files) for name in named)
+    assert ("samples/step-000004.png" in named) == ("samples/" in named) == are_shown
+    assert {"metrics.jsonl", "recipe.yaml", "pytorch_lora_weights.safetensors"} <= set(named)
+    assert "| `environment.json` | this row is no file of the table |" in card
+
+
+@pytest.mark.parametrize("pushed_from", ["where it was trained", "elsewhere"])
+@pytest.mark.parametrize(("base", "is_on_hub"), [("models/mine", False), ("owner/base", True)])
+def test_the_base_is_what_it_was_in_training(
+    base: str,
+    is_on_hub: bool,
+    pushed_from: str,
+    run: Path,
+    hub: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A relative path is no id of the hub because it is read from another folder, and an id none that lies there by chance."""
+    places = {"where it was trained": tmp_path / "training", "elsewhere": tmp_path / "elsewhere"}
+    (places["where it was trained"] / "models" / "mine").mkdir(parents=True)
+    places["elsewhere"].mkdir()
+    monkeypatch.chdir(places["where it was trained"])
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"]["pretrained_model_name_or_path"] = base
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    whole = to_dict(Recipe(ModelConfig(base, family="sd"), DataConfig("pairs"), str(run)))
+    (run / "README.md").write_text(render_card("diffusion", run, whole, [], effective_batch=4))
+    monkeypatch.chdir(places[pushed_from])
+    (places["elsewhere"] / "owner" / "base").mkdir(parents=True)
+    dfb.push(run, "me/mine")
+    assert ("base_model" in sent(hub)["README.md"].decode().split("---")[1]) == is_on_hub
+    assert (f"the base {base} is a folder of this machine" in caplog.text) != is_on_hub
 
 
 def test_a_dry_run_sends_nothing(run: Path, hub: Any, capsys: pytest.CaptureFixture[str]) -> None:

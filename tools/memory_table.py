@@ -3,7 +3,7 @@
     python -m tools.memory_table            about a quarter of an hour on one core
     python -m tools.memory_table --models sd15 --print
 
-One pass is counted at one pair; what it takes grows in proportion with the pairs in it.
+Passes are counted at 1, 4 and 8 pairs; what one more pair takes is the difference between the last two, for one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from diffusion_feedback.catalog import state_bytes
 from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
 from diffusion_feedback.models.published import PUBLISHED
 from diffusion_feedback.workflows.training.memory import gibibytes
@@ -24,6 +25,7 @@ HEAD = (
     "| model | px | tuning | checkpointing | optimizer | weights | states | per pair | 1 pair | 4 pairs | 8 pairs |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
+PAIRS = (1, 4, 8)
 # Tuning, whether activations are computed again, rank, optimizers.
 FORMS = [
     ("lora", False, 16, ["adamw"]),
@@ -36,13 +38,15 @@ FORMS = [
 def rows(model: str) -> Iterator[str]:
     """The rows of one model."""
     for tuning, checkpointing, rank, optimizers in FORMS:
+        needs = [memory_need(_recipe(model, tuning, checkpointing, rank, pairs)) for pairs in PAIRS]
+        per_pair = (needs[-1].one_pass - needs[-2].one_pass) // (PAIRS[-1] - PAIRS[-2])
         for optimizer in optimizers:
-            recipe = _recipe(model, tuning, checkpointing, rank, optimizer)
-            need = memory_need(recipe)
-            sizes = [replace(need, one_pass=pairs * need.one_pass).total for pairs in (1, 4, 8)]
+            # An optimizer changes its own states alone, so passes are counted once for all of them.
+            states = needs[0].states * (4 + state_bytes(optimizer)) // (4 + state_bytes("adamw"))
+            sizes = [replace(need, states=int(states)).total for need in needs]
             form = f"lora, rank {rank}" if tuning == "lora" else "full"
             cells = [model, PUBLISHED[model].resolution, form, "on" if checkpointing else "off", optimizer]
-            counts = [need.network + need.frozen, need.states, need.one_pass, *sizes]
+            counts = [needs[0].network + needs[0].frozen, states, per_pair, *sizes]
             yield (
                 "| "
                 + " | ".join(map(str, [*cells, *(gibibytes(count).removesuffix(" GiB") for count in counts)]))
@@ -50,7 +54,7 @@ def rows(model: str) -> Iterator[str]:
             )
 
 
-def _recipe(model: str, tuning: str, checkpointing: bool, rank: int, optimizer: str) -> Recipe:
+def _recipe(model: str, tuning: str, checkpointing: bool, rank: int, pairs: int) -> Recipe:
     is_lora = tuning == "lora"
     return Recipe(
         model=ModelConfig(
@@ -63,8 +67,8 @@ def _recipe(model: str, tuning: str, checkpointing: bool, rank: int, optimizer: 
         ),
         data=DataConfig(train="pairs"),
         output_dir="run",
-        optimizer={"name": optimizer},
-        training=TrainingConfig(train_batch_size=1, mixed_precision="bf16"),
+        optimizer={"name": "adamw"},
+        training=TrainingConfig(train_batch_size=pairs, mixed_precision="bf16"),
     )
 
 

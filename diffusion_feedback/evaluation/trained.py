@@ -63,7 +63,7 @@ class DrawnSamples:
     """What was drawn from prompts after a step, beside what the model drew from the same noise before training.
 
     ``before`` and ``after`` are texts, or the files of images; ``scores`` are what a judge gave to each of ``after``.
-    ``source`` says where the prompts come from.
+    ``source`` says how many the prompts are and where they come from.
     """
 
     step: int

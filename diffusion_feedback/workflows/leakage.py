@@ -14,7 +14,9 @@ from ..errors import UserError
 from ..evaluation.benchmarks.run import BenchmarkRun
 from ..evaluation.leakage import Leakage, TrainedOn, find_leakage
 from ..folders import ROUNDS, expand
-from ..records import Text
+from ..generation.images import METADATA
+from ..generation.rows import read_records
+from ..records import ImageRecord, Text
 from ..runs import run_of, weights_of
 from .training.trained_on import ENVIRONMENT, TRAINED_ON
 
@@ -25,10 +27,22 @@ _UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeErr
 
 
 def leakage_of_run(run: BenchmarkRun) -> Leakage:
-    """What the model of a benchmark run has seen of its prompts and judges; of given images nobody knows."""
+    """What the model of a benchmark run has seen of its prompts and judges; of given images as far as their manifest names it."""
     models = [str(run.settings[key]) for key in ("model", "lora") if run.settings.get(key)]
+    models = models or _origins(run)
     judges = {values.scorer: values.recipe_id for values in run.values}
     return leakage_of(models, [prompt.prompt for prompt in run.prompts], judges)
+
+
+def _origins(run: BenchmarkRun) -> list[str]:
+    """Where the models lay that drew the images of ``run``, as the manifest beside them says."""
+    manifest, names = run.image_root / METADATA, {name for row in run.images for name in row}
+    try:
+        records, _ = read_records(manifest, ImageRecord, "generated image", _REMEDY)
+    except _UNREADABLE as error:
+        logger.debug("who drew the images in %s is not known: %s", run.image_root, error)
+        return []
+    return sorted({place for record in records if record.file_name in names for place in record.origin.values()})
 
 
 def leakage_of(models: Sequence[str], prompts: Sequence[Text], judges: Mapping[str, str]) -> Leakage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,10 +15,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import UserError, first_line
-from ..runs import run_of
+from ..runs import recorded_model, run_of
 from .sampling import folder_or_id
 from .settings import made_of_keywords, shows
 from .sharing_settings import PushSettings
+from .training.drawn import SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ _LEFT = (
 )  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}")
+_CONTENTS = "## What is in this folder\n"  # of a card
+_ROW = re.compile(r"^\| `([^`|]+)` \|.*\n", re.MULTILINE)
+_PICTURE = re.compile(r"^!\[[^\]\n]*\]\((samples/[^)\n]+)\)\n\n?", re.MULTILINE)
 _FRONT = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -56,7 +60,7 @@ def push(model: object, repo: str, **settings: object) -> Pushed:
     """Bring the result ``model`` to the repository ``repo`` (OWNER/NAME) of the hub, which is made where it is not there.
 
     ``model``: a run, its folder, RUN@STEP, RUN@best, or the folder of an export. Weights, card, recipe, metrics and samples
-    are sent in one commit; checkpoints and what names this machine stay here. The token is the one of ``hf auth login`` or of
+    (of a step those of its run) are sent in one commit; checkpoints and what names this machine stay here. The token is the one of ``hf auth login`` or of
     HF_TOKEN. ``settings`` are the fields of PushSettings. Raises UserError where there is no token, it may not write there,
     the hub cannot be reached, and for a folder without weights.
     """
@@ -91,22 +95,43 @@ def push(model: object, repo: str, **settings: object) -> Pushed:
 
 def _files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     """What is sent of ``folder``, by its names in the repository: the weights come first. Raises UserError where it has none."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _LEFT)]
+    names = sorted(_names(folder))
     weights = [name for name in names if any(fnmatchcase(name, pattern) for pattern in _WEIGHTS)]
     if not weights:
         raise UserError(f"{folder}: holds no weights that other tools load", "export it first, and give that folder")
     files: dict[str, Path | bytes] = {name: folder / name for name in [*weights, *sorted({*names} - {*weights})]}
     run = run_of(folder)
     if run != folder:  # a step: what explains it lies in its run
-        files |= {name: run / name for name in ("recipe.yaml", _CARD) if (run / name).is_file()}
+        names = ["recipe.yaml", _CARD, "metrics.jsonl", *sorted(_names(run, SAMPLES))]
+        files |= {name: run / name for name in names if (run / name).is_file()}
     if _CARD in files:
-        step = folder.name if run != folder else None
-        files[_CARD] = _card((run / _CARD).read_text("utf-8"), folder, run, repo, step).encode()
+        step = next((part for part in (folder.name, folder.parent.name) if part.startswith("step-")), "")
+        text = _card((run / _CARD).read_text("utf-8"), folder, run, repo, step if run != folder else "")
+        files[_CARD] = _of_what_is_there(text, list(files)).encode()
     return files
 
 
-def _card(text: str, folder: Path, run: Path, repo: str, step: str | None) -> str:
+def _names(folder: Path, below: str = "") -> list[str]:
+    """The files of ``folder``, or of a part of it, that others have a use for."""
+    paths = (path for path in (folder / below).rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _LEFT)]
+
+
+def _of_what_is_there(card: str, sent: Sequence[str]) -> str:
+    """``card`` without rows of files and folders, and without pictures, that are not ``sent``."""
+
+    def is_sent(name: str) -> bool:
+        return name in sent or (name.endswith("/") and any(each.startswith(name) for each in sent))
+
+    before, heading, rest = card.partition(_CONTENTS)
+    table, line_end, after = rest.partition("\n## ")
+    table = _ROW.sub(lambda row: row[0] if is_sent(row[1]) else "", table)
+    before = _PICTURE.sub(lambda shown: shown[0] if is_sent(shown[1]) else "", before)
+    return "".join((before, heading, table, line_end, after))
+
+
+def _card(text: str, folder: Path, run: Path, repo: str, step: str) -> str:
     """The card as others read it: code loads from ``repo``, and no base is named that the hub does not know."""
     for place in dict.fromkeys(str(each.resolve()) for each in (folder, run)):  # the longer one first
         for quote in "'\"":
@@ -119,8 +144,11 @@ def _card(text: str, folder: Path, run: Path, repo: str, step: str | None) -> st
     front = _FRONT.match(text)
     facts = dict(yaml.safe_load(front[1]) or {}) if front else {}
     body = text[front.end() :] if front else text
+    # A card names its base only where that was a model of the hub when it was written, whatever lies beside us now.
     base = facts.get("base_model")
-    if (isinstance(base, str) and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", base)) or Path(str(base)).exists():
+    if base is None and (model := recorded_model(run, "bring back what the run has written")):
+        base = model.get("pretrained_model_name_or_path")
+    if base is not None and ("base_model" not in facts or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", str(base))):
         logger.warning("note: the base %s is a folder of this machine: who loads the result needs it too", base)
         facts.pop("base_model", None)
     if step:

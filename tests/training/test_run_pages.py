@@ -18,13 +18,14 @@ from text_recipes import MakeTextRecipe
 import diffusion_feedback as dfb
 from diffusion_feedback import progress
 from diffusion_feedback.cli.main import main
+from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, ValidationConfig
 from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.trained import TrainedRun, difference
-from diffusion_feedback.reports.pages.training import claim_of
+from diffusion_feedback.reports.pages.training import claim_of, training_report
 from diffusion_feedback.training.environment import commit_of, environment
 from diffusion_feedback.training.progress_line import ProgressLine, describe_progress
 from diffusion_feedback.training.run_folder import RunFolder
-from diffusion_feedback.workflows.training.drawn import evenly_spread, read_samples
+from diffusion_feedback.workflows.training.drawn import evenly_spread, read_samples, source_of_prompts
 from diffusion_feedback.workflows.training.record import read_run
 
 EVALUATED = {"validation": {"num_prompts": 2, "num_inference_steps": 2, "steps": 2}}
@@ -54,10 +55,36 @@ def test_a_run_on_images_ends_with_its_page(make_recipe: MakeRecipe, capsys: pyt
     assert list(drawn) == [2, 4]
     assert [path.name for path in drawn[4].before] == ["000.png", "001.png"]  # type: ignore[union-attr]
     assert drawn[2].before == drawn[4].before
-    assert drawn[4].source == "held-out prompts"
+    assert drawn[4].source == "2 held-out prompts, spread over the set"
     before, after = (Path(files[0]).read_bytes() for files in (drawn[4].before, drawn[4].after))
     assert before != after
     assert read_samples(folder, up_to=3).keys() == {2}
+    assert "2 held-out prompts, spread over the set, on fixed seeds" in page
+    # Lists of data sets read as they do on the card.
+    parts = [{"path": "a.parquet", "repeats": 3}, "b.parquet"]
+    data = {**run.recipe["data"], "train": parts, "validation": [{"path": "c.parquet"}]}
+    shown = training_report(replace(run, recipe={**run.recipe, "data": data}))
+    assert shown.summary.endswith("on a.parquet (repeats 3), b.parquet.")
+    settings = {row[0].text: row[1][0].text for table in shown.tables for row in table.rows}
+    assert settings["data.validation"] == "c.parquet"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "number", "has_heldout", "expected"),
+    [
+        (["a", "b"], 2, True, "2 prompts of the recipe"),
+        (["a"], 1, False, "1 prompt of the recipe"),
+        ([], 4, True, "4 held-out prompts, spread over the set"),
+        ([], 1, True, "1 held-out prompt"),
+        ([], 2, False, "2 training prompts, as none are held out, spread over the set"),
+    ],
+)
+def test_the_source_of_samples_in_words(prompts: list[str], number: int, has_heldout: bool, expected: str) -> None:
+    recipe = Recipe(ModelConfig("base"), DataConfig("pairs"), "run", validation=ValidationConfig(prompts=prompts))
+    assert source_of_prompts(recipe, number, has_heldout=has_heldout) == expected
+    # The first prompts of a set are not spread over it.
+    first = source_of_prompts(recipe, number, has_heldout=has_heldout, are_spread=False)
+    assert first == expected.removesuffix(", spread over the set")
 
 
 def test_without_held_out_pairs_nothing_is_shown_but_samples_of_training_prompts(

@@ -11,6 +11,7 @@ import yaml
 
 from ...catalog.families import pipeline_classes
 from ...config.data_lists import named
+from ...foreign import is_hub_id
 from ..rendering import load_template
 
 CardKind = Literal["diffusion", "scorer", "language_model", "reward_model", "policy_gradient", "value_learning"]
@@ -48,6 +49,7 @@ def render_card(
         recipe_yaml=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
         metrics=metrics,
         base=recipe["model"]["pretrained_model_name_or_path"],
+        base_is_hub_id=is_hub_id(recipe["model"]["pretrained_model_name_or_path"]),
         objective=recipe["objective"]["name"],
         history=facts.pop("history", ()),
         outcomes=facts.pop("outcomes", ()),

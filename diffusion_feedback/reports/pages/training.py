@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from ...config.data_lists import named
 from ...config.recipe import DataConfig, ModelConfig, Recipe, to_dict
 from ...errors import plural
 from ...evaluation.statistics import Interval
@@ -27,7 +28,7 @@ def training_report(run: TrainedRun) -> Report:
     base, objective = run.recipe["model"]["pretrained_model_name_or_path"], run.recipe["objective"]["name"]
     return Report(
         title=f"{run.name}: {objective} on {short_name(base)}",
-        summary=f"{base} trained with {objective} on {run.recipe['data']['train']}.",
+        summary=f"{base} trained with {objective} on {named(run.recipe['data']['train'])}.",
         before_name="before",
         after_name=f"step {run.last or run.last_step}",
         claim=claim_of(run),
@@ -278,11 +279,15 @@ def default_settings() -> dict[tuple[str, ...], object]:
 def changed_settings(run: TrainedRun) -> Table:
     """What the recipe says that is no default."""
     defaults = default_settings()
-    named = {("output_dir",), ("model", "pretrained_model_name_or_path"), ("data", "train"), ("data", "cache_dir")}
+    shown = {("output_dir",), ("model", "pretrained_model_name_or_path"), ("data", "train"), ("data", "cache_dir")}
+
+    def said(key: tuple[str, ...], value: object) -> str:
+        return named(value) if key == ("data", "validation") else str(value)
+
     rows = [
-        (Cell(".".join(key)), [Cell(str(value)), Cell(str(defaults.get(key, "-")))])
+        (Cell(".".join(key)), [Cell(said(key, value)), Cell(str(defaults.get(key, "-")))])
         for key, value in flat(run.recipe).items()
-        if key not in named and value != defaults.get(key)
+        if key not in shown and value != defaults.get(key)
     ]
     return Table("Settings that are no defaults", ["here", "default"], rows, corner="setting", is_folded=True)
 
@@ -322,7 +327,7 @@ def _are_there(samples: Iterable[str | Path]) -> list[bool]:
 
 
 def _source(drawn: DrawnSamples) -> str:
-    return f"{len(drawn.prompts)} {drawn.source}, spread over the set, on fixed seeds"
+    return f"{drawn.source}, on fixed seeds"
 
 
 def _text_samples(run: TrainedRun) -> list[Table]:

@@ -12,6 +12,7 @@ from ...config.recipe import Recipe
 from ...documents import read_object
 from ...evaluation.trained import DrawnSamples
 from ...records import write_text
+from ...reports.rendering import plural
 
 ItemT = TypeVar("ItemT")
 SAMPLES = "samples"
@@ -25,11 +26,12 @@ def evenly_spread(items: Sequence[ItemT], number: int) -> list[ItemT]:
     return [items[place * len(items) // count] for place in range(count)]
 
 
-def source_of_prompts(recipe: Recipe, *, has_heldout: bool) -> str:
-    """Where the prompts of the samples come from, in words."""
+def source_of_prompts(recipe: Recipe, number: int, *, has_heldout: bool, are_spread: bool = True) -> str:
+    """How many prompts the samples are of and where they come from, in words; ``are_spread`` over the set, where it is one."""
     if recipe.validation.prompts:
-        return "the recipe's prompts"
-    return "held-out prompts" if has_heldout else "training prompts, as none are held out"
+        return f"{plural(number, 'prompt')} of the recipe"
+    kind = plural(number, "held-out prompt" if has_heldout else "training prompt")
+    return kind + ", as none are held out" * (not has_heldout) + ", spread over the set" * (are_spread and number > 1)
 
 
 def write_samples(run: Path, drawn: DrawnSamples) -> None:

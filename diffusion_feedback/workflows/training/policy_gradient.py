@@ -117,6 +117,9 @@ def policy_gradient_session(setup: Setup) -> Session:
     step = _step(setup, algorithm, model, reference, base_hash)
     sampler = PolicySampler(model, accelerator, rollouts.max_new_tokens, rollouts.temperature)
 
+    evaluated, has_heldout = prompts.evaluated(), prompts.heldout is not None
+    num_shown = min(recipe.validation.num_prompts, len(evaluated))
+
     return Session(
         data=prompts,
         network=network,
@@ -124,21 +127,21 @@ def policy_gradient_session(setup: Setup) -> Session:
         source=build_source(recipe, algorithm, prompts.train, step, network, judge, sampler, pretraining),
         identity=_identity(base_hash, prompts, judge, reference, pretraining),
         evaluate=RolloutEvaluation(
-            prompts.evaluated(),
+            evaluated,
             sampler,
             judge,
             lambda sequences: step.measure(network, sequences),
             seed=recipe.validation.seed,
             batch_size=rollouts.batch_size,
             pages=recipe.validation.num_prompts,
-            source=source_of_prompts(recipe, has_heldout=prompts.heldout is not None),
+            source=source_of_prompts(recipe, num_shown, has_heldout=has_heldout, are_spread=False),
         ),
         evaluates_first=True,
         save=lambda trained, folder: model.save(model.network, folder),
         written_files=model.written_files(),
         card="policy_gradient",
         card_facts=lambda: {
-            "is_heldout": prompts.heldout is not None,
+            "is_heldout": has_heldout,
             "is_chat": prompts.train.is_conversational,
             "tokenizer": tokenizer_facts(model),
         },

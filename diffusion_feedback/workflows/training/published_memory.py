@@ -75,14 +75,16 @@ def memory_need(recipe: Recipe) -> MemoryNeed:
     # Gradients of a pass stand in what the pass takes; they are counted once.
     one_pass = _peak(_Pass(network), _inputs(model, images, side), recipe.training.mixed_precision, dtype) - 4 * trained
     encoded = (torch.empty(encoded_at_once(side), 3, side, side, device="meta"),)
-    drawn = (torch.empty(examples, LATENT_CHANNELS, side // SCALE, side // SCALE, device="meta"),)
+    validation = recipe.validation
+    at_once = min(examples, len(validation.prompts) or validation.num_prompts)
+    drawn = (torch.empty(at_once, LATENT_CHANNELS, side // SCALE, side // SCALE, device="meta"),)
     return MemoryNeed(
         network=weights,
         frozen=encoders + copied,
         states=int((4 + state_bytes(recipe.optimizer["name"])) * trained + average),
         one_pass=max(0, one_pass),
         encoding=_peak(_Call(model.decoder(), "encode"), encoded, "no", torch.float32),
-        samples=_peak(_Call(model.decoder(), "decode"), drawn, "no", torch.float32) if recipe.validation.prompts else 0,
+        samples=_peak(_Call(model.decoder(), "decode"), drawn, "no", torch.float32) if at_once else 0,
     )
 
 

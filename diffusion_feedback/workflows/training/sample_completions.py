@@ -58,12 +58,13 @@ class CompletionSamples:
     def of(cls, model: CausalLM, texts: TokenBatches) -> CompletionSamples:
         """Completions of the prompts that the recipe names, else of held-out ones, else of training prompts."""
         recipe = texts.setup.recipe
-        source = source_of_prompts(recipe, has_heldout=texts.data.heldout is not None)
-        return cls(recipe, model, _prompts(texts, model.window), source)
+        prompts = _prompts(texts, model.window)
+        source = source_of_prompts(recipe, len(prompts), has_heldout=texts.data.heldout is not None)
+        return cls(recipe, model, prompts, source)
 
     def notes(self) -> list[str]:
         """What is drawn, in a line."""
-        return [f"samples          of {len(self.prompts)} {self.source}"] if self.prompts else []
+        return [f"samples          of {self.source}"] if self.prompts else []
 
     def draw(self, step: int, network: nn.Module, run: RunFolder) -> None:
         """Complete all prompts with ``network``; nothing is done where there are none."""

@@ -50,7 +50,7 @@ class ImageSamples:
         if not prompts and validation.num_prompts:
             index = pairs.train if pairs.heldout is None else pairs.heldout
             prompts = evenly_spread(sorted({pair.prompt for pair in index.pairs}), validation.num_prompts)
-        source = source_of_prompts(recipe, has_heldout=pairs.heldout is not None)
+        source = source_of_prompts(recipe, len(prompts), has_heldout=pairs.heldout is not None)
         scorers = _load_judges(recipe, pairs.setup.accelerator.device) if validation.scorers else []
         if scorers and not prompts:
             raise UserError("validation.scorers: no samples are drawn", "set validation.num_prompts, or leave it out")
@@ -58,7 +58,7 @@ class ImageSamples:
 
     def notes(self) -> list[str]:
         """What is drawn, in a line."""
-        return [f"samples          of {len(self.prompts)} {self.source}"] if self.prompts else []
+        return [f"samples          of {self.source}"] if self.prompts else []
 
     def draw(self, step: int, network: nn.Module, run: RunFolder) -> dict[str, float]:
         """Draw all prompts with ``network``, and say what the scorers make of it; nothing is done where there are none."""
