@@ -147,7 +147,7 @@ def test_given_images_are_of_the_models_that_their_manifest_names(tmp_path: Path
     def leaked(*rows: dict[str, Any], images: tuple[str, ...] = ("0.png", "1.png")) -> Leakage:
         manifest = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "images" / "metadata.jsonl").write_text(manifest)
-        prompts, scorer = [PromptRecord("a"), PromptRecord("b")], SimpleNamespace(scorer="judge", recipe_id="")
+        prompts, scorer = [PromptRecord("a", {}), PromptRecord("b", {})], SimpleNamespace(scorer="judge", recipe_id="")
         settings = {"images": str(tmp_path / "images")}
         measured: Any = (None, settings, prompts, [[name] for name in images], tmp_path / "images", [scorer], [])
         return leakage_of_run(BenchmarkRun("images", tmp_path, *measured))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import memory_table
 import pytest
@@ -16,9 +17,10 @@ from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, Tr
 from diffusion_feedback.models import published
 from diffusion_feedback.models.published import PUBLISHED, published_model
 from diffusion_feedback.workflows.training import published_memory
-from diffusion_feedback.workflows.training.memory import PeakMemory
+from diffusion_feedback.workflows.training.memory import PeakMemory, gibibytes
 from diffusion_feedback.workflows.training.published_memory import MemoryNeed, _inputs, _Pass, _peak, memory_need
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SIZES = {"sd15": 859_520_964, "sd2": 865_910_724, "sd2-768": 865_910_724, "sdxl": 2_567_463_684}
 
 
@@ -135,28 +137,34 @@ def test_the_table_counts_every_number_of_pairs(monkeypatch: pytest.MonkeyPatch)
     assert second == "| sd15 | 512 | full | on | rmsprop | 3.0 | 8.0 | 1.0 | 17.0 | 20.0 | 24.0 |"
 
 
+def quoted(path: Path) -> str:
+    """The figure in the header of a recipe."""
+    found = re.search(r"estimated: ([\d.]+ GiB).*docs/memory.md", path.read_text())
+    return found[1] if found else ""
+
+
+def test_a_recipe_quotes_what_its_dry_run_says() -> None:
+    path = CONFIGS / "sd15_dpo_full_8gpu.yaml"
+    assert quoted(path) == gibibytes(memory_need(load_recipe(path)).total)
+
+
 def test_recipes_say_what_the_table_says() -> None:
-    """Recipes of Diffusion-DPO whose form stands in the table quote its figure."""
+    """Recipes of Diffusion-DPO in a form of the table, that draw as many samples as it counts, or fewer than matter."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in memory_table.PAGE.read_text().splitlines()]
     table = {tuple(row[:1] + row[2:5]): row[-3:] for row in rows if len(row) == 11}
     compared = []
-    for path in sorted((memory_table.PAGE.parent.parent / "configs").glob("*.yaml")):
-        quoted = re.search(r"estimated: ([\d.]+) GiB.*docs/memory.md", path.read_text())
-        if quoted is None:
-            continue
-        own = load_recipe(path)
-        form = f"lora, rank {own.model.lora_rank}" if own.model.tuning == "lora" else "full"
-        model = next(
-            name for name, each in PUBLISHED.items() if published_model(own.model.pretrained_model_name_or_path) is each
-        )
-        checkpointing = "on" if own.model.gradient_checkpointing else "off"
-        row = table.get((model, form, checkpointing, str(own.optimizer["name"])))
-        places = {pairs: place for place, pairs in enumerate(memory_table.PAIRS)}
-        pairs = own.training.train_batch_size
-        if row is not None and pairs in places and own.objective["name"] == "dpo":
-            assert quoted[1] == row[places[pairs]], path.name
+    for path in (path for path in sorted(CONFIGS.glob("sd*_dpo_*.yaml")) if quoted(path)):
+        recipe = load_recipe(path)
+        form = f"lora, rank {recipe.model.lora_rank}" if recipe.model.tuning == "lora" else "full"
+        found = published_model(recipe.model.pretrained_model_name_or_path)
+        name = next(name for name, each in PUBLISHED.items() if each is found)
+        checkpointing = "on" if recipe.model.gradient_checkpointing else "off"
+        row = table.get((name, form, checkpointing, str(recipe.optimizer["name"])))
+        pairs = recipe.training.train_batch_size
+        if row is not None and pairs in memory_table.PAIRS and pairs <= len(recipe.validation.prompts):
+            assert quoted(path) == f"{row[memory_table.PAIRS.index(pairs)]} GiB", path.name
             compared.append(path.name)
-    assert {"sd15_dpo_full_8gpu.yaml", "sd15_dpo_lora_24gb.yaml"} <= set(compared)
+    assert compared == ["sd15_dpo_lora_24gb.yaml"]
 
 
 def test_the_most_at_once() -> None:

@@ -60,8 +60,8 @@ def push(model: object, repo: str, **settings: object) -> Pushed:
     """Bring the result ``model`` to the repository ``repo`` (OWNER/NAME) of the hub, which is made where it is not there.
 
     ``model``: a run, its folder, RUN@STEP, RUN@best, or the folder of an export. Weights, card, recipe, metrics and samples
-    (of a step those of its run) are sent in one commit; checkpoints and what names this machine stay here. The token is the one of ``hf auth login`` or of
-    HF_TOKEN. ``settings`` are the fields of PushSettings. Raises UserError where there is no token, it may not write there,
+    (of a step those of its run) are sent in one commit; checkpoints and what names this machine stay here. The token is the
+    one of ``hf auth login`` or of HF_TOKEN. ``settings`` are the fields of PushSettings. Raises UserError where there is no token, it may not write there,
     the hub cannot be reached, and for a folder without weights.
     """
     (own,) = made_of_keywords(settings, *_KINDS)
@@ -148,7 +148,7 @@ def _card(text: str, folder: Path, run: Path, repo: str, step: str) -> str:
     base = facts.get("base_model")
     if base is None and (model := recorded_model(run, "bring back what the run has written")):
         base = model.get("pretrained_model_name_or_path")
-    if base is not None and ("base_model" not in facts or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", str(base))):
+    if isinstance(base, str) and ("base_model" not in facts or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", base)):
         logger.warning("note: the base %s is a folder of this machine: who loads the result needs it too", base)
         facts.pop("base_model", None)
     if step:
