@@ -26,7 +26,7 @@ _FILES = (
 TIME_LIMIT = 20.0  # s that a chat template may take for one conversation; a usual one takes a thousandth
 MOST_CHARACTERS = 2**24  # of a rendered conversation, beyond any model's window
 # What the hub's library raises where there is no network, by name: none of it is imported for this.
-_UNREACHABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError")
+_UNREACHABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "TransportError", "ConnectionError", "TimeoutError")
 _POINTER = b"version https://git-lfs"
 
 
@@ -52,11 +52,17 @@ def _cause(error: Exception) -> str:
     """What ``error`` says, in our words where a library's would mislead."""
     if any(isinstance(each, UnpicklingError) or "weights_only" in str(each) for each in _chain(error)):
         return "it is a pickle with more in it than tensors, which could run code and is never loaded"
-    if any(type(each).__name__ in _UNREACHABLE for each in _chain(error)):
+    if is_unreachable(error):
         return "it is not on this machine, and the hub cannot be reached"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config asks for"
     return f"it holds no {error}" if isinstance(error, KeyError) else first_line(error)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether ``error`` comes of a network that is not there, or of a hub that does not answer."""
+    kinds = (kind.__name__ for each in _chain(error) for kind in type(each).__mro__)
+    return any(kind in _UNREACHABLE for kind in kinds)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

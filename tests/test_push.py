@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 import saved_adapters
+import torch
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 import diffusion_feedback as dfb
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.config.recipe import DataConfig, ModelConfig, Recipe, to_dict
 from diffusion_feedback.reports.cards.writer import render_card
+from diffusion_feedback.training.checkpoints import save_checkpoint
 
 CARD = """---
 base_model: {base}
@@ -68,6 +70,15 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
+    def do_GET(self) -> None:
+        """What is known of the repository: its visibility alone matters."""
+        text = json.dumps({"id": "me/mine", "private": self.server.is_private}).encode()  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
     def _answer(self, body: bytes) -> dict[str, Any]:
         address = f"http://127.0.0.1:{self.server.server_address[1]}"
         if self.path.endswith("/repos/create"):
@@ -86,7 +97,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.seen, server.refusal = [], None
+    server.seen, server.refusal, server.is_private = [], None, True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -96,16 +107,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def adapters(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights and recipe of a LoRA run. Read only."""
+    return saved_adapters.save_image_lora(tiny_pipelines["sd"], "sd", tmp_path_factory.mktemp("adapters"))
+
+
 @pytest.fixture
-def run(tiny_pipelines: dict[str, Path], tmp_path: Path) -> Path:
+def run(adapters: Path, tiny_pipelines: dict[str, Path], tmp_path: Path) -> Path:
     """A finished LoRA run with a checkpoint, a card and what is for this machine alone."""
-    folder = saved_adapters.save_image_lora(tiny_pipelines["sd"], "sd", tmp_path / "mine")
+    folder = shutil.copytree(adapters, tmp_path / "mine")
     (folder / "README.md").write_text(CARD.format(base=tiny_pipelines["sd"], run=str(folder)))
     (folder / "environment.json").write_text('{"host": "mine"}')
-    step = folder / "checkpoints" / "step-000004"
-    step.mkdir(parents=True)
-    (step / "optimizer.pt").write_bytes(b"state")
-    (step / "pytorch_lora_weights.safetensors").write_bytes((folder / "pytorch_lora_weights.safetensors").read_bytes())
+    weights = {"policy": {"unet.weight": torch.zeros(2)}, "average": {"unet.weight": torch.ones(2)}}
+
+    def save_weights(beside: Path) -> None:
+        shutil.copy(folder / "pytorch_lora_weights.safetensors", beside)
+
+    save_checkpoint(folder / "checkpoints", 4, weights, {"optimizer": {}}, save_weights)
     (folder / "samples" / "before").mkdir(parents=True)
     for name in SHOWN:
         (folder / name).write_bytes(b"of the run")
@@ -202,6 +221,8 @@ def test_what_goes_wrong(run: Path, hub: Any, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(dfb.UserError, match="OWNER/NAME"):
         dfb.push(run, "mine")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "recipe.yaml").write_text("model: {}\n")
+    (tmp_path / "empty" / "README.md").write_text("# empty\n")
     with pytest.raises(dfb.UserError, match="holds no weights"):
         dfb.push(tmp_path / "empty", "me/mine")
     hub.refusal = (403, {"error": "no right"})
@@ -214,3 +235,120 @@ def test_what_goes_wrong(run: Path, hub: Any, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(dfb.UserError, match=r"(?s)no token of the hub.*hf auth login"):
         dfb.push(run, "me/mine")
+
+
+STRAY = (
+    "creds.json", "id_rsa", ".env", "notes.json", "report.html", "best.json", "environment.json", "policy.safetensors",
+    "cache/latents.safetensors", "other/pytorch_lora_weights.safetensors", "samples/.hidden.png", "unet/creds.json",
+)  # fmt: skip
+
+
+def fill(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"mine alone")
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path, hub: Any) -> None:
+    fill(tmp_path / "home", (*STRAY, "pytorch_lora_weights.safetensors", "checkpoints/x/model.safetensors"))
+    for folder in (tmp_path / "home", tmp_path / "home" / "checkpoints" / "x", tmp_path / "home" / "cache"):
+        with pytest.raises(dfb.UserError, match="neither a run nor an export"):
+            dfb.push(folder, "me/mine")
+    assert hub.seen == []
+
+
+def test_only_what_others_load_and_read_goes(run: Path, hub: Any, tmp_path: Path) -> None:
+    fill(run, STRAY)
+    (tmp_path / "id_rsa").write_text("mine alone")
+    (run / "samples" / "key.png").symlink_to(tmp_path / "id_rsa")
+    (run / "model.safetensors").symlink_to(tmp_path / "id_rsa")
+    pushed = dfb.push(run, "me/mine", dry_run=True)
+    assert set(pushed.files) == WEIGHTS | SHOWN
+    assert {*STRAY, "samples/key.png", "model.safetensors"} < {*pushed.left_out}
+    assert re.search(rf"{len(pushed.left_out)}  files stay here: .env, .*cache/", str(pushed))
+    # A step is explained by what its run has written.
+    assert set(dfb.push(f"{run}@4", "me/mine", dry_run=True).files) == WEIGHTS | SHOWN
+
+
+def test_a_whole_pipeline_goes_with_its_parts(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_pipelines["sd"], tmp_path / "full", ignore=shutil.ignore_patterns("spelling"))
+    (run / "recipe.yaml").write_text("model: {pretrained_model_name_or_path: me/base}\n")
+    whole = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    fill(run, STRAY)
+    assert set(dfb.push(run, "me/mine", dry_run=True).files) == whole
+
+
+@pytest.mark.parametrize(("form", "revision"), [("peft", None), ("single_file", None), ("kohya", "v2")])
+def test_an_export_loads_for_others_and_names_nothing_of_this_machine(
+    form: str, revision: str | None, run: Path, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "exports" / form
+    base = yaml.safe_load((run / "recipe.yaml").read_text())["model"]["pretrained_model_name_or_path"]
+    dfb.export(run, folder, format=form)
+    fill(folder, STRAY)
+    dfb.push(folder, "me/mine", revision=revision)
+    files = sent(hub)
+    assert set(files) == {*json.loads(files["export.json"])["files"], "README.md", "export.json"}
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content, name
+        assert base.encode() not in content, name
+    assert not {"of", "base", "lora"} & json.loads(files["export.json"]).keys()
+    # What the card says runs on another machine, where the base lies elsewhere.
+    there = tmp_path / "downloaded"
+    for name, content in files.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content)
+    (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    asked = []
+    shutil.rmtree(folder)
+
+    def download(repo: str, revision: str | None = None) -> str:
+        asked.append((repo, revision))
+        return str(there)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    code = code.replace("path/to/sd", base)
+    if not asked and revision is None:  # the loaders take a repository by its name
+        code = re.sub(r"(?<!download\()'me/mine'", repr(str(there)), code)
+    exec(code, {})
+    assert all(each == ("me/mine", revision) for each in asked)
+    assert asked or (revision is None and form != "single_file")
+
+
+def test_a_run_names_nothing_of_this_machine(run: Path, hub: Any) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"] = {"train": [str(run.parent / "my data" / "pairs.parquet")], "validation": "me/pairs"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    block = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    card = (run / "README.md").read_text()
+    prose = f"\nTuned on {recipe['data']['train'][0]}, see https://huggingface.co/me/base and a/b.\n\n"
+    (run / "README.md").write_text(f"{card}{prose}```yaml\n{block}```\n")
+    dfb.push(run, "me/mine")
+    files = sent(hub)
+    assert not [name for name, content in files.items() if str(run.parent).encode() in content]
+    public = yaml.safe_load(files["recipe.yaml"])
+    assert public["data"] == {"train": ["path/to/pairs.parquet"], "validation": "me/pairs"}
+    assert public["model"] == recipe["model"] | {"pretrained_model_name_or_path": "path/to/sd"}
+    text = files["README.md"].decode()
+    assert "Tuned on pairs.parquet, see https://huggingface.co/me/base and a/b." in text
+
+
+def test_private_is_never_public(run: Path, hub: Any) -> None:
+    hub.is_private = False
+    with pytest.raises(dfb.UserError, match=r"(?s)`private`: me/mine is there already.*nothing was sent"):
+        dfb.push(run, "me/mine", private=True)
+    assert not [path for path, _, _ in hub.seen if "/commit/" in path or "/preupload/" in path]
+    dfb.push(run, "me/mine")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), PermissionError("not readable"), KeyError("x")])
+def test_what_is_no_network_is_not_called_one(
+    error: Exception, run: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "create_commit", fail)
+    with pytest.raises(type(error)) as raised:
+        dfb.push(run, "me/mine")
+    assert raised.value is error

@@ -44,7 +44,7 @@ def saving(folder: Path) -> Iterator[Path]:
         if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):
             raise
         problem = f"{folder}: the weights could not be written: {first_line(error)}"
-        raise UserError(problem, "make room, or correct what it says, and run it again with `resume`") from error
+        raise UserError(problem, "make room, or correct what it says, and run it again") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
