@@ -75,6 +75,17 @@ def test_models_positions_ties_and_what_cannot_be_read(tmp_path: Path) -> None:
     assert "57 pairs over 57 prompts; 1 tie left out; 1 could not be read" in str(audit)
 
 
+def test_models_that_stand_once_are_noted(tmp_path: Path) -> None:
+    rows = [
+        {"caption": f"p{n}", "jpg_0": picture(2 * n), "jpg_1": picture(2 * n + 1), "label_0": float(n % 2)}
+        | {"model_0": f"model {n}", "model_1": f"model {n}, later"}
+        for n in range(12)
+    ]
+    audit = dfb.audit(table(tmp_path / "pairs.parquet", rows))
+    assert "source model: 24 names count as unknown (on fewer than 10 prompts" in str(audit)
+    assert "source model" not in {each.name for each in audit.shortcuts}
+
+
 def test_a_sample_is_always_the_same(tmp_path: Path) -> None:
     path = FORMS["pickapic"](tmp_path / "data", rows_by_size())
     first, second = (dfb.audit(path, max_pairs=15) for _ in range(2))
@@ -89,6 +100,7 @@ def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "400 pairs over" in text
     assert "the wordier text is preferred" in text
     html = page.read_text()
+    assert ["position, source model: not known of texts" in each for each in (text, html)] == [True, True]
     assert "<mark>" in html
     assert "<script" not in html
     assert "Shortcuts in the labels" in html

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import saved_adapters
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import save_file
 
 import diffusion_feedback as dfb
 from diffusion_feedback.catalog.formats import EXPORT_FORMATS
 from diffusion_feedback.cli.main import main
 from diffusion_feedback.models.exports import adapters
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
+from diffusion_feedback.models.single_files import load_single_file
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +144,44 @@ def test_a_single_file_is_the_model_of_its_folder(
         dfb.generate(single_file, ["a cat"], output_dir=tmp_path / f"file{len(more)}", model_config=config, **call)
         dfb.generate(tiny_pipelines["sd"], ["a cat"], output_dir=tmp_path / f"folder{len(more)}", **call)
         one, other = (tmp_path / f"{kind}{len(more)}" for kind in ("file", "folder"))
-        assert (one / "metadata.jsonl").read_text() == (other / "metadata.jsonl").read_text()
+        rows = [json.loads((place / "metadata.jsonl").read_text()) for place in (one, other)]
+        assert [row.pop("model_path") for row in rows] == [str(single_file), str(tiny_pipelines["sd"])]
+        assert rows[0] == rows[1]
         assert (one / "images" / "00000-s0.png").read_bytes() == (other / "images" / "00000-s0.png").read_bytes()
 
 
+@pytest.mark.parametrize(("encoder", "more", "is_refused"), [
+    ("conditioner.embedders.1.", [], False),
+    ("conditioner.embedders.1.", ["v_pred", "ztsnr"], True),
+    ("cond_stage_model.model.", [], True),
+    ("cond_stage_model.transformer.", [], False),
+])  # fmt: skip
+@pytest.mark.parametrize("config", [None, "own"])
+def test_what_a_single_file_predicts_is_not_guessed(
+    encoder: str, more: list[str], is_refused: bool, config: str | None, tmp_path: Path
+) -> None:
+    """Of Stable Diffusion 2, and of XL where a key says velocity, the configuration has to be named."""
+    names = ["model.diffusion_model.x", "first_stage_model.x", f"{encoder}x", *more]
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(1) for name in names}, file)
+    kind = StableDiffusionXLPipeline if encoder.startswith("conditioner") else StableDiffusionPipeline
+    given = None if config is None else str(tmp_path)
+    with pytest.raises(dfb.UserError) as raised:
+        load_single_file(kind, str(file), given)
+    assert ("predicts velocity or noise" in raised.value.problem) == (is_refused and config is None)
+    assert "model.config" in f"{raised.value.problem} {raised.value.remedy}"
+
+
 def test_what_a_single_file_needs(
-    single_file: Path, lora_run: Path, tiny_pipelines: dict[str, Path], tmp_path: Path
+    single_file: Path,
+    lora_run: Path,
+    tiny_pipelines: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(dfb.UserError, match="(?s)cannot be had.*model.config"):
         dfb.generate(single_file, ["a cat"])  # no network here
+    assert "is taken to be that of stable-diffusion-v1-5/stable-diffusion-v1-5" in caplog.text
     with pytest.raises(dfb.UserError, match="holds no model_index.json"):
         dfb.generate(single_file, ["a cat"], model_config=str(tmp_path))
     with pytest.raises(dfb.UserError, match="is no single file"):

@@ -65,11 +65,11 @@ def messy(path: Path) -> Path:
     ("settings", "expected"),
     [
         ({"sort": "prompt"}, ["prompt 0", "prompt 1", "prompt 2", "prompt 3", "prompt 4 &amp; a &lt;cat&gt;"]),
-        ({"sort": "contradiction", "count": 2}, ["prompt 0", "prompt 1"]),
+        ({"sort": "contradiction", "count": 2}, ["prompt 1", "prompt 0"]),
         ({"sort": "crop", "count": 1}, ["prompt 2"]),
         ({"sort": "sharpness", "count": 1}, ["prompt 3"]),
         ({"only": "tied"}, ["prompt 0"]),
-        ({"only": "contested", "sort": "prompt"}, ["prompt 0", "prompt 1"]),
+        ({"only": "contested", "sort": "prompt"}, ["prompt 1"]),
         ({"only": "cropped"}, ["prompt 2"]),
         ({"only": "enlarged", "sort": "prompt"}, ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]),
         ({"only": "enlarged", "resolution": 12, "search": "PROMPT 3"}, None),
@@ -92,7 +92,7 @@ def test_order_and_selection(settings: dict[str, object], expected: list[str] | 
 
 def test_filters_are_those_that_part_the_page(tmp_path: Path) -> None:
     shown = dfb.view(messy(tmp_path / "pairs.parquet"), tmp_path / "sheet.html")
-    assert shown.sheet.filters == {"contested": 2, "cropped": 1, "decided": 4, "enlarged": 4, "tied": 1}
+    assert shown.sheet.filters == {"contested": 1, "cropped": 1, "decided": 4, "enlarged": 4, "tied": 1}
     html = (tmp_path / "sheet.html").read_text()
     assert "preferred, 80 % of votes" in html
     assert 'id="only-cropped"' in html
@@ -119,3 +119,23 @@ def test_texts_with_their_differences(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(html) < 40_000
     with pytest.raises(dfb.UserError, match="means nothing for texts"):
         dfb.view(file, tmp_path / "other.html", sort="crop")
+
+
+@pytest.mark.parametrize("medium", ["image", "text"])
+def test_contested_are_those_on_which_votes_disagree(medium: str, tmp_path: Path) -> None:
+    """A tie is one vote, or several that agree; what votes part over comes first."""
+    cast = {"one tie": ["tie"], "ties": ["tie", "both_bad"], "split": ["a", "b"], "one to two": ["a", "b", "b"]}
+    cast |= {"partly": ["a", "tie"], "clear": ["b", "b"]}
+    rows = []
+    for number, (prompt, votes) in enumerate(cast.items()):
+        sides = [f"{number}-{side}.png" if medium == "image" else f"{number} {side}" for side in "ab"]
+        for side, name in enumerate(sides if medium == "image" else []):
+            (tmp_path / name).write_bytes(picture(2 * number + side))
+        names = [f"{'image' if medium == 'image' else 'response'}_{side}" for side in "ab"]
+        rows += [{"prompt": prompt, **dict(zip(names, sides, strict=True)), "vote": vote} for vote in votes]
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = dfb.view(tmp_path / "votes.jsonl", tmp_path / "all.html", sort="contradiction")
+    assert prompts_of(tmp_path / "all.html")[:3] == ["split", "one to two", "partly"]
+    assert (shown.sheet.filters["contested"], shown.sheet.filters["tied"]) == (3, 3)
+    dfb.view(tmp_path / "votes.jsonl", tmp_path / "few.html", only="contested", sort="prompt")
+    assert prompts_of(tmp_path / "few.html") == ["one to two", "partly", "split"]

@@ -30,7 +30,7 @@ class IndexedPair:
     ``keys`` are the images' content hashes, in sorted order, so that a pair is the same whichever image came first;
     ``label_0`` is the vote share of the first of them; ``swapped`` says that the source has them the other way round.
     ``sizes`` are (width, height) of the images of ``keys``, px; ``models`` are the names of what drew them, "" where unknown.
-    ``part`` numbers the data set that it stands in, of several the last; ``times`` is how often it is drawn in an epoch, of
+    ``has_split``: rows that repeat it do not say the same. ``part`` numbers the data set that it stands in, of several the last; ``times`` is how often it is drawn in an epoch, of
     several the largest.
     """
 
@@ -46,6 +46,12 @@ class IndexedPair:
     models: tuple[str, str] = ("", "")
     part: int = 0
     times: float = 1.0
+    has_split: bool = False
+
+    @property
+    def is_contested(self) -> bool:
+        """Whether votes disagree on it; a lone tie is no disagreement."""
+        return 0 < self.label_0 < 1 and (self.has_split or self.label_0 != 0.5)
 
     @property
     def chosen(self) -> int:
@@ -130,19 +136,23 @@ class PairIndex:
         wants to see them.
 
         Rows that repeat a pair are merged, in whichever data set they stand: the label is their mean, ``num_duplicates``
-        counts the rows left out. A pair whose rows contradict each other evenly is then a tie, and treated as one.
+        counts the rows left out. A pair whose rows contradict each other evenly is then a tie, and treated as one: ties are
+        dropped after rows are joined, in which a tied row is half a vote for either side.
         ``part_sizes`` are the pairs of each reader. Raises UserError as they do.
         """
         votes, pairs, members, notes = _gather(readers, times, on_pair, folder, quiet=quiet)
         merged = [_merged(pairs[key], votes[key]) for key in sorted(pairs)]
         ties = readers[0].ties
         kept = [pair for pair in merged if pair.label_0 != 0.5 or ties != "drop"]
+        # Plain ties are counted as the rows that they are.
+        plain = {pair.example_id for pair in merged if pair.label_0 == 0.5 and not pair.has_split and ties == "drop"}
+        split = len(merged) - len(plain)
         name = ", ".join(reader.log.name for reader in readers)
         if not kept:
-            problem = f"{name}: 0 usable pairs: the labels of {plural(len(merged), 'pair')} contradict each other, and no other pair is there"
+            problem = f"{name}: 0 usable pairs: the labels of {plural(split, 'pair')} contradict each other, and no other pair is there"
             raise UserError(problem, "keep ties as soft labels with ties: soft, or label more pairs")
-        duplicates = sum(map(len, votes.values())) - len(votes)
-        if lost := len(merged) - len(kept):
+        duplicates = sum(len(each) - 1 for key, each in votes.items() if key not in plain)
+        if lost := split - len(kept):
             notes.append(
                 f"{name}: {plural(lost, 'pair is', 'pairs are')} left out, with rows that contradict each other evenly (ties: soft"
                 " keeps them)"
@@ -237,10 +247,11 @@ def _gather(
 
 def _shown(reader: PairReader, on_pair: Callable[[PairRecord], None]) -> Iterator[tuple[KnownPair, Location | None]]:
     """The pairs of ``reader`` with their images, each shown to ``on_pair`` after what is known of it was taken."""
-    for record, location in reader.scan():
+    for record, location in reader.scan_votes():
         first, second = (inspect(data, record.source, decode=False) for data in (record.image_0, record.image_1))
         yield KnownPair(record.prompt, (first, second), record.label_0, record.weight, record.source), location
-        on_pair(record)
+        if reader.keeps(record):
+            on_pair(record)
 
 
 def _indexed(known: KnownPair, location: Location | None, shared: _Shared, part: int, times: float) -> IndexedPair:
@@ -280,4 +291,6 @@ def _joined(before: IndexedPair, pair: IndexedPair) -> IndexedPair:
 
 def _merged(pair: IndexedPair, votes: Sequence[float]) -> IndexedPair:
     """``pair`` with the mean of its ``votes``; itself where there is one, so that no second copy of all pairs is held."""
-    return replace(pair, label_0=math.fsum(votes) / len(votes)) if len(votes) > 1 else pair
+    if len(votes) == 1:
+        return pair
+    return replace(pair, label_0=math.fsum(votes) / len(votes), has_split=min(votes) < max(votes))

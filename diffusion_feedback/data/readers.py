@@ -116,11 +116,19 @@ class PairReader:
 
     def scan(self) -> Iterator[tuple[PairRecord, Location | None]]:
         """One pass over the usable pairs and where their images are found again; no pair at all is no error here."""
+        return (passed for passed in self.scan_votes() if self.keeps(passed[0]))
+
+    def scan_votes(self) -> Iterator[tuple[PairRecord, Location | None]]:
+        """``scan`` with all ties, which count among the votes of a pair that other rows repeat."""
         yield from self._pass(self.source.rows(), lambda row: to_record(row, decode=self.decode))
 
     def scan_facts(self, index: ImageIndex) -> Iterator[tuple[KnownPair, Location | None]]:
-        """``scan`` without the images: what ``index`` knows of them is not read again."""
+        """``scan_votes`` without the images: what ``index`` knows of them is not read again."""
         yield from self._pass(self.source.rows(index.is_known), lambda row: _known(row, index, self.source))
+
+    def keeps(self, pair: PairRecord | KnownPair) -> bool:
+        """Whether ``pair`` counts by itself: a tie that is to be dropped does not."""
+        return self.ties != "drop" or pair.label_0 != 0.5
 
     def _pass(self, rows: Iterator[PairRow], make: Callable[[PairRow], Pair]) -> Iterator[tuple[Pair, Location | None]]:
         self.log.begin()
@@ -128,7 +136,7 @@ class PairReader:
             self.log.counts.rows += 1
             pair = self._usable(row, make)
             if pair is not None:
-                self.log.counts.usable += 1
+                self.log.counts.usable += self.keeps(pair)
                 yield pair, row.location
 
     @property
@@ -168,9 +176,7 @@ class PairReader:
             return pair
         self.log.counts.ties += 1
         self.log.counts.both_bad += pair.ballot.is_both_bad
-        if self.ties == "drop":
-            return None
-        return pair if self.ties == "soft" else replace(pair, label_0=1.0)
+        return replace(pair, label_0=1.0) if self.ties == "first" else pair
 
 
 def _known(row: PairRow, index: ImageIndex, source: PairSource) -> KnownPair:

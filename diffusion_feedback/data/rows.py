@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..records import Ballot, PairRecord
 from .images import ImageHeader, image_header
 from .places import read_regular, reason
-from .votes import BOTH_BAD, annotator_of
+from .votes import BOTH_BAD, annotator_of, is_true
 
 Location = tuple[int | str, ...]
 """Where a source finds the two images of a row again; each source has its own form."""
@@ -213,8 +213,7 @@ def to_record(row: PairRow, *, decode: bool) -> PairRecord:
 
 def ballot_of(row: PairRow) -> Ballot:
     """Who voted in ``row``, where a column says so, and whether both sides are called bad."""
-    is_both_bad = row.values.get(BOTH_BAD)
-    return Ballot(annotator_of(row.values.get("user_id")), is_both_bad is not None and not _is_false(is_both_bad))
+    return Ballot(annotator_of(row.values.get("user_id")), is_true(row.values.get(BOTH_BAD)))
 
 
 def check_image(data: bytes, where: str) -> ImageHeader:

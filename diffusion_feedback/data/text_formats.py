@@ -14,7 +14,7 @@ from .implicit_prompts import split_texts, split_turns, unescape_dialogue
 from .rows import BadRow
 from .text_cells import TextCells, is_blank
 from .text_columns import refuse_unread
-from .votes import ANNOTATOR_COLUMNS, BOTH_BAD, VOTE_COLUMNS, annotator_of
+from .votes import ANNOTATOR_COLUMNS, BOTH_BAD, VOTE_COLUMNS, annotator_of, is_true
 
 Read = Callable[[TextCells], TextRecord | None]
 _IMAGE_NAME = re.compile(r"\s*[^\n]{1,200}\.(png|jpe?g|webp|gif|bmp|tiff?|avif)\s*", re.IGNORECASE)
@@ -36,7 +36,7 @@ class TextFormat:
         if record is None:
             return None
         annotator = next((column for column in ANNOTATOR_COLUMNS if not is_blank(row.cells.get(column))), "")
-        is_both_bad = record.ballot.is_both_bad or row.get(BOTH_BAD) is True
+        is_both_bad = record.ballot.is_both_bad or is_true(row.get(BOTH_BAD))
         if annotator or is_both_bad:
             record = replace(record, ballot=Ballot(annotator_of(row.get(annotator)), is_both_bad))
         refuse_unread(row, record, self.name)

@@ -29,7 +29,8 @@ def plain_text(text: Text) -> str:
 class TextPair:
     """Two completions of a prompt, the one that more rows prefer as ``chosen``.
 
-    ``chosen_probability`` in [0.5, 1] is the mean over the ``num_rows`` rows that have the pair; 0.5 is a tie. ``key`` is
+    ``chosen_probability`` in [0.5, 1] is the mean over the ``num_rows`` rows that have the pair; 0.5 is a tie.
+    ``is_contested``: votes disagree on it, which a lone tie is not. ``key`` is
     a hash of the content: pairs sorted by it are in a fixed random order.
     """
 
@@ -40,6 +41,7 @@ class TextPair:
     chosen_probability: float
     num_rows: int
     source: str
+    is_contested: bool = False
 
 
 class TextPairs:
@@ -58,14 +60,13 @@ class TextPairs:
     ) -> None:
         self._reader = open_texts(path, split=split, revision=revision, columns=columns, on_bad_row="skip")
         self.log = self._reader.log
-        self._votes: dict[
-            str, tuple[int, float]
-        ] = {}  # rows of each pair, and the sum of their shares for its first text
+        # Rows of each pair, the sum of their shares for its first text, and whether a row is no tie.
+        self._votes: dict[str, tuple[int, float, bool]] = {}
         for record in self.log.watched(self._reader.scan(), "reading", self._reader.num_rows):
             if record.rejected is not None:
                 key, share = _identity(record)
-                number, total = self._votes.get(key, (0, 0.0))
-                self._votes[key] = number + 1, total + share
+                number, total, has_choice = self._votes.get(key, (0, 0.0, False))
+                self._votes[key] = number + 1, total + share, has_choice or share != 0.5
         if not self._votes:
             self.log.require_usable()
             problem = f"{name_of_data(path)}: its examples are no pairs"
@@ -77,7 +78,7 @@ class TextPairs:
     @property
     def num_ties(self) -> int:
         """Pairs that no majority of their rows decides."""
-        return sum(total == number / 2 for number, total in self._votes.values())
+        return sum(total == number / 2 for number, total, _ in self._votes.values())
 
     @property
     def notes(self) -> list[str]:
@@ -108,12 +109,13 @@ class TextPairs:
             if key in seen:
                 continue
             seen.add(key)
-            number, total = self._votes[key]
+            number, total, has_choice = self._votes[key]
             chosen, rejected = plain_text(record.chosen), plain_text(record.rejected)
             share = total / number if _is_sorted(record) else 1 - total / number
             if share < 0.5:  # other rows outvote this one
                 chosen, rejected, share = rejected, chosen, 1 - share
-            yield TextPair(key, plain_text(record.prompt), chosen, rejected, share, number, record.source)
+            is_contested = has_choice and share < 1
+            yield TextPair(key, plain_text(record.prompt), chosen, rejected, share, number, record.source, is_contested)
 
 
 def _identity(record: TextRecord) -> tuple[str, float]:

@@ -120,13 +120,15 @@ class TextReader(Generic[Record]):
                     yield record
 
     def _votes(self, column: str, sides: tuple[str, str]) -> VoteColumn:
-        """How a column of votes is read, by all of its cells in all sources."""
+        """How a column of votes is read, by all of its cells in all sources, and by what the table calls both sides."""
+        theirs = getattr(self.sources[0], "names", AS_THEY_ARE).theirs
 
         def values() -> Iterator[object]:
             rows = (row.cells for source in self.sources for row in source.rows())
             return (cells.get(column) for cells in rows if not isinstance(cells, BadRow))
 
-        return VoteColumn(column, sides, self.log.name, values, may_be_share=False)
+        first, second, name = (theirs.get(each, each) for each in (*sides, column))
+        return VoteColumn(name, (first, second), self.log.name, values, may_be_share=False)
 
     @property
     def notes(self) -> Sequence[str]:

@@ -18,7 +18,7 @@ _WORDS: Mapping[str, float | str] = {
     **dict.fromkeys(("a", "left", "first", "a wins", "left wins"), 1.0),
     **dict.fromkeys(("b", "right", "second", "b wins", "right wins"), 0.0),
     **dict.fromkeys(("tie", "tied", "draw", "equal", "same", "both", "both good", "bothgood", "no preference"), 0.5),
-    **dict.fromkeys(("both bad", "bothbad", "tie bothbad", "tie both bad", "neither", "none"), BOTH_BAD),
+    **dict.fromkeys(("both bad", "bothbad", "tie bothbad", "tie both bad", "neither"), BOTH_BAD),
     **dict.fromkeys(("skip", "skipped"), "skip"),
 }
 _SIDE = "image|img|picture|photo|response|answer|completion|model|option|side|text|output|candidate|assistant"
@@ -72,10 +72,9 @@ class VoteColumn:
         return Choice(0.5, is_both_bad=True) if meaning == BOTH_BAD else None
 
     def _of_number(self, number: int) -> float:
-        if self._numbers is None:
+        # One number that neither side has says that the others are counted otherwise too: no row of them can be trusted.
+        if self._numbers is None or {number, *self._met} - {*self._numbers}:
             raise UserError(*self._ambiguous(number))
-        if number not in self._numbers:
-            raise ValueError(f"found {number}, not a vote: {self._numbers[0]} or {self._numbers[1]}")
         return float(number == self._numbers[0])
 
     @cached_property
@@ -95,13 +94,22 @@ class VoteColumn:
         first, second = self.sides
         problem = f"{self.where}, column {self.name!r}: found {number}, which may mean {first!r} or {second!r}"
         if self.may_be_share and self._met <= {0, 1}:
-            as_shares = f"`columns` label_0={self.name} where 1 is a vote for {first!r}, label_1={self.name} where 1 is"
-            return problem, f"say which: {as_shares} one for {second!r}; or write a, b, tie or both_bad"
+            # Sides that are numbered from 1 are no form of shares: label_1 might be of either.
+            sides = f"image_a={first},image_b={second}," if self._numbers is not None else ""
+            as_shares = (
+                f"`columns` {sides}label_0={self.name} where 1 is a vote for {first!r}, label_1={self.name} where 1"
+            )
+            return problem, f"say which: {as_shares} is one for {second!r}; or write a, b, tie or both_bad"
         return problem, "write a, b, tie or both_bad"
 
 
 def _spellings(word: str) -> tuple[str, ...]:
     return word, _BEFORE.sub("", word), _BEHIND.sub("", word)
+
+
+def is_true(cell: object) -> bool:
+    """Whether the cell of a column of yes and no says yes, as every form of tables writes it; a blank one does not."""
+    return str(cell).strip().lower() in ("true", "1", "1.0")
 
 
 def annotator_of(cell: object) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ STRONG = 0.6
 """A shortcut whose interval lies above this accuracy is a strong one."""
 FEWEST_PROMPTS = 10
 """Of fewer prompts with pairs that differ in a property, nothing is said of it."""
+MOST_NAMES = 30
+"""Of the names of one property the commonest that count; the others are as good as unknown."""
 JOINT, POSITION = "all together", "position"
 
 _FOLDS, _FLIPS = 5, 4999
@@ -52,13 +55,19 @@ class ComparedPairs:
         """Whether the preferred side always comes first, or always second: the position is then the label, and says nothing."""
         return len(set(self.first_preferred.tolist())) == 1
 
+    @property
+    def rare_names(self) -> dict[str, int]:
+        """How many names of each property do not count, where some do not: too rare, or not among the commonest."""
+        rare = {name: {*chain(*pairs)} - {""} - _common(pairs, self.codes) for name, pairs in self.names.items()}
+        return {name: len(each) for name, each in rare.items() if each}
+
     def columns(self) -> dict[str, Array]:
         """What each property says of each pair, (N, K): zeros say nothing.
 
         Of numbers the sign of the difference, side 0 - side 1; of names 1 for that of side 0 and -1 for that of side 1.
         """
         columns = {name: np.sign(_difference(values))[:, None] for name, values in self.numbers.items()}
-        columns |= {name: _one_hot(pairs) for name, pairs in self.names.items()}
+        columns |= {name: _one_hot(pairs, _common(pairs, self.codes)) for name, pairs in self.names.items()}
         if not self.is_ordered:
             columns[POSITION] = np.ones((len(self.codes), 1))
         return {name: values for name, values in columns.items() if values.any()}
@@ -216,9 +225,19 @@ def _difference(values: Array) -> Array:
     return np.nan_to_num(values[:, 0] - values[:, 1])
 
 
-def _one_hot(pairs: Sequence[tuple[str, str]]) -> Array:
-    """(N, K): 1 for the name of side 0 and -1 for that of side 1; 0 where they are the same, or one is unknown."""
-    known = [(first, second) if first and second else ("", "") for first, second in pairs]
+def _common(pairs: Sequence[tuple[str, str]], codes: NDArray[np.int64]) -> set[str]:
+    """The commonest names, of those that stand on enough prompts for something to be said of them."""
+    prompts: dict[str, set[int]] = {}
+    for both, code in zip(pairs, codes.tolist(), strict=True):
+        for name in filter(None, both):
+            prompts.setdefault(name, set()).add(code)
+    enough = [name for name, where in prompts.items() if len(where) >= FEWEST_PROMPTS]
+    return {*sorted(enough, key=lambda name: (-len(prompts[name]), name))[:MOST_NAMES]}
+
+
+def _one_hot(pairs: Sequence[tuple[str, str]], common: Set[str]) -> Array:
+    """(N, K): 1 for the name of side 0 and -1 for that of side 1; 0 where they are the same, or one is not ``common``."""
+    known = [(first, second) if {first, second} <= common else ("", "") for first, second in pairs]
     place = {name: number for number, name in enumerate(sorted({name for pair in known for name in pair}))}
     columns, rows = np.zeros((len(pairs), len(place))), np.arange(len(pairs))
     for side, sign in ((0, 1.0), (1, -1.0)):

@@ -6,6 +6,7 @@ beside it or from the hub.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -28,9 +29,14 @@ _KINDS = (
     ("cond_stage_model.model.", "sd", "stabilityai/stable-diffusion-2-1"),
     ("cond_stage_model.transformer.", "sd", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 )
+# Whether such a model predicts noise or velocity stands in no weight: the wrong guess draws noise, and trains on it.
+_V_PREDICTION = "v_pred"  # how files of XL say that they predict velocity
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 _REMEDY = "download or copy the file again; it has to be a whole model, with VAE and text encoder"
+
+
+log = logging.getLogger(__name__)
 
 
 def is_single_file(path: str) -> bool:
@@ -49,12 +55,16 @@ def load_single_file(
     """The pipeline in the file ``path``, float32, and the folder of its configuration.
 
     ``config``: folder or hub id of a pipeline of the same kind, of which no weights are read; by default the hub's of this
-    kind of file. Raises UserError for pickles, files that hold no whole model or another family's, a configuration that
+    kind of file, where that is unambiguous. Raises UserError for pickles, files that hold no whole model or another family's, a configuration that
     does not fit or cannot be had, and weights that are missing.
     """
-    kind, usual = _kind(path, _names(path))
+    names = _names(path)
+    kind, usual = _kind(path, names)
     if family_of_class([pipeline_class.__name__]) != kind:
         raise UserError(f"{path}: a model of family {kind}, not a {pipeline_class.__name__}", f"model.family {kind}")
+    if config is None:
+        _check_prediction(path, names, usual)
+        log.warning("note: %s: its configuration is taken to be that of %s (model.config names another)", path, usual)
     folder = _configuration(path, config, usual)
     remedy = f"give as model.config (`model_config`) the folder of a pipeline of the same kind; {folder} was used"
     with reading(path, f"a {pipeline_class.__name__}", remedy), quiet():
@@ -95,6 +105,22 @@ def _kind(path: str, names: Collection[str]) -> tuple[str, str]:
     if lacking:
         raise UserError(f"{path}: no whole model: it holds no {' and no '.join(lacking)}", _REMEDY)
     return kinds[0]
+
+
+def _check_prediction(path: str, names: Collection[str], usual: str) -> None:
+    """Raise UserError for a file whose ``usual`` configuration may be that of another prediction."""
+    is_second, is_velocity = usual.endswith("stable-diffusion-2-1"), _V_PREDICTION in names
+    if not (is_second or is_velocity):
+        return
+    what = f"says that it predicts velocity ({_V_PREDICTION!r})" if is_velocity else "is of Stable Diffusion 2"
+    problem = f"{path}: {what}, and no usual configuration is known to fit: it predicts velocity or noise"
+    if is_second:
+        example = "that of stabilityai/stable-diffusion-2-1 (velocity, 768 px) or of its base (noise, 512 px)"
+    else:
+        example = "one of XL whose scheduler has prediction_type v_prediction"
+    raise UserError(
+        problem, f"give as model.config (`model_config`) the folder or hub id of its configuration: {example}"
+    )
 
 
 def _any(names: Collection[str], prefix: str) -> bool:

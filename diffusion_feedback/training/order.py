@@ -41,7 +41,7 @@ class EpochOrder:
         return self.num_examples if self.times is None else sum(number for _, number in _groups(self.times))
 
     def draw(self, step: int) -> int:
-        """What the random draws of ``step`` are counted by: an example has others each time that it is drawn."""
+        """What the random draws of ``step`` are counted by: an example has others in each step that draws it."""
         return self.epoch(step) if self.times is None else step
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.texts import holds_texts
 from ..evaluation.audited import AuditResult
-from ..evaluation.shortcuts import ComparedPairs, Shortcut, find_shortcuts
+from ..evaluation.shortcuts import FEWEST_PROMPTS, MOST_NAMES, ComparedPairs, Shortcut, find_shortcuts
 from ..folders import at_home
 from ..reports.console import summarize
 from ..reports.pages.audit import AuditExamples, write_audit
@@ -77,7 +77,7 @@ def audit(
             num_prompts=int(pairs.codes.max()) + 1,
             num_ties=measured.num_ties,
             num_unreadable=measured.num_unreadable,
-            notes=measured.notes,
+            notes=[*measured.notes, *_rare(pairs)],
         )
         if page is not None:
             write_audit(result, _examples(result, pairs, measured), page)
@@ -89,6 +89,11 @@ def _counter(tokenizer: str | None) -> Count | None:
         return None
     loaded = load_tokenizer(tokenizer)
     return lambda text: len(loaded(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _rare(pairs: ComparedPairs) -> list[str]:
+    rule = f"on fewer than {FEWEST_PROMPTS} prompts, or not among the {MOST_NAMES} commonest"
+    return [f"{name}: {number:,} names count as unknown ({rule})" for name, number in pairs.rare_names.items()]
 
 
 def _examples(result: AuditResult, pairs: ComparedPairs, measured: MeasuredPairs) -> list[AuditExamples]:

@@ -114,7 +114,9 @@ def measure_texts(
     """At most ``most`` of the pairs of texts of ``path``. Raises UserError as ``TextPairs``."""
     source = TextPairs(path, split=split, revision=revision, columns=columns)
     pairs, num_pairs = source.first(most, lambda pair: (pair.key,), lambda pair: pair.chosen_probability > 0.5)
-    measured = MeasuredPairs(source.log.name, "text", TEXT_STATISTICS, num_pairs, source.num_ties, source.notes)
+    # Read as chosen and rejected: which answer stood first, and whose it is, is not kept.
+    notes = [*source.notes, "position, source model: not known of texts"]
+    measured = MeasuredPairs(source.log.name, "text", TEXT_STATISTICS, num_pairs, source.num_ties, notes)
     for pair in pairs:
         sides = [text_statistics(text, pair.prompt) for text in (pair.chosen, pair.rejected)]
         if count_tokens is not None:

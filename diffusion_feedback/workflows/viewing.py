@@ -103,7 +103,7 @@ def _image_order(
     if given.sort == "crop":
         return sorted(meant, key=lambda pair: -_cut(pair)), lambda pair: f"{_cut(pair):.0%} of the area is left out"
     if given.sort == "contradiction":
-        return sorted(meant, key=lambda pair: abs(pair.label_0 - 0.5)), lambda pair: ""
+        return sorted(meant, key=lambda pair: (not pair.is_contested, abs(pair.label_0 - 0.5))), lambda pair: ""
     if given.sort == "prompt":
         return sorted(meant, key=lambda pair: pair.prompt.casefold()), lambda pair: ""
     if given.sort == "random":
@@ -124,15 +124,17 @@ def _texts(pairs: TextPairs, given: ViewSettings) -> Sheet:
     keys: dict[str, Callable[[TextPair], tuple[float | str, ...]]] = {
         "random": lambda pair: (pair.key,),
         "size": lambda pair: (min(len(pair.chosen), len(pair.rejected)), pair.key),
-        "contradiction": lambda pair: (pair.chosen_probability, pair.key),
+        "contradiction": lambda pair: (not pair.is_contested, pair.chosen_probability, pair.key),
         "prompt": lambda pair: (pair.prompt.casefold(), pair.key),
     }
     end = given.first + given.count
     rows, num = pairs.first(
-        end, keys[given.sort], lambda pair: _is_meant(pair.prompt, _kinds_of_label(pair.chosen_probability), given)
+        end,
+        keys[given.sort],
+        lambda pair: _is_meant(pair.prompt, _kinds_of_label(pair, pair.chosen_probability), given),
     )
     rows = rows[given.first :]
-    shown = [show_texts(pair, kinds=tuple(_kinds_of_label(pair.chosen_probability))) for pair in rows]
+    shown = [show_texts(pair, kinds=tuple(_kinds_of_label(pair, pair.chosen_probability))) for pair in rows]
     return _sheet(shown, len(rows), num, num, len(pairs), given, pairs.log.name, "text", pairs.notes)
 
 
@@ -173,14 +175,13 @@ def _is_meant(prompt: str, kinds: Sequence[str], given: ViewSettings) -> bool:
     return wanted in prompt.casefold() and (given.only == "all" or given.only in kinds)
 
 
-def _kinds_of_label(share: float) -> list[str]:
-    """Of a vote share for the preferred side, or for either."""
-    kinds = ["tied" if share == 0.5 else "decided"]
-    return [*kinds, "contested"] if 0 < share < 1 else kinds
+def _kinds_of_label(pair: IndexedPair | TextPair, share: float) -> list[str]:
+    """Of a ``pair`` with a vote ``share`` for the preferred side, or for either."""
+    return ["tied" if share == 0.5 else "decided", *["contested"] * pair.is_contested]
 
 
 def _kinds_of_images(pair: IndexedPair, resolution: int) -> list[str]:
-    kinds = _kinds_of_label(pair.label_0)
+    kinds = _kinds_of_label(pair, pair.label_0)
     kinds += ["cropped"] * (_cut(pair) > 0)
     return kinds + ["enlarged"] * (_smallest(pair) < resolution)
 

@@ -7,7 +7,7 @@ import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,7 +84,9 @@ def test_spellings(cells: Sequence[str], choice: Choice | None) -> None:
     assert {cell: column.read(cell, "a.png", "b.png") for cell in cells} == dict.fromkeys(cells, choice)
 
 
-@pytest.mark.parametrize("cell", ["", None, "c", "maybe", "a or b", 0.5, "-1", float("nan"), "left right"])
+@pytest.mark.parametrize(
+    "cell", ["", None, "None", "none", "c", "maybe", "a or b", 0.5, "-1", float("nan"), "left right"]
+)
 def test_what_is_no_vote(cell: object) -> None:
     with pytest.raises(ValueError, match="found .*not a vote|may mean"):
         VoteColumn("vote", ("image_a", "image_b"), "votes.csv").read(cell)
@@ -111,8 +113,66 @@ def test_numbers_that_may_mean_either(cells: list[object]) -> None:
     with pytest.raises(UserError, match="column 'won': found .*may mean 'image_a' or 'image_b'") as raised:
         column.read(cells[0])
     assert ("`columns` label_0=won" in raised.value.remedy) == ({str(int(c)) for c in cells} <= {"0", "1"})  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="not a vote: 1 or 2"):
+    with pytest.raises(UserError, match="found 0, which may mean 'image_1' or 'image_2'"):
         VoteColumn("won", ("image_1", "image_2"), "votes.csv").read(0)
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+@pytest.mark.parametrize("codes", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 2), None])
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("medium", ["image", "response"])
+def test_numbers_are_never_read_the_other_way_round(
+    medium: str,
+    is_named: bool,
+    numbers: tuple[int, int] | None,
+    codes: tuple[int, int],
+    on_bad_row: Literal["error", "skip"],
+    images: list[tuple[str, str]],
+    tmp_path: Path,
+) -> None:
+    """Codes of other numbers than the columns have are refused as a whole, where bad rows are left out too."""
+    names = [f"{medium}_{end}" for end in numbers or "ab"]
+    votes = [codes[0], codes[1], codes[1]]
+    sides = images if medium == "image" else [(f"left {n}", f"right {n}") for n in range(3)]
+    rows = [
+        {"prompt": f"p{n}", names[0]: pair[0], names[1]: pair[1], "vote": vote}
+        for n, (pair, vote) in enumerate(zip(sides, votes, strict=True))
+    ]
+    path, own = write(tmp_path / "own.csv", rows), f"{medium}_a={names[0]},{medium}_b={names[1]},vote=vote"
+    read = open_pairs if medium == "image" else open_texts
+    is_known = numbers == codes or (numbers is None and codes == (1, 2))
+    if not is_known:
+        with pytest.raises(UserError, match=f"may mean '{names[0]}' or '{names[1]}'") as raised:
+            list(read(path, columns=own if is_named else None, on_bad_row=on_bad_row))  # type: ignore[operator]
+        if medium == "image" and codes == (0, 1):
+            both = own.removesuffix("vote=vote") if numbers else ""
+            assert f"`columns` {both}label_0=vote where 1 is a vote for '{names[0]}', label_1=" in raised.value.remedy
+            assert [pair.label_0 for pair in open_pairs(path, columns=f"{both}label_0=vote")] == [0, 1, 1]
+            assert [pair.label_0 for pair in open_pairs(path, columns=f"{both}label_1=vote")] == [1, 0, 0]
+        return
+    chosen = [sides[0][0], sides[1][1], sides[2][1]]
+    if medium == "image":
+        wanted = [(tmp_path / name).read_bytes() for name in chosen]
+        assert [
+            pair.chosen for pair in open_pairs(path, columns=own if is_named else None, on_bad_row=on_bad_row)
+        ] == wanted
+    else:
+        assert [
+            record.chosen for record in open_texts(path, columns=own if is_named else None, on_bad_row=on_bad_row)
+        ] == chosen
+
+
+@pytest.mark.parametrize(("cell", "is_bad"), [("True", True), ("1", True), ("", False), ("False", False), ("0", False)])
+def test_both_bad_is_read_alike_for_images_and_texts(
+    cell: str, is_bad: bool, images: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    (first, second), *_ = images
+    row = {"prompt": "p", "image_0": first, "image_1": second, "label_0": 0.5, "both_bad": cell}
+    (pair,) = open_pairs(write(tmp_path / "images.csv", [row]), ties="soft")
+    text = {"prompt": "p", "response_a": "x", "response_b": "y", "vote": "tie", "both_bad": cell}
+    (record,) = open_texts(write(tmp_path / "texts.csv", [text]))
+    assert (pair.ballot.is_both_bad, record.ballot.is_both_bad) == (is_bad, is_bad)
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -136,12 +196,34 @@ def test_votes_on_images(ending: str, images: list[tuple[str, str]], tmp_path: P
     index = PairIndex.build(open_pairs(path), quiet=True)
     shares = {pair.prompt: round(max(pair.label_0, 1 - pair.label_0), 3) for pair in index.pairs}
     assert shares == {"prompt 0": 0.667, "prompt 1": 0.667}
+    assert index.num_duplicates == 4
     folder = tmp_path / "moved"
     write(
         folder / f"votes.{ending}",
         [row | {side: str(tmp_path / row[side]) for side in ("image_a", "image_b")} for row in rows],
     )
     assert len(list(open_pairs(folder, ties="soft"))) == 8  # a folder with votes.csv, and full paths
+
+
+@pytest.mark.parametrize("ties", ["drop", "soft"])
+def test_ties_are_votes_of_a_pair_before_they_are_dropped(
+    ties: Literal["drop", "soft"], images: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """As for texts: one a and two both_bad are two thirds; only pairs that remain tied are left out."""
+    rows = votes_on(images, ["a", "tie", "a", "both_bad", "tie", "b", "both_bad", "both_bad", "tie"])
+    reader = open_pairs(write(tmp_path / "votes.csv", rows), ties=ties)
+    seen: list[float] = []
+    for on_pair in (None, lambda record: seen.append(record.label_0)):
+        index = PairIndex.build(reader, on_pair=on_pair, quiet=True)
+        shares = {pair.prompt: max(pair.label_0, 1 - pair.label_0) for pair in index.pairs}
+        tied = {"prompt 1": 0.5, "prompt 2": 0.5} if ties == "soft" else {}
+        assert shares == pytest.approx({"prompt 0": 2 / 3} | tied)
+        split = [note for note in index.notes if "contradict each other evenly" in note]
+        assert [note.split(": ")[1][:7] for note in split] == (["1 pairs"] if ties == "drop" else [])
+        assert index.num_duplicates == (4 if ties == "drop" else 6)
+    assert len(seen) == (3 if ties == "drop" else 9)
+    counts = reader.log.counts
+    assert (counts.rows, counts.ties, counts.both_bad) == (9, 6, 3)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

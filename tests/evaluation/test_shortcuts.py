@@ -13,6 +13,7 @@ from diffusion_feedback.errors import UserError
 from diffusion_feedback.evaluation.shortcuts import (
     FALSE_ALARMS,
     JOINT,
+    MOST_NAMES,
     POSITION,
     ComparedPairs,
     find_shortcuts,
@@ -114,6 +115,25 @@ def test_names_of_models_predict() -> None:
     assert best.accuracy.num + best.num_equal == 600
     assert best.accuracy.num < 450
     assert "file format" not in {each.name for each in others}
+
+
+def test_rare_names_are_as_good_as_unknown() -> None:
+    """Names of their own on every side neither cost hours nor drown what the other properties say together."""
+    size = 2000
+    names = [(f"run {2 * n}", f"run {2 * n + 1}") for n in range(size)]
+    names[:200] = [("new", "old") if n % 2 else ("old", "new") for n in range(200)]
+    pairs = made(0.9, prompts=size // 2, names={"source model": names})
+    assert pairs.rare_names == {"source model": 2 * (size - 200)}
+    assert pairs.columns()["source model"].any(axis=0).sum() == 2
+    shortcuts = {each.name: each for each in find_shortcuts(pairs)}
+    assert shortcuts["source model"].num_equal == size - 200
+    assert shortcuts[JOINT].level == "strong"
+    # Each of sixty names stands on 33 prompts or 34: the commonest thirty count.
+    many = [(f"model {n % 60}", f"model {(n + 1 + n // 60) % 60}") for n in range(size)]
+    pairs = made(0.9, prompts=size // 2, names={"source model": many})
+    assert pairs.columns()["source model"].any(axis=0).sum() == MOST_NAMES
+    assert pairs.rare_names == {"source model": 30}
+    assert made().rare_names == {}
 
 
 def test_what_does_not_differ_or_is_unknown_is_left_out() -> None:

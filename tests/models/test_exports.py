@@ -135,6 +135,51 @@ def test_names_of_kohya(family: str, stem: str, tuned: Callable[[str], LatentDif
         assert opened.get_tensor(f"{stem}.alpha") == 4.0
 
 
+@pytest.mark.parametrize(("family", "part", "layer", "stem"), [
+    ("sd", "text_encoder", "self_attn.q_proj", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"),
+    ("sdxl", "text_encoder", "self_attn.out_proj", "lora_te1_text_model_encoder_layers_0_self_attn_out_proj"),
+    ("sdxl", "text_encoder_2", "mlp.fc1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
+])  # fmt: skip
+def test_names_of_text_encoders_in_comfyui(
+    family: str, part: str, layer: str, stem: str, tuned: Callable[[str], LatentDiffusion]
+) -> None:
+    """As they stand in its table of keys, for one text encoder and for two."""
+    denoiser = tuned(family)
+    (name,) = [
+        name for name, _ in getattr(denoiser.pipeline, part).named_modules() if name.endswith(f"layers.0.{layer}")
+    ]
+    assert list(adapters.kohya_names(denoiser, part, [name]).values()) == [stem]
+
+
+def test_comfyui_patches_the_original_weights(
+    bases: dict[str, Path], tuned: Callable[[str], LatentDiffusion], tmp_path: Path
+) -> None:
+    """Its rule for XL, from the keys of a checkpoint alone, patched by hand; diffusers then reads the checkpoint."""
+    denoiser = tuned("sdxl")
+    truth = image_outputs(denoiser)
+    adapters.comfyui_form(denoiser, "x").write(tmp_path, FLOAT)
+    base: LatentDiffusion = resolve("family", "sdxl")(str(bases["sdxl"]))
+    place = tmp_path / "base"
+    place.mkdir()
+    whole.single_file_form(base, "x").write(place, FLOAT)
+    patches, weights = load_file(tmp_path / "x.safetensors"), load_file(place / "x.safetensors")
+    for key in [key for key in weights if key.startswith("model.diffusion_model.") and key.endswith(".weight")]:
+        stem = "lora_unet_" + key.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
+        if f"{stem}.alpha" in patches:
+            up, down, alpha = (
+                patches.pop(f"{stem}.{each}") for each in ("lora_up.weight", "lora_down.weight", "alpha")
+            )
+            change = up.flatten(1) @ down.flatten(1) * alpha / len(down)
+            weights[key] += change.reshape(weights[key].shape)
+    assert not patches
+    save_file(weights, place / "x.safetensors")
+    pipeline = StableDiffusionXLPipeline.from_single_file(
+        str(place / "x.safetensors"), config=str(place / "config"), dtype=FLOAT, local_files_only=True
+    )
+    own = denoiser.family.from_pipeline(pipeline, dtype=FLOAT, device="cpu")
+    assert relative_error(image_outputs(own), truth) < 1e-5
+
+
 # --- strength: what every reader applies --------------------------------------------------------------------------------
 
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from ...config.recipe import Recipe
 from ...documents import read_object
+from ...errors import plural
 from ...evaluation.trained import DrawnSamples
 from ...records import write_text
-from ...reports.rendering import plural
 
 ItemT = TypeVar("ItemT")
 SAMPLES = "samples"
