@@ -219,7 +219,7 @@ def test_ties_are_votes_of_a_pair_before_they_are_dropped(
         tied = {"prompt 1": 0.5, "prompt 2": 0.5} if ties == "soft" else {}
         assert shares == pytest.approx({"prompt 0": 2 / 3} | tied)
         split = [note for note in index.notes if "contradict each other evenly" in note]
-        assert [note.split(": ")[1][:7] for note in split] == (["1 pairs"] if ties == "drop" else [])
+        assert [note.split(": ")[1][:7] for note in split] == (["1 pair "] if ties == "drop" else [])
         assert index.num_duplicates == (4 if ties == "drop" else 6)
     assert len(seen) == (3 if ties == "drop" else 9)
     counts = reader.log.counts
