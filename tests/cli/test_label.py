@@ -196,7 +196,7 @@ def test_identical_images_and_lonely_prompts(
     assert len(label(tmp_path / "set", *SHAPES)) == 3
     out = capsys.readouterr().out
     assert "prompts           4 (1 with fewer than two candidates)" in out
-    assert "candidates        14 (1 identical ones removed)" in out
+    assert "candidates        14 (1 identical one removed)" in out
     names = [name for row in pq.read_table(tmp_path / "pairs.parquet").to_pylist() for name in (row["image_0_name"],)]
     assert set(names) <= {row["file_name"] for row in rows}
 
