@@ -111,6 +111,11 @@ def fingerprint(checkpoint: Path) -> str:
     return _sha256(path)[:16] if path.is_file() else ""
 
 
+def state_folder(checkpoint: Path) -> Path:
+    """Where ``checkpoint`` keeps what a run goes on from; older ones have it beside the weights."""
+    return checkpoint / RESUME if (checkpoint / RESUME).is_dir() else checkpoint
+
+
 def remedy_for(checkpoint: Path) -> str:
     """How to go on where ``checkpoint`` cannot be used."""
     steps = checkpoint_steps(checkpoint.parent.parent)
@@ -126,7 +131,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[int, dict[str, dict[str, Tensor]]
     Raises UserError naming the file that is missing, differs from its checksum, or cannot be read, and how to go on.
     """
     remedy = remedy_for(checkpoint)
-    own = checkpoint / RESUME if (checkpoint / RESUME).is_dir() else checkpoint
+    own = state_folder(checkpoint)
     sums = _checksums(checkpoint, own, remedy)
     parts = sorted(name for name in sums if (checkpoint / name).parent == own)
     places: Places = {}

@@ -18,7 +18,7 @@ from ..errors import UserError, shown
 from ..foreign import reading
 from ..output_folders import flat
 from ..types.training import Observer
-from .checkpoints import fitting, remedy_for
+from .checkpoints import fitting, remedy_for, state_folder
 from .ema import WeightAverage
 
 _LONGEST = 200  # characters of a setting that a message holds
@@ -89,7 +89,7 @@ def take_over(
         for name, parameter in weights.items():
             parameter.copy_(policy[name])
     for name, observer in observers.items():
-        with reading(checkpoint / f"{name}.safetensors", "a state of this run", remedy_for(checkpoint)):
+        with reading(state_folder(checkpoint) / f"{name}.safetensors", "a state of this run", remedy_for(checkpoint)):
             observer.load_state_dict(tensors.get(name, {}))
 
 
@@ -97,7 +97,9 @@ def take_over_optimizer(
     checkpoint: Path, state: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: Any
 ) -> None:
     """Put the state of the optimizer, and of the loss scaler where there is one, in place. Raises UserError."""
-    with reading(checkpoint / "optimizer.pt", "the state of this run's optimizer", remedy_for(checkpoint)):
+    with reading(
+        state_folder(checkpoint) / "optimizer.pt", "the state of this run's optimizer", remedy_for(checkpoint)
+    ):
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and state["scaler"] is not None:  # the precision may have changed
             scaler.load_state_dict(state["scaler"])

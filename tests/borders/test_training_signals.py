@@ -215,7 +215,10 @@ def test_real_processes_at_random_moments(make_recipe: MakeRecipe) -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         command = [sys.executable, "-m", "diffusion_feedback", "train", "--config", str(recipe), "--resume"]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # Under nohup SIGHUP is ignored, by the tests and so by what they start.
+        ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+        signal.signal(signal.SIGHUP, ignored)
         before = steps_of(folder)
         deadline = time.monotonic() + 90
         while process.poll() is None and time.monotonic() < deadline and steps_of(folder) < before + 1:

@@ -85,7 +85,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that rounds give out, but for what tells of the process alone; peft writes its sets in any order."""
+    """All that rounds give out, but for what tells of the process and its time alone; peft writes its sets in any order."""
     skipped = ("checkpoints", "environment.json", "README.md")
     files = [path for path in folder.rglob("*") if path.is_file() and not set(path.parts) & set(skipped)]
     found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -93,7 +93,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         if name.endswith("adapter_config.json"):
             told = json.loads(found[name])
             found[name] = json.dumps({**told, "target_modules": sorted(told["target_modules"])}).encode()
-    return found
+        if name.endswith("run/metrics.jsonl"):
+            rows = [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in lines(folder / name)]
+            found[name] = json.dumps(rows).encode()
+    return {
+        name: value for name, value in found.items() if not name.endswith("run/report.html")
+    }  # it says how long it took
 
 
 def recipes_of(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:

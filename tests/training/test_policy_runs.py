@@ -174,11 +174,11 @@ def test_a_checkpoint_without_its_rollouts_is_refused(make: Make, capsys: pytest
     recipe = make("run", training={"max_train_steps": 2, "checkpointing_steps": 1})
     folder = train(recipe)
     (folder / "README.md").unlink()
-    for name in ("source.safetensors", "checksums.json"):
+    for name in ("resume/source.safetensors", "checksums.json"):
         (folder / "checkpoints/step-000002" / name).unlink()
     with pytest.warns(UserWarning, match=r"holds no checksums.json"):
         assert main(["train", "--config", str(recipe), "--resume"]) == 2
-    assert "step-000002/source.safetensors" in capsys.readouterr().err
+    assert "step-000002/resume/source.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -297,7 +297,7 @@ def changed_settings(run: TrainedRun) -> Table:
 
 def shown_samples(run: TrainedRun) -> list[DrawnSamples]:
     """Those of the best and of the last evaluation, as far as there are some."""
-    known = [step for step in sorted(run.samples) if step]
+    known = [step for step in sorted(run.samples) if step and run.samples[step].prompts]
     steps = [step for step in (run.best, known[-1] if known else None) if step in known]
     return [run.samples[step] for step in sorted({step for step in steps if step is not None})]
 
