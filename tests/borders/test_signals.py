@@ -146,7 +146,9 @@ def test_a_signal_ends_a_command_with_a_message_and_the_next_call_goes_on(
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
     assert code == 128 + kill, text
-    assert re.search(r"goes on from the last whole piece|the same command begins again|to go on: ", text), text
+    assert re.search(
+        r"goes on from the last whole piece|goes on from step|the same command begins again|to go on: ", text
+    ), text
     left = ["--resume"] * (name == "train")
     already = any(tmp_path.glob("o.*"))
     assert run([*argv, *left, *["--overwrite"] * already], tmp_path / "last.txt") == 0
