@@ -72,7 +72,7 @@ def test_the_win_rate_is_that_of_the_function(world: Path, tmp_path: Path, capsy
     assert (found["win_rate"]["win_rate"], found["win_rate"]["low"]) == (expected.win_rate, expected.low)
     assert found["win_rate"]["win_rate"] == pytest.approx(sum(outcomes) / 15)
     assert found["means"][0]["value"] == pytest.approx(sum(len(row["a"]) for row in rows) / 15)
-    assert f"a against b by {spec}: win rate {expected.win_rate:.3f}" in capsys.readouterr().out
+    assert f"a against b by rewards:by_length: win rate {expected.win_rate:.3f}" in capsys.readouterr().out
     page = (tmp_path / "out/report.html").read_text("utf-8")
     assert "Both models draw a completion" in page
     assert "<script" not in page

@@ -140,7 +140,7 @@ def test_data_of_another_kind(tmp_path: Path) -> None:
     pairs = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c", "reward": 1}])
     with pytest.raises(UserError, match="one completion is needed in each row"):
         index(pairs)
-    with pytest.raises(UserError, match="found columns reward"):
+    with pytest.raises(UserError, match="columns: reward"):
         index(write(tmp_path / "b.jsonl", [{"reward": 1}]))
     with pytest.raises(UserError, match="no such file or folder"):
         open_trajectories(str(tmp_path / "none.jsonl"))
