@@ -332,7 +332,10 @@ def test_an_objective_that_is_no_plain_function(objective: Any, make_text_recipe
     file = make_text_recipe(training={"max_train_steps": 2}, validation={"num_prompts": 0})
     run = dfb.train(dfb.load_recipe(file), objective=objective)
     plain = dfb.load_recipe(file, {"output_dir": file.with_name("plain")})
-    assert run.metrics == dfb.train(plain, objective={"name": steep, "slope": 0.1}).metrics
+    named = dfb.train(plain, objective={"name": steep, "slope": 0.1})
+    of_time = {"time", "seconds"}
+    first, second = ([{k: row[k] for k in row.keys() - of_time} for row in each.metrics] for each in (run, named))
+    assert first == second
 
 
 def length(prompts: list[str], completions: list[str]) -> list[float]:
@@ -395,7 +398,7 @@ def test_a_recipe_made_in_python_is_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train_data": [1, 2]}, "train_data: is a list.*give a datasets.Dataset"),
+        ({"train_data": [1, 2]}, "train_data, item 1: got 1.*name a data set"),
         ({"model": object()}, "model: of a object no family is known"),
         ({"tokenizer": object()}, "`tokenizer`: comes with a loaded model alone"),
         ({"reward": 3}, "reward: is a int"),

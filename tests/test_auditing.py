@@ -71,7 +71,7 @@ def test_models_positions_ties_and_what_cannot_be_read(tmp_path: Path) -> None:
     assert shortcuts["source model"].level == "strong"
     assert shortcuts[POSITION].prefers_more
     assert shortcuts["jpeg quality"].accuracy == shortcuts[POSITION].accuracy
-    assert "1 bad rows are left out" in str(audit)
+    assert "1 bad row is left out" in str(audit)
     assert "57 pairs over 57 prompts; 1 tie left out; 1 could not be read" in str(audit)
 
 

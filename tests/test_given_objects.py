@@ -123,4 +123,4 @@ def test_a_judgement_is_shown_as_its_summary() -> None:
     judges = [lambda prompts, completions: [1.0 for _ in completions]]
     judged = dfb.judge(*models, ["say"], judges=judges, names=["a", "b"], max_new_tokens=2)
     assert repr(judged) == str(judged)
-    assert "0 won, 1 ties, 0 lost" in repr(judged)
+    assert "0 won, 1 tie, 0 lost" in repr(judged)
