@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,15 +256,16 @@ def big_models(walk: Walk) -> None:
 
 def benchmarks(walk: Walk) -> None:
     """I: the HPSv2 benchmark on own images, and own prompts named as what they are."""
-    command = ("generate", MODEL, "--prompts", "prompts.txt", *CHEAP, "--output_dir", "i/images")
-    walk.run(*command)
+    walk.run("generate", MODEL, "--prompts", "prompts.txt", *CHEAP, "--output_dir", "i/images")
+    # As the field keeps them: a list of prompts per style, and images by their numbers.
+    (walk.folder / "i/set/photo").mkdir(parents=True)
+    prompts = (walk.folder / "prompts.txt").read_text("utf-8").splitlines()
+    (walk.folder / "photo.json").write_text(json.dumps(prompts), "utf-8")
+    for number in range(len(prompts)):
+        shutil.copy(walk.folder / f"i/images/images/{number:05d}-s0.png", walk.folder / f"i/set/photo/{number:05d}.png")
     judged = ("--scorer", f"pickscore={SCORER}", "--output_dir")
-    walk.run(
-        "benchmark", "hpsv2", "--images", "i/images", "--prompts", "prompts.txt", "--allow_short", *judged, "i/hpsv2"
-    )
-    walk.run(
-        "benchmark", "prompts", "--images", "i/images", "--prompts", "prompts.txt", *judged, "i/own", says="prompts.txt"
-    )
+    walk.run("benchmark", "hpsv2", "--images", "i/set", "--prompts", "photo.json", "--allow_short", *judged, "i/hpsv2")
+    walk.run("benchmark", "prompts", "--images", "i/images", "--prompts", "prompts.txt", *judged, "i/own")
 
 
 JOBS: dict[str, Callable[[Walk], None]] = {
