@@ -4,8 +4,7 @@
 
 Planted: the saturation (or the size) of one image of each pair is changed, and that image is preferred with the given
 probability. The strength must lie in the 95 % interval for about 95 of 100 plantings, and must always raise an alarm.
-Shuffled: properties are measured once, and the labels are then drawn by a coin, prompt by prompt. Takes about two minutes
-on one core.
+Shuffled: properties are measured once, and the labels are then drawn by a coin, prompt by prompt.
 """
 
 from __future__ import annotations

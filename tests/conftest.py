@@ -30,6 +30,22 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"sd": tiny_models.save_sd(folder / "sd"), "sdxl": tiny_models.save_sdxl(folder / "sdxl")}
 
 
+@pytest.fixture(scope="session")
+def lora_run(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights and recipe of a LoRA run over the tiny Stable Diffusion. Read only."""
+    import saved_adapters
+
+    return saved_adapters.save_image_lora(tiny_pipelines["sd"], "sd", tmp_path_factory.mktemp("runs") / "lora")
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights and recipe of a LoRA run over the tiny language model. Read only."""
+    import saved_adapters
+
+    return saved_adapters.save_text_adapter(tiny_lm, tmp_path_factory.mktemp("runs") / "text")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker ends alone with them; tests marked ``gpu`` need a device.
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import saved_adapters
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
@@ -20,16 +19,6 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.models.exports import adapters
 from diffusion_feedback.models.latent_diffusion import LatentDiffusion
 from diffusion_feedback.models.single_files import load_single_file
-
-
-@pytest.fixture(scope="module")
-def lora_run(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_adapters.save_image_lora(tiny_pipelines["sd"], "sd", tmp_path_factory.mktemp("runs") / "lora")
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_adapters.save_text_adapter(tiny_lm, tmp_path_factory.mktemp("runs") / "text")
 
 
 def test_the_command_prints_the_error_and_writes_a_card(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saved_adapters
 import torch
 
 import diffusion_feedback as dfb
@@ -15,16 +14,6 @@ from diffusion_feedback.cli.main import main
 from diffusion_feedback.models import causal_lm
 
 FAST: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1}
-
-
-@pytest.fixture(scope="module")
-def lora_run(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_adapters.save_image_lora(tiny_pipelines["sd"], "sd", tmp_path_factory.mktemp("runs") / "lora")
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_adapters.save_text_adapter(tiny_lm, tmp_path_factory.mktemp("runs") / "text")
 
 
 def test_two_scales_share_no_folder_of_images(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saved_adapters
 import torch
 import yaml
 from huggingface_hub import HfApi, constants
@@ -107,16 +106,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def adapters(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights and recipe of a LoRA run. Read only."""
-    return saved_adapters.save_image_lora(tiny_pipelines["sd"], "sd", tmp_path_factory.mktemp("adapters"))
-
-
 @pytest.fixture
-def run(adapters: Path, tiny_pipelines: dict[str, Path], tmp_path: Path) -> Path:
+def run(lora_run: Path, tiny_pipelines: dict[str, Path], tmp_path: Path) -> Path:
     """A finished LoRA run with a checkpoint, a card and what is for this machine alone."""
-    folder = shutil.copytree(adapters, tmp_path / "mine")
+    folder = shutil.copytree(lora_run, tmp_path / "mine")
     (folder / "README.md").write_text(CARD.format(base=tiny_pipelines["sd"], run=str(folder)))
     (folder / "environment.json").write_text('{"host": "mine"}')
     weights = {"policy": {"unet.weight": torch.zeros(2)}, "average": {"unet.weight": torch.ones(2)}}

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..documents import read_object
-from ..errors import UserError, first_line
-from ..foreign import check_exists, check_whole, is_hub_id, reading
+from ..errors import UserError, first_line, is_out_of_memory
+from ..foreign import check_exists, check_whole, is_hub_id, is_unreachable, reading
 from ..runs import recorded_model, weights_of
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ def _from_hub(path: str) -> Path:
     try:
         names = [name for name in HfApi().list_repo_files(path) if "/" not in name]
     except Exception as error:  # the network's own errors are of many kinds
+        if not is_unreachable(error):  # no such repository, or no right to see it: a copy would hide that
+            raise
         try:
             folder = Path(snapshot_download(path, local_files_only=True))  # what was fetched before
         except LocalEntryNotFoundError:
@@ -125,6 +127,8 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         problem = f"{file}: neither safetensors nor plain tensors; code in it is never run"
         raise UserError(problem, "convert it to .safetensors where you trust it") from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..catalog import family_row
 from ..config.data_lists import data_parts
 from ..data.provenance import judges_of_pairs, prompts_of_pairs, prompts_of_texts
 from ..documents import read_object, read_yaml
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..evaluation.benchmarks.run import BenchmarkRun
 from ..evaluation.leakage import Leakage, TrainedOn, find_leakage
 from ..folders import ROUNDS, expand
@@ -37,10 +38,12 @@ def leakage_of_run(run: BenchmarkRun) -> Leakage:
 def _origins(run: BenchmarkRun) -> list[str]:
     """Where the models lay that drew the images of ``run``, as the manifest beside them says."""
     manifest, names = run.image_root / METADATA, {name for row in run.images for name in row}
+    if not manifest.is_file():
+        return []
     try:
         records, _ = read_records(manifest, ImageRecord, "generated image", _REMEDY)
     except _UNREADABLE as error:
-        logger.debug("who drew the images in %s is not known: %s", run.image_root, error)
+        logger.warning("note: who drew the images in %s is not known: %s", run.image_root, first_line(error))
         return []
     return sorted({place for record in records if record.file_name in names for place in record.origin.values()})
 
@@ -64,21 +67,32 @@ def trained_on(model: str, seen: frozenset[Path] = frozenset()) -> TrainedOn | N
         folder = _run_at(model)
         if folder in seen or not (folder / "recipe.yaml").is_file():
             return None
-        recipe = read_yaml(folder / "recipe.yaml", _REMEDY)
-        assert isinstance(recipe, dict)
+        recipe = _recipe(folder)
         own = _recorded(folder)
-        own = own if own is not None else _of_data(folder)
+        own = own if own is not None else _of_data(folder, recipe)
+        if own is None:
+            logger.warning(
+                "note: what %s was trained on is not known: it was not recorded, and the data are not there", model
+            )
         own = _with_round(own, folder)
         # A reference is compared with, and not learnt from.
         names = [value for key, value in recipe["model"].items() if isinstance(value, str) and "reference" not in key]
         bases = [trained_on(name, seen | {folder}) for name in names]
-    except (*_UNREADABLE, AssertionError) as error:
-        logger.debug("what %s was trained on is not known: %s", model, error)
+    except _UNREADABLE as error:
+        logger.warning("note: what %s was trained on is not known: %s", model, first_line(error))
         return None
     known = [each for each in (own, *bases) if each is not None]
     for each in known[1:]:
         known[0] |= each
     return known[0] if known else None
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    recipe = read_yaml(path, _REMEDY)
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path}: holds no recipe", _REMEDY)
+    return recipe
 
 
 def _run_at(model: str) -> Path:
@@ -98,10 +112,8 @@ def _recorded(folder: Path) -> TrainedOn | None:
     return TrainedOn(trained.prompts, {_resolved(name): recipe for name, recipe in trained.judges.items()})
 
 
-def _of_data(folder: Path) -> TrainedOn | None:
+def _of_data(folder: Path, recipe: Mapping[str, Any]) -> TrainedOn | None:
     """What an older run was trained on, where its data are still in their place on this machine."""
-    recipe = read_yaml(folder / "recipe.yaml", _REMEDY)
-    assert isinstance(recipe, dict)
     data = recipe["data"]
     places = [str(part.place) for part in data_parts(data["train"], "data.train", weighted=True)]
     if not all(expand(place).exists() for place in places):
@@ -124,8 +136,7 @@ def _with_round(own: TrainedOn | None, folder: Path) -> TrainedOn | None:
     rounds = folder.parent.parent
     if own is None or not (rounds / ROUNDS).is_file():
         return own
-    recipe = read_yaml(rounds / "recipe.yaml", _REMEDY)
-    assert isinstance(recipe, dict)
+    recipe = _recipe(rounds)
     settings = recipe["rounds"]
     named = (settings.get("labels_from"), settings.get("scorer"), recipe["rollouts"].get("reward"))
     judges = {_resolved(str(spec)): "" for spec in named if spec}

@@ -82,7 +82,7 @@ def view(path: str | Path | Dataset, output: str | Path, *, overwrite: bool = Fa
 
 def _images(index: PairIndex, given: ViewSettings, source: str, notes: list[str]) -> Sheet:
     meant = [pair for pair in index.pairs if _is_meant(pair.prompt, _kinds_of_images(pair, given.resolution), given)]
-    order, note = _image_order(index, meant, given)
+    order, note = _image_order(index, meant, given, notes)
     rows = order[given.first : given.first + given.count]
     shown: list[ShownPair] = []
     for pair in progress(rows, desc="pictures", unit="pair", mininterval=0.5):
@@ -95,9 +95,9 @@ def _images(index: PairIndex, given: ViewSettings, source: str, notes: list[str]
 
 
 def _image_order(
-    index: PairIndex, meant: Sequence[IndexedPair], given: ViewSettings
+    index: PairIndex, meant: Sequence[IndexedPair], given: ViewSettings, notes: list[str]
 ) -> tuple[Sequence[IndexedPair], Callable[[IndexedPair], str]]:
-    """The pairs that can be shown, in order, and what is said of each."""
+    """The pairs that can be shown, in order, and what is said of each; ``notes`` gets what was left out."""
     if given.sort == "size":
         return sorted(meant, key=_smallest), lambda pair: f"shorter side {_smallest(pair)} px"
     if given.sort == "crop":
@@ -113,8 +113,9 @@ def _image_order(
     for pair in progress(sample, desc="measuring", unit="pair", mininterval=0.5):
         try:
             sides = [image_statistics(image.read(), image.source) for image in index.images(pair)]
-        except UserError:
-            continue  # a check of the data names it
+        except UserError as error:
+            notes.append(f"not shown: {error.problem}")
+            continue
         sharpness[pair.example_id] = min(side["sharpness"] for side in sides)
     known = [pair for pair in sample if pair.example_id in sharpness]
     return sorted(known, key=lambda pair: sharpness[pair.example_id]), lambda pair: ""

@@ -202,6 +202,21 @@ def test_a_copy_from_before_is_told(
     assert "the copy that was fetched before is used" in caplog.text
 
 
+def test_a_refusal_of_the_hub_is_no_missing_network(
+    bases: dict[str, LatentDiffusion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository that is gone, or private, is said; a copy from before would hide it."""
+
+    def refused(api: object, path: str) -> list[str]:
+        raise RuntimeError(f"401: {path} is private")
+
+    save_file(plain(factors(bases["sd"].network, UNET)), tmp_path / "x.safetensors")
+    monkeypatch.setattr(lora_files, "snapshot_download", lambda path, local_files_only: str(tmp_path))
+    monkeypatch.setattr(lora_files.HfApi, "list_repo_files", refused)
+    with pytest.raises(UserError, match="owner/name is private"):
+        copy.deepcopy(bases["sd"]).load_lora("owner/name")
+
+
 def test_an_adapter_that_changes_nothing_is_told(bases: dict[str, LatentDiffusion], tmp_path: Path) -> None:
     network = bases["sd"].network
     for scale, word in ((1.0, False), (0.0, True)):
